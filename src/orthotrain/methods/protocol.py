@@ -1,0 +1,210 @@
+"""What a method is: a frozen description, bound to a run, called around each optimizer step."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from orthotrain.errors import ConfigError, StateError
+from orthotrain.methods.summary import Row
+
+Record = dict[str, Any]
+
+# Losses on an accelerator are read together, one wait for the device per this many.
+_LOSSES_PER_READ = 32
+
+
+class Phase(IntEnum):
+    """When a method acts within a step; methods of one phase act in the order given."""
+
+    GRADIENT = 0  #: before the step: changes gradients
+    LEARNING_RATE = 1  #: before the step: reads gradients, sets step sizes
+    UPDATE = 2  #: after the step: changes values, keeps shapes
+    STRUCTURE = 3  #: after the step: changes shapes
+    WATCH = 4  #: after the step: changes nothing
+
+
+class Bound:
+    """A method at work on one run. Every part is optional; what is not overridden costs nothing.
+
+    ``before_step`` and ``after_step`` are called in the order of :class:`Phase`. In
+    ``before_step``, ``run.step`` counts the steps finished so far; in ``after_step`` it
+    includes the one that just ended. A step that ``GradScaler`` skips calls neither.
+    """
+
+    def before_step(self) -> None:
+        """Act when gradients are ready and parameters are not yet updated."""
+
+    def after_step(self) -> None:
+        """Act right after the update, when no gradient is needed any more."""
+
+    def observe(self, loss: float, *, step: int) -> None:
+        """Take one training loss, seen when ``step`` optimizer steps were finished.
+
+        Losses come in order. On an accelerator they come late and several at once;
+        ``run.deliver_losses()`` brings all that are pending.
+        """
+
+    def rows(self) -> list[Row]:
+        """One row per weight this method has an account of, for ``handle.summary()``."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Sentences below the table of ``handle.summary()``."""
+        return []
+
+    def plan(self) -> list[str]:
+        """What will happen at which step, one line each; logged by ``attach``."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dicts only, so it loads with ``weights_only``."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave.
+
+        Raises:
+            StateError: The state belongs to something else.
+        """
+        if state:
+            raise StateError(
+                f"{type(self).__name__}.load_state_dict: it keeps no state, "
+                f"got entries {sorted(state)}; was the state saved by another method?"
+            )
+
+    def track(self, model: nn.Module) -> None:
+        """Make ``model``, a copy of the run's model, follow every change of structure."""
+
+    def detach(self) -> None:
+        """Undo what ``bind`` put on the model or the optimizer; weights stay as they are."""
+
+
+class Method(ABC):
+    """Base of every method: subclasses are frozen dataclasses that hold settings only.
+
+    Checks of single settings belong in ``__post_init__``; checks against the model and the
+    length of training belong in ``bind``.
+    """
+
+    phase: ClassVar[Phase]
+    name: ClassVar[str]
+
+    @abstractmethod
+    def bind(self, run: Run) -> Bound:
+        """Resolve patterns and return the working half. Nothing is trained or hooked yet.
+
+        Raises:
+            ConfigError: A setting cannot work with this model, optimizer or run length.
+        """
+
+
+class Run:
+    """The training run that methods act on: model, optimizer, step count, records.
+
+    Attributes:
+        model: The inner module, without wrappers.
+        step: Optimizer steps finished since the start of training, also across a resume.
+        total_steps: Planned number of steps, or ``None`` if it is not known.
+        tracked: Copies of the model (without wrappers) that follow changes of structure.
+        records: One plain dict a step and thing measured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        wrapper: DistributedDataParallel | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        self.model = model
+        self.step = 0
+        self.total_steps = total_steps
+        self.tracked: list[nn.Module] = []
+        self.records: list[Record] = []
+        self._sinks: list[Callable[[Record], None]] = []
+        # The optimizer holds the hooks and through them this object. A strong reference back
+        # would be a cycle, and model and state would outlive their last user until a collection.
+        self._optimizer = weakref.ref(optimizer)
+        self._wrapper = None if wrapper is None else weakref.ref(wrapper)
+        self._observers: list[Bound] = []
+        self._pending: list[tuple[int, Tensor]] = []
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The torch optimizer, without wrappers.
+
+        Raises:
+            StateError: The optimizer no longer exists.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise StateError(
+                "Run.optimizer: the optimizer given to attach was deleted; "
+                "keep it alive or attach to the new one"
+            )
+        return optimizer
+
+    @property
+    def wrapper(self) -> DistributedDataParallel | None:
+        """The DDP wrapper around the model, found at its first forward, or ``None``."""
+        return None if self._wrapper is None else self._wrapper()
+
+    @wrapper.setter
+    def wrapper(self, wrapper: DistributedDataParallel) -> None:
+        self._wrapper = weakref.ref(wrapper)
+
+    def record(self, **fields: Any) -> None:  # noqa: ANN401
+        """Append a record of plain values, the current step added, and tell every listener."""
+        entry: Record = {"step": self.step, **fields}
+        self.records.append(entry)
+        for sink in self._sinks:
+            sink(entry)
+
+    def on_record(self, callback: Callable[[Record], None]) -> None:
+        """Call ``callback`` with every record from now on."""
+        self._sinks.append(callback)
+
+    def add_observer(self, bound: Bound) -> None:
+        """Deliver losses to ``bound.observe``."""
+        self._observers.append(bound)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Keep one training loss for the methods that want it; no wait for a device.
+
+        Raises:
+            ConfigError: ``loss`` is a tensor of more than one element.
+        """
+        if not self._observers:
+            return
+        if not isinstance(loss, Tensor):
+            loss = torch.tensor(float(loss), dtype=torch.float64)
+        if loss.numel() != 1:
+            raise ConfigError(
+                f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
+            )
+        self._pending.append((self.step, loss.detach().reshape(())))
+        if loss.device.type == "cpu" or len(self._pending) >= _LOSSES_PER_READ:
+            self.deliver_losses()
+
+    def deliver_losses(self) -> None:
+        """Hand all kept losses to the methods now; waits for the device if losses are there."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        device = pending[0][1].device
+        # float64 holds every float dtype a loss may have, so nothing is rounded on the way.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.stack([loss.to(device, wide) for _, loss in pending]).tolist()
+        for (step, _), value in zip(pending, values, strict=True):
+            for bound in self._observers:
+                bound.observe(value, step=step)
