@@ -1,0 +1,108 @@
+"""Orthogonality as a training tool for PyTorch.
+
+Importing this package imports nothing else: every public name is loaded on first use, so
+``orthotrain --help`` and the report need no torch. The names are::
+
+    attach                                    hook methods onto an optimizer's step
+    AdaptiveLowRank                           train in an orthogonal basis, shrink the core (OIALR)
+    compress, to_dense, to_factored           change the form of a trained model
+    restore_structure, save, load             checkpoints that know their ranks
+    BasisStability                            watch the bases settle
+    linalg, layers, methods, lowrank, diagnostics, models, data, training, report
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orthotrain import (
+        data,
+        diagnostics,
+        layers,
+        linalg,
+        lowrank,
+        methods,
+        models,
+        report,
+        training,
+    )
+    from orthotrain.diagnostics import BasisStability
+    from orthotrain.lowrank import (
+        AdaptiveLowRank,
+        compress,
+        load,
+        restore_structure,
+        save,
+        to_dense,
+        to_factored,
+    )
+    from orthotrain.methods.attach import attach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveLowRank",
+    "BasisStability",
+    "__version__",
+    "attach",
+    "compress",
+    "data",
+    "diagnostics",
+    "layers",
+    "linalg",
+    "load",
+    "lowrank",
+    "methods",
+    "models",
+    "report",
+    "restore_structure",
+    "save",
+    "to_dense",
+    "to_factored",
+    "training",
+]
+
+# Public name -> the module that defines it. The block under TYPE_CHECKING says the same to
+# type checkers and editors; tests/test_structure.py holds the two together.
+_HOME = {
+    "AdaptiveLowRank": "orthotrain.lowrank",
+    "BasisStability": "orthotrain.diagnostics",
+    "attach": "orthotrain.methods.attach",
+    "compress": "orthotrain.lowrank",
+    "load": "orthotrain.lowrank",
+    "restore_structure": "orthotrain.lowrank",
+    "save": "orthotrain.lowrank",
+    "to_dense": "orthotrain.lowrank",
+    "to_factored": "orthotrain.lowrank",
+}
+_SUBMODULES = frozenset(
+    {
+        "data",
+        "diagnostics",
+        "layers",
+        "linalg",
+        "lowrank",
+        "methods",
+        "models",
+        "report",
+        "training",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use and keep it (PEP 562)."""
+    if name in _SUBMODULES:
+        # The import system binds a submodule to its package, so this runs once per name.
+        return importlib.import_module(f"orthotrain.{name}")
+    if name in _HOME:
+        value: object = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'orthotrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

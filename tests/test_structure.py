@@ -1,0 +1,273 @@
+"""What the project's shape promises: sizes, links, paths, import safety, pins."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import orthotrain
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "orthotrain"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAX_LINES = 400
+
+SOURCE_FILES = sorted(SOURCE.rglob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SCRIPTS = [ROOT / name for name in ("demo.sh", "test.sh", "check.sh", ".ci/run")]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def project_files() -> list[Path]:
+    """Every text file a commit would hold; run folders, caches and environments left out."""
+    folders = ["src", "tests", "docs", "benchmarks", "scripts", ".ci"]
+    found = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
+    found += [p for p in ROOT.iterdir() if p.is_file()]
+    binary = {".pyc", ".png", ".npz", ".log"}
+    return [p for p in found if p.suffix not in binary and "__pycache__" not in p.parts]
+
+
+def run_python(code: str) -> str:
+    """Standard output of ``code`` in a fresh interpreter that sees this checkout."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- source -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
+def test_source_file_is_short(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{relative(path)} has {lines} lines; split it by idea"
+
+
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
+def test_library_code_does_not_print(path):
+    if "cli" in path.relative_to(SOURCE).parts:
+        return
+    calls = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert not calls, f"print in {relative(path)}, lines {calls}; use logging"
+
+
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
+def test_only_the_command_line_imports_the_package_root(path):
+    # The import rules skip the root's lazy names, so nothing below may reach up through them.
+    if path == SOURCE / "__init__.py" or "cli" in path.relative_to(SOURCE).parts:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert "orthotrain" not in [alias.name for alias in node.names], node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module == "orthotrain":
+            names = {alias.name for alias in node.names}
+            subpackages = {p.stem for p in SOURCE.iterdir()} - {"__init__"}
+            assert names <= subpackages | {"__version__"}, node.lineno
+
+
+# --- the lazy package root --------------------------------------------------------------------
+
+
+def test_every_public_name_resolves():
+    for name in orthotrain.__all__:
+        value = getattr(orthotrain, name)
+        assert value is getattr(orthotrain, name)
+        assert name in dir(orthotrain)
+
+
+def test_lazy_table_says_what_type_checkers_are_told():
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    )
+    told = {
+        (alias.asname or alias.name): statement.module
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    submodules = {name for name, home in told.items() if home == "orthotrain"}
+    assert submodules == orthotrain._SUBMODULES
+    assert {n: home for n, home in told.items() if n not in submodules} == orthotrain._HOME
+    assert set(told) | {"__version__"} == set(orthotrain.__all__)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'atach'"):
+        _ = orthotrain.atach
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import orthotrain; dir(orthotrain); orthotrain.__version__",
+        "import orthotrain.errors",
+        "import orthotrain.report",
+        "import orthotrain.cli",
+    ],
+)
+def test_import_does_not_load_torch(code):
+    assert run_python(f"{code}\nprint('torch' in sys.modules)").strip() == "False"
+
+
+def test_the_torch_check_can_fail():
+    assert run_python("import torch\nprint('torch' in sys.modules)").strip() == "True"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_does_not_load_torch(arguments):
+    output = run_python(
+        "import runpy\n"
+        f"sys.argv = ['orthotrain', *{arguments!r}]\n"
+        "try:\n"
+        "    runpy.run_module('orthotrain', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "print('torch' in sys.modules)\n"
+    )
+    assert "usage" in output.lower()
+    assert output.splitlines()[-1] == "False"
+
+
+def test_import_changes_no_random_state():
+    code = (
+        "import random, numpy, torch\n"
+        "def state():\n"
+        "    return (random.getstate(), str(numpy.random.get_state()),\n"
+        "            torch.get_rng_state().tolist())\n"
+        "before = state()\n"
+        "import orthotrain\n"
+        "for name in orthotrain.__all__: getattr(orthotrain, name)\n"
+        "print(state() == before)\n"
+    )
+    assert run_python(code).strip() == "True"
+
+
+# --- pages and scripts ------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ +(.+?) *$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_relative_links_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            missing.append(target)
+    assert not missing, f"{relative(page)} links to {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_named_paths_exist(page):
+    pattern = r"(?<![\w/.-])((?:src|tests|docs|benchmarks|scripts|\.ci)/[\w./-]*\w|[\w-]+\.sh)\b"
+    named = set(re.findall(pattern, page.read_text()))
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert not missing, f"{relative(page)} names {missing}"
+
+
+def test_no_machine_paths():
+    # Joined here so that this file does not hold what it looks for.
+    roots = "|".join(["work", "farm", "root", "home", "Users", "opt", "tmp/bash_jobs"])
+    pattern = re.compile(rf"(?:^|[^\w.)}}$*-])/(?:{roots})/", flags=re.MULTILINE)
+    found = {
+        relative(path): sorted(set(pattern.findall(path.read_text())))
+        for path in project_files()
+        if pattern.search(path.read_text())
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_script_is_executable_strict_and_parses(path):
+    assert path.stat().st_mode & 0o111
+    assert "\nset -euo pipefail\n" in path.read_text()
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- pins -------------------------------------------------------------------------------------
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len({canonicalize_name(r.name) for r in requirements}) == len(requirements)
+    return {canonicalize_name(r.name): str(r.specifier) for r in requirements}
+
+
+def declared() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    named = [
+        *PYPROJECT["build-system"]["requires"],
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+        *(name for group in PYPROJECT["dependency-groups"].values() for name in group),
+    ]
+    return [Requirement(name) for name in named]
+
+
+def test_pins_are_exact_and_carry_no_local_label():
+    wrong = {name: pin for name, pin in pins().items() if not re.fullmatch(r"==[\w.]+", pin)}
+    assert not wrong
+
+
+def test_every_dependency_is_pinned():
+    pinned = pins()
+    seen: set[tuple[str, str]] = set()
+    todo = [(canonicalize_name(r.name), extra) for r in declared() for extra in ("", *r.extras)]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for line in metadata.requires(name) or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(canonicalize_name(needed.name), e) for e in ("", *needed.extras)]
+    # A CUDA build of torch pins its own libraries exactly; they are not ours to name.
+    needed_names = {n for n, _ in seen if not n.startswith(("nvidia-", "triton", "cuda-"))}
+    assert needed_names <= set(pinned), sorted(needed_names - set(pinned))
+
+
+def test_pins_satisfy_what_the_project_declares():
+    pinned = pins()
+    for requirement in declared():
+        version = pinned[canonicalize_name(requirement.name)].removeprefix("==")
+        assert requirement.specifier.contains(version), str(requirement)
+
+
+def test_version_is_a_release_number():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", importlib.import_module("orthotrain").__version__)
