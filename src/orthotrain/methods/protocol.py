@@ -192,7 +192,8 @@ class Run:
             raise ConfigError(
                 f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
             )
-        self._pending.append((self.step, loss.detach().reshape(())))
+        # A copy: the caller, or a captured graph that is replayed, may write into the original.
+        self._pending.append((self.step, loss.detach().clone().reshape(())))
         if loss.device.type == "cpu" or len(self._pending) >= _LOSSES_PER_READ:
             self.deliver_losses()
 

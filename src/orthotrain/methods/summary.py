@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from orthotrain.methods.optimizer_state import state_bytes
+
 Form = Literal["dense", "factored", "materialized"]
+
+_HEADINGS = ("layer", "shape", "rank", "trainable", "stored", "dense", "form", "note")
+_LEFT = {"layer", "form", "note"}
 
 
 @dataclass(frozen=True)
@@ -36,3 +46,131 @@ class Row:
     form: Form
     note: str = ""
     buffers: int | None = None
+
+    @property
+    def frozen_factors(self) -> int:
+        """Numbers of ``stored`` that are no parameter."""
+        if self.buffers is not None:
+            return self.buffers
+        return 0 if self.form == "dense" else self.stored - self.trainable
+
+
+@dataclass(frozen=True)
+class Total:
+    """The whole model: counts of numbers, and measured bytes.
+
+    Attributes:
+        trainable: Numbers in parameters that require a gradient.
+        stored: Numbers in all parameters and frozen factors.
+        dense: What ``stored`` would be with every weight dense.
+        weight_bytes: All parameters and buffers.
+        gradient_bytes: Gradients that exist now; where none does, what the next backward pass
+            will allocate for a parameter that requires one.
+        state_bytes: Tensors in the optimizer's state.
+    """
+
+    trainable: int
+    stored: int
+    dense: int
+    weight_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows, totals and notes; ``print`` shows them as a table.
+
+    Attributes:
+        rows: One per weight that a method gives an account of.
+        total: The whole model, layers without a row included.
+        notes: Sentences of the methods.
+    """
+
+    rows: tuple[Row, ...]
+    total: Total
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        total = self.total
+        lines = _table(self.rows) if self.rows else []
+        lines += [
+            f"trainable {total.trainable:,} of {total.dense:,}"
+            f" ({_percent(total.trainable, total.dense)}), "
+            f"stored {total.stored:,} ({_percent(total.stored, total.dense)})",
+            f"memory: weights {_bytes(total.weight_bytes)}, "
+            f"gradients {_bytes(total.gradient_bytes)}, "
+            f"optimizer state {_bytes(total.state_bytes)}",
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def summarize(
+    model: nn.Module, optimizer: Optimizer, *, rows: Iterable[Row] = (), notes: Sequence[str] = ()
+) -> Summary:
+    """Count and measure ``model`` and ``optimizer``; ``rows`` tell which buffers are factors."""
+    rows = tuple(rows)
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    numbers = sum(p.numel() for p in parameters)
+    total = Total(
+        trainable=sum(p.numel() for p in trained),
+        stored=numbers + sum(row.frozen_factors for row in rows),
+        dense=numbers + sum(row.dense - (row.stored - row.frozen_factors) for row in rows),
+        weight_bytes=sum(_nbytes(t) for t in chain(parameters, model.buffers())),
+        gradient_bytes=sum(_nbytes(p if p.grad is None else p.grad) for p in trained),
+        state_bytes=state_bytes(optimizer),
+    )
+    return Summary(rows=rows, total=total, notes=tuple(notes))
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def _bytes(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name or "(model)",
+        "x".join(str(size) for size in row.shape),
+        "-" if row.rank is None else str(row.rank),
+        f"{row.trainable:,} {_percent(row.trainable, row.dense):>6}",
+        f"{row.stored:,} {_percent(row.stored, row.dense):>6}",
+        f"{row.dense:,}",
+        row.form,
+        row.note,
+    )
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    """Aligned columns under a ruled heading; a column without any entry is left out."""
+    columns = [
+        (heading, cells)
+        for heading, *cells in zip(_HEADINGS, *map(_cells, rows), strict=True)
+        if any(cells)
+    ]
+    padded = []
+    for heading, cells in columns:
+        width = max(len(text) for text in (heading, *cells))
+        left = heading in _LEFT
+        padded.append(
+            [
+                text.ljust(width) if left else text.rjust(width)
+                for text in (heading, "-" * width, *cells)
+            ]
+        )
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]

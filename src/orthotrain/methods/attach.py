@@ -1,0 +1,132 @@
+"""``attach``: one line that makes methods act around every step of an optimizer."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from orthotrain.errors import ConfigError
+from orthotrain.methods.handle import Handle
+from orthotrain.methods.protocol import Method, Run
+from orthotrain.methods.select import unwrap, wrappers
+
+_logger = logging.getLogger("orthotrain")
+
+# Weak on both sides: being attached keeps neither a model, an optimizer nor a handle alive.
+_attached: weakref.WeakKeyDictionary[nn.Module | Optimizer, weakref.ref[Handle]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *methods: Method,
+    auto: bool = True,
+    total_steps: int | None = None,
+) -> Handle:
+    """Make ``methods`` act around every ``optimizer.step()``; the training loop stays as it is.
+
+    May be called before or after the scheduler, the wrapper (DDP, ``torch.compile``, Accelerate)
+    and the first step. Only true optimizer steps count: not the backward passes of gradient
+    accumulation, not evaluation, not a step that ``GradScaler`` skips. With ``torch.compile``
+    around DDP, pass the DDP module: a compiled forward does not tell its wrapper.
+
+    Args:
+        model: The module that is trained, wrapped or not.
+        optimizer: A ``torch.optim.Optimizer`` that holds parameters of ``model``, or a wrapper
+            that keeps one in ``.optimizer``.
+        *methods: What acts, such as ``AdaptiveLowRank(...)``. Ordered by :class:`Phase`, within
+            a phase as given.
+        auto: ``True`` hooks the optimizer. ``False`` leaves the calls to you: ``handle.step()``
+            after every ``optimizer.step()``, and ``handle.before_step()`` before it where a
+            method changes gradients or learning rates.
+        total_steps: Planned number of optimizer steps, if known; methods then check that their
+            schedule fits.
+
+    Returns:
+        The handle. It need not be kept: the optimizer keeps the methods working.
+
+    Raises:
+        ConfigError: No method, something that is not a method, an optimizer that holds none of
+            the model's parameters, a model or optimizer that already has methods attached, or a
+            setting that does not fit the model.
+    """
+    _check_methods(methods)
+    if total_steps is not None and total_steps < 1:
+        raise ConfigError(f"attach: total_steps must be positive or None, got {total_steps}")
+    inner = unwrap(model)
+    optimizer = _unwrap_optimizer(optimizer)
+    _check_parameters(inner, optimizer)
+    for owner in (inner, optimizer):
+        _check_free(owner)
+    run = Run(inner, optimizer, wrapper=_ddp_inside(model), total_steps=total_steps)
+    handle = Handle(run, methods, outer=model, auto=auto)
+    for owner in (inner, optimizer):
+        _attached[owner] = weakref.ref(handle)
+    for line in handle.plan.splitlines():
+        _logger.info(line)
+    return handle
+
+
+def _check_methods(methods: tuple[Method, ...]) -> None:
+    if not methods:
+        raise ConfigError(
+            "attach: no method given; pass at least one, such as AdaptiveLowRank(...)"
+        )
+    for method in methods:
+        if isinstance(method, type) and issubclass(method, Method):
+            raise ConfigError(
+                f"attach: got the class {method.__name__}; pass an instance, {method.__name__}(...)"
+            )
+        if not isinstance(method, Method):
+            raise ConfigError(f"attach: {method!r} is not a method; need a subclass of Method")
+
+
+def _unwrap_optimizer(optimizer: object) -> Optimizer:
+    """Torch's optimizer inside Accelerate's, Lightning's or another wrapper."""
+    # A wrapper may itself be an Optimizer whose own hooks never fire: go in as far as it goes.
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"attach: need a torch.optim.Optimizer, got {type(optimizer).__name__}; "
+            "the order is attach(model, optimizer, *methods)"
+        )
+    return optimizer
+
+
+def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise ConfigError(
+            f"attach: the optimizer ({type(optimizer).__name__}, {len(held)} parameters) holds "
+            f"none of the parameters of the model ({type(model).__name__}); build it from "
+            "model.parameters() of this very model, after the model is in its final place"
+        )
+
+
+def _check_free(owner: nn.Module | Optimizer) -> None:
+    if _is_taken(owner):
+        # An optimizer that was deleted in a cycle is still there until the next collection.
+        gc.collect()
+    if _is_taken(owner):
+        raise ConfigError(
+            f"attach: this {type(owner).__name__} already has methods attached; give all methods "
+            "in one call, or call detach() on the first handle"
+        )
+
+
+def _is_taken(owner: nn.Module | Optimizer) -> bool:
+    reference = _attached.get(owner)
+    handle = None if reference is None else reference()
+    return handle is not None and handle.attached
+
+
+def _ddp_inside(model: nn.Module) -> DistributedDataParallel | None:
+    return next((w for w in wrappers(model) if isinstance(w, DistributedDataParallel)), None)

@@ -1,0 +1,331 @@
+"""``Handle``: what ``attach`` returns, and what calls the methods around each step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook, remove_dead
+from orthotrain.methods.optimizer_state import check_shapes
+from orthotrain.methods.protocol import Bound, Method, Record, Run
+from orthotrain.methods.select import named_parameters_clean, unwrap
+from orthotrain.methods.summary import Summary, summarize
+
+# Longer than any gradient accumulation in common use, short enough to be seen in the first
+# minutes of a run whose methods never act.
+_BACKWARDS_BEFORE_WARNING = 500
+
+
+class Handle:
+    """One run with its methods attached. Made by :func:`orthotrain.attach`, never directly.
+
+    Attributes:
+        run: Model, optimizer, step count and records, as the methods see them.
+        auto: Whether the optimizer's own step calls the methods.
+        methods: The methods by name, in the order they act.
+    """
+
+    def __init__(
+        self, run: Run, methods: Sequence[Method], *, outer: nn.Module, auto: bool
+    ) -> None:
+        self.run = run
+        self.auto = auto
+        self.methods: dict[str, Method] = {}
+        self._bound: dict[str, Bound] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._backward_hook: RemovableHandle | None = None
+        self._backwards = 0
+        self._attached = True
+        self._check_shapes = False
+        self._skipped = False
+        self._in_step = False
+        self._bind(sorted(methods, key=lambda method: method.phase))
+        bounds = list(self._bound.values())
+        # What a method does not override is not called, so a step with nothing due stays cheap.
+        self._before = [b.before_step for b in bounds if _overrides(b, "before_step")]
+        self._after = [b.after_step for b in bounds if _overrides(b, "after_step")]
+        for bound in bounds:
+            if _overrides(bound, "observe"):
+                run.add_observer(bound)
+        self._register(outer)
+
+    def _bind(self, methods: Sequence[Method]) -> None:
+        try:
+            for method in methods:
+                name, count = method.name, 1
+                while name in self.methods:
+                    count += 1
+                    name = f"{method.name}_{count}"
+                self._bound[name] = method.bind(self.run)
+                self.methods[name] = method
+        except BaseException:
+            for bound in self._bound.values():
+                bound.detach()
+            raise
+
+    def _register(self, outer: nn.Module) -> None:
+        model, optimizer = self.run.model, self.run.optimizer
+        for module in {outer, model}:
+            remove_dead(module._forward_hooks)
+            remove_dead(module._load_state_dict_post_hooks)
+        self._hooks = [
+            outer.register_forward_hook(ForwardHook(self)),
+            model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
+            optimizer.register_load_state_dict_post_hook(lambda _: self.expect_new_shapes()),
+            optimizer.register_step_pre_hook(self._step_begins),
+        ]
+        if self.auto:
+            self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
+        trained = next((p for p in model.parameters() if p.requires_grad), None)
+        if trained is not None:
+            hook = BackwardHook(self)
+            self._backward_hook = trained.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        state = "" if self._attached else ", detached"
+        methods = ", ".join(repr(method) for method in self.methods.values())
+        optimizer = self.run._optimizer()
+        kind = "deleted" if optimizer is None else type(optimizer).__name__
+        return (
+            f"Handle(model={type(self.run.model).__name__}, optimizer={kind}, "
+            f"step={self.run.step}, auto={self.auto}, methods=[{methods}]{state})"
+        )
+
+    # --- around the step ---------------------------------------------------------------------
+
+    def _step_begins(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if self._check_shapes:
+            check_shapes(optimizer)
+            self._check_shapes = False
+        if self.auto:
+            # A fused optimizer is stepped by GradScaler even when the step is to be skipped, and
+            # skips by itself; for the others GradScaler does not call step at all.
+            found_inf = optimizer.__dict__.get("found_inf")
+            self._skipped = found_inf is not None and bool(found_inf)
+            if not self._skipped:
+                self._run_before()
+
+    def _step_ended(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if not self._skipped:
+            self._run_after()
+
+    def _run_before(self) -> None:
+        if self._before:
+            self._in_step = True
+            try:
+                for act in self._before:
+                    act()
+            finally:
+                self._in_step = False
+
+    def _run_after(self) -> None:
+        self.run.step += 1
+        if self._backward_hook is not None:
+            self._backward_hook.remove()
+            self._backward_hook = None
+        if self._after:
+            self._in_step = True
+            try:
+                for act in self._after:
+                    act()
+            finally:
+                self._in_step = False
+
+    def before_step(self) -> None:
+        """With ``auto=False``: call right before ``optimizer.step()``, gradients ready.
+
+        Needed by methods that change gradients or learning rates; harmless otherwise.
+
+        Raises:
+            ConfigError: The handle acts by itself (``auto=True``).
+            StateError: The handle is detached.
+        """
+        self._require_manual("before_step")
+        self._run_before()
+
+    def step(self) -> None:
+        """With ``auto=False``: call right after every ``optimizer.step()`` that was not skipped.
+
+        Raises:
+            ConfigError: The handle acts by itself (``auto=True``).
+            StateError: The handle is detached.
+        """
+        self._require_manual("step")
+        self._run_after()
+
+    def _require_manual(self, name: str) -> None:
+        if not self._attached:
+            raise StateError(f"Handle.{name}: the handle is detached; attach the methods again")
+        if self.auto:
+            raise ConfigError(
+                f"Handle.{name}: optimizer.step() already calls the methods, so each step would "
+                "count twice; leave this call out or attach with auto=False"
+            )
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Show the methods a training loss, for those that act on one.
+
+        Not needed where the model's output has a ``.loss`` or ``["loss"]`` (Transformers): that
+        one is seen by itself, except inside a model compiled after it was attached. The tensor
+        is kept detached and read later, so this does not wait for a device.
+
+        Raises:
+            ConfigError: ``loss`` has more than one element.
+        """
+        self.run.observe(loss)
+
+    def expect_new_shapes(self) -> None:
+        """Compare the optimizer's state with its parameters before the next step."""
+        self._check_shapes = True
+
+    def count_backward(self) -> None:
+        """Note one backward pass without a step; warn once when there are too many."""
+        self._backwards += 1
+        if self._backwards < _BACKWARDS_BEFORE_WARNING or self._backward_hook is None:
+            return
+        self._backward_hook.remove()
+        self._backward_hook = None
+        remedy = (
+            "is another optimizer being stepped than the one given to attach?"
+            if self.auto
+            else "with auto=False, call handle.step() after every optimizer.step()"
+        )
+        warnings.warn(
+            f"{self._backwards} backward passes and not one optimizer step was seen, so "
+            f"{', '.join(self.methods)} did nothing yet; {remedy}",
+            OrthotrainWarning,
+            stacklevel=2,
+        )
+
+    # --- what is known -----------------------------------------------------------------------
+
+    def summary(self) -> Summary:
+        """What each method did so far, with sizes of the whole model; prints as a table."""
+        self.run.deliver_losses()
+        bounds = self._bound.values()
+        return summarize(
+            self.run.model,
+            self.run.optimizer,
+            rows=[row for bound in bounds for row in bound.rows()],
+            notes=[note for bound in bounds for note in bound.notes()],
+        )
+
+    @property
+    def records(self) -> list[Record]:
+        """Plain dicts, one a step and thing measured, oldest first."""
+        return self.run.records
+
+    @property
+    def plan(self) -> str:
+        """What will happen at which step, as lines of text."""
+        return "\n".join(line for bound in self._bound.values() for line in bound.plan())
+
+    def on_record(self, callback: Callable[[Record], None]) -> None:
+        """Call ``callback`` with every record from now on, such as to write it to a file."""
+        self.run.on_record(callback)
+
+    # --- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step count and the state of each method; loads with ``weights_only=True``."""
+        self.run.deliver_losses()
+        return {
+            "step": self.run.step,
+            "methods": {name: bound.state_dict() for name, bound in self._bound.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; before or after model and optimizer load.
+
+        Raises:
+            StateError: The state is not a handle's, or belongs to other methods.
+        """
+        step, methods = state.get("step"), state.get("methods")
+        if not isinstance(step, int) or not isinstance(methods, Mapping):
+            raise StateError(
+                "Handle.load_state_dict: need the entries 'step' and 'methods' that "
+                f"handle.state_dict() gives, got {sorted(map(str, state))}"
+            )
+        if set(methods) != set(self._bound):
+            raise StateError(
+                f"Handle.load_state_dict: attached are {sorted(self._bound)}, the state is of "
+                f"{sorted(methods)}; attach the methods the state was saved with"
+            )
+        self.run.step = step
+        for name, bound in self._bound.items():
+            bound.load_state_dict(methods[name])
+        self.expect_new_shapes()
+
+    def track(self, model: nn.Module) -> None:
+        """Let ``model``, an averaged or other copy, follow every change of structure.
+
+        Args:
+            model: A copy with the same parameter names, wrapped or not; an averaging wrapper
+                that keeps its copy in ``.module`` may be given itself.
+
+        Raises:
+            ConfigError: ``model`` is the model itself or has other parameters.
+            StateError: The handle is detached.
+        """
+        if not self._attached:
+            raise StateError("Handle.track: the handle is detached; attach the methods again")
+        copy = _matching_copy(self.run.model, model)
+        if any(copy is tracked for tracked in self.run.tracked):
+            return
+        self.run.tracked.append(copy)
+        for bound in self._bound.values():
+            bound.track(copy)
+
+    def detach(self) -> None:
+        """Remove every hook; weights, structure, records and summary stay. May be repeated.
+
+        Raises:
+            ConfigError: Called from inside a step, such as by a callback of ``on_record``.
+        """
+        if self._in_step:
+            raise ConfigError("Handle.detach: a step is in progress; detach after it")
+        if not self._attached:
+            return
+        self._attached = False
+        self.run.deliver_losses()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._backward_hook is not None:
+            self._backward_hook.remove()
+            self._backward_hook = None
+        for bound in self._bound.values():
+            bound.detach()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the methods still act."""
+        return self._attached
+
+
+def _overrides(bound: Bound, name: str) -> bool:
+    return getattr(type(bound), name) is not getattr(Bound, name)
+
+
+def _matching_copy(model: nn.Module, copy: nn.Module) -> nn.Module:
+    """The module inside ``copy`` whose parameters are named like those of ``model``."""
+    names = {name for name, _ in named_parameters_clean(model)}
+    candidate: nn.Module | None = unwrap(copy)
+    while candidate is not None:
+        if candidate is model:
+            raise ConfigError("Handle.track: got the attached model itself, need a copy of it")
+        if {name for name, _ in named_parameters_clean(candidate)} == names:
+            return candidate
+        # Averaging classes of other libraries keep their copy under this name, too.
+        inner = candidate._modules.get("module")
+        candidate = None if inner is None else unwrap(inner)
+    raise ConfigError(
+        f"Handle.track: the parameters of this {type(copy).__name__} are not named like the "
+        "model's; pass a copy made with copy.deepcopy, torch's AveragedModel or the like"
+    )
