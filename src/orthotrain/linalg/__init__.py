@@ -1,0 +1,25 @@
+"""Pure functions on tensors: ``(*batch, m, n)`` in, batch entries independent, input untouched."""
+
+from orthotrain.linalg.decompose import thin_svd, working_dtype
+from orthotrain.linalg.polar import PolarMethod, polar_factor
+from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
+from orthotrain.linalg.spectrum import condition_number, effective_rank
+from orthotrain.linalg.subspace import (
+    basis_stability,
+    basis_stability_from_polar,
+    mixing_similarity,
+)
+
+__all__ = [
+    "PolarMethod",
+    "basis_stability",
+    "basis_stability_from_polar",
+    "condition_number",
+    "effective_rank",
+    "mixing_similarity",
+    "numerical_rank",
+    "polar_factor",
+    "ranks_within_budget",
+    "thin_svd",
+    "working_dtype",
+]

@@ -1,0 +1,108 @@
+"""What every kernel asks of its tensors, and the errors it raises otherwise.
+
+Each check names the function the user called, so a message can be read without a traceback.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+
+
+def require_real_floating(function: str, a: Tensor, *, name: str = "a") -> None:
+    """Raise ConfigError unless ``a`` holds real floating-point numbers."""
+    if not a.is_floating_point():
+        raise ConfigError(
+            f"{function} needs a real floating-point tensor, got {name} of dtype {a.dtype}; "
+            f"convert it first, for instance with {name}.to(torch.float32)"
+        )
+
+
+def require_finite(function: str, a: Tensor, *, name: str = "a") -> None:
+    """Raise NonFiniteError if ``a`` holds NaN or infinity."""
+    if bool(torch.isfinite(a).all()):
+        return
+    nans = int(torch.isnan(a).sum())
+    infinities = int(torch.isinf(a).sum())
+    raise NonFiniteError(
+        f"{function} needs finite numbers, got {nans} NaN and {infinities} infinite of "
+        f"{a.numel()} in {name} of shape {tuple(a.shape)}; find the step that made them "
+        f"(torch.autograd.detect_anomaly helps) or skip this tensor"
+    )
+
+
+def require_matrix(function: str, a: Tensor, *, name: str = "a") -> None:
+    """Raise unless ``a`` is a finite, real ``(*batch, m, n)`` with ``m, n >= 1``."""
+    if a.ndim < 2 or 0 in a.shape[-2:]:
+        raise ShapeError(
+            f"{function} needs {name} of shape (*batch, m, n) with m, n >= 1, got "
+            f"{tuple(a.shape)}; flatten a convolution weight with weight.flatten(1), and "
+            f"make a vector a matrix with vector.unsqueeze(-1)"
+        )
+    require_real_floating(function, a, name=name)
+    require_finite(function, a, name=name)
+
+
+def require_spectrum(function: str, s: Tensor, *, name: str = "s") -> None:
+    """Raise unless ``s`` is a finite, real, non-negative ``(*batch, k)`` with ``k >= 1``."""
+    if s.ndim < 1 or s.shape[-1] == 0:
+        raise ShapeError(
+            f"{function} needs {name} of shape (*batch, k) with k >= 1, got {tuple(s.shape)}; "
+            f"pass the singular values of a matrix, for instance torch.linalg.svdvals(a)"
+        )
+    require_real_floating(function, s, name=name)
+    require_finite(function, s, name=name)
+    if bool((s < 0).any()):
+        raise ConfigError(
+            f"{function} needs non-negative {name}, got a smallest value of "
+            f"{float(s.min()):.3g}; eigenvalues can be negative, singular values cannot: "
+            f"clamp them or take their absolute value"
+        )
+
+
+def require_same_shape(function: str, before: Tensor, after: Tensor) -> None:
+    """Raise ShapeError unless the two tensors have one shape."""
+    if before.shape != after.shape:
+        raise ShapeError(
+            f"{function} needs two tensors of the same shape, got before "
+            f"{tuple(before.shape)} and after {tuple(after.shape)}; compare the same weight "
+            f"at two times, and materialize a low-rank layer first"
+        )
+
+
+def require_fraction(function: str, name: str, value: float) -> None:
+    """Raise ConfigError unless ``0 <= value < 1``; NaN fails, too."""
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(
+            f"{function} needs {name} in [0, 1), got {value}; it is a fraction of the largest "
+            f"singular value, and 0 keeps all"
+        )
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float64 for float64, float32 for everything less.
+
+    A measurement keeps float32 for half-precision input: a condition number above 65504 does
+    not fit float16, and bfloat16 cannot tell a similarity of .994 from 1.
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(a: Tensor) -> torch.autocast:
+    """A context in which autocast leaves the products of a kernel in their own precision."""
+    return torch.autocast(device_type=a.device.type, enabled=False)
+
+
+def power_of_two_scale(a: Tensor) -> Tensor:
+    """Power of two per matrix, ``(*batch, 1, 1)``, with ``1 <= max|a / scale| < 2``.
+
+    Dividing by it is exact, so squares of entries neither overflow nor vanish and nothing is
+    rounded. A zero matrix gets 1. Carries no gradient.
+    """
+    largest = a.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    _, exponent = torch.frexp(largest)
+    # frexp has its mantissa in [0.5, 1): one exponent less keeps 2**exponent representable.
+    scale = torch.ldexp(torch.ones_like(largest), exponent - 1)
+    return torch.where(largest > 0, scale, torch.ones_like(scale))

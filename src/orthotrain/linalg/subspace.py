@@ -1,0 +1,163 @@
+"""How far an orthogonal basis has moved between two times: stability and mixing.
+
+A weight is seen as an ``m x n`` matrix. Its polar factor ``Q`` is the basis, whose movement is
+the *stability*; ``R`` of its QR decomposition is the *mixing* inside that basis.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthotrain.linalg._inputs import (
+    power_of_two_scale,
+    require_matrix,
+    require_same_shape,
+    result_dtype,
+    without_autocast,
+)
+from orthotrain.linalg.decompose import working_dtype
+from orthotrain.linalg.polar import polar_factor
+
+
+def basis_stability(
+    before: Float[Tensor, "*batch m n"], after: Float[Tensor, "*batch m n"]
+) -> Float[Tensor, "*batch"]:
+    """Mean cosine between the columns of two weights' orthogonal bases; 1 is the same basis.
+
+    With ``Q = U Vh`` of the thin SVD, this is ``trace(Q_before^T Q_after) / min(m, n)``, the mean
+    over columns (rows, if wide) of the cosine between old and new direction. It does not depend
+    on sign and order of singular vectors, nor on the scale of either weight.
+
+    Args:
+        before: ``(*batch, m, n)`` with ``m, n >= 1``. Flatten a convolution weight to
+            ``(out, -1)`` first. Batch entries are independent.
+        after: The same weight later; same shape.
+
+    Returns:
+        ``(*batch,)`` in [-1, 1], in float64 for float64 input and else in float32. A null
+        direction, of a rank-deficient weight, counts as a cosine of 0.
+
+    Raises:
+        ShapeError: Different shapes, ``ndim < 2``, or ``m`` or ``n`` zero.
+        ConfigError: Input that is not real floating-point.
+        NonFiniteError: NaN or infinity.
+
+    Note:
+        Differentiable where ``polar_factor`` is: where both ranks are full.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> basis_stability(w, 5 * w).item(), basis_stability(w, -w).item()
+        (1.0, -1.0)
+    """
+    require_matrix("basis_stability", before, name="before")
+    require_matrix("basis_stability", after, name="after")
+    require_same_shape("basis_stability", before, after)
+    dtype = torch.promote_types(result_dtype(before.dtype), result_dtype(after.dtype))
+    stability = basis_stability_from_polar(
+        polar_factor(before.to(working_dtype(before))), polar_factor(after.to(working_dtype(after)))
+    )
+    return stability.to(dtype)
+
+
+def basis_stability_from_polar(
+    q_before: Float[Tensor, "*batch m n"], q_after: Float[Tensor, "*batch m n"]
+) -> Float[Tensor, "*batch"]:
+    """``basis_stability`` of weights whose polar factors are at hand.
+
+    Keeping ``polar_factor(weight)`` instead of the weight saves one decomposition a comparison.
+
+    Args:
+        q_before: ``(*batch, m, n)`` from ``polar_factor``; not checked for orthonormality.
+        q_after: Same shape.
+
+    Returns:
+        ``(*batch,)`` in [-1, 1], in float64 if both are, else in float32.
+
+    Raises:
+        ShapeError: Different shapes, ``ndim < 2``, or ``m`` or ``n`` zero.
+        ConfigError: Input that is not real floating-point.
+        NonFiniteError: NaN or infinity.
+
+    Note:
+        Linear in each argument, so differentiable in both.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505.
+    """
+    require_matrix("basis_stability_from_polar", q_before, name="q_before")
+    require_matrix("basis_stability_from_polar", q_after, name="q_after")
+    require_same_shape("basis_stability_from_polar", q_before, q_after)
+    dtype = torch.promote_types(result_dtype(q_before.dtype), result_dtype(q_after.dtype))
+    work = torch.promote_types(working_dtype(q_before), working_dtype(q_after))
+    columns = min(q_before.shape[-2:])
+    cosine = (q_before.to(work) * q_after.to(work)).sum(dim=(-2, -1)) / columns
+    # Rounding may pass 1 by a few eps.
+    return cosine.clamp(-1.0, 1.0).to(dtype)
+
+
+def mixing_similarity(
+    before: Float[Tensor, "*batch m n"], after: Float[Tensor, "*batch m n"]
+) -> Float[Tensor, "*batch"]:
+    """How alike two weights are inside their orthogonal bases; 1 is alike, in scale too.
+
+    ``1 - |R_after - R_before|_F / (|R_after|_F + |R_before|_F)`` with ``R`` of the QR
+    decomposition, its diagonal made positive. A wide matrix is transposed first.
+
+    Args:
+        before: ``(*batch, m, n)`` with ``m, n >= 1``. Flatten a convolution weight to
+            ``(out, -1)`` first. Batch entries are independent.
+        after: The same weight later; same shape.
+
+    Returns:
+        ``(*batch,)`` in [0, 1], in float64 for float64 input and else in float32. Two zero
+        matrices have similarity 1.
+
+    Raises:
+        ShapeError: Different shapes, ``ndim < 2``, or ``m`` or ``n`` zero.
+        ConfigError: Input that is not real floating-point.
+        NonFiniteError: NaN or infinity.
+
+    Note:
+        The normalization is ours: the authors publish a Euclidean similarity of ``R`` without
+        one. Unlike the stability it depends on scale: ``w`` and ``2 w`` give 2/3. Both weights
+        turned by one orthogonal matrix from the left give the same value. Differentiable where
+        both ranks are full and the two differ.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505, for the comparison of ``R``.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 1.0], [0.0, 4.0], [0.0, 0.0]])
+        >>> round(mixing_similarity(w, 2 * w).item(), 4)
+        0.6667
+    """
+    require_matrix("mixing_similarity", before, name="before")
+    require_matrix("mixing_similarity", after, name="after")
+    require_same_shape("mixing_similarity", before, after)
+    dtype = torch.promote_types(result_dtype(before.dtype), result_dtype(after.dtype))
+    work = torch.promote_types(working_dtype(before), working_dtype(after))
+    old, new = before.to(work), after.to(work)
+    # One scale for both, so that their ratio stays.
+    scale = torch.maximum(power_of_two_scale(old), power_of_two_scale(new))
+    with without_autocast(old):
+        r_old, r_new = _mixing(old / scale), _mixing(new / scale)
+    difference = torch.linalg.matrix_norm(r_new - r_old)
+    total = torch.linalg.matrix_norm(r_new) + torch.linalg.matrix_norm(r_old)
+    similarity: Tensor = 1 - difference / torch.where(total > 0, total, 1.0)
+    return similarity.to(dtype)
+
+
+def _mixing(a: Tensor) -> Tensor:
+    """``R`` of the QR decomposition of the tall orientation, diagonal made positive."""
+    tall = a if a.shape[-2] >= a.shape[-1] else a.mT
+    _, r = torch.linalg.qr(tall)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    sign = torch.where(diagonal < 0, -1.0, 1.0).to(r.dtype).unsqueeze(-1)
+    mixing: Tensor = sign * r
+    return mixing
