@@ -1,0 +1,5 @@
+"""What is measured while a network trains, as methods for ``attach``."""
+
+from orthotrain.diagnostics.stability import BasisStability
+
+__all__ = ["BasisStability"]
