@@ -29,11 +29,15 @@ die() {
   exit 1
 }
 
-# Prints the first Python of at least 3.11 on the PATH. Each candidate is run, because a
-# launcher of that name may exist for a version that is not installed.
+# Prints ORTHOTRAIN_PYTHON if that is set, else the first Python of at least 3.11 on the PATH.
+# Each candidate is run, because a launcher of that name may exist for a version that is not
+# installed.
 find_python() {
   local name
-  for name in ${ORTHOTRAIN_PYTHON:+"$ORTHOTRAIN_PYTHON"} python3.11 python3.12 python3.13 python3.14 python3 python; do
+  if [ -n "${ORTHOTRAIN_PYTHON:-}" ]; then set -- "$ORTHOTRAIN_PYTHON"; else
+    set -- python3.11 python3.12 python3.13 python3.14 python3 python
+  fi
+  for name in "$@"; do
     if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       command -v "$name"
       return 0
@@ -58,10 +62,11 @@ check_disk() {
 }
 
 make_venv() {
-  local python version
+  local python version where="on the PATH"
+  if [ -n "${ORTHOTRAIN_PYTHON:-}" ]; then where="as ORTHOTRAIN_PYTHON=$ORTHOTRAIN_PYTHON"; fi
   # A whole environment starts; a broken one (half made, or its Python is gone) is replaced.
   if [ -x "$PYTHON" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; then return 0; fi
-  python=$(find_python) || die "Python 3.11 or later was not found on the PATH." \
+  python=$(find_python) || die "Python 3.11 or later was not found $where." \
     "Install it (Debian, Ubuntu: sudo apt install python3 python3-venv; macOS: brew install python@3.11)," \
     "or name one: ORTHOTRAIN_PYTHON=/path/to/python3.11 $0"
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
