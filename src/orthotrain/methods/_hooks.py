@@ -7,17 +7,24 @@ handle, the optimizer or the original model with it, and the copy does nothing w
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from orthotrain.errors import OrthotrainWarning
 from orthotrain.methods._compat import active_ddp_module
 
 if TYPE_CHECKING:
     from orthotrain.methods.handle import Handle
+
+# Longer than any gradient accumulation in common use, short enough to be seen in the first
+# minutes of a run whose methods never act.
+_BACKWARDS_BEFORE_WARNING = 500
 
 
 class ModelHook:
@@ -60,11 +67,40 @@ class LoadHook(ModelHook):
 
 
 class BackwardHook(ModelHook):
-    """After each backward pass until the first step: notices that the step is never seen."""
+    """After each backward pass until the first step: notices a step that is never seen."""
+
+    def __init__(self, handle: Handle | None = None) -> None:
+        super().__init__(handle)
+        self._names = "" if handle is None else ", ".join(handle.methods)
+        self._backwards = 0
+        self._registered: RemovableHandle | None = None
+
+    def put_on(self, parameter: nn.Parameter) -> None:
+        """Fire whenever the gradient of ``parameter`` is complete."""
+        self._registered = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        """Stop counting."""
+        if self._registered is not None:
+            self._registered.remove()
 
     def __call__(self, parameter: Tensor) -> None:
-        if (handle := self.handle) is not None:
-            handle.count_backward()
+        self._backwards += 1
+        if self._backwards < _BACKWARDS_BEFORE_WARNING:
+            return
+        self.remove()
+        if (handle := self.handle) is None:
+            remedy = "the optimizer given to attach was deleted; attach to the one that steps"
+        elif handle.auto:
+            remedy = "is another optimizer being stepped than the one given to attach?"
+        else:
+            remedy = "with auto=False, call handle.step() after every optimizer.step()"
+        warnings.warn(
+            f"{self._backwards} backward passes and not one optimizer step was seen, so "
+            f"{self._names} did nothing yet; {remedy}",
+            OrthotrainWarning,
+            stacklevel=2,
+        )
 
 
 def _loss_of(output: object) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,16 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook, remove_dead
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Record, Run
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.summary import Summary, summarize
-
-# Longer than any gradient accumulation in common use, short enough to be seen in the first
-# minutes of a run whose methods never act.
-_BACKWARDS_BEFORE_WARNING = 500
 
 
 class Handle:
@@ -39,8 +34,7 @@ class Handle:
         self.methods: dict[str, Method] = {}
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
-        self._backward_hook: RemovableHandle | None = None
-        self._backwards = 0
+        self._backward_hook: BackwardHook | None = None
         self._attached = True
         self._check_shapes = False
         self._skipped = False
@@ -84,8 +78,8 @@ class Handle:
             self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         if trained is not None:
-            hook = BackwardHook(self)
-            self._backward_hook = trained.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._backward_hook = BackwardHook(self)
+            self._backward_hook.put_on(trained)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -183,25 +177,6 @@ class Handle:
     def expect_new_shapes(self) -> None:
         """Compare the optimizer's state with its parameters before the next step."""
         self._check_shapes = True
-
-    def count_backward(self) -> None:
-        """Note one backward pass without a step; warn once when there are too many."""
-        self._backwards += 1
-        if self._backwards < _BACKWARDS_BEFORE_WARNING or self._backward_hook is None:
-            return
-        self._backward_hook.remove()
-        self._backward_hook = None
-        remedy = (
-            "is another optimizer being stepped than the one given to attach?"
-            if self.auto
-            else "with auto=False, call handle.step() after every optimizer.step()"
-        )
-        warnings.warn(
-            f"{self._backwards} backward passes and not one optimizer step was seen, so "
-            f"{', '.join(self.methods)} did nothing yet; {remedy}",
-            OrthotrainWarning,
-            stacklevel=2,
-        )
 
     # --- what is known -----------------------------------------------------------------------
 

@@ -1,0 +1,570 @@
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import logging
+import pickle
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from methods.doubles import Diary, EarlyDiary, Idle, Unfit, backward, hook_counts, small_model
+from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.methods import _hooks as hooks
+from orthotrain.methods._compat import active_ddp_module
+from orthotrain.methods.attach import attach
+
+
+def make(*methods, lr=0.1, **options):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return model, optimizer, attach(model, optimizer, *methods, **options)
+
+
+# --- order and counting ---------------------------------------------------------------------------
+
+
+def test_methods_act_by_phase_and_then_in_the_order_given():
+    diary: list = []
+    late = [Diary("late 1", diary), Diary("late 2", diary)]
+    model, optimizer, handle = make(*late, EarlyDiary("early", diary))
+    backward(model)
+    optimizer.step()
+    assert diary == [
+        ("early", "before", 0), ("late 1", "before", 0), ("late 2", "before", 0),
+        ("early", "after", 1), ("late 1", "after", 1), ("late 2", "after", 1),
+    ]  # fmt: skip
+    assert list(handle.methods) == ["diary", "diary_2", "diary_3"]
+
+
+def test_accumulated_backward_passes_and_evaluation_are_no_steps():
+    model, optimizer, handle = make(Diary())
+    for _ in range(3):
+        for _ in range(4):
+            backward(model)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3))
+        model.train()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert handle.run.step == 3
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_grad_scaler_skips_is_no_step(fused):
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    method = Diary()
+    handle = attach(model, optimizer, method)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    seen = []
+    for bad in (False, True, False):
+        optimizer.zero_grad()
+        loss = scaler.scale((model(torch.ones(2, 3)) ** 2).mean())
+        loss.backward()
+        if bad:
+            model[0].weight.grad[0, 0] = float("inf")
+        before = model[0].weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append((handle.run.step, bool((before != model[0].weight).any())))
+    assert seen == [(1, True), (1, False), (2, True)]
+    assert [event for _, event, _ in method.diary] == ["before", "after"] * 2
+
+
+def test_a_closure_step_counts_once():
+    model = small_model()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    handle = attach(model, optimizer, Diary())
+
+    def closure():
+        optimizer.zero_grad()
+        return backward(model)
+
+    optimizer.step(closure)
+    assert handle.run.step == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after", "after a step"])
+def test_works_whenever_the_scheduler_is_made(when):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if when == "before":
+            handle = attach(model, optimizer, Diary())
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+        if when == "after a step":
+            backward(model)
+            optimizer.step()
+            scheduler.step()
+        if when != "before":
+            handle = attach(model, optimizer, Diary())
+        for _ in range(2):
+            backward(model)
+            optimizer.step()
+            scheduler.step()
+    assert handle.run.step == 2
+    assert optimizer.param_groups[0]["lr"] == (0.125 if when == "after a step" else 0.25)
+
+
+def test_the_path_of_training_and_the_random_state_are_untouched():
+    plain, watched = small_model(), small_model()
+    plain_optimizer = torch.optim.AdamW(plain.parameters())
+    optimizer = torch.optim.AdamW(watched.parameters())
+    state = torch.get_rng_state()
+    attach(watched, optimizer, Diary(), Idle())
+    for _ in range(5):
+        for model, stepper in ((plain, plain_optimizer), (watched, optimizer)):
+            stepper.zero_grad()
+            backward(model)
+            stepper.step()
+    assert torch.equal(torch.get_rng_state(), state)
+    for expected, actual in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_by_hand():
+    method = Diary()
+    model, optimizer, handle = make(method, auto=False)
+    backward(model)
+    handle.before_step()
+    optimizer.step()
+    assert handle.run.step == 0
+    handle.step()
+    assert method.diary == [("diary", "before", 0), ("diary", "after", 1)]
+
+
+@pytest.mark.parametrize("call", ["step", "before_step"])
+def test_by_hand_and_by_itself_at_once_is_refused(call):
+    _, _optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="auto=False"):
+        getattr(handle, call)()
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_no_method():
+    model = small_model()
+    with pytest.raises(ConfigError, match="no method"):
+        attach(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("method", "message"), [(Diary, "instance"), ("diary", "not a method")])
+def test_not_a_method(method, message):
+    model = small_model()
+    with pytest.raises(ConfigError, match=message):
+        attach(model, torch.optim.SGD(model.parameters(), lr=1.0), method)
+
+
+@pytest.mark.bad_input
+def test_not_an_optimizer():
+    with pytest.raises(ConfigError, match="Optimizer"):
+        attach(small_model(), Diary(), Diary())
+
+
+def test_an_optimizer_of_other_parameters():
+    optimizer = torch.optim.SGD(small_model().parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match=r"none of the parameters"):
+        attach(small_model(), optimizer, Diary())
+
+
+def test_total_steps_must_be_positive():
+    with pytest.raises(ConfigError, match="total_steps"):
+        make(Diary(), total_steps=0)
+
+
+def test_attaching_twice_to_the_model_or_the_optimizer():
+    model, optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="Sequential already"):
+        attach(model, torch.optim.SGD(model.parameters(), lr=1.0), Diary())
+    other = nn.Linear(2, 2)
+    optimizer.add_param_group({"params": other.parameters()})
+    with pytest.raises(ConfigError, match="SGD already"):
+        attach(other, optimizer, Diary())
+    handle.detach()
+    attach(model, optimizer, Diary())
+
+
+def test_a_failed_attach_leaves_nothing():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    first = Diary()
+    before = hook_counts(model, optimizer)
+    with pytest.raises(ConfigError, match="does not fit"):
+        attach(model, optimizer, first, Unfit())
+    assert hook_counts(model, optimizer) == before
+    assert first.bound[0].detached == 1
+    attach(model, optimizer, Diary())
+
+
+# --- wrappers -------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_inside_a_wrapper():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    class Prepared(torch.optim.Optimizer):
+        """As Accelerate's: an Optimizer by type whose own step has no hooks."""
+
+        def __init__(self):
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            self.optimizer.step(closure)
+
+    handle = attach(model, Prepared(), Diary())
+    backward(model)
+    Prepared().step()
+    assert handle.run.optimizer is optimizer
+    assert handle.run.step == 1
+
+
+@pytest.mark.parametrize("compile_first", [True, False])
+def test_a_compiled_model(compile_first):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    handle = attach(compiled if compile_first else model, optimizer, Diary())
+    assert handle.run.model is model
+    for _ in range(2):
+        backward(compiled)
+        optimizer.step()
+    assert handle.run.step == 2
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap_first", [True, False])
+def test_ddp_is_found_whenever_it_is_made(process_group, wrap_first):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if wrap_first:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        handle = attach(wrapped, optimizer, Diary())
+        assert handle.run.wrapper is wrapped
+    else:
+        handle = attach(model, optimizer, Diary())
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert handle.run.wrapper is None
+    backward(wrapped)
+    optimizer.step()
+    assert handle.run.model is model
+    assert handle.run.wrapper is wrapped
+    assert handle.run.step == 1
+
+
+def test_the_private_name_of_ddp_still_exists(process_group):
+    seen = []
+
+    class Asks(nn.Linear):
+        def forward(self, x):
+            seen.append(active_ddp_module())
+            return super().forward(x)
+
+    wrapped = nn.parallel.DistributedDataParallel(Asks(2, 2))
+    wrapped(torch.zeros(1, 2))
+    assert seen == [wrapped]
+    assert active_ddp_module() is None
+
+
+# --- loss -----------------------------------------------------------------------------------------
+
+
+class WithLoss(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.inner = small_model()
+        self.kind = kind
+
+    def forward(self, x):
+        loss = (self.inner(x) ** 2).mean()
+        return {"loss": loss} if self.kind == "dict" else SimpleNamespace(loss=loss)
+
+
+@pytest.mark.parametrize("kind", ["dict", "attribute"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_in_the_output_is_seen_in_training_only(kind, compiled):
+    model = WithLoss(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = Diary()
+    outer = torch.compile(model, backend="eager") if compiled else model
+    attach(outer, optimizer, method)
+    expected = []
+    for step in range(2):
+        output = outer(torch.ones(2, 3))
+        loss = output["loss"] if kind == "dict" else output.loss
+        expected.append((step, pytest.approx(loss.item())))
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            outer(torch.ones(2, 3))
+        model.eval()
+        outer(torch.ones(2, 3))
+        model.train()
+    assert method.bound[0].losses == expected
+
+
+def test_an_observed_loss_keeps_no_graph_and_later_changes_do_not_reach_it():
+    method = Diary()
+    _, _optimizer, handle = make(method)
+    loss = torch.tensor(2.0, requires_grad=True) * 3
+    handle.observe(loss)
+    handle.observe(1)
+    with torch.no_grad():
+        loss /= 2
+    assert method.bound[0].losses == [(0, 6.0), (0, 1.0)]
+
+
+@pytest.mark.bad_input
+def test_a_loss_must_be_scalar():
+    _, _optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="scalar"):
+        handle.observe(torch.ones(2))
+
+
+# --- the step that never comes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("auto", "keep", "remedy"),
+    [(True, True, "another optimizer"), (False, True, "handle.step"), (True, False, "deleted")],
+)
+def test_warns_once_when_no_step_is_seen(monkeypatch, auto, keep, remedy):
+    monkeypatch.setattr(hooks, "_BACKWARDS_BEFORE_WARNING", 3)
+    model, optimizer, handle = make(Diary(), auto=auto)
+    if not keep:
+        del optimizer, handle
+    other = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(2):
+        backward(model)
+        other.step()
+    with pytest.warns(OrthotrainWarning, match=f"3 backward passes and not one.*{remedy}"):
+        backward(model)
+    for _ in range(5):
+        backward(model)
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+def test_does_not_warn_after_the_first_step(monkeypatch):
+    monkeypatch.setattr(hooks, "_BACKWARDS_BEFORE_WARNING", 3)
+    model, optimizer, _handle = make(Diary())
+    backward(model)
+    optimizer.step()
+    for _ in range(5):
+        backward(model)
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+# --- state ----------------------------------------------------------------------------------------
+
+
+def test_state_of_other_methods_is_refused_before_anything_is_changed():
+    _, _optimizer, handle = make(Diary())
+    _, _other_optimizer, other = make(Diary(), Idle())
+    state = other.state_dict()
+    state["step"] = 7
+    with pytest.raises(StateError, match="idle"):
+        handle.load_state_dict(state)
+    with pytest.raises(StateError, match="'step' and 'methods'"):
+        handle.load_state_dict({"model": {}})
+    assert handle.run.step == 0
+
+
+@pytest.mark.parametrize("auto", [True, False])
+@pytest.mark.parametrize("loaded", ["model", "optimizer"])
+def test_mismatched_optimizer_state_is_noticed_before_torch_steps_on_it(auto, loaded):
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Idle(), auto=auto)
+    backward(model)
+    optimizer.step()
+    optimizer.state[model[0].weight]["exp_avg"] = torch.zeros(2, 2)
+    if loaded == "model":
+        model.load_state_dict(model.state_dict())
+    else:
+        optimizer.load_state_dict(optimizer.state_dict())
+    before = model[0].weight.detach().clone()
+    for _ in range(2):
+        with pytest.raises(StateError, match="exp_avg"):
+            optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    assert handle.run.step == (1 if auto else 0)
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def copies():
+    def through_pickle(model):
+        return pickle.loads(pickle.dumps(model))
+
+    def through_file(model):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    return [copy.deepcopy, through_pickle, through_file]
+
+
+@pytest.mark.parametrize("make_copy", copies())
+def test_a_copy_of_the_model_is_not_attached(make_copy):
+    method = Diary()
+    model, _optimizer, handle = make(method)
+    twin = make_copy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    twin.load_state_dict(twin.state_dict())
+    backward(twin)
+    optimizer.step()
+    assert handle.run.step == 0
+    assert all(hook.handle is None for hook in twin._forward_hooks.values())
+    again = attach(twin, optimizer, Diary())
+    assert len(twin._forward_hooks) == 1
+    optimizer.step()
+    assert (handle.run.step, again.run.step) == (0, 1)
+
+
+def test_a_copy_of_the_optimizer_is_not_attached():
+    model, optimizer, handle = make(Diary())
+    backward(model)
+    copy.deepcopy(optimizer).step()
+    assert handle.run.step == 0
+
+
+def test_tracked_copies_are_handed_to_the_methods_once():
+    method = Diary()
+    model, _optimizer, handle = make(method)
+
+    class ForeignAverage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = copy.deepcopy(model)
+
+    averaged, foreign = AveragedModel(model), ForeignAverage()
+    for _ in range(2):
+        handle.track(averaged)
+        handle.track(foreign)
+    assert method.bound[0].tracked == [averaged.module, foreign.module]
+    assert handle.run.tracked == method.bound[0].tracked
+
+
+def test_tracking_the_model_itself_or_another_one():
+    model, _optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="itself"):
+        handle.track(model)
+    with pytest.raises(ConfigError, match="named like"):
+        handle.track(nn.Linear(2, 2))
+
+
+# --- records, plan, repr, end ---------------------------------------------------------------------
+
+
+def test_records_carry_the_step_and_reach_listeners():
+    model, optimizer, handle = make(Diary("a"))
+    heard: list = []
+    handle.on_record(heard.append)
+    for _ in range(2):
+        backward(model)
+        optimizer.step()
+    assert handle.records == [
+        {"step": 1, "method": "diary", "label": "a"},
+        {"step": 2, "method": "diary", "label": "a"},
+    ]
+    assert heard == handle.records
+
+
+def test_the_plan_is_kept_and_logged(caplog):
+    with caplog.at_level(logging.INFO, logger="orthotrain"):
+        _, _optimizer, handle = make(Diary("a"), Diary("b"))
+    assert handle.plan == "plan of a\nplan of b"
+    assert [record.message for record in caplog.records] == ["plan of a", "plan of b"]
+
+
+def test_repr_says_what_is_attached_to_what():
+    _, _optimizer, handle = make(Idle())
+    expected = "Handle(model=Sequential, optimizer=SGD, step=0, auto=True, methods=[Idle()]"
+    assert repr(handle) == expected + ")"
+    handle.detach()
+    assert repr(handle) == expected + ", detached)"
+
+
+def test_after_detach_nothing_acts_and_what_was_recorded_stays():
+    method = Diary()
+    model, optimizer, handle = make(method)
+    backward(model)
+    optimizer.step()
+    handle.detach()
+    handle.detach()
+    optimizer.step()
+    assert handle.run.step == 1
+    assert len(handle.records) == 1
+    assert method.bound[0].detached == 1
+    assert "note of diary" in str(handle.summary())
+    with pytest.raises(StateError, match="detached"):
+        handle.track(copy.deepcopy(model))
+
+
+def test_detaching_inside_a_step_is_refused():
+    model, optimizer, handle = make(Diary())
+    handle.on_record(lambda _: handle.detach())
+    backward(model)
+    with pytest.raises(ConfigError, match="in progress"):
+        optimizer.step()
+
+
+def test_the_methods_go_on_when_the_handle_is_dropped():
+    method = Diary()
+    model, optimizer, handle = make(method)
+    del handle
+    gc.collect()
+    backward(model)
+    optimizer.step()
+    assert method.diary[-1] == ("diary", "after", 1)
+
+
+def test_model_and_optimizer_are_freed_with_their_last_user():
+    model, optimizer, handle = make(Idle())
+    backward(model)
+    optimizer.step()
+    alive = [weakref.ref(thing) for thing in (model, optimizer, handle)]
+    gc.collect()
+    gc.disable()
+    try:
+        del model, optimizer, handle
+        assert [ref() for ref in alive] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_new_optimizer_after_the_first_was_deleted():
+    model, optimizer, handle = make(Diary())
+    cycle = [optimizer]
+    cycle.append(cycle)
+    del optimizer, handle, cycle
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Diary())
+
+
+def test_using_a_handle_whose_optimizer_is_gone():
+    _, optimizer, handle = make(Idle())
+    del optimizer
+    gc.collect()
+    assert "optimizer=deleted" in repr(handle)
+    with pytest.raises(StateError, match="deleted"):
+        handle.summary()
