@@ -9,11 +9,19 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
 
 setup_environment run
-cd "$PROJECT_ROOT"
-"$PYTHON" -m orthotrain train --run-dir runs/demo "$@"
 
-report="$PROJECT_ROOT/runs/demo/report/index.html"
-if [ -f "$report" ]; then
-  say ""
-  say "The report: $report"
-fi
+run="$PROJECT_ROOT/runs/demo"
+"$PYTHON" -m orthotrain train --run "$run" "$@"
+
+# An option given here may have named another folder; the last one counts.
+previous=""
+for option in "$@"; do
+  case "$option" in
+    --help | -h) exit 0 ;;
+    --run=*) run=${option#--run=} ;;
+    *) if [ "$previous" = --run ]; then run=$option; fi ;;
+  esac
+  previous=$option
+done
+say ""
+say "The report: $run/report/index.html"

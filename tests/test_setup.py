@@ -46,9 +46,11 @@ def put(folder: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
-def demo(project: Path, tools: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def demo(
+    project: Path, tools: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(project / "demo.sh")],
+        [str(project / "demo.sh"), *options],
         env={"PATH": str(tools), "HOME": os.environ.get("HOME", ""), **environment},
         cwd=tools,
         capture_output=True,
@@ -171,3 +173,33 @@ def test_failed_install_shows_the_log_and_is_tried_again(ready, tools):
         assert "the mirror is down" in done.stderr
         assert "installing torch==2.13.0 failed" in done.stderr
     assert not list((ready / ".venv").glob("*.stamp"))
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ((), "{project}/runs/demo"),
+        (("--seeds", "[0]"), "{project}/runs/demo"),
+        (("--run", "my runs/first"), "my runs/first"),
+        (("--run=one", "--run=two"), "two"),
+    ],
+)
+def test_demo_passes_options_on_and_ends_with_the_report(ready, tools, options, folder):
+    done = demo(ready, tools, *options)
+    assert done.returncode == 0, done.stderr
+    given = "".join(f"{option}|" for option in options)
+    assert f"-m|orthotrain|train|--run|{ready}/runs/demo|{given}\n" in asked(ready)
+    report = folder.format(project=ready) + "/report/index.html"
+    assert done.stdout.splitlines()[-1] == f"The report: {report}"
+
+
+def test_demo_fails_when_training_fails(ready, tools):
+    demo(ready, tools)
+    put(
+        ready / ".venv" / "bin",
+        "python",
+        f'case "$*" in "-m orthotrain"*) exit 3;; "-m "*) exit 0;; esac\nexec "{REAL_PYTHON}" "$@"',
+    )
+    done = demo(ready, tools)
+    assert done.returncode == 3
+    assert "The report" not in done.stdout
