@@ -32,8 +32,10 @@ class BasisStability(Method):
     Every ``every_steps`` optimizer steps, one record a matrix: ``{"step", "method":
     "basis_stability", "layer", "stability", "mixing", "rank"}``. ``stability`` compares the
     polar factors, ``mixing`` what the weight does inside its basis, both with the look ``lag``
-    looks earlier; the first look is right before the first step. A weight with NaN or infinity
-    is recorded with ``None`` for both, and warned about once.
+    looks earlier; the first look is right before the first step. Cosines are averaged over the
+    directions that both weights have, so a cut of the rank by itself does not lower the curve.
+    Without any, as for a layer that starts at zero, ``stability`` is ``None``. A weight with NaN
+    or infinity is recorded with ``None`` for both, and warned about once.
 
     Watched are Linear and convolution weights (flattened to ``(out, -1)``), Transformers'
     ``Conv1D``, and the query, key and value projections of ``MultiheadAttention``, each for
@@ -147,10 +149,11 @@ class _BoundStability(Bound):
     def _record(self, name: str, rank: int, before: _Look, after: _Look) -> None:
         stability: float | None = None
         mixing: float | None = None
-        if bool(after.r.isfinite().all() and before.r.isfinite().all()):
+        if before.r.isfinite().all() and after.r.isfinite().all():
             device = after.q.device
-            stability = basis_stability_from_polar(before.q.to(device), after.q).item()
+            stability = _stability(before.q.to(device), after.q)
             mixing = mixing_similarity(before.r.to(device), after.r).item()
+        if stability is not None:
             self._last[name] = stability
         self._run.record(method=_NAME, layer=name, stability=stability, mixing=mixing, rank=rank)
 
@@ -214,9 +217,23 @@ class _BoundStability(Bound):
 @torch.no_grad()
 def _look_at(weight: Tensor) -> _Look:
     work = weight.to(working_dtype(weight))
+    # Judged by the dtype the weight was rounded in: what a low-rank product leaves in its null
+    # directions is noise of that size, and would count as a basis in a wider dtype.
+    rtol = max(weight.shape) * torch.finfo(weight.dtype).eps
     tall = work if work.shape[-2] >= work.shape[-1] else work.mT
     kept = torch.promote_types(weight.dtype, torch.float32)
-    return _Look(q=polar_factor(work).to(kept), r=torch.linalg.qr(tall, mode="r").R.to(kept))
+    return _Look(
+        q=polar_factor(work, rtol=rtol).to(kept), r=torch.linalg.qr(tall, mode="r").R.to(kept)
+    )
+
+
+def _stability(q_before: Tensor, q_after: Tensor) -> float | None:
+    # Every singular value of a polar factor is one or zero, so its squares sum to its rank.
+    directions = round(min(q.square().sum().item() for q in (q_before, q_after)))
+    if directions == 0:
+        return None
+    over_all = basis_stability_from_polar(q_before, q_after).item()
+    return max(-1.0, min(1.0, over_all * min(q_after.shape) / directions))
 
 
 def _nothing_like(weight: Tensor) -> _Look:

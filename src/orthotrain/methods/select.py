@@ -58,33 +58,40 @@ def clean_name(name: str) -> str:
     return ".".join(parts)
 
 
-def named_modules_clean(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_modules_clean(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
     """Like ``model.named_modules()``, wrappers left out of both the modules and the names.
 
-    A module that is used twice appears once, under its first name.
+    A module that is used twice appears once, under its first name, unless ``remove_duplicate``
+    is off.
     """
     seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         module = unwrap(module)
-        if module in seen:
+        if remove_duplicate and module in seen:
             return
         seen.add(module)
         yield name, module
-        for child_name, child in module.named_children():
-            yield from walk(child, f"{name}.{child_name}" if name else child_name)
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from walk(child, f"{name}.{child_name}" if name else child_name)
 
     yield from walk(model, "")
 
 
-def named_parameters_clean(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters_clean(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Parameter]]:
     """Like ``model.named_parameters()`` with clean names; a tied parameter appears once."""
     seen: set[nn.Parameter] = set()
-    for module_name, module in named_modules_clean(model):
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter not in seen:
-                seen.add(parameter)
-                yield (f"{module_name}.{name}" if module_name else name), parameter
+    for module_name, module in named_modules_clean(model, remove_duplicate=remove_duplicate):
+        for name, parameter in module._parameters.items():
+            if parameter is None or (remove_duplicate and parameter in seen):
+                continue
+            seen.add(parameter)
+            yield (f"{module_name}.{name}" if module_name else name), parameter
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
@@ -162,8 +169,9 @@ def select_parameters(
         ConfigError: A pattern matches nothing (close names are given), an object is not part of
             the model, or a module has no weight of its own.
     """
-    modules = list(named_modules_clean(model))
-    parameters = list(named_parameters_clean(model))
+    # Under every name they have: the second of two tied layers may be the one that is named.
+    modules = list(named_modules_clean(model, remove_duplicate=False))
+    parameters = list(named_parameters_clean(model, remove_duplicate=False))
     chosen: set[nn.Parameter] = set()
     for pattern in _as_list(patterns):
         if isinstance(pattern, str):
@@ -182,7 +190,7 @@ def select_parameters(
                     f"a {type(module).__name__} has no weight of its own; name its children"
                 )
             chosen.update(weights)
-    return [(name, parameter) for name, parameter in parameters if parameter in chosen]
+    return [pair for pair in named_parameters_clean(model) if pair[1] in chosen]
 
 
 def select_modules(
@@ -201,7 +209,7 @@ def select_modules(
     Raises:
         ConfigError: A pattern matches nothing, or an object is not part of the model.
     """
-    modules = list(named_modules_clean(model))
+    modules = list(named_modules_clean(model, remove_duplicate=False))
     chosen: set[nn.Module] = set()
     for pattern in _as_list(patterns):
         if isinstance(pattern, str):
@@ -225,7 +233,7 @@ def select_modules(
         else:
             found = {_require_member(pattern, modules)}
         chosen |= found
-    return [(name, module) for name, module in modules if module in chosen]
+    return [pair for pair in named_modules_clean(model) if pair[1] in chosen]
 
 
 def _require_member(module: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> nn.Module:

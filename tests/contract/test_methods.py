@@ -1,0 +1,173 @@
+"""What every method owes, whatever it does. A new method adds one row to METHODS."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+
+import pytest
+import torch
+
+from methods.doubles import backward, hook_counts, small_model
+from orthotrain.diagnostics import BasisStability
+from orthotrain.methods import Method
+from orthotrain.methods.attach import attach
+
+# Settings with which something happens within the first few steps on the small model.
+METHODS = {
+    "basis_stability": BasisStability(every_steps=2),
+}
+
+rows = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def make(method, *, attached=True):
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return model, optimizer, attach(model, optimizer, method) if attached else None
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+
+
+def through_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@rows
+def test_is_a_frozen_description(method):
+    assert isinstance(method, Method)
+    assert dataclasses.fields(method)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(method, dataclasses.fields(method)[0].name, None)
+    hash(method)
+
+
+@rows
+def test_can_serve_two_runs_at_once(method):
+    runs = [make(method) for _ in range(2)]
+    for model, optimizer, _ in runs:
+        train(model, optimizer, 5)
+    records = [handle.records for _, _, handle in runs]
+    assert same(*records)
+    assert same(*(handle.state_dict() for _, _, handle in runs))
+
+
+@rows
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("order", ["model first", "handle first"])
+def test_state_round_trip_continues_bit_for_bit(method, at, order):
+    model, optimizer, handle = make(method)
+    train(model, optimizer, at)
+    state = through_file(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "handle": handle.state_dict(),
+        }
+    )
+    records = len(handle.records)
+    train(model, optimizer, 6)
+
+    again, again_optimizer, again_handle = make(method)
+    loads = [again.load_state_dict, again_optimizer.load_state_dict, again_handle.load_state_dict]
+    keys = ["model", "optimizer", "handle"]
+    pairs = list(zip(loads, keys, strict=True))
+    for load, key in pairs if order == "model first" else pairs[::-1]:
+        load(state[key])
+    train(again, again_optimizer, 6)
+    assert same(dict(again.state_dict()), dict(model.state_dict()))
+    assert same(again_handle.state_dict(), handle.state_dict())
+    assert same(again_handle.records, handle.records[records:])
+
+
+@rows
+@pytest.mark.parametrize("when", ["before", "after", "after a step"])
+def test_attach_before_or_after_the_scheduler_and_the_first_step(method, when):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, optimizer, handle = make(method, attached=when == "before")
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
+        if when == "after a step":
+            train(model, optimizer, 1)
+        handle = handle or attach(model, optimizer, method)
+        for _ in range(5):
+            train(model, optimizer, 1)
+            scheduler.step()
+    assert handle.run.step == 5
+    assert handle.records or handle.summary().notes or handle.summary().rows
+
+
+@rows
+def test_detach_leaves_no_hook(method):
+    model, optimizer, _ = make(method, attached=False)
+    before = hook_counts(model, optimizer)
+    handle = attach(model, optimizer, method)
+    assert hook_counts(model, optimizer) != before
+    train(model, optimizer, 3)
+    handle.detach()
+    assert hook_counts(model, optimizer) == before
+    count = len(handle.records)
+    train(model, optimizer, 4)
+    assert len(handle.records) == count
+
+
+@rows
+def test_detach_before_the_first_step_leaves_no_hook(method):
+    model, optimizer, _ = make(method, attached=False)
+    before = hook_counts(model, optimizer)
+    attach(model, optimizer, method).detach()
+    assert hook_counts(model, optimizer) == before
+
+
+@rows
+@pytest.mark.parametrize("gradient", [None, 0.0])
+def test_a_missing_or_zero_gradient_is_no_trouble(method, gradient):
+    model, optimizer, handle = make(method)
+    for _ in range(5):
+        optimizer.zero_grad()
+        backward(model)
+        for parameter in model[0].parameters():
+            parameter.grad = None if gradient is None else torch.zeros_like(parameter)
+        optimizer.step()
+    assert handle.run.step == 5
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@rows
+def test_random_state_is_untouched(method):
+    model, optimizer, _ = make(method, attached=False)
+    state = torch.get_rng_state()
+    handle = attach(model, optimizer, method)
+    train(model, optimizer, 5)
+    handle.load_state_dict(handle.state_dict())
+    str(handle.summary())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@rows
+def test_says_what_it_will_do_and_what_it_did(method):
+    model, optimizer, handle = make(method)
+    assert handle.plan
+    assert method.name in handle.methods
+    assert type(method).__name__ in repr(handle)
+    train(model, optimizer, 5)
+    assert handle.summary().rows or handle.summary().notes
