@@ -1,0 +1,238 @@
+"""Apply a low-rank weight ``u @ core @ vh`` without building it, keeping ``k`` numbers a row.
+
+Both operations are one ``autograd.Function``. What backward needs is the ``k``-wide product
+with ``vh``, not the input: ``F.conv2d`` keeps its input even where the weight is frozen, so a
+convolution of three plain operations would keep more than the dense one. That product is
+returned as a second output, so it is part of the graph and the backward pass is itself
+differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from orthotrain.layers._cost import cheapest_form
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def low_rank_linear(
+    x: Float[Tensor, "*rows n"],
+    u: Float[Tensor, "m k"],
+    core: Float[Tensor, "k k"],
+    vh: Float[Tensor, "k n"],
+    bias: Float[Tensor, " m"] | None = None,
+) -> Float[Tensor, "*rows m"]:
+    """``x @ (u @ core @ vh)^T + bias`` by the cheapest contraction.
+
+    Args:
+        x: ``(*rows, n)``.
+        u: ``(m, k)``, treated as a constant.
+        core: ``(k, k)``, differentiated.
+        vh: ``(k, n)``, treated as a constant.
+        bias: ``(m,)`` or None.
+
+    Returns:
+        ``(*rows, m)`` in the dtype of ``x``, or autocast's where that is on.
+
+    Note:
+        Differentiable any number of times in ``x``, ``core`` and ``bias``.
+    """
+    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
+    (m, k), n = u.shape, vh.shape[1]
+    rows = x.shape[:-1].numel()
+    if cheapest_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
+        return F.linear(x, u @ core @ vh, bias)
+    y, _ = _LowRankLinear.apply(x.reshape(-1, n), u, core, vh, bias)
+    return y.reshape(*x.shape[:-1], m)
+
+
+def low_rank_conv(
+    x: Float[Tensor, "batch channels *size"],
+    u: Float[Tensor, "groups m k"],
+    core: Float[Tensor, "groups k k"],
+    vh: Float[Tensor, "filters channels_per_group *kernel"],
+    bias: Float[Tensor, " out"] | None,
+    geometry: ConvGeometry,
+) -> Float[Tensor, "batch out *out_size"]:
+    """Convolution with the weight ``u @ core @ vh`` of each group, by the cheapest contraction.
+
+    Args:
+        x: ``(batch, channels, *size)`` with one to three spatial dimensions, padded already
+            where the padding is not with zeros.
+        u: ``(groups, out / groups, k)``, treated as a constant.
+        core: ``(groups, k, k)``, differentiated.
+        vh: ``(groups * k, channels / groups, *kernel)``: the right factor as ``k`` filters a
+            group, treated as a constant.
+        bias: ``(out,)`` or None.
+        geometry: Stride, zero padding and dilation of each spatial dimension.
+
+    Returns:
+        ``(batch, out, *out_size)`` in the memory format that ``torch`` gives the dense one.
+
+    Note:
+        Differentiable any number of times in ``x``, ``core`` and ``bias``.
+    """
+    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
+    groups, m, k = u.shape
+    n = vh[0].numel()
+    positions = x.shape[0] * geometry.out_size(x.shape[2:], vh.shape[2:]).numel()
+    if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
+        weight = (u @ core @ vh.reshape(groups, k, n)).reshape(groups * m, *vh.shape[1:])
+        return geometry.convolve(x, weight, bias, groups)
+    y, _ = _LowRankConv.apply(x, u, core, vh, bias, geometry)
+    return y
+
+
+class ConvGeometry:
+    """Stride, zero padding and dilation of a convolution, one integer a spatial dimension."""
+
+    def __init__(
+        self, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ) -> None:
+        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+
+    def out_size(self, size: Sequence[int], kernel: Sequence[int]) -> torch.Size:
+        """Spatial size of the output."""
+        per_axis = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return torch.Size([(s + 2 * p - d * (w - 1) - 1) // t + 1 for s, w, t, p, d in per_axis])
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """The dense convolution of this geometry."""
+        convolution = _CONV[len(self.stride)]
+        y: Tensor = convolution(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+        return y
+
+    def gradient_of_input(
+        self, grad: Tensor, weight: Tensor, x_shape: Sequence[int], groups: int
+    ) -> Tensor:
+        """Gradient with respect to the input; the input's values are not needed."""
+        no_output_padding = [0] * len(self.stride)
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            grad, grad.new_empty(1).expand(x_shape), weight, None,
+            self.stride, self.padding, self.dilation, False, no_output_padding, groups,
+            [True, False, False],
+        )[0]  # fmt: skip
+        return gradient
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """``(x, u, core, vh, bias) -> (y, x @ vh^T)``; keeps the second output only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, u: Tensor, core: Tensor, vh: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        hidden = x @ vh.mT
+        if x.shape[0] > u.shape[0]:
+            return F.linear(hidden, u @ core, bias), hidden
+        return F.linear(hidden @ core.mT, u, bias), hidden
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, u, core, vh, _ = inputs
+        ctx.save_for_backward(u, core, vh, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_y, grad_hidden = grads
+        u, core, vh, hidden = ctx.saved_tensors
+        grad_x = grad_core = grad_bias = None
+        if grad_y is not None:
+            projected = grad_y @ u
+            if ctx.needs_input_grad[2]:
+                grad_core = projected.mT @ hidden
+            if ctx.needs_input_grad[4]:
+                grad_bias = grad_y.sum(0)
+            if ctx.needs_input_grad[0]:
+                fold = grad_y.shape[0] > vh.shape[1]
+                grad_x = projected @ (core @ vh) if fold else (projected @ core) @ vh
+        if grad_hidden is not None and ctx.needs_input_grad[0]:
+            through_hidden = grad_hidden @ vh
+            grad_x = through_hidden if grad_x is None else grad_x + through_hidden
+        return grad_x, None, grad_core, None, grad_bias
+
+
+class _LowRankConv(torch.autograd.Function):
+    """``(x, u, core, vh, bias, geometry) -> (y, x * vh)``; keeps the second output only."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, u: Tensor, core: Tensor, vh: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    ) -> tuple[Tensor, Tensor]:
+        groups, m, k = u.shape
+        hidden = geometry.convolve(x, vh, None, groups)
+        return _pointwise(hidden, u @ core, bias), hidden
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, u, core, vh, _, geometry = inputs
+        ctx.save_for_backward(u, core, vh, output[1])
+        ctx.geometry, ctx.x_shape = geometry, x.shape
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_y, grad_hidden = grads
+        u, core, vh, hidden = ctx.saved_tensors
+        groups, _, k = u.shape
+        grad_core = grad_bias = None
+        if grad_y is not None:
+            projected = _pointwise(grad_y, u.mT)
+            if ctx.needs_input_grad[2]:
+                grad_core = _channel_products(projected, hidden, groups)
+            if ctx.needs_input_grad[4]:
+                grad_bias = grad_y.sum((0, *range(2, grad_y.ndim)))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            filters = vh
+            if grad_y is not None and grad_hidden is None:
+                grad_hidden = projected
+                filters = (core @ vh.reshape(*core.shape[:2], -1)).reshape(vh.shape)
+            elif grad_y is not None:
+                grad_hidden = grad_hidden + _pointwise(projected, core.mT)
+            if grad_hidden is not None:
+                grad_x = ctx.geometry.gradient_of_input(grad_hidden, filters, ctx.x_shape, groups)
+        return grad_x, None, grad_core, None, grad_bias, None
+
+
+def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution by the ``(groups, out, in)`` matrices of each group of channels."""
+    groups, out, channels = matrices.shape
+    kernel = (1,) * (x.ndim - 2)
+    weight = matrices.reshape(groups * out, channels, *kernel)
+    y: Tensor = _CONV[x.ndim - 2](x, weight, bias, groups=groups)
+    return y
+
+
+def _channel_products(left: Tensor, right: Tensor, groups: int) -> Tensor:
+    """Sum over batch and positions of ``left_i right_j``, per group: ``(groups, k, k)``."""
+    batch, channels = left.shape[:2]
+    split = (batch, groups, channels // groups, -1)
+    return (left.reshape(split) @ right.reshape(split).mT).sum(0)
+
+
+def _under_autocast(x: Tensor, *others: Tensor | None) -> Any:
+    """The arguments in autocast's dtype where autocast is on, float64 left alone.
+
+    Done outside the Function, so that casting is differentiated and the backward pass, which
+    runs with autocast off, meets one dtype.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(a: Tensor | None) -> Tensor | None:
+        return a if a is None or a.dtype == torch.float64 else a.to(dtype)
+
+    return tuple(cast(a) for a in (x, *others))

@@ -1,0 +1,261 @@
+"""Low-rank linear and convolution layers: ``u`` and ``vh`` frozen, a small ``core`` trained."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
+from orthotrain.layers._factors import (
+    LowRankModule,
+    WeightLayout,
+    factorize_,
+    is_factored,
+    register_low_rank,
+)
+
+
+class _SingleWeight(LowRankModule):
+    """A layer with one weight, named ``weight``, that is always held in factors."""
+
+    u: Tensor
+    core: nn.Parameter
+    vh: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, materialized on every access; writing into it changes nothing."""
+        return self.materialized("weight")
+
+    def _become(self, dense: nn.Module, rank: int | None) -> None:
+        self.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
+        factorize_(self, "weight", type(self), rank=rank)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw a fresh dense weight and bias as torch does; keep its part inside the basis."""
+        fresh = self._fresh()
+        matrix = self.layout(self, "weight").matrix(fresh._parameters["weight"])  # type: ignore[arg-type]
+        self.core.copy_(self.u.mT @ matrix @ self.vh.mT)
+        if self.bias is not None:
+            self.bias.copy_(fresh.bias)
+
+    def _fresh(self) -> nn.Module:
+        raise TypeError(f"{type(self).__name__} must say how its dense layer is made")
+
+    def extra_repr(self) -> str:
+        """Torch's description of the dense layer, and the rank."""
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+@register_low_rank(
+    "torch.nn.modules.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
+)
+class LowRankLinear(_SingleWeight, nn.Linear):
+    """Linear layer with the weight ``u @ core @ vh``; only ``core`` and ``bias`` are trained.
+
+    Args:
+        in_features: Width ``n`` of the input.
+        out_features: Width ``m`` of the output.
+        rank: ``k``, from 1 to ``min(m, n)``.
+        bias: Whether a bias is added.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
+
+    Attributes:
+        u: ``(m, k)`` buffer with orthonormal columns.
+        core: ``(k, k)`` Parameter.
+        vh: ``(k, n)`` buffer with orthonormal rows.
+        weight: ``(m, n)``, materialized when read.
+
+    Raises:
+        RankError: ``rank`` is outside ``[1, min(m, n)]``.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505.
+
+    Example:
+        >>> layer = LowRankLinear(8, 6, rank=2)
+        >>> layer(torch.zeros(5, 8)).shape, sorted(n for n, _ in layer.named_parameters())
+        (torch.Size([5, 6]), ['bias', 'core'])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, rank: int | None = None) -> Self:
+        """A low-rank copy of a linear layer: its best approximation of that rank.
+
+        Args:
+            linear: The dense layer; not changed and not shared.
+            rank: ``k``; ``None`` keeps the full rank, and with it the function.
+
+        Raises:
+            RankError: ``rank`` is outside ``[1, min(m, n)]``.
+        """
+        return _copied(cls, linear, rank)
+
+    @classmethod
+    def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
+        """One block, ``out_features x in_features``."""
+        assert isinstance(module, nn.Linear)
+        return (WeightLayout.of_blocks((module.out_features, module.in_features)),)
+
+    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
+        """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
+        return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
+
+    def _fresh(self) -> nn.Module:
+        like = self.core
+        return nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, like.device, like.dtype
+        )
+
+
+@register_low_rank("transformers.pytorch_utils.Conv1D")
+class LowRankTransposedLinear(_SingleWeight):
+    """Low-rank form of the ``Conv1D`` of Transformers: a linear layer with weight ``(in, out)``.
+
+    Made in place out of that class, so Transformers is never imported here.
+    """
+
+    nx: int
+    nf: int
+    bias: nn.Parameter
+
+    @classmethod
+    def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
+        """One block, ``in x out`` as that class stores it."""
+        return (WeightLayout.of_blocks((int(module.nx), int(module.nf))),)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
+        """``x @ weight + bias`` without building the weight, where that is cheaper."""
+        return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
+
+    def _fresh(self) -> nn.Module:
+        return self._dense_class(self.nf, self.nx).to(self.core)
+
+
+class _LowRankConv(_SingleWeight):
+    """What the convolutions share: geometry from the module, one factorization a group."""
+
+    @classmethod
+    def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
+        """One block a group, ``out / groups`` by ``in / groups`` times the kernel's size."""
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        return (WeightLayout.of_blocks(shape, module.groups),)
+
+    @classmethod
+    def from_conv(cls, conv: nn.modules.conv._ConvNd, *, rank: int | None = None) -> Self:
+        """A low-rank copy of a convolution: its best approximation of that rank.
+
+        Args:
+            conv: The dense layer; not changed and not shared.
+            rank: ``k`` of each group; ``None`` keeps the full rank, and with it the function.
+
+        Raises:
+            RankError: ``rank`` is outside ``[1, min(m, n)]``.
+        """
+        return _copied(cls, conv, rank)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self, nn.modules.conv._ConvNd)
+        x, padding = _padded(self, x)
+        lead = () if self.groups > 1 else (1,)
+        u, core = self.u.reshape(*lead, *self.u.shape), self.core.reshape(*lead, *self.core.shape)
+        filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
+        batch = x if x.ndim == filters.ndim else x.unsqueeze(0)
+        geometry = ConvGeometry(self.stride, padding, self.dilation)
+        y = low_rank_conv(batch, u, core, filters, self.bias, geometry)
+        return y if batch is x else y.squeeze(0)
+
+    def _fresh(self) -> nn.Module:
+        assert isinstance(self, nn.modules.conv._ConvNd)
+        return self._dense_class(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+            self.dilation, self.groups, self.bias is not None, self.padding_mode,
+            self.core.device, self.core.dtype,
+        )  # fmt: skip
+
+
+_CONV_ARGUMENTS = """
+    Takes the arguments of torch's layer and ``rank``: ``k`` of each group, from 1 to the smaller
+    side of ``out / groups`` by ``in / groups * kernel``.
+
+    Attributes:
+        u: ``(out, k)`` buffer, ``(groups, out / groups, k)`` where there are groups.
+        core: ``(k, k)`` Parameter, ``(groups, k, k)`` where there are groups.
+        vh: ``(k, in * kernel)`` buffer, ``(groups, k, in / groups * kernel)`` with groups.
+        weight: In the dense layer's shape, materialized when read.
+"""
+
+
+@register_low_rank("torch.nn.modules.conv.Conv1d")
+class LowRankConv1d(_LowRankConv, nn.Conv1d):
+    __doc__ = f"1-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+
+    def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
+        self._become(nn.Conv1d(*args, **kwargs), rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
+        return self._forward(x)
+
+
+@register_low_rank("torch.nn.modules.conv.Conv2d")
+class LowRankConv2d(_LowRankConv, nn.Conv2d):
+    __doc__ = f"2-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+
+    def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
+        self._become(nn.Conv2d(*args, **kwargs), rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
+        return self._forward(x)
+
+
+@register_low_rank("torch.nn.modules.conv.Conv3d")
+class LowRankConv3d(_LowRankConv, nn.Conv3d):
+    __doc__ = f"3-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+
+    def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
+        self._become(nn.Conv3d(*args, **kwargs), rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in, d, h, w)`` to ``(batch, out, d', h', w')``; the batch may be missing."""
+        return self._forward(x)
+
+
+def _copied(cls: type[Any], dense: nn.Module, rank: int | None) -> Any:
+    """A low-rank layer out of a copy of a dense one."""
+    layer = copy.deepcopy(dense)
+    assert not is_factored(layer)
+    factorize_(layer, "weight", cls, rank=rank)
+    return layer
+
+
+def _padded(conv: nn.modules.conv._ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The input padded by what is not symmetric zeros, and the zero padding left to do."""
+    both = conv._reversed_padding_repeated_twice
+    before, after = tuple(both[-2::-2]), tuple(both[-1::-2])
+    if conv.padding_mode != "zeros":
+        return F.pad(x, both, mode=conv.padding_mode), (0,) * len(before)
+    if before != after:  # padding="same" with an even kernel
+        return F.pad(x, both), (0,) * len(before)
+    return x, before

@@ -1,0 +1,240 @@
+"""Which weights of a model can be held low-rank, in which order, and why others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from orthotrain.errors import ConfigError
+from orthotrain.layers._factors import (
+    Factors,
+    LowRankModule,
+    WeightLayout,
+    is_factored,
+    low_rank_class_of,
+    weight_parameter,
+)
+from orthotrain.methods.select import named_modules_clean, select_modules
+
+# Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
+_MIN_SIDE_RATIO = 10
+
+# Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
+_CONV_RANK_MULTIPLE = 16
+
+
+@dataclass(eq=False)
+class Site:
+    """One trained weight that is, or can be, held as ``u @ core @ vh``.
+
+    Attributes:
+        name: Qualified name of the first module that owns it; with the weight's own name where
+            a module has several.
+        owners: Every ``(module, weight name)`` that holds this very Parameter: tied weights.
+        layout: How the weight is read as matrices.
+        multiple: Ranks are rounded up to a multiple of this.
+    """
+
+    name: str
+    layout: WeightLayout
+    multiple: int
+    owners: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The dense weight or the core: the same object before and after."""
+        module, weight = self.owners[0]
+        parameter = weight_parameter(module, weight)
+        assert parameter is not None
+        return parameter
+
+    @property
+    def factored(self) -> bool:
+        """Whether the weight is held in factors now."""
+        return is_factored(*self.owners[0])
+
+    @property
+    def factors(self) -> Factors:
+        """The tensors that hold it; only where it is factored."""
+        module, weight = self.owners[0]
+        assert isinstance(module, LowRankModule)
+        return module.factors(weight)
+
+    @property
+    def rank(self) -> int:
+        """Its rank; the full one while it is dense."""
+        return self.parameter.shape[-1] if self.factored else self.layout.full_rank
+
+    @property
+    def dense_numbers(self) -> int:
+        """Numbers in the dense weight."""
+        return self.layout.blocks * self.layout.m * self.layout.n
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layer that stays as it is, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers are left out of a search for sites.
+
+    Attributes:
+        skip: ``fnmatch`` patterns on qualified module names; each must match something.
+        dense_first: The first layer with a weight stays dense, by position in the model.
+        dense_last: The last one does.
+        shared_attention_basis: Query, key and value of packed attention share one basis.
+        min_side_ratio: A weight whose larger side is this many times the smaller, or more,
+            stays dense. ``None`` takes every shape.
+    """
+
+    skip: Sequence[str] = ()
+    dense_first: bool = False
+    dense_last: bool = False
+    shared_attention_basis: bool = False
+    min_side_ratio: int | None = _MIN_SIDE_RATIO
+
+
+def find_sites(
+    model: nn.Module, selection: Selection, *, trained: Set[int] | None = None
+) -> tuple[list[Site], list[Refusal]]:
+    """Every weight that can be held low-rank, in the order modules are registered.
+
+    A module that is shared comes once. A weight that several modules own comes once with all
+    its owners, if all of them can hold it; otherwise it is refused.
+
+    Args:
+        model: The inner model, without wrappers.
+        selection: What is left out.
+        trained: ``id`` of each parameter the optimizer holds; others are refused. ``None``
+            where no training is going on.
+
+    Raises:
+        ConfigError: A skip pattern matches nothing.
+    """
+    for pattern in selection.skip:
+        select_modules(model, [pattern])
+    weights = list(_weights(model, selection))
+    ends = {weights[0].name} if weights and selection.dense_first else set()
+    ends |= {weights[-1].name} if weights and selection.dense_last else set()
+    foreign = _other_owners(model, {id(site.owners[0][0]) for site in weights})
+    by_parameter: dict[int, list[Site]] = {}
+    for site in weights:
+        by_parameter.setdefault(id(site.parameter), []).append(site)
+    sites, refusals = [], _without_form(model)
+    for key, tied in by_parameter.items():
+        reasons = [_refusal(site, selection, ends) or foreign.get(key) for site in tied]
+        if trained is not None:
+            reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
+        if len({site.layout for site in tied}) > 1:
+            reasons = [f"tied weight held in different shapes by {_names(tied)}"] * len(tied)
+        if any(reasons):
+            shared = next(reason for reason in reasons if reason)
+            refusals += [
+                Refusal(site.name, reason or f"tied to a weight that stays dense ({shared})")
+                for site, reason in zip(tied, reasons, strict=True)
+            ]
+        else:
+            tied[0].owners = [owner for site in tied for owner in site.owners]
+            sites.append(tied[0])
+    return sites, refusals
+
+
+def other_numbers(model: nn.Module, sites: Sequence[Site]) -> int:
+    """Numbers in the parameters of a model outside its sites."""
+    inside = {id(site.parameter) for site in sites}
+    return sum(p.numel() for p in model.parameters() if id(p) not in inside)
+
+
+def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str) -> None:
+    """Refuse a model in which nothing can be converted.
+
+    Raises:
+        ConfigError: ``sites`` is empty; the message names why each layer was refused.
+    """
+    if sites:
+        return
+    shown = "; ".join(f"{r.name or 'the model'}: {r.reason}" for r in refusals[:5])
+    raise ConfigError(
+        f"{what} needs at least one eligible layer (Linear, Conv1d/2d/3d, MultiheadAttention), "
+        f"got a model with none{': ' + shown if shown else ''}; loosen skip, dense_first and "
+        "dense_last, or attach to the module that holds the layers"
+    )
+
+
+def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
+    """A site a weight, before anything is refused."""
+    for name, module in named_modules_clean(model):
+        low_rank_class = low_rank_class_of(module)
+        if low_rank_class is None:
+            continue
+        held = [w for w in low_rank_class.weight_names if weight_parameter(module, w) is not None]
+        for weight in held:
+            layouts = low_rank_class.layouts(module, weight)
+            shared = selection.shared_attention_basis and not is_factored(module, weight)
+            layout = layouts[-1] if shared else low_rank_class.layout(module, weight)
+            label = name if weight == "weight" else f"{name}.{weight}".lstrip(".")
+            conv = isinstance(module, nn.modules.conv._ConvNd)
+            multiple = _CONV_RANK_MULTIPLE if conv else 1
+            yield Site(label, layout, multiple, [(module, weight)])
+
+
+def _refusal(site: Site, selection: Selection, ends: set[str]) -> str | None:
+    """Why a weight stays as it is; None where it can be converted."""
+    module, weight = site.owners[0]
+    name = site.name.removesuffix(f".{weight}")
+    layout = site.layout
+    small, large = sorted((layout.m, layout.n))
+    if site.name in ends:
+        return "first or last layer of the model, kept dense"
+    if any(fnmatchcase(name, pattern) for pattern in selection.skip):
+        return "skipped by pattern"
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1:
+        return "depthwise convolution: nothing to factor"
+    if site.factored:
+        return None
+    if not site.parameter.is_floating_point():
+        return f"its weight has dtype {site.parameter.dtype}, a floating one is needed"
+    if selection.min_side_ratio is not None and small * selection.min_side_ratio <= large:
+        return f"too thin: {layout.m} x {layout.n}"
+    return None
+
+
+def _untrained(site: Site, trained: Set[int]) -> str | None:
+    if not site.parameter.requires_grad:
+        return "frozen: its weight requires no gradient"
+    if id(site.parameter) not in trained:
+        return "its weight belongs to no parameter group of this optimizer"
+    return None
+
+
+def _without_form(model: nn.Module) -> list[Refusal]:
+    """Layers one would expect to be converted that have no low-rank form."""
+    expected = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
+    return [
+        Refusal(name, f"{type(module).__name__} has no low-rank form")
+        for name, module in named_modules_clean(model)
+        if isinstance(module, expected) and low_rank_class_of(module) is None
+    ]
+
+
+def _names(sites: Sequence[Site]) -> str:
+    return ", ".join(site.name for site in sites)
+
+
+def _other_owners(model: nn.Module, known: set[int]) -> dict[int, str]:
+    """Parameters held by a module that cannot hold factors: an embedding tied to a head."""
+    owners = {}
+    for name, module in named_modules_clean(model):
+        if id(module) not in known:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners[id(parameter)] = f"tied to {name}, a {type(module).__name__}"
+    return owners

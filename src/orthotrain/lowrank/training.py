@@ -1,0 +1,333 @@
+"""Adaptive low-rank training at work on one run: when, which layers, and what follows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from orthotrain.errors import NonFiniteError, StateError
+from orthotrain.layers import stored_numbers
+from orthotrain.layers._factors import follow_state_dict, low_rank_class_of
+from orthotrain.linalg import basis_stability, polar_factor
+from orthotrain.linalg.decompose import singular_values
+from orthotrain.lowrank.distributed import Agreement
+from orthotrain.lowrank.history import LayerHistory, LossGuard
+from orthotrain.lowrank.policy import (
+    Candidate,
+    decided_ranks,
+    factored_pays,
+    tail_length,
+    updates_to_reach_all,
+)
+from orthotrain.lowrank.sites import Refusal, Site, other_numbers
+from orthotrain.lowrank.surgery import cut_site_, decomposed, share_tied_factors_
+from orthotrain.lowrank.tracking import FollowingCopy
+from orthotrain.methods import Bound, Row, Run
+from orthotrain.methods.optimizer_state import BasisChange, check_supported, resize
+
+if TYPE_CHECKING:
+    from orthotrain.lowrank.method import AdaptiveLowRank
+
+_KEEP = -1  # a decision: leave this site as it is
+
+
+class LowRankTraining(Bound):
+    """The working half of :class:`AdaptiveLowRank`."""
+
+    def __init__(
+        self,
+        settings: AdaptiveLowRank,
+        run: Run,
+        sites: Sequence[Site],
+        refusals: Sequence[Refusal],
+    ) -> None:
+        self._settings = settings
+        self._run = run
+        self._sites = list(sites)
+        self._refusals = list(refusals)
+        self._layers = {site.name: LayerHistory() for site in sites}
+        self._guard = LossGuard()
+        self._updates = 0
+        self._copies: list[FollowingCopy] = []
+        self._agreement = Agreement(run)
+        for site in sites:
+            check_supported(run.optimizer, new_shape=site.layout.factor_shapes(1)[1])
+        self._load_hooks = _follow_checkpoints(run.model)
+        if settings.delay_steps == 0:
+            self._update()
+
+    def after_step(self) -> None:
+        """Update where one is due: at the switch and every ``every_steps`` after it."""
+        if self._guard.watching:
+            self._judge_last_cut()
+        delay, every = self._settings.delay_steps, self._settings.every_steps
+        first = every if delay == "auto" else delay
+        since = self._run.step - first
+        if since >= 0 and since % every == 0:
+            self._update()
+
+    def observe(self, loss: float, *, step: int) -> None:
+        """Take one training loss, to notice a cut that hurts."""
+        self._guard.observe(loss)
+
+    def after_load(self) -> None:
+        """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
+        share_tied_factors_(self._run.model)
+        self._agreement.structure_changed()
+
+    # --- one update --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        started = time.perf_counter()
+        self._run.deliver_losses()
+        self._judge_last_cut(final=True)
+        self._updates += 1
+        if self._settings.delay_steps == "auto":
+            self._check_bases()
+        ranks = self._agreement.ranks(self._decisions() if self._agreement.decides else self._none)
+        cut = [
+            site.name
+            for site, rank in zip(self._sites, ranks, strict=True)
+            if rank != _KEEP and self._change(site, rank)
+        ]
+        if any(rank != _KEEP for rank in ranks):
+            self._agreement.structure_changed()
+        if cut:
+            self._guard.cut_happened(cut)
+        self._run.record(
+            method=self._settings.name, event="update", update=self._updates,
+            changed=sum(rank != _KEEP for rank in ranks), cut=len(cut),
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+    @property
+    def _none(self) -> list[int]:
+        return [_KEEP] * len(self._sites)
+
+    def _reach(self) -> set[int]:
+        """Indices of the sites this update may cut."""
+        count = len(self._sites)
+        if self._settings.delay_steps == "auto":
+            return {i for i, site in enumerate(self._sites) if self._layers[site.name].settled}
+        fraction = self._settings.layer_fraction
+        tail = tail_length(self._updates, layers=count, layer_fraction=fraction)
+        return set(range(count - tail, count))
+
+    def _decisions(self) -> list[int]:
+        """The new rank of each site, or that it is left alone."""
+        reach = self._reach()
+        for i in sorted(reach):
+            layer = self._layers[self._sites[i].name]
+            if layer.wait_updates > 0:
+                layer.wait_updates -= 1
+                reach.remove(i)
+        planned = self._planned_ranks(reach)
+        everything = not self._settings.only_if_cheaper
+        decisions = []
+        for i, site in enumerate(self._sites):
+            layer, layout = self._layers[site.name], site.layout
+            if i in reach:
+                layer.planned_rank = planned[i]
+                pays = everything or factored_pays(layout.m, layout.n, planned[i])
+                decisions.append(planned[i] if site.factored or pays else _KEEP)
+            elif everything and not site.factored and self._settings.delay_steps != "auto":
+                decisions.append(layout.full_rank)
+            else:
+                decisions.append(_KEEP)
+        return decisions
+
+    def _planned_ranks(self, reach: set[int]) -> dict[int, int]:
+        """What the rank rule gives for the sites within reach."""
+        budget = self._settings.stored_budget is not None
+        known = range(len(self._sites)) if budget else sorted(reach)
+        candidates = [self._candidate(self._sites[i], within_reach=i in reach) for i in known]
+        ranks = decided_ranks(
+            candidates, rule=self._settings.rule, limits=self._settings.limits,
+            other_numbers=other_numbers(self._run.model, self._sites) if budget else 0,
+        )  # fmt: skip
+        return dict(zip(known, ranks, strict=True))
+
+    def _candidate(self, site: Site, *, within_reach: bool) -> Candidate:
+        layer, layout = self._layers[site.name], site.layout
+        value = site.parameter.detach()
+        _require_finite(site.name, value)
+        s = singular_values(value if site.factored else layout.matrix(value))
+        return Candidate(
+            spectrum=s.reshape(-1, s.shape[-1]), cut_energy=layer.cut_energy,
+            ceiling=site.rank if site.factored or layer.planned_rank < 0 else layer.planned_rank,
+            m=layout.m, n=layout.n, dense=not site.factored, within_reach=within_reach,
+            multiple=site.multiple,
+        )  # fmt: skip
+
+    def _change(self, site: Site, rank: int) -> bool:
+        """Take a site to its new rank, state and copies with it; whether something was cut."""
+        run, layer = self._run, self._layers[site.name]
+        switched, before = not site.factored, site.rank
+        p, s, qh = self._decomposition(site)
+        layer.cut_energy += float(s[..., rank:].square().sum())
+        kept = float(s[..., :rank].square().sum())
+        if switched:
+            layer.switched_at = run.step
+        cut_site_(site, p[..., :rank], s[..., :rank], qh[..., :rank, :])
+        change = BasisChange(left=p[..., :rank], right=qh[..., :rank, :].mT)
+        resize(
+            run.optimizer, site.parameter, change, new_shape=site.parameter.shape,
+            mode=self._settings.optimizer_state, name=site.name,
+        )  # fmt: skip
+        for copy in self._copies:
+            copy.follow(site)
+        run.record(
+            method=self._settings.name, event="switch" if switched else "turn",
+            layer=site.name, rank=rank, rank_before=before, full_rank=site.layout.full_rank,
+            kept_energy=kept / max(kept + layer.cut_energy, torch.finfo(torch.float64).tiny),
+        )  # fmt: skip
+        return rank < before
+
+    def _decomposition(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """The deciding process's decomposition, on every process."""
+        _require_finite(site.name, site.parameter)
+        return self._agreement.factors(lambda: decomposed(site), site)
+
+    # --- what makes a layer wait --------------------------------------------------------------
+
+    def _judge_last_cut(self, *, final: bool = False) -> None:
+        """Delay the next cut of layers after whose cut the loss jumped, twice as long each time."""
+        for name in self._guard.verdict(final=final):
+            layer = self._layers[name]
+            layer.strikes += 1
+            layer.wait_updates = 2 ** (layer.strikes - 1)
+            self._run.record(
+                method=self._settings.name, event="loss_jump", layer=name,
+                wait_updates=layer.wait_updates,
+            )  # fmt: skip
+
+    def _check_bases(self) -> None:
+        """Compare each dense layer's basis with the one at the last update."""
+        for site in self._sites:
+            layer = self._layers[site.name]
+            if site.factored or layer.settled:
+                continue
+            _require_finite(site.name, site.parameter)
+            basis = polar_factor(site.layout.matrix(site.parameter.detach()).float())
+            if layer.basis is not None:
+                layer.stability.append(float(basis_stability(layer.basis, basis).mean()))
+            layer.basis = None if layer.settled else basis
+
+    # --- what is told -------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """One row a site, in model order."""
+        return [self._row(site) for site in self._sites]
+
+    def _row(self, site: Site) -> Row:
+        layout, layer, dense = site.layout, self._layers[site.name], site.dense_numbers
+        if not site.factored:
+            note = f"rank {layer.planned_rank} does not pay yet" if layer.planned_rank > 0 else ""
+            return Row(site.name, layout.shape, None, dense, dense, dense, "dense", note)
+        k = site.rank
+        pays = factored_pays(layout.m, layout.n, k)
+        return Row(
+            name=site.name, shape=layout.shape, rank=k, trainable=layout.blocks * k * k,
+            stored=layout.blocks * stored_numbers(layout.m, layout.n, k), dense=dense,
+            form="factored" if pays else "materialized",
+            note=f"since step {layer.switched_at}" if layer.switched_at >= 0 else "",
+        )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """Layers left as they are with the reason, cuts that hurt, and a loss never seen."""
+        notes = [f"{refusal.name}: {refusal.reason}" for refusal in self._refusals]
+        notes += [
+            f"{name}: {layer.strikes} of its cuts made the loss jump, next cuts delayed"
+            for name, layer in self._layers.items()
+            if layer.strikes
+        ]
+        if self._updates and not self._guard.has_seen_losses:
+            notes.append(
+                "no training loss was seen, so cuts that hurt go unnoticed; "
+                "call handle.observe(loss) once a step"
+            )
+        return notes
+
+    def plan(self) -> list[str]:
+        """When layers switch and when every layer is reached."""
+        settings, total, count = self._settings, self._run.total_steps, len(self._sites)
+        every = settings.every_steps
+        lines = [f"{count} layers can become low-rank, {len(self._refusals)} stay as they are"]
+        if settings.delay_steps == "auto":
+            lines.append(f"each layer switches once its basis settles, checked every {every} steps")
+            return lines
+        reach_all = updates_to_reach_all(layers=count, layer_fraction=settings.layer_fraction)
+        last = settings.delay_steps + (reach_all - 1) * every
+        lines.append(f"switch after step {settings.delay_steps}, then an update every {every}")
+        lines.append(f"update {reach_all}, after step {last}, is the first to reach every layer")
+        if total is not None and last > total:
+            updates = (total - settings.delay_steps) // every + 1
+            reached = tail_length(updates, layers=count, layer_fraction=settings.layer_fraction)
+            lines.append(f"the run ends at step {total}: only {reached} of {count} are reached")
+        return lines
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, layer histories and the loss window; structure is in the model's own."""
+        return {
+            "updates": self._updates,
+            "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
+            "guard": self._guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave; before or after the model's own, in any order.
+
+        Raises:
+            StateError: The state is of other layers.
+        """
+        theirs = state.get("layers", {})
+        if set(theirs) != set(self._layers):
+            odd = sorted(set(theirs) ^ set(self._layers))[:5]
+            raise StateError(
+                f"AdaptiveLowRank needs the state of the same {len(self._layers)} layers, got "
+                f"{len(theirs)} layers that differ in {odd}; attach with the settings (skip, "
+                "dense_first, dense_last) the state was saved with"
+            )
+        self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in self._layers}
+        self._updates = int(state["updates"])
+        self._guard.load_state_dict(state["guard"])
+
+    def track(self, model: nn.Module) -> None:
+        """Make a copy of the model follow, from its present structure on."""
+        copy = FollowingCopy(model, self._run.model, self._sites)
+        for site in self._sites:
+            copy.follow(site)
+        self._load_hooks += _follow_checkpoints(model)
+        self._copies.append(copy)
+
+    def detach(self) -> None:
+        """Stop following checkpoints; layers stay as they are."""
+        for hook in self._load_hooks:
+            hook.remove()
+        self._load_hooks.clear()
+
+
+def _follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
+    """Let every layer of a model take the structure of a state dict before its values."""
+    return [
+        module.register_load_state_dict_pre_hook(follow_state_dict)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+        if low_rank_class_of(module) is not None
+    ]
+
+
+def _require_finite(name: str, value: Tensor) -> None:
+    if not bool(torch.isfinite(value).all()):
+        raise NonFiniteError(
+            f"AdaptiveLowRank needs finite weights to decompose {name}, got NaN or infinity in "
+            f"its weight of shape {tuple(value.shape)}; lower the learning rate or clip gradients, "
+            "and resume from the last checkpoint"
+        )
