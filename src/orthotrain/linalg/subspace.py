@@ -60,7 +60,9 @@ def basis_stability(
     require_same_shape("basis_stability", before, after)
     dtype = torch.promote_types(result_dtype(before.dtype), result_dtype(after.dtype))
     stability = basis_stability_from_polar(
-        polar_factor(before.to(working_dtype(before))), polar_factor(after.to(working_dtype(after)))
+        # Half precision would round the bases to three digits before they are compared.
+        polar_factor(before.to(result_dtype(before.dtype))),
+        polar_factor(after.to(result_dtype(after.dtype))),
     )
     return stability.to(dtype)
 

@@ -1,0 +1,131 @@
+"""The thin SVD: precision, layout, and the ladder of drivers."""
+
+import pytest
+import torch
+
+from orthotrain.errors import ConvergenceError, NonFiniteError, NumericalWarning
+from orthotrain.linalg import condition_number, decompose, thin_svd, working_dtype
+from reference.matrices import from_spectrum, generator, log_spectrum
+
+SHAPES = [(6, 6), (9, 4), (4, 9), (80, 3), (3, 80), (5, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e12])
+def test_factors_multiply_back_and_are_orthonormal(shape: tuple[int, int], condition: float):
+    k = min(shape)
+    chosen = log_spectrum(k, condition)
+    a = from_spectrum(chosen, *shape)
+    u, s, vh = thin_svd(a)
+    eps = torch.finfo(torch.float64).eps
+    eye = torch.eye(k, dtype=torch.float64)
+    # Measured up to 7 eps for all four; the singular values are relative to the largest, 1.
+    budget = 32 * eps
+    assert ((u * s) @ vh - a).abs().max() <= budget
+    assert (u.mT @ u - eye).abs().max() <= budget
+    assert (vh @ vh.mT - eye).abs().max() <= budget
+    assert (s - chosen).abs().max() <= budget
+    assert (s[1:] <= s[:-1]).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 4), (0, 4, 7), (3, 4, 4)], ids=str)
+def test_factors_are_contiguous_float64_without_graph(shape: tuple[int, ...]):
+    a = torch.randn(shape, generator=generator(0), dtype=torch.float32).requires_grad_()
+    factors = thin_svd(a)
+    k = min(shape[-2:])
+    expected = [(*shape[:-1], k), (*shape[:-2], k), (*shape[:-2], k, shape[-1])]
+    for factor, size in zip(factors, expected, strict=True):
+        assert tuple(factor.shape) == size
+        assert factor.is_contiguous()
+        assert factor.dtype == torch.float64
+        assert not factor.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_lower_precision_is_decomposed_in_float64(dtype: torch.dtype):
+    a = torch.randn(12, 7, generator=generator(1)).to(dtype)
+    u, s, vh = thin_svd(a)
+    # An SVD in float32 would be off by 1e-7.
+    assert ((u * s) @ vh - a.double()).abs().max() <= 1e-14
+
+
+def test_working_dtype_on_cpu_and_on_an_accelerator():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert working_dtype(torch.empty(1, dtype=dtype)) == torch.float64
+    # The meta device stands in for an accelerator: only its type is read.
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert working_dtype(torch.empty(1, dtype=dtype, device="meta")) == torch.float32
+    assert working_dtype(torch.empty(1, dtype=torch.float64, device="meta")) == torch.float64
+
+
+def test_nan_is_refused_before_any_driver_sees_it(monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a driver was called")
+
+    monkeypatch.setattr(torch.linalg, "svd", never)
+    a = torch.eye(3)
+    a[0, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="1 NaN and 0 infinite of 9"):
+        thin_svd(a)
+
+
+class FailingDriver:
+    """``torch.linalg.svd`` whose named drivers raise or return NaN."""
+
+    def __init__(self, raising: set[str], returning_nan: set[str]) -> None:
+        self.raising = raising
+        self.returning_nan = returning_nan
+        self.svd = torch.linalg.svd
+
+    def __call__(self, a, *, full_matrices, driver):
+        if driver in self.raising:
+            raise torch.linalg.LinAlgError(f"{driver} failed to converge")
+        # The driver argument exists on CUDA alone.
+        u, s, vh = self.svd(a, full_matrices=full_matrices)
+        if driver in self.returning_nan:
+            s = s * torch.nan
+        return u, s, vh
+
+
+def use_cuda_ladder(
+    monkeypatch: pytest.MonkeyPatch, *, raising: set[str], returning_nan: set[str] = frozenset()
+) -> None:
+    rungs = decompose._rungs(torch.device("cuda"))
+    monkeypatch.setattr(decompose, "_rungs", lambda _: rungs)
+    monkeypatch.setattr(torch.linalg, "svd", FailingDriver(set(raising), set(returning_nan)))
+
+
+@pytest.mark.parametrize("kind", ["raising", "returning_nan"])
+def test_next_driver_is_tried_and_named(monkeypatch: pytest.MonkeyPatch, kind: str):
+    use_cuda_ladder(monkeypatch, **({"raising": set()} | {kind: {"gesvdj"}}))
+    a = from_spectrum([3.0, 2.0, 1.0], 5, 3)
+    with pytest.warns(NumericalWarning, match="gesvdj did not converge, used gesvd"):
+        _, s, _ = thin_svd(a)
+    torch.testing.assert_close(s, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+
+
+def test_last_rung_is_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    use_cuda_ladder(monkeypatch, raising={"gesvdj", "gesvd"})
+    with pytest.warns(NumericalWarning, match="gesvdj, gesvd did not converge, used gesdd on the"):
+        u, s, vh = thin_svd(torch.eye(2))
+    torch.testing.assert_close((u * s) @ vh, torch.eye(2, dtype=torch.float64))
+
+
+def test_first_driver_that_converges_is_not_announced(monkeypatch: pytest.MonkeyPatch):
+    use_cuda_ladder(monkeypatch, raising=set())
+    thin_svd(torch.eye(2))  # warnings are errors here
+
+
+def test_no_driver_left_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch):
+    use_cuda_ladder(monkeypatch, raising={"gesvdj", "gesvd", None})
+    with pytest.raises(ConvergenceError, match=r"shape \(2, 2\) and norm 1.41 .* scale the matrix"):
+        thin_svd(torch.eye(2))
+
+
+def test_condition_number_goes_down_the_same_ladder(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svdvals", fails)
+    with pytest.raises(ConvergenceError, match="gesdd"):
+        condition_number(torch.eye(2))
