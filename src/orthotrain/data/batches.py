@@ -1,0 +1,146 @@
+"""Shuffled, augmented batches whose place in the stream can be saved and restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, Num
+from torch import Tensor
+from torch.nn import functional as F
+
+from orthotrain.data.splits import Split
+from orthotrain.errors import ConfigError, ShapeError, StateError
+
+
+class BatchStream:
+    """Endless shuffled batches; each pass over the data drops the incomplete last batch.
+
+    All chance comes from one generator, and the state holds that generator, the order of the
+    current pass and the place in it: a restored stream goes on with the same images.
+
+    Args:
+        split: The data to draw from.
+        batch_size: Images a batch.
+        seed: Seed of the stream's own generator.
+        crop_padding: Zero padding on each side before a random crop back to size; 0 for none.
+        flip: Mirror half of the images left to right.
+
+    Raises:
+        ConfigError: ``batch_size`` is below one or above the number of images.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        crop_padding: int = 0,
+        flip: bool = False,
+    ) -> None:
+        if not 1 <= batch_size <= len(split):
+            raise ConfigError(
+                f"BatchStream: batch_size={batch_size} does not fit {len(split)} images; "
+                f"need 1 to {len(split)}"
+            )
+        if crop_padding < 0:
+            raise ConfigError(f"BatchStream: crop_padding={crop_padding} must not be negative")
+        self._split = split
+        self._batch_size = batch_size
+        self._crop_padding = crop_padding
+        self._flip = flip
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._position = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches in one pass over the data."""
+        return len(self._split) // self._batch_size
+
+    def next_batch(self) -> tuple[Float[Tensor, "batch c h w"], Int64[Tensor, " batch"]]:
+        """The next images ``(batch, c, h, w)`` as float32 and labels ``(batch,)``."""
+        if self._position + self._batch_size > len(self._order):
+            self._order = torch.randperm(len(self._split), generator=self._generator)
+            self._position = 0
+        chosen = self._order[self._position : self._position + self._batch_size]
+        self._position += self._batch_size
+        chosen = chosen.to(self._split.labels.device)
+        images = augment(
+            self._split.images[chosen],
+            crop_padding=self._crop_padding,
+            flip=self._flip,
+            generator=self._generator,
+        )
+        return to_float(images), self._split.labels[chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, order and position: tensors and plain numbers only."""
+        return {
+            "generator": self._generator.get_state(),
+            "order": self._order.clone(),
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the saved stream stood.
+
+        Raises:
+            StateError: The state belongs to a data set of another size.
+        """
+        if len(state["order"]) not in (0, len(self._split)):
+            raise StateError(
+                f"BatchStream: the state orders {len(state['order'])} images, the data holds "
+                f"{len(self._split)}; resume with the data the checkpoint was made with"
+            )
+        self._generator.set_state(state["generator"])
+        self._order = state["order"].clone()
+        self._position = int(state["position"])
+
+
+def to_float(images: Num[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    """Float images: uint8 is mapped from [0, 255] to [-1, 1], floats are passed through."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).div_(127.5).sub_(1.0)
+    return images
+
+
+def augment(
+    images: Num[Tensor, "batch c h w"],
+    *,
+    crop_padding: int,
+    flip: bool,
+    generator: torch.Generator,
+) -> Num[Tensor, "batch c h w"]:
+    """Random crop after zero padding and random mirroring, each image by itself.
+
+    Args:
+        images: ``(batch, c, h, w)``, any dtype; not changed.
+        crop_padding: Pixels added on each side; the crop has the old size. 0 for no crop.
+        flip: Mirror each image left to right with probability one half.
+        generator: CPU generator; draws are made on CPU, so they do not depend on the device.
+
+    Returns:
+        Same shape and dtype.
+
+    Raises:
+        ShapeError: ``images`` is not four-dimensional.
+    """
+    if images.ndim != 4:
+        raise ShapeError(f"augment: got shape {tuple(images.shape)}, need (batch, c, h, w)")
+    batch, channels, height, width = images.shape
+    if flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        mirrored = mirrored.to(images.device)[:, None, None, None]
+        images = torch.where(mirrored, images.flip(-1), images)
+    if crop_padding:
+        shift = torch.randint(0, 2 * crop_padding + 1, (2, batch), generator=generator)
+        shift = shift.to(images.device)
+        rows = shift[0, :, None] + torch.arange(height, device=images.device)
+        columns = shift[1, :, None] + torch.arange(width, device=images.device)
+        padded = F.pad(images, (crop_padding,) * 4)
+        sample = torch.arange(batch, device=images.device)[:, None, None, None]
+        channel = torch.arange(channels, device=images.device)[None, :, None, None]
+        images = padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return images

@@ -1,0 +1,1 @@
+"""Experiments with a name. Each is data only: no recipe imports torch."""

@@ -1,0 +1,41 @@
+"""All recipes by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from orthotrain.errors import ConfigError
+from orthotrain.recipes.cifar10_minivit import CIFAR10_MINIVIT
+from orthotrain.recipes.digits_minivit import DIGITS_MINIVIT
+from orthotrain.recipes.recipe import Recipe
+from orthotrain.training.config import RunConfig, Scale
+
+DEFAULT_RECIPE = DIGITS_MINIVIT.name
+RECIPES = {recipe.name: recipe for recipe in (DIGITS_MINIVIT, CIFAR10_MINIVIT)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called ``name``.
+
+    Raises:
+        ConfigError: There is none; the message lists those that exist.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"recipe {name!r} does not exist; {hint}choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def recipe_config(name: str, scale: Scale) -> RunConfig:
+    """The settings of a recipe at a scale.
+
+    Raises:
+        ConfigError: No such recipe, or it does not have this scale.
+    """
+    recipe = find_recipe(name)
+    if scale not in recipe.scales:
+        raise ConfigError(
+            f"recipe {name} has no scale {scale!r}; choose from {', '.join(recipe.scales)}"
+        )
+    return recipe.scales[scale]

@@ -1,0 +1,92 @@
+"""Mini ViT on scikit-learn's digits: minutes on two CPU cores, nothing to download.
+
+The network keeps the proportions of the authors' CIFAR-10 mini ViT (square patches, MLP x4, no
+bias in q, k and v) at a size that 1,077 training images can fill. Optimizer and schedule are
+theirs, too, with times as shares of the run; the learning rate is larger because the network is
+smaller. On the validation part, dense training with patches of 4 reached 98.9 to 99.2 % where
+patches of 2 (16 tokens) stayed at 91 to 94 % after the same wall time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orthotrain.recipes.recipe import Recipe, TuneGrid, tuned_settings
+from orthotrain.training.config import (
+    DataConfig,
+    LowRankConfig,
+    ModelConfig,
+    OptimConfig,
+    RecordConfig,
+    RunConfig,
+)
+
+# The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
+# published, every eligible layer is converted at the switch whether or not that pays.
+PUBLISHED = LowRankConfig(
+    delay_fraction=50 / 300,
+    every_fraction=10 / 300,
+    rank_rtol=0.15,
+    layer_fraction=0.1,
+    only_if_cheaper=False,
+)
+
+_CPU = RunConfig(
+    recipe="digits-minivit",
+    scale="cpu",
+    data=DataConfig(name="digits", batch_size=64, crop_padding=1, flip=False),
+    model=ModelConfig(patch_size=4, width=96, depth=4, heads=4, mlp_ratio=4.0),
+    optim=OptimConfig(epochs=60, lr=2e-3, min_lr=2e-3 / 30, weight_decay=0.01, clip_norm=5.0),
+    paper=PUBLISHED,
+    tuned=tuned_settings("digits_minivit_tuned.json"),
+    record=RecordConfig(
+        log_every_steps=8,
+        eval_every_epochs=2,
+        stability_every_epochs=5,
+        checkpoint_every_epochs=10,
+    ),
+    device="cpu",
+)
+
+DIGITS_MINIVIT = Recipe(
+    name="digits-minivit",
+    title="Mini ViT on scikit-learn's handwritten digits",
+    scales={
+        # Long enough for a switch and a rank update, short enough for a test.
+        "smoke": replace(
+            _CPU,
+            scale="smoke",
+            model=ModelConfig(patch_size=4, width=16, depth=2, heads=2),
+            optim=replace(_CPU.optim, epochs=4),
+            record=RecordConfig(
+                log_every_steps=4,
+                eval_every_epochs=1,
+                stability_every_epochs=1,
+                checkpoint_every_epochs=1,
+            ),
+            seeds=(0,),
+        ),
+        "cpu": _CPU,
+        # The same task on a network that is far too large for it, so there is much to cut.
+        "full": replace(
+            _CPU,
+            scale="full",
+            model=ModelConfig(patch_size=4, width=192, depth=6, heads=6),
+            optim=replace(_CPU.optim, epochs=150, lr=1e-3, min_lr=1e-3 / 30),
+            seeds=(0, 1, 2, 3, 4),
+        ),
+    },
+    grid=TuneGrid(
+        rules=(
+            ("rank_rtol", 0.15),
+            ("rank_rtol", 0.3),
+            ("rank_rtol", 0.5),
+            ("energy", 0.95),
+            ("energy", 0.9),
+            ("energy", 0.8),
+        ),
+        delay_fractions=(1 / 6, 1 / 3, 1 / 2),
+        seeds=(100, 101),
+        max_accuracy_loss=0.005,
+    ),
+)

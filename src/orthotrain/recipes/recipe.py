@@ -1,0 +1,44 @@
+"""What a recipe is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from orthotrain.training.config import LowRankConfig, RunConfig, Scale
+
+
+@dataclass(frozen=True)
+class TuneGrid:
+    """Settings of low-rank training that ``orthotrain tune`` compares.
+
+    Attributes:
+        rules: Pairs of a setting that decides the rank and its value.
+        delay_fractions: Dense steps before the switch over all steps.
+        seeds: Seeds of the search; never those of the final comparison.
+        max_accuracy_loss: How far below dense training's mean validation accuracy of the same
+            seeds a setting may lie; of those that remain the smallest stored size wins.
+    """
+
+    rules: tuple[tuple[str, float], ...]
+    delay_fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    max_accuracy_loss: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment: its settings at every scale, and how its tuned settings are found."""
+
+    name: str
+    title: str
+    scales: Mapping[Scale, RunConfig]
+    grid: TuneGrid
+
+
+def tuned_settings(file_name: str) -> LowRankConfig:
+    """Settings that ``orthotrain tune`` wrote into a file of this package."""
+    text = resources.files("orthotrain.recipes").joinpath(file_name).read_text(encoding="utf-8")
+    return LowRankConfig(**json.loads(text)["lowrank"])
