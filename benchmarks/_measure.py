@@ -1,0 +1,97 @@
+"""Interleaved timing: every candidate runs once a round, and ratios are taken within a round.
+
+A machine slows down and speeds up over seconds. Within one round both sides meet the same
+machine, so the median of the rounds' ratios is steady where a ratio of medians is not.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of the rounds' ratios and the range of their middle half."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interleaved_seconds(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round; the order within a round alternates."""
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        for name in names if turn % 2 else reversed(names):
+            start = time.perf_counter()
+            candidates[name]()
+            elapsed = time.perf_counter() - start
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], name: str, baseline: str) -> Ratio:
+    """The ratio of two candidates, from their rounds."""
+    pairs = zip(seconds[name], seconds[baseline], strict=True)
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    quarter = len(ratios) // 4
+    return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
+
+
+def kept_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for backward, beside the module's own tensors."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        y = module(x)
+    del y
+    return sum(kept.values())
+
+
+def train_step(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """Forward and backward, input gradient included."""
+
+    def step() -> None:
+        for parameter in module.parameters():
+            parameter.grad = None
+        x.grad = None
+        module(x).backward(grad)
+
+    return step
+
+
+def report(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table with the circumstances it was measured under."""
+    threads = torch.get_num_threads()
+    print(f"\n{title}")
+    print(f"torch {torch.__version__}, {platform.machine()}, {threads} thread(s), float32")
+    cells = [[str(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def verdict(value: float, target: float) -> str:
+    """Whether a measured figure meets its target, in words for the table."""
+    return f"{'met' if value <= target else 'MISSED'} (<= {target})"
