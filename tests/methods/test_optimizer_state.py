@@ -205,6 +205,9 @@ class TestRules:
         if len(shape) == 2:  # rank one stays rank one
             torch.testing.assert_close(after, change.squared(before), rtol=1e-5, atol=0)
         torch.testing.assert_close(after.sum(), change.squared(before).sum(), rtol=1e-5, atol=0)
+        row, col = (optimizer.state[parameter][key].double() for key in ("row_var", "col_var"))
+        torch.testing.assert_close(row, after.mean(-1, keepdim=True), rtol=1e-5, atol=0)
+        torch.testing.assert_close(col, after.mean(-2, keepdim=True), rtol=1e-5, atol=0)
 
     def test_centered_rmsprop_survives_gradients_that_keep_their_direction(self) -> None:
         parameter = nn.Parameter(torch.zeros(8, 8))
@@ -222,6 +225,16 @@ class TestRules:
         parameter.grad = torch.diag(s)
         optimizer.step()
         assert bool(parameter.isfinite().all())
+
+    def test_centered_rmsprop_without_any_spread_is_not_rounded_below_zero(self) -> None:
+        optimizer, parameter = trained(optim.RMSprop, 32, 32, centered=True)
+        state = optimizer.state[parameter]
+        state["square_avg"] = state["grad_avg"].square()
+        set_core(parameter, torch.zeros(32, 32))
+        resize(optimizer, parameter, random_change(32, 32, 32), new_shape=(32, 32))
+        mean, moment = state["grad_avg"].double(), state["square_avg"].double()
+        assert bool((moment >= mean.square()).all())
+        torch.testing.assert_close(moment, mean.square(), rtol=1e-6, atol=0)
 
 
 class TestResize:
@@ -386,6 +399,15 @@ class TestResize:
             resize(optimizer, parameter, random_change(6, 4, 3), new_shape=(3, 3))
         assert caught[0].filename == __file__
 
+    def test_a_state_shared_with_a_wrapper_moves_once(self) -> None:
+        inner, parameter = trained(optim.AdamW, 5, 5)
+        outer = Foreign([parameter])
+        outer.inner, outer.state = inner, inner.state  # type: ignore[attr-defined]
+        before, change = inner.state[parameter]["exp_avg"], random_change(5, 5, 5)
+        set_core(parameter, torch.zeros(5, 5))
+        assert resize(outer, parameter, change, new_shape=(5, 5)) == []
+        assert torch.equal(inner.state[parameter]["exp_avg"], change.linear(before))
+
     def test_a_parameter_of_no_group_is_left_alone(self) -> None:
         optimizer, parameter = trained(optim.AdamW, 6, 4)
         stranger = nn.Parameter(torch.zeros(3, 3))
@@ -530,7 +552,8 @@ def test_on_a_gpu(kind: Any, options: dict[str, Any], mode: Any) -> None:
             old = {k: v.double().cpu() for k, v in optimizer.state[parameter].items()}
             set_core(parameter, torch.randn(8, 8, generator=random, device="cuda"))
             change = random_change(24, 16, 8)
-            resize(optimizer, parameter, change, new_shape=shape, mode=mode)
+            with torch.autocast("cuda", dtype=torch.bfloat16):  # must not reach the products
+                resize(optimizer, parameter, change, new_shape=shape, mode=mode)
             state = optimizer.state[parameter]
             if mode == "rotate" and "exp_avg" in state:
                 moved = state["exp_avg"].double().cpu()
