@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 from orthotrain.training.config import LowRankConfig, RunConfig, Scale
@@ -20,12 +20,14 @@ class TuneGrid:
         seeds: Seeds of the search; never those of the final comparison.
         max_accuracy_loss: How far below dense training's mean validation accuracy of the same
             seeds a setting may lie; of those that remain the smallest stored size wins.
+        base: What all settings of the grid share.
     """
 
     rules: tuple[tuple[str, float], ...]
     delay_fractions: tuple[float, ...]
     seeds: tuple[int, ...]
     max_accuracy_loss: float
+    base: LowRankConfig = field(default_factory=LowRankConfig)
 
 
 @dataclass(frozen=True)

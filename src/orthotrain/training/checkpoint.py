@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from orthotrain.errors import CheckpointError
-from orthotrain.training.record import write_atomically
+from orthotrain.training.record import saving, write_atomically
 
 SCHEMA = 1
 FORMAT = "orthotrain-checkpoint"
@@ -29,14 +29,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "schema": SCHEMA, **state}, buffer)
-    try:
+    with saving(path):
         write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
-        raise CheckpointError(
-            f"save_checkpoint: {buffer.tell()} bytes could not be written to {path} ({error}); "
-            f"{kept}; free some space or choose another disk, then run the same command again"
-        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

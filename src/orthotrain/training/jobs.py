@@ -177,8 +177,7 @@ def _run_in_workers(
     # What others wait for goes first.
     waiting = sorted(tasks, key=lambda task: task.variant.name not in needed)
     running: set[Task] = set()
-    pool: Workers[Task]
-    with Workers(workers, threads=config.threads, on_progress=on_progress) as pool:
+    with Workers[Task](workers, threads=config.threads, on_progress=on_progress) as pool:
         while waiting or running:
             busy = {task.variant.name for task in (*waiting, *running)}
             for task in [task for task in waiting if task.needs not in busy]:

@@ -21,7 +21,7 @@ from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.training.config import Job, RunConfig
 from orthotrain.training.measure import Measurements
 from orthotrain.training.progress import OnProgress, ignore
-from orthotrain.training.record import MetricsFile, SeedFolder, write_json
+from orthotrain.training.record import MetricsFile, SeedFolder, saving, write_json
 from orthotrain.training.reproducibility import reset_peak_memory
 from orthotrain.training.state import TrainingState, build_training
 
@@ -56,7 +56,8 @@ def train(
         NonFiniteError: The training loss became NaN or infinite.
         CheckpointError: A checkpoint is damaged or cannot be written.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    with saving(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
     state = build_training(job, config, data=data)
     seconds_before, metrics_size = 0.0, 0
@@ -125,7 +126,7 @@ def _train_step(state: TrainingState, config: RunConfig) -> tuple[Tensor, float]
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
         scores = state.model(images)
     loss = F.cross_entropy(scores.float(), labels, label_smoothing=config.optim.label_smoothing)
-    state.handle.observe(loss)
+    state.handle.observe(loss.detach())
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
     if config.optim.clip_norm is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,10 +52,31 @@ def finite(value: object) -> object:
     return value
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write into an error with advice.
+
+    Raises:
+        CheckpointError: The block raised an OSError, such as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written ({error}); the last good checkpoint is intact; free "
+            "some space or choose another disk, then run the same command again"
+        ) from error
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as indented JSON, atomically."""
+    """Write ``content`` as indented JSON, atomically.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written.
+    """
     text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    with saving(path):
+        write_atomically(path, text.encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,8 +225,10 @@ class MetricsFile:
                 f"{path} has {found} bytes, its checkpoint was written at {size}: lines are "
                 f"lost; delete the folder {path.parent} to train this seed again"
             )
-        self._file = path.open("ab")
-        self._file.truncate(size)
+        self._path = path
+        with saving(path):
+            self._file = path.open("ab")
+            self._file.truncate(size)
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -215,18 +239,26 @@ class MetricsFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if error is None:
+            with saving(self._path):
+                self._file.close()
+        else:
+            # The error on its way out says more than a second failure to write would.
+            with suppress(OSError):
+                self._file.close()
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add one line."""
         line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        with saving(self._path):
+            self._file.write(line.encode() + b"\n")
 
     def sync(self) -> int:
         """Bring all lines to the disk and return the size of the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with saving(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
