@@ -64,7 +64,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report; several seconds of drawing, so made once."""
-    return write_report([finished_run], tmp_path_factory.mktemp("finished") / "report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orthotrain.report.style.DOTS_PER_INCH", 60)
+        return write_report([finished_run], tmp_path_factory.mktemp("finished") / "report")
 
 
 def synthetic_run(

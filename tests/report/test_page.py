@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -152,12 +153,13 @@ def test_results_without_metrics_and_one_record_only_are_drawn(write_run):
 def test_names_are_text_not_markup(write_run, monkeypatch):
     undrawn(monkeypatch)
     title = '<script>alert(1)</script> $\\frac{1}$ & "x"'
-    folder = write_run(
-        variants=["dense"], info={"variants": [{"name": "dense", "title": title, "note": title}]}
-    )
+    titled = [{"name": name, "title": title, "note": title} for name in ("dense", "narrow")]
+    folder = write_run(variants=["dense", "narrow"], seeds=[0], info={"variants": titled})
     page = page_of(folder)
     assert len(page.all("script")) == 1
-    assert title in page.text()
+    text = page.text()
+    assert f"{title}: 1 finished seed" in text
+    assert f"points against {title}" in text
 
 
 def test_a_title_with_dollars_is_drawn_as_it_is(write_run):
@@ -240,8 +242,12 @@ def test_a_failed_write_leaves_the_last_good_page(write_run, monkeypatch):
     before = page.read_text()
     shutil.rmtree(folder / "variants")
 
+    write = pathlib.Path.write_bytes
+
     def full(self, content):
-        raise OSError(28, "No space left on device")
+        write(self, content[: len(content) // 2])
+        if "index.html" in self.name:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(ConfigError, match="No space left on device"):

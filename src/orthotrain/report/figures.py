@@ -291,7 +291,7 @@ def _memory_bars(axes: Axes, run: Run, theme: Theme) -> None:
     axes.set_yticks(range(len(shown)), [look[v.name].label for v in shown])
     axes.invert_yaxis()
     axes.set_title("At the end (MiB)")
-    axes.set_xlabel("dark to light:\nweights, gradients, state")
+    axes.set_xlabel("strong to faint:\nweights, gradients, state")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -177,4 +177,5 @@ def _stability_caption(source: Variant | None) -> str:
 def _gap_sentence(line: Curve) -> str:
     epochs = float(np.median(np.diff(line.x)))
     share = 100 * epochs / float(line.x[-1])
-    return f"Our records lie {epochs:.3g} epochs ({share:.2g} % of training) apart. "
+    unit = "epoch" if epochs == 1 else "epochs"
+    return f"Our records lie {epochs:.3g} {unit} ({share:.2g} % of training) apart. "

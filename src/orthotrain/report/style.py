@@ -11,7 +11,6 @@ from typing import Any, Final
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.typing import RcKeyType
@@ -144,8 +143,7 @@ def _settings(theme: Theme) -> dict[RcKeyType, Any]:
 
 def new_figure(height: float) -> Figure:
     """An empty figure of the page's width, with room for a legend above its axes."""
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DOTS_PER_INCH, layout="constrained")
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.set(w_pad=0.08, h_pad=0.06, wspace=0.04, hspace=0.04)  # type: ignore[call-arg]
@@ -155,7 +153,7 @@ def new_figure(height: float) -> Figure:
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same data."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=figure.dpi, metadata={"Software": None})
     return out.getvalue()
 
 
