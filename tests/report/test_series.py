@@ -6,7 +6,7 @@ import numpy as np
 
 from orthotrain.report.load import SeedRun, Variant
 from orthotrain.report.published import PUBLISHED_EPOCHS, PUBLISHED_STABILITY
-from orthotrain.report.series import curve, rank_grid, stability_curve, stability_grid
+from orthotrain.report.series import curve, held_curve, rank_grid, stability_curve, stability_grid
 
 KINDS = ("step", "eval", "size", "rank", "stability", "event")
 
@@ -83,6 +83,32 @@ def test_a_killed_seed_ends_where_its_record_ends():
     grid = rank_grid(variant(long, short), columns=5)
     assert grid is not None
     np.testing.assert_array_equal(grid.values, [[0.75, 0.75, 0.75, 0.5, 0.5]])
+
+
+def size(step, a, b=0):
+    return {"step": step, "a": a, "b": b}
+
+
+def test_sizes_that_change_at_different_steps_have_a_mean_at_each():
+    first = {"size": [size(0, 8, 1), size(4, 4, 1), size(9, 4, 1)]}
+    second = {"size": [size(0, 8, 1), size(6, 2, 1), size(9, 2, 1)]}
+    line = held_curve(variant(first, second), ["a", "b"])
+    assert line is not None
+    assert line.x.tolist() == [0, 4, 6, 9]
+    assert line.mean.tolist() == [9, 7, 4, 4]
+    assert line.low.tolist() == [9, 5, 3, 3]
+    assert line.high.tolist() == [9, 9, 5, 5]
+
+
+def test_a_killed_seed_holds_no_size_past_its_record():
+    line = held_curve(variant({"size": [size(0, 8), size(9, 4)]}, {"size": [size(0, 2)]}), ["a"])
+    assert line is not None
+    assert line.mean.tolist() == [5, 4]
+
+
+def test_a_size_row_without_one_of_the_fields_is_left_out():
+    assert held_curve(variant({"size": [{"step": 0, "a": 1}]}), ["a", "b"]) is None
+    assert held_curve(variant({}), ["a"]) is None
 
 
 def stable(epoch, layer, value):

@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from orthotrain.report import style
 from orthotrain.report.heatmaps import rank_plot, stability_plot
 from orthotrain.report.load import Run, Variant
-from orthotrain.report.series import Curve, curve
+from orthotrain.report.series import Curve, curve, held_curve
 from orthotrain.report.style import Look, Plot, Theme
 from orthotrain.report.tables import MIB, Spread, over_seeds
 
@@ -122,10 +121,7 @@ def curves_plot(run: Run) -> Plot:
             axes.set_xlabel("optimizer step")
             axes.set_xlim(left=0)
         left.set_ylabel("training loss")
-        if losses and all((line.low > 0).all() for _, line in losses):
-            left.set_yscale("log")
-            left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            left.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        _scale_loss(left, [line for _, line in losses])
         right.set_ylabel("validation accuracy (%)")
         _cut_early(right, [line for _, line in accuracies])
         for axes, curves in ((left, losses), (right, accuracies)):
@@ -151,13 +147,29 @@ def _curves(
     scale: float = 1.0,
 ) -> list[tuple[Variant, Curve]]:  # fmt: skip
     """The curve of each variant that recorded the field."""
-    found = []
-    for variant in run.variants:
-        line = curve(variant, kind, key, bins=bins, split=split)
-        if line is not None:
-            scaled = (line.mean * scale, line.low * scale, line.high * scale)
-            found.append((variant, Curve(line.x, *scaled)))
-    return found
+    found = [(v, curve(v, kind, key, bins=bins, split=split)) for v in run.variants]
+    return [(variant, _scaled(line, scale)) for variant, line in found if line is not None]
+
+
+def _held_curves(run: Run, *keys: str, scale: float) -> list[tuple[Variant, Curve]]:
+    """The sum of size fields of each variant that recorded all of them."""
+    found = [(v, held_curve(v, keys)) for v in run.variants]
+    return [(variant, _scaled(line, scale)) for variant, line in found if line is not None]
+
+
+def _scaled(line: Curve, scale: float) -> Curve:
+    return Curve(line.x, line.mean * scale, line.low * scale, line.high * scale)
+
+
+def _scale_loss(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Logarithmic where losses span a decade, with labels that read as plain numbers."""
+    lowest = min((float(line.low.min()) for line in curves), default=0.0)
+    highest = max((float(line.high.max()) for line in curves), default=0.0)
+    if lowest > 0 and highest > 10 * lowest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _cut_early(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -173,7 +185,7 @@ def size_plot(run: Run) -> Plot:
     """Stored and trainable numbers over training, in percent of the dense network."""
     scale = 100.0 / run.dense_size if math.isfinite(run.dense_size) else math.nan
     panels = [
-        (title, _curves(run, "size", key, scale=scale))
+        (title, _held_curves(run, key, scale=scale))
         for title, key in (("Stored", "stored"), ("Trainable", "trainable"))
     ]
     usable = math.isfinite(scale) and any(curves for _, curves in panels)
@@ -208,13 +220,13 @@ def _stairs(axes: Axes, line: Curve, look: Look) -> None:
     axes.fill_between(
         line.x, line.low, line.high, color=look.color, alpha=0.16, linewidth=0, step="post"
     )
-    axes.step(line.x, line.mean, where="post", color=look.color)
+    axes.step(line.x, line.mean, where="post", color=look.color, linestyle=look.line)
 
 
 def cost_plot(run: Run) -> Plot:
     """Time of a step and training memory over optimizer steps."""
     times = _curves(run, "step", "step_ms", bins=_BINS)
-    memory = _memory_curves(run)
+    memory = _held_curves(run, *(key for key, _ in _MEMORY), scale=1 / MIB)
 
     def draw(theme: Theme) -> Figure:
         look = style.looks(run, theme)
@@ -250,32 +262,12 @@ def cost_plot(run: Run) -> Plot:
     )
 
 
+# What training memory consists of, and how strongly each part is drawn.
 _MEMORY: Final = (
-    ("weights", "weight_bytes", 1.0),
-    ("gradients", "gradient_bytes", 0.6),
-    ("optimizer state", "state_bytes", 0.3),
+    ("weight_bytes", 1.0),
+    ("gradient_bytes", 0.6),
+    ("state_bytes", 0.3),
 )
-
-
-def _memory_curves(run: Run) -> list[tuple[Variant, Curve]]:
-    """Sum of the three parts; a variant that lacks one of them is left out."""
-    parts = [
-        {
-            variant.name: (variant, line)
-            for variant, line in _curves(run, "size", key, scale=1 / MIB)
-        }
-        for _, key, _ in _MEMORY
-    ]
-    found = []
-    for name, (variant, first) in parts[0].items():
-        lines = [first, *(part[name][1] for part in parts[1:] if name in part)]
-        if len(lines) == len(parts) and len({len(line.x) for line in lines}) == 1:
-            sums = [
-                np.sum([getattr(line, field) for line in lines], axis=0)
-                for field in ("mean", "low", "high")
-            ]
-            found.append((variant, Curve(first.x, *sums)))
-    return found
 
 
 def _memory_bars(axes: Axes, run: Run, theme: Theme) -> None:
@@ -283,7 +275,7 @@ def _memory_bars(axes: Axes, run: Run, theme: Theme) -> None:
     shown = [v for v in run.variants if over_seeds(v, "weight_bytes")]
     for place, variant in enumerate(shown):
         start = 0.0
-        for _, key, alpha in _MEMORY:
+        for key, alpha in _MEMORY:
             size = over_seeds(variant, key, scale=1 / MIB)
             if size:
                 axes.barh(place, size.mean, left=start, color=look[variant.name].color, alpha=alpha)

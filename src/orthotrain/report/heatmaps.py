@@ -140,7 +140,7 @@ def _stability_map(
 def _stability_means(axes: Axes, run: Run, watched: Iterable[Variant], theme: Theme) -> None:
     look = style.looks(run, theme)
     fraction = np.array(PUBLISHED_EPOCHS, dtype=np.float64) / PUBLISHED_EPOCHS[-1]
-    for known, line in zip(PUBLISHED_STABILITY, ("--", "-."), strict=True):
+    for known, line in zip(PUBLISHED_STABILITY, (":", "-."), strict=True):
         axes.plot(
             fraction, known.values, line, color=theme.muted, linewidth=1.4,
             label=f"{known.name}, ImageNet (published)",

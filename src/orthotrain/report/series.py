@@ -83,6 +83,36 @@ def curve(
     )
 
 
+def held_curve(variant: Variant, keys: Sequence[str]) -> Curve | None:
+    """A sum of fields of the ``size`` rows, which are written only where something changed.
+
+    Between its own records each seed keeps its value, so that seeds whose changes fall on
+    different steps have a mean; past the end of a seed's record it does not count.
+
+    Args:
+        variant: All its seeds count as far as their records go.
+        keys: Fields to add up; a row that lacks one of them is left out.
+
+    Returns:
+        The curve, or ``None`` where no row has all fields.
+    """
+    changes = [
+        [(number(row, "step"), sum(number(row, key) for key in keys)) for row in seed.rows["size"]]
+        for seed in variant.seeds
+    ]
+    known = [[pair for pair in pairs if math.isfinite(pair[1])] for pairs in changes]
+    steps = np.array(sorted({step for pairs in known for step, _ in pairs}))
+    if not steps.size:
+        return None
+    held = np.full((len(known), steps.size), np.nan)
+    for row, (seed, pairs) in enumerate(zip(variant.seeds, known, strict=True)):
+        for step, value in pairs:
+            held[row, steps >= step] = value
+        held[row, steps > seed.last_step] = np.nan
+    # Every step of the grid is a record of some seed, so no column is without a value.
+    return Curve(steps, *(f(held, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax)))
+
+
 def stability_grid(variant: Variant, key: str) -> Grid | None:
     """``stability`` or ``mixing`` as layer x epoch; ``None`` where nothing was recorded."""
     cells: dict[tuple[str, float], list[float]] = {}

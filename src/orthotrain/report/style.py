@@ -84,6 +84,7 @@ class Look:
     label: str
     color: str
     marker: str
+    line: str
 
 
 def looks(run: Run, theme: Theme) -> dict[str, Look]:
@@ -96,7 +97,9 @@ def looks(run: Run, theme: Theme) -> dict[str, Look]:
         else:
             color = theme.cycle[others % len(theme.cycle)]
             others += 1
-        chosen[variant.name] = Look(variant.title, color, MARKERS[index % len(MARKERS)])
+        # Broken, because a narrow network often runs on the very line of the dense one.
+        line = "--" if variant is run.rival else "-"
+        chosen[variant.name] = Look(variant.title, color, MARKERS[index % len(MARKERS)], line)
     return chosen
 
 
@@ -157,17 +160,17 @@ def to_png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def draw_curve(axes: Axes, line: Curve, look: Look, *, dashed: bool = False) -> None:
+def draw_curve(axes: Axes, line: Curve, look: Look) -> None:
     """A mean line over a band from the lowest to the highest seed."""
     axes.fill_between(line.x, line.low, line.high, color=look.color, alpha=0.16, linewidth=0)
-    axes.plot(
-        line.x, line.mean, color=look.color, linestyle="--" if dashed else "-", label=look.label
-    )
+    axes.plot(line.x, line.mean, color=look.color, linestyle=look.line, label=look.label)
 
 
 def line_legend(figure: Figure, shown: Sequence[Look], *, extra: Sequence[Artist] = ()) -> None:
     """One legend above all axes of a figure."""
-    handles: list[Artist] = [Line2D([], [], color=look.color, label=look.label) for look in shown]
+    handles: list[Artist] = [
+        Line2D([], [], color=look.color, linestyle=look.line, label=look.label) for look in shown
+    ]
     _legend(figure, [*handles, *extra])
 
 
