@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain.errors import ShapeError
 from orthotrain.layers._cost import cheapest_form
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -41,15 +42,23 @@ def low_rank_linear(
     Returns:
         ``(*rows, m)`` in the dtype of ``x``, or autocast's where that is on.
 
+    Raises:
+        ShapeError: The last dimension of ``x`` is not ``n``.
+
     Note:
         Differentiable any number of times in ``x``, ``core`` and ``bias``.
     """
-    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
     (m, k), n = u.shape, vh.shape[1]
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ShapeError(
+            f"a low-rank linear layer of {n} inputs and {m} outputs needs x of shape (..., {n}), "
+            f"got {tuple(x.shape)}; check the layer before it, or transpose x"
+        )
+    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
     rows = x.shape[:-1].numel()
     if cheapest_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         return F.linear(x, u @ core @ vh, bias)
-    y, _ = _LowRankLinear.apply(x.reshape(-1, n), u, core, vh, bias)
+    y: Tensor = _LowRankLinear.apply(x.reshape(rows, n), u, core, vh, bias)[0]  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], m)
 
 
@@ -76,17 +85,26 @@ def low_rank_conv(
     Returns:
         ``(batch, out, *out_size)`` in the memory format that ``torch`` gives the dense one.
 
+    Raises:
+        ShapeError: ``x`` has another number of dimensions or channels.
+
     Note:
         Differentiable any number of times in ``x``, ``core`` and ``bias``.
     """
-    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
     groups, m, k = u.shape
-    n = vh[0].numel()
+    channels, n = groups * vh.shape[1], vh[0].numel()
+    if x.ndim != vh.ndim or x.shape[1] != channels:
+        needed = ", ".join(("batch", str(channels), *"dhw"[5 - vh.ndim :]))
+        raise ShapeError(
+            f"a low-rank convolution of {channels} channels needs x of shape ({needed}), padded "
+            f"and with a batch dimension, got {tuple(x.shape)}; check the layer before it"
+        )
+    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], vh.shape[2:]).numel()
     if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (u @ core @ vh.reshape(groups, k, n)).reshape(groups * m, *vh.shape[1:])
         return geometry.convolve(x, weight, bias, groups)
-    y, _ = _LowRankConv.apply(x, u, core, vh, bias, geometry)
+    y: Tensor = _LowRankConv.apply(x, u, core, vh, bias, geometry)[0]  # type: ignore[no-untyped-call]
     return y
 
 
@@ -165,43 +183,47 @@ class _LowRankLinear(torch.autograd.Function):
 class _LowRankConv(torch.autograd.Function):
     """``(x, u, core, vh, bias, geometry) -> (y, x * vh)``; keeps the second output only."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor, u: Tensor, core: Tensor, vh: Tensor, bias: Tensor | None, geometry: ConvGeometry
     ) -> tuple[Tensor, Tensor]:
-        groups, m, k = u.shape
-        hidden = geometry.convolve(x, vh, None, groups)
-        return _pointwise(hidden, u @ core, bias), hidden
+        hidden = geometry.convolve(x, vh, None, u.shape[0])
+        if _positions(hidden) > u.shape[1]:
+            return _pointwise(hidden, u @ core, bias), hidden
+        return _pointwise(_pointwise(hidden, core), u, bias), hidden
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, u, core, vh, _, geometry = inputs
         ctx.save_for_backward(u, core, vh, output[1])
         ctx.geometry, ctx.x_shape = geometry, x.shape
+        ctx.channels_last = x.stride(1) == 1 and not x.is_contiguous()
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_y, grad_hidden = grads
         u, core, vh, hidden = ctx.saved_tensors
-        groups, _, k = u.shape
-        grad_core = grad_bias = None
+        groups, n = u.shape[0], vh[0].numel()
+        grad_x = grad_core = grad_bias = None
         if grad_y is not None:
             projected = _pointwise(grad_y, u.mT)
             if ctx.needs_input_grad[2]:
                 grad_core = _channel_products(projected, hidden, groups)
             if ctx.needs_input_grad[4]:
                 grad_bias = grad_y.sum((0, *range(2, grad_y.ndim)))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            filters = vh
-            if grad_y is not None and grad_hidden is None:
+            if ctx.needs_input_grad[0] and grad_hidden is None and _positions(grad_y) > n:
+                vh = (core @ vh.reshape(*core.shape[:2], n)).reshape(vh.shape)
                 grad_hidden = projected
-                filters = (core @ vh.reshape(*core.shape[:2], -1)).reshape(vh.shape)
-            elif grad_y is not None:
-                grad_hidden = grad_hidden + _pointwise(projected, core.mT)
-            if grad_hidden is not None:
-                grad_x = ctx.geometry.gradient_of_input(grad_hidden, filters, ctx.x_shape, groups)
+            elif ctx.needs_input_grad[0]:
+                through_core = _pointwise(projected, core.mT)
+                grad_hidden = through_core if grad_hidden is None else grad_hidden + through_core
+        if ctx.needs_input_grad[0] and grad_hidden is not None:
+            if ctx.channels_last:  # torch takes the format from the filters: the input is gone
+                vh = vh.movedim(1, -1).contiguous().movedim(-1, 1)
+            grad_x = ctx.geometry.gradient_of_input(grad_hidden, vh, ctx.x_shape, groups)
         return grad_x, None, grad_core, None, grad_bias, None
 
 
@@ -214,11 +236,18 @@ def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tenso
     return y
 
 
+def _positions(x: Tensor) -> int:
+    """Entries of one channel: batch times spatial size."""
+    return x.shape[0] * x.shape[2:].numel()
+
+
 def _channel_products(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """Sum over batch and positions of ``left_i right_j``, per group: ``(groups, k, k)``."""
-    batch, channels = left.shape[:2]
-    split = (batch, groups, channels // groups, -1)
-    return (left.reshape(split) @ right.reshape(split).mT).sum(0)
+    k, positions = left.shape[1] // groups, left.shape[2:].numel()
+    left, right = (t.reshape(t.shape[0], groups, k, positions) for t in (left, right))
+    if positions >= k:
+        return (left @ right.mT).sum(0)
+    return torch.einsum("bgip,bgjp->gij", left, right)  # copies both, but holds no k x k an image
 
 
 def _under_autocast(x: Tensor, *others: Tensor | None) -> Any:
@@ -228,7 +257,7 @@ def _under_autocast(x: Tensor, *others: Tensor | None) -> Any:
     runs with autocast off, meets one dtype.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return (x, *others)
     dtype = torch.get_autocast_dtype(device)
 

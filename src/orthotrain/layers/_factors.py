@@ -85,15 +85,14 @@ class LowRankModule(nn.Module):
         """The layout a weight is factored in, or the default one while it is dense."""
         layouts = cls.layouts(module, weight)
         if is_factored(module, weight):
-            core = module._parameters[factor_names(weight)[1]]
-            assert core is not None
-            return next(each for each in layouts if (each.blocks > 1) == (core.ndim == 3))
+            in_blocks = getattr(module, factor_names(weight)[0]).ndim == 3
+            return next(each for each in layouts if (each.blocks > 1) == in_blocks)
         return layouts[0]
 
     def factors(self, weight: str = "weight") -> Factors:
         """The tensors that hold a weight."""
-        u, core, vh = factor_names(weight)
-        return Factors(self._buffers[u], self._parameters[core], self._buffers[vh])  # type: ignore[arg-type]
+        u, core, vh = (getattr(self, name) for name in factor_names(weight))
+        return Factors(u, core, vh)
 
     @property
     def rank(self) -> int:
@@ -106,9 +105,29 @@ class LowRankModule(nn.Module):
         u, core, vh = self.factors(weight)
         return (u @ core @ vh).reshape(self.layout(self, weight).shape)
 
+    @torch.no_grad()
+    def project_(self, dense: Tensor, weight: str = "weight") -> None:
+        """Set the core to the part of a dense weight that lies inside the basis."""
+        u, core, vh = self.factors(weight)
+        core.copy_(u.mT @ self.layout(self, weight).matrix(dense) @ vh.mT)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         follow_state_dict(self, state_dict, prefix, *args)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
+
+
+def readable(weight: str) -> Any:
+    """A property that reads a weight as torch's own code does: dense, materialized, or None.
+
+    Materialized on every access; writing into that tensor changes nothing.
+    """
+
+    def read(self: LowRankModule) -> Tensor | None:
+        if is_factored(self, weight):
+            return self.materialized(weight)
+        return self._parameters[weight]
+
+    return property(read, doc=f"``{weight}`` of torch's layer, materialized where it is factored.")
 
 
 def factor_names(weight: str) -> tuple[str, str, str]:
@@ -119,7 +138,7 @@ def factor_names(weight: str) -> tuple[str, str, str]:
 
 def is_factored(module: nn.Module, weight: str = "weight") -> bool:
     """Whether a weight of the module is held as ``u @ core @ vh``."""
-    return isinstance(module, LowRankModule) and factor_names(weight)[1] in module._parameters
+    return isinstance(module, LowRankModule) and factor_names(weight)[0] in module._buffers
 
 
 def weight_parameter(module: nn.Module, weight: str) -> nn.Parameter | None:
@@ -183,9 +202,14 @@ def factorize_(
         )
     parameter = module._parameters[weight]
     assert parameter is not None
-    u, s, vh = thin_svd(layout.matrix(parameter.detach()))
-    resize_parameter_(parameter, torch.diag_embed(s[..., :k]))
-    frozen = (t.to(parameter.dtype).contiguous().clone() for t in (u[..., :k], vh[..., :k, :]))
+    matrix = layout.matrix(parameter.detach())
+    if matrix.is_meta:  # shapes only, for a model whose values come later
+        u, core, vh = (matrix.new_empty(shape) for shape in layout.factor_shapes(k))
+    else:
+        u, s, vh = thin_svd(matrix)
+        u, core, vh = u[..., :k], torch.diag_embed(s[..., :k]), vh[..., :k, :]
+    resize_parameter_(parameter, core)
+    frozen = (t.to(parameter.dtype).contiguous().clone() for t in (u, vh))
     hold_factors_(module, weight, low_rank_class, *frozen)
 
 
@@ -208,14 +232,13 @@ def follow_state_dict(
         if core_name in state_dict:
             held = [state_dict.get(name) for name in (u_name, core_name, vh_name)]
             message = _follow_factors(module, weight, low_rank_class, held)
-            if message is not None:
-                args[-1].append(f"{prefix}{weight}: {message}")
         elif prefix + weight in state_dict and is_factored(module, weight):
-            assert isinstance(module, LowRankModule)
-            shape = low_rank_class.layout(module, weight).shape
-            if parameter.shape != shape:  # a tied weight was restored through its other owner
-                resize_parameter_(parameter, parameter.new_empty(shape))
-            hold_dense_(module, weight)
+            message = _follow_dense(module, weight, low_rank_class, state_dict[prefix + weight])
+        else:
+            message = None
+        problem = f"{prefix}{weight}: {message}"
+        if message is not None and problem not in args[-1]:  # a pre-hook may have said it before
+            args[-1].append(problem)
 
 
 def low_rank_class_of(module: nn.Module) -> type[LowRankModule] | None:
@@ -269,8 +292,31 @@ def _follow_factors(
     u_shape, new_core_shape, vh_shape = fitting[0].factor_shapes(rank)
     if parameter.shape != new_core_shape:
         resize_parameter_(parameter, parameter.new_empty(new_core_shape))
+    if is_factored(module, weight) and low_rank_class.layout(module, weight) == fitting[0]:
+        assert isinstance(module, LowRankModule)
+        if module.factors(weight).u.shape == u_shape:
+            return None  # values are copied into the tensors that are there, which may be shared
     u, vh = (parameter.detach().new_empty(shape) for shape in (u_shape, vh_shape))
     hold_factors_(module, weight, low_rank_class, u, vh)
+    return None
+
+
+def _follow_dense(
+    module: nn.Module, weight: str, low_rank_class: type[LowRankModule], held: Tensor
+) -> str | None:
+    """Hold a weight densely, as it is stored; a message where it does not fit the layer."""
+    assert isinstance(module, LowRankModule)
+    shape = low_rank_class.layout(module, weight).shape
+    if held.shape != shape:
+        return (
+            f"the checkpoint holds a dense weight of shape {tuple(held.shape)}, this layer needs "
+            f"{shape}; load it into the model it was saved from"
+        )
+    parameter = weight_parameter(module, weight)
+    assert parameter is not None
+    if parameter.shape != shape:  # a tied weight was restored through its other owner
+        resize_parameter_(parameter, parameter.new_empty(shape))
+    hold_dense_(module, weight)
     return None
 
 

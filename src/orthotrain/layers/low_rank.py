@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain.errors import ConfigError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
     WeightLayout,
     factorize_,
-    is_factored,
+    low_rank_class_of,
+    readable,
     register_low_rank,
 )
+
+_Layer = TypeVar("_Layer", bound=LowRankModule)
 
 
 class _SingleWeight(LowRankModule):
@@ -26,11 +30,7 @@ class _SingleWeight(LowRankModule):
     u: Tensor
     core: nn.Parameter
     vh: Tensor
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, materialized on every access; writing into it changes nothing."""
-        return self.materialized("weight")
+    weight: Tensor = readable("weight")
 
     def _become(self, dense: nn.Module, rank: int | None) -> None:
         self.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
@@ -40,16 +40,17 @@ class _SingleWeight(LowRankModule):
     def reset_parameters(self) -> None:
         """Draw a fresh dense weight and bias as torch does; keep its part inside the basis."""
         fresh = self._fresh()
-        matrix = self.layout(self, "weight").matrix(fresh._parameters["weight"])  # type: ignore[arg-type]
-        self.core.copy_(self.u.mT @ matrix @ self.vh.mT)
-        if self.bias is not None:
-            self.bias.copy_(fresh.bias)
+        weight, bias = fresh._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        self.project_(weight)
+        if bias is not None:
+            bias.copy_(fresh.get_parameter("bias"))
 
     def _fresh(self) -> nn.Module:
         raise TypeError(f"{type(self).__name__} must say how its dense layer is made")
 
     def extra_repr(self) -> str:
-        """Torch's description of the dense layer, and the rank."""
+        """The dense layer's description, and the rank."""
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
@@ -106,6 +107,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
             rank: ``k``; ``None`` keeps the full rank, and with it the function.
 
         Raises:
+            ConfigError: Not the plain torch layer of this class: a subclass, low-rank already.
             RankError: ``rank`` is outside ``[1, min(m, n)]``.
         """
         return _copied(cls, linear, rank)
@@ -150,6 +152,10 @@ class LowRankTransposedLinear(_SingleWeight):
     def _fresh(self) -> nn.Module:
         return self._dense_class(self.nf, self.nx).to(self.core)
 
+    def extra_repr(self) -> str:
+        """Sizes as that class names them, and the rank."""
+        return f"nf={self.nf}, nx={self.nx}, rank={self.rank}"
+
 
 class _LowRankConv(_SingleWeight):
     """What the convolutions share: geometry from the module, one factorization a group."""
@@ -170,6 +176,7 @@ class _LowRankConv(_SingleWeight):
             rank: ``k`` of each group; ``None`` keeps the full rank, and with it the function.
 
         Raises:
+            ConfigError: Not the plain torch layer of this class: a subclass, low-rank already.
             RankError: ``rank`` is outside ``[1, min(m, n)]``.
         """
         return _copied(cls, conv, rank)
@@ -194,59 +201,82 @@ class _LowRankConv(_SingleWeight):
         )  # fmt: skip
 
 
-_CONV_ARGUMENTS = """
-    Takes the arguments of torch's layer and ``rank``: ``k`` of each group, from 1 to the smaller
-    side of ``out / groups`` by ``in / groups * kernel``.
-
-    Attributes:
-        u: ``(out, k)`` buffer, ``(groups, out / groups, k)`` where there are groups.
-        core: ``(k, k)`` Parameter, ``(groups, k, k)`` where there are groups.
-        vh: ``(k, in * kernel)`` buffer, ``(groups, k, in / groups * kernel)`` with groups.
-        weight: In the dense layer's shape, materialized when read.
-"""
-
-
 @register_low_rank("torch.nn.modules.conv.Conv1d")
 class LowRankConv1d(_LowRankConv, nn.Conv1d):
-    __doc__ = f"1-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+    """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
         self._become(nn.Conv1d(*args, **kwargs), rank)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch c w"]) -> Float[Tensor, "*batch m out_w"]:
         """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
         return self._forward(x)
 
 
 @register_low_rank("torch.nn.modules.conv.Conv2d")
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
-    __doc__ = f"2-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+    """2-D convolution with the weight ``u @ core @ vh`` of each group.
+
+    Keeps for backward the ``k`` channels between ``vh`` and ``u``, not its input.
+
+    Args:
+        args: As ``nn.Conv2d`` takes them.
+        rank: ``k`` of each group, from 1 to the smaller side of ``out / groups`` by
+            ``in / groups * kernel``.
+        kwargs: As ``nn.Conv2d`` takes them.
+
+    Attributes:
+        u: ``(out, k)`` buffer, ``(groups, out / groups, k)`` where there are groups.
+        core: ``(k, k)`` Parameter, ``(groups, k, k)`` where there are groups.
+        vh: ``(k, in * kernel)`` buffer, ``(groups, k, in / groups * kernel)`` with groups.
+        weight: In the dense layer's shape, materialized when read.
+
+    Raises:
+        RankError: ``rank`` is out of range.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505; a factorization a group is ours.
+
+    Example:
+        >>> layer = LowRankConv2d(4, 6, 3, padding="same", rank=2)
+        >>> layer(torch.zeros(5, 4, 8, 8)).shape, layer.core.shape
+        (torch.Size([5, 6, 8, 8]), torch.Size([2, 2]))
+    """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
         self._become(nn.Conv2d(*args, **kwargs), rank)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
         return self._forward(x)
 
 
 @register_low_rank("torch.nn.modules.conv.Conv3d")
 class LowRankConv3d(_LowRankConv, nn.Conv3d):
-    __doc__ = f"3-D convolution with the weight ``u @ core @ vh`` of each group.\n{_CONV_ARGUMENTS}"
+    """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
         self._become(nn.Conv3d(*args, **kwargs), rank)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "*batch c d h w"]
+    ) -> Float[Tensor, "*batch m out_d out_h out_w"]:
         """``(batch, in, d, h, w)`` to ``(batch, out, d', h', w')``; the batch may be missing."""
         return self._forward(x)
 
 
-def _copied(cls: type[Any], dense: nn.Module, rank: int | None) -> Any:
+def _copied(cls: type[_Layer], dense: nn.Module, rank: int | None) -> _Layer:
     """A low-rank layer out of a copy of a dense one."""
+    known = low_rank_class_of(dense)
+    if known is None or isinstance(dense, LowRankModule) or not issubclass(cls, known):
+        raise ConfigError(
+            f"{cls.__name__} is made out of the plain torch layer of its name, got a "
+            f"{type(dense).__name__}, which computes something else; for a low-rank one use "
+            "orthotrain.to_dense first"
+        )
     layer = copy.deepcopy(dense)
-    assert not is_factored(layer)
     factorize_(layer, "weight", cls, rank=rank)
+    assert isinstance(layer, cls)
     return layer
 
 

@@ -10,27 +10,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.errors import ShapeError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
     WeightLayout,
     is_factored,
+    readable,
     register_low_rank,
 )
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-def _readable(name: str) -> property:
-    """A weight as torch's own code reads it: dense, materialized, or None where there is none."""
-
-    def read(self: LowRankModule) -> Tensor | None:
-        return self.materialized(name) if is_factored(self, name) else self._parameters[name]
-
-    return property(
-        read, doc=f"``{name}`` of torch's layer; materialized where it is held low-rank."
-    )
 
 
 @register_low_rank("torch.nn.modules.activation.MultiheadAttention")
@@ -49,10 +39,10 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
 
     weight_names: ClassVar[tuple[str, ...]] = ("in_proj_weight", *_PROJECTIONS)
 
-    in_proj_weight = _readable("in_proj_weight")  # type: ignore[assignment]
-    q_proj_weight = _readable("q_proj_weight")  # type: ignore[assignment]
-    k_proj_weight = _readable("k_proj_weight")  # type: ignore[assignment]
-    v_proj_weight = _readable("v_proj_weight")  # type: ignore[assignment]
+    in_proj_weight = readable("in_proj_weight")
+    q_proj_weight = readable("q_proj_weight")
+    k_proj_weight = readable("k_proj_weight")
+    v_proj_weight = readable("v_proj_weight")
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -64,11 +54,11 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         columns = {"k_proj_weight": module.kdim, "v_proj_weight": module.vdim}.get(weight, width)
         return (WeightLayout.of_blocks((width, columns or width)),)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - the signature is torch's
         self,
-        query: Float[Tensor, "..."],
-        key: Float[Tensor, "..."],
-        value: Float[Tensor, "..."],
+        query: Float[Tensor, "*queries embed"],
+        key: Float[Tensor, "*keys kdim"],
+        value: Float[Tensor, "*keys vdim"],
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
@@ -78,47 +68,73 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         """Attention as ``nn.MultiheadAttention.forward``, same arguments, shapes and results.
 
         Raises:
-            ShapeError: A mask does not fit the batch, heads and lengths, or ``is_causal`` is
-                set without ``attn_mask``, which torch needs too.
+            ShapeError: An input or a mask does not fit the batch, heads and lengths.
+            ConfigError: A mask is neither boolean nor floating-point, or ``is_causal`` is set
+                without ``attn_mask``, which torch needs too.
         """
         if is_causal and attn_mask is None:
-            raise ShapeError(
+            raise ConfigError(
                 "MultiheadAttention needs attn_mask where is_causal is set, got None; pass "
                 "nn.Transformer.generate_square_subsequent_mask(length)"
             )
         batched = query.ndim == 3
-        if not batched:
-            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
-        elif not self.batch_first:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        batch_dim = 0 if self.batch_first or not batched else 1
         q, k, v = self._project(query, key, value)
-        k, v = self._with_bias_tokens(k, v)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        if self.add_zero_attn:
-            k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
-        mask = _additive_mask(attn_mask, key_padding_mask, q, k)
+        if not batched:
+            q, k, v = (t.unsqueeze(0) for t in (q, k, v))
+        q, k, v = (self._by_head(t, batch_dim) for t in (q, k, v))
+        mask = None
+        hint = is_causal and key_padding_mask is None and not need_weights
+        if self.bias_k is not None or self.add_zero_attn or not hint:
+            mask = _additive_mask(attn_mask, key_padding_mask, q, k)
+        k, v, mask = self._with_extra_tokens(k, v, mask)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            weights = _attention_weights(q, k, mask)
-            y = F.dropout(weights, dropout) @ v
+            weights = F.dropout(_attention_weights(q, k, mask), dropout)
+            y = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint and mask is None)
+        y = y.permute(2, 0, 1, 3) if batch_dim else y.transpose(1, 2)
+        y = self.out_proj(y.flatten(2))
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
-        return (y if self.batch_first else y.transpose(0, 1)), weights
+        return y, weights
+
+    @torch.no_grad()
+    def _reset_parameters(self) -> None:
+        """Draw all weights as torch's layer does; of those in factors, the part in the basis."""
+        for name in self.weight_names:
+            weight = getattr(self, name)
+            if weight is not None:
+                nn.init.xavier_uniform_(weight)  # of a factored weight, a temporary
+                if is_factored(self, name):
+                    self.project_(weight, name)
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        for token in (self.bias_k, self.bias_v):
+            if token is not None:
+                nn.init.xavier_normal_(token)
+
+    def extra_repr(self) -> str:
+        """Sizes, and the rank of each projection held in factors."""
+        held = (name for name in self.weight_names if is_factored(self, name))
+        ranks = (f"{name}: {self.factors(name).core.shape[-1]}" for name in held)
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, rank=({', '.join(ranks)})"
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value after their projections, each by its cheapest contraction."""
         inputs = (query, key, value)
+        _require_fitting(inputs, batch_dim=0 if self.batch_first else 1)
         bias = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         if not is_factored(self, "in_proj_weight"):
-            weights = self._dense_or_none()
             return tuple(
-                F.linear(x, w, b) if w is not None else low_rank_linear(x, *self.factors(name), b)
-                for x, w, b, name in zip(inputs, weights, bias, _PROJECTIONS, strict=True)
+                low_rank_linear(x, *self.factors(name), b)
+                if is_factored(self, name)
+                else F.linear(x, getattr(self, name), b)
+                for x, b, name in zip(inputs, bias, _PROJECTIONS, strict=True)
             )
         u, core, vh = self.factors("in_proj_weight")
         if core.ndim == 3:
@@ -131,61 +147,91 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         parts = zip(inputs, u.chunk(3), bias, strict=True)
         return tuple(low_rank_linear(x, part, core, vh, b) for x, part, b in parts)
 
-    def _dense_or_none(self) -> tuple[Tensor | None, ...]:
-        """The projections that are still dense; None where one is held in factors."""
-        if self._qkv_same_embed_dim:
-            packed = self._parameters["in_proj_weight"]
-            assert packed is not None
-            return packed.chunk(3)
-        return tuple(
-            None if is_factored(self, name) else self._parameters[name] for name in _PROJECTIONS
-        )
+    def _by_head(self, t: Tensor, batch_dim: int) -> Tensor:
+        """A view as ``(batch, heads, length, width of a head)``."""
+        order = (1, 2, 0, 3) if batch_dim else (0, 2, 1, 3)
+        return t.view(*t.shape[:2], self.num_heads, self.head_dim).permute(order)
 
-    def _with_bias_tokens(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values with the learned extra token of ``add_bias_kv``, where there is one."""
-        if self.bias_k is None or self.bias_v is None:
-            return k, v
-        batch = k.shape[0]
-        extra = (t.to(k.dtype).expand(batch, 1, -1) for t in (self.bias_k, self.bias_v))
-        return tuple(torch.cat(pair, 1) for pair in zip((k, v), extra, strict=True))  # type: ignore[return-value]
+    def _with_extra_tokens(
+        self, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values with ``add_bias_kv``'s learned token and ``add_zero_attn``'s zeros."""
+        added = 0
+        if self.bias_k is not None and self.bias_v is not None:
+            shape = (1, 1, self.num_heads, self.head_dim)
+            tokens = (t.to(k.dtype).view(shape).transpose(1, 2) for t in (self.bias_k, self.bias_v))
+            k, v = (
+                torch.cat((t, token.expand(t.shape[0], -1, -1, -1)), 2)
+                for t, token in zip((k, v), tokens, strict=True)
+            )
+            added += 1
+        if self.add_zero_attn:
+            k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
+            added += 1
+        return k, v, mask if mask is None else F.pad(mask, (0, added))
+
+
+def _require_fitting(inputs: tuple[Tensor, ...], *, batch_dim: int) -> None:
+    """Refuse inputs that do not belong together.
+
+    Raises:
+        ShapeError: They are not all 2-D or all 3-D, differ in batch, or key and value in length.
+    """
+    query, key, value = (tuple(t.shape) for t in inputs)
+    if len(query) not in (2, 3) or not len(query) == len(key) == len(value):
+        raise ShapeError(
+            "MultiheadAttention needs query, key and value all 3-D, or all 2-D without a batch, "
+            f"got {query}, {key}, {value}"
+        )
+    same_batch = len(query) == 2 or query[batch_dim] == key[batch_dim]
+    if not same_batch or key[:-1] != value[:-1]:
+        raise ShapeError(
+            "MultiheadAttention needs query, key and value of one batch size, key and value of "
+            f"one length, got {query}, {key}, {value} with the batch in dimension {batch_dim}; "
+            "check batch_first"
+        )
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax of the scaled products, ``(batch, heads, queries, keys)``."""
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = (q * math.sqrt(1 / q.shape[-1])) @ k.mT  # scaled first: float16 reaches 65504 only
     return (scores if mask is None else scores + mask).softmax(-1)
 
 
 def _additive_mask(
     attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor
 ) -> Tensor | None:
-    """Both masks as one that is added to the scores, extra keys left open; None where neither."""
+    """Both masks as one that is added to the scores; None where there is neither."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
     total = None
     if attn_mask is not None:
-        total = _as_added(attn_mask, q.dtype)
-        if total.ndim == 3 and total.shape[0] == batch * heads:
-            total = total.unflatten(0, (batch, heads))
-        if total.ndim not in (2, 4) or total.shape[-2] != queries:
+        total = _as_added(attn_mask, q.dtype, "attn_mask")
+        if total.shape == (batch * heads, queries, keys):
+            total = total.view(batch, heads, queries, keys)
+        elif total.shape != (queries, keys):
             raise ShapeError(
-                f"attn_mask needs shape (queries, keys) or (batch * heads, queries, keys) with "
-                f"batch {batch}, heads {heads}, queries {queries}, got {tuple(attn_mask.shape)}"
+                f"attn_mask needs shape (queries, keys) = ({queries}, {keys}) or (batch * heads, "
+                f"queries, keys) = ({batch * heads}, {queries}, {keys}), got "
+                f"{tuple(attn_mask.shape)}"
             )
-        total = F.pad(total, (0, keys - total.shape[-1]))
     if padding is not None:
-        open_or_not = _as_added(padding, q.dtype).reshape(-1, 1, 1, padding.shape[-1])
-        if open_or_not.shape[0] != batch or padding.shape[-1] > keys:
+        if padding.shape not in ((batch, keys), *(((keys,),) if batch == 1 else ())):
             raise ShapeError(
                 f"key_padding_mask needs shape (batch, keys) = ({batch}, {keys}), got "
                 f"{tuple(padding.shape)}"
             )
-        open_or_not = F.pad(open_or_not, (0, keys - padding.shape[-1]))
-        total = open_or_not if total is None else total + open_or_not
+        hidden = _as_added(padding, q.dtype, "key_padding_mask").view(batch, 1, 1, keys)
+        total = hidden if total is None else total + hidden
     return total
 
 
-def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_added(mask: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """A boolean mask (True hides) as zeros and minus infinity; a float mask as it is."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+    if not mask.is_floating_point():
+        raise ConfigError(
+            f"MultiheadAttention needs {name} boolean (True hides) or floating-point (added to "
+            f"the scores), got {mask.dtype}; convert it with .bool()"
+        )
     return mask.to(dtype)
