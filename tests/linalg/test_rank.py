@@ -27,7 +27,7 @@ def test_threshold_keeps_a_value_exactly_at_it():
 
 def test_threshold_zero_keeps_zeros_and_any_other_drops_them():
     s = torch.tensor([1.0, 1e-30, 0.0, 0.0])
-    assert numerical_rank(s, rtol=0).item() == 4
+    assert numerical_rank(s, rtol=0.0).item() == 4
     assert numerical_rank(s, rtol=1e-38).item() == 2
 
 
@@ -174,6 +174,16 @@ def test_budget_passes_a_plateau_where_small_cuts_save_nothing():
     steep = torch.tensor([0.1**i for i in range(10)], dtype=torch.float64)
     [rank] = ranks_within_budget([steep], costs=[cost], budget=99, min_ranks=[1])
     assert rank == 4
+
+
+def test_budget_looks_past_a_cut_that_hardly_pays():
+    # From 10 to 4 the first matrix saves 4 numbers, to 3 it saves 31 and loses hardly more. So it
+    # loses less for a number than the second, whose single steps are cheaper than that first one.
+    square = torch.tensor([1.0] * 3 + [0.02] * 7, dtype=torch.float64).sqrt()
+    other = torch.tensor([20.0, 1.0, 1.0, 1.0], dtype=torch.float64).sqrt()
+    costs = [factored(10, 10), lambda r: 10 * r]
+    ranks = ranks_within_budget([square, other], costs=costs, budget=120, min_ranks=[1, 1])
+    assert ranks == [3, 4]
 
 
 def test_budget_is_relative_to_each_total():

@@ -84,6 +84,11 @@ def test_effective_rank_of_flat_single_and_zero_spectra():
     torch.testing.assert_close(effective_rank(s), torch.tensor([3.0, 1.0, 0.0]).double())
 
 
+@pytest.mark.parametrize("value", [1.5e308, 5e-324])
+def test_effective_rank_of_extreme_numbers(value: float):
+    assert effective_rank(torch.full((3,), value, dtype=torch.float64)).item() == pytest.approx(3)
+
+
 def test_effective_rank_of_many_equal_half_values():
     # A sum of 4096 in float16 with p in float16 would be far off.
     assert effective_rank(torch.full((4096,), 20.0, dtype=torch.float16)).item() == 4096.0

@@ -68,6 +68,15 @@ def test_stability_of_a_turn_in_the_plane_is_its_cosine(angle: float):
     assert basis_stability(a, turn @ a).item() == pytest.approx(math.cos(angle), abs=32 * EPS)
 
 
+def test_stability_does_not_pass_one_by_rounding():
+    a = torch.randn(200, 6, 4, generator=generator(0), dtype=torch.float64)
+    q = polar_factor(a)
+    # The inputs are such that rounding does pass 1 before it is held back.
+    assert ((q * q).sum(dim=(-2, -1)) / 4).max() > 1
+    assert basis_stability_from_polar(q, q).max() <= 1
+    assert basis_stability_from_polar(q, -q).min() >= -1
+
+
 def test_null_directions_count_as_no_similarity():
     full = torch.eye(4, 2, dtype=torch.float64)
     half = torch.tensor([[1.0, 0.0]] + [[0.0, 0.0]] * 3, dtype=torch.float64)
@@ -125,6 +134,11 @@ def test_mixing_of_a_multiple_follows_the_formula(factor: float):
     a = from_spectrum([3.0, 1.0], 4, 2)
     expected = 1 - abs(factor - 1) / (factor + 1)
     assert mixing_similarity(a, factor * a).item() == pytest.approx(expected, abs=32 * EPS)
+
+
+def test_mixing_keeps_rows_whose_diagonal_is_zero():
+    a = torch.tensor([[0.0, 3.0], [0.0, 0.0], [0.0, 0.0]])
+    assert mixing_similarity(a, 2 * a).item() == pytest.approx(2 / 3)
 
 
 def test_mixing_of_two_zero_matrices_is_one():

@@ -53,9 +53,9 @@ def polar_factor(
             below the rounding of the result (float32 and less: up to condition 2e4), as the
             eigenvalues tell, and the SVD for the others and for float64 input.
         rtol: In ``[0, 1)``. Directions with ``s_i < rtol * s_0`` are null and stay zero, so a
-            zero matrix maps to zero. Defaults to the larger of ``4 * eps`` of the input's dtype
-            (rounding of a matrix product; half precision is taken at face value, with the eps
-            of float32) and ``eps * max(m, n)`` of the dtype it is computed in.
+            zero matrix maps to zero, also with 0. Defaults to the larger of ``4 * eps`` of the
+            input's dtype (rounding of a matrix product; half precision is taken at face value,
+            with the eps of float32) and ``eps * max(m, n)`` of the dtype it is computed in.
 
     Returns:
         Same shape, dtype and device as ``a``. Computed in float64 on CPU (on an accelerator
