@@ -21,14 +21,13 @@ RESULT = {
 def variant(name, accuracies, *, ranks=(), **result):
     seeds = tuple(
         SeedRun(
-            name,
             seed,
             {kind: list(ranks) if kind == "rank" else [] for kind in KINDS},
             {**RESULT, "test_accuracy": accuracy, **result},
         )
         for seed, accuracy in enumerate(accuracies)
     )
-    return Variant(name, name, "", seeds)
+    return Variant(name, name, "", seeds, len(seeds))
 
 
 def run(tmp_path, *variants):

@@ -168,6 +168,19 @@ def test_a_result_without_test_accuracy_is_said(write_run):
     assert "no test accuracy for seed 1" in notes(folder)
 
 
+def test_before_any_result_the_recorded_sizes_tell_the_dense_count(write_run):
+    folder = write_run(variants=["oialr-tuned", "narrow"], seeds=[0])
+    for file in folder.glob("variants/*/*/result.json"):
+        file.unlink()
+    assert load_run(folder).dense_size == 450_000
+
+
+def test_a_variant_never_started_still_has_its_planned_seeds(write_run):
+    folder = write_run(variants=["dense", "narrow"])
+    shutil.rmtree(folder / "variants/narrow")
+    assert [(len(v.seeds), v.planned) for v in load_run(folder).variants] == [(3, 3), (0, 3)]
+
+
 def test_without_a_finished_dense_seed_sizes_refer_to_the_largest_dense_count(write_run):
     folder = write_run(variants=["dense", "oialr-tuned", "narrow"])
     for seed in (0, 1, 2):

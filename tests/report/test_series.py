@@ -13,10 +13,10 @@ KINDS = ("step", "eval", "size", "rank", "stability", "event")
 
 def variant(*seeds):
     runs = tuple(
-        SeedRun("v", index, {kind: rows.get(kind, []) for kind in KINDS}, None)
+        SeedRun(index, {kind: rows.get(kind, []) for kind in KINDS}, None)
         for index, rows in enumerate(seeds)
     )
-    return Variant("v", "v", "", runs)
+    return Variant("v", "v", "", runs, len(runs))
 
 
 def test_a_curve_is_mean_lowest_and_highest_over_seeds():
@@ -104,6 +104,14 @@ def test_a_killed_seed_holds_no_size_past_its_record():
     line = held_curve(variant({"size": [size(0, 8), size(9, 4)]}, {"size": [size(0, 2)]}), ["a"])
     assert line is not None
     assert line.mean.tolist() == [5, 4]
+
+
+def test_a_size_holds_to_the_last_step_of_any_record():
+    rows = {"size": [size(0, 8)], "step": [{"step": 7, "loss": 1.0}]}
+    line = held_curve(variant(rows), ["a"])
+    assert line is not None
+    assert line.x.tolist() == [0, 7]
+    assert line.mean.tolist() == [8, 8]
 
 
 def test_a_size_row_without_one_of_the_fields_is_left_out():

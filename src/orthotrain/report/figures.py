@@ -255,7 +255,8 @@ def cost_plot(run: Run) -> Plot:
         "Time: wall time of forward, backward and optimizer step with all hooks, median within "
         f"each of {_BINS} stretches; the few steps that decompose weights hardly move a median, "
         "the table's 'whole training' contains them. Dotted lines: the switch. Memory: weights, "
-        "gradients and optimizer state as measured; activations are not in it. Bands reach from "
+        "gradients and optimizer state as measured where the run recorded a change; before its "
+        "first step an optimizer has no state, and activations are not in it. Bands reach from "
         "the lowest to the highest seed. Right: what the memory at the end consists of.",
         draw if times or memory else None,
         "Neither the time of a step nor memory was recorded.",
@@ -280,6 +281,8 @@ def _memory_bars(axes: Axes, run: Run, theme: Theme) -> None:
             if size:
                 axes.barh(place, size.mean, left=start, color=look[variant.name].color, alpha=alpha)
                 start += size.mean
+    if not shown:
+        style.say(axes, "no finished seed", theme)
     axes.set_yticks(range(len(shown)), [look[v.name].label for v in shown])
     axes.invert_yaxis()
     axes.set_title("At the end (MiB)")

@@ -41,13 +41,11 @@ class SeedRun:
     """One training of one variant.
 
     Attributes:
-        variant: Name of the variant.
-        seed: Its seed.
+        seed: Its random seed.
         rows: The lines of ``metrics.jsonl`` by kind, ordered by step.
         result: ``result.json``, or ``None`` where the training did not reach its end.
     """
 
-    variant: str
     seed: int
     rows: Mapping[str, Sequence[Row]]
     result: Row | None
@@ -73,12 +71,14 @@ class Variant:
         title: What the page calls it.
         note: One sentence about it, may be empty.
         seeds: Its trainings, ordered by seed, finished or not.
+        planned: How many seeds run.json asks for, at least those found.
     """
 
     name: str
     title: str
     note: str
     seeds: tuple[SeedRun, ...]
+    planned: int
 
     @property
     def finished(self) -> tuple[SeedRun, ...]:
@@ -132,13 +132,16 @@ class Run:
     def dense_size(self) -> float:
         """Stored numbers of the dense network, 100 % in every figure; NaN where unknown.
 
-        The baseline's own count where it finished. Otherwise the largest count that a variant
+        The baseline's own count where it finished. Otherwise the largest count that any variant
         recorded for the dense form of its network: a narrow network's is smaller.
         """
         baseline = self.baseline
-        seeds = baseline.finished if baseline is not None else ()
-        known = [seed.final("stored") for seed in seeds] or [
-            seed.final("dense") for variant in self.variants for seed in variant.finished
+        finished = baseline.finished if baseline is not None else ()
+        known = [seed.final("stored") for seed in finished] or [
+            count
+            for variant in self.variants
+            for seed in variant.seeds
+            for count in (seed.final("dense"), *(number(r, "dense") for r in seed.rows["size"]))
         ]
         return max((value for value in known if math.isfinite(value)), default=math.nan)
 
@@ -262,29 +265,30 @@ def _read_variant(
         if child.is_dir() and number_part.lstrip("-").isdigit():
             found[int(number_part)] = child
     seeds = []
-    for seed in sorted({*found, *declared_seeds}):
+    planned = sorted({*found, *declared_seeds})
+    for seed in planned:
         if seed in found:
-            seeds.append(_read_seed(found[seed], name, seed, notes))
+            seeds.append(_read_seed(found[seed], title, seed, notes))
         elif found:
             notes.append(f"{title}: seed {seed} has no folder; it was never started.")
     if not found:
         notes.append(f"{title}: no results at all; it was never started.")
-    return Variant(name, title, text(described, "note"), tuple(seeds))
+    return Variant(name, title, text(described, "note"), tuple(seeds), len(planned))
 
 
-def _read_seed(folder: Path, variant: str, seed: int, notes: list[str]) -> SeedRun:
+def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun:
     metrics = folder / "metrics.jsonl"
     rows: dict[str, list[Row]] = {kind: [] for kind in _NEEDED}
     if metrics.is_file():
         rows, said = read_metrics(metrics)
-        notes += [f"{variant}, seed {seed}: {sentence}" for sentence in said]
+        notes += [f"{title}, seed {seed}: {sentence}" for sentence in said]
     else:
-        notes.append(f"{variant}, seed {seed}: there is no metrics.jsonl, so no curve shows it.")
+        notes.append(f"{title}, seed {seed}: there is no metrics.jsonl, so no curve shows it.")
     result = folder / "result.json"
-    run = SeedRun(variant, seed, rows, _read_object(result) if result.is_file() else None)
+    run = SeedRun(seed, rows, _read_object(result) if result.is_file() else None)
     if run.result is None:
         notes.append(
-            f"{variant}, seed {seed}: no result.json; the training stopped or is still going "
+            f"{title}, seed {seed}: no result.json; the training stopped or is still going "
             f"(last record at step {run.last_step}). Its curves are drawn, its end is not counted."
         )
     return run

@@ -86,8 +86,8 @@ def curve(
 def held_curve(variant: Variant, keys: Sequence[str]) -> Curve | None:
     """A sum of fields of the ``size`` rows, which are written only where something changed.
 
-    Between its own records each seed keeps its value, so that seeds whose changes fall on
-    different steps have a mean; past the end of a seed's record it does not count.
+    From one record to the next, and to its last step, each seed keeps its value, so that seeds
+    whose changes fall on different steps have a mean; past its end a seed does not count.
 
     Args:
         variant: All its seeds count as far as their records go.
@@ -101,15 +101,16 @@ def held_curve(variant: Variant, keys: Sequence[str]) -> Curve | None:
         for seed in variant.seeds
     ]
     known = [[pair for pair in pairs if math.isfinite(pair[1])] for pairs in changes]
-    steps = np.array(sorted({step for pairs in known for step, _ in pairs}))
-    if not steps.size:
+    if not any(known):
         return None
+    ends = {float(s.last_step) for s, pairs in zip(variant.seeds, known, strict=True) if pairs}
+    steps = np.array(sorted(ends.union(step for pairs in known for step, _ in pairs)))
     held = np.full((len(known), steps.size), np.nan)
     for row, (seed, pairs) in enumerate(zip(variant.seeds, known, strict=True)):
         for step, value in pairs:
             held[row, steps >= step] = value
         held[row, steps > seed.last_step] = np.nan
-    # Every step of the grid is a record of some seed, so no column is without a value.
+    # Every step of the grid is a record or the end of some seed: no column is without a value.
     return Curve(steps, *(f(held, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax)))
 
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import matplotlib.style
 from matplotlib.artist import Artist
@@ -84,7 +84,7 @@ class Look:
     label: str
     color: str
     marker: str
-    line: str
+    line: Literal["-", "--"]
 
 
 def looks(run: Run, theme: Theme) -> dict[str, Look]:
@@ -98,7 +98,7 @@ def looks(run: Run, theme: Theme) -> dict[str, Look]:
             color = theme.cycle[others % len(theme.cycle)]
             others += 1
         # Broken, because a narrow network often runs on the very line of the dense one.
-        line = "--" if variant is run.rival else "-"
+        line: Literal["-", "--"] = "--" if variant is run.rival else "-"
         chosen[variant.name] = Look(variant.title, color, MARKERS[index % len(MARKERS)], line)
     return chosen
 

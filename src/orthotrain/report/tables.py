@@ -148,7 +148,7 @@ def results_table(run: Run) -> Table:
     """One row a variant: accuracies and sizes, mean and spread over its finished seeds."""
     rows = []
     for variant in run.variants:
-        count = f"{len(variant.finished)} of {len(variant.seeds)}"
+        count = f"{len(variant.finished)} of {variant.planned}"
         cells = [Cell(variant.title), *(_spread_cell(variant, column) for column in _ACCURACIES)]
         cells += [_size_cell(variant, key, run.dense_size) for _, key in _SIZES]
         rows.append((*cells, Cell(count)))
