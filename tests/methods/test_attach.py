@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from methods.doubles import Diary, EarlyDiary, Idle, Unfit, backward, hook_counts, small_model
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods import _hooks as hooks
+from orthotrain.methods import protocol
 from orthotrain.methods._compat import active_ddp_module
 from orthotrain.methods.attach import attach
 
@@ -321,6 +322,18 @@ def test_a_loss_in_the_output_is_seen_in_training_only(kind, compiled):
     assert method.bound[0].losses == expected
 
 
+def test_a_model_compiled_after_attach_stays_one_graph():
+    model = WithLoss("dict")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = Diary()
+    attach(model, optimizer, method)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled(torch.ones(2, 3))["loss"].backward()
+    optimizer.step()
+    # As documented: the hook is compiled away, and handle.observe is there for this case.
+    assert method.bound[0].losses == []
+
+
 def test_an_observed_loss_keeps_no_graph_and_later_changes_do_not_reach_it():
     method = Diary()
     _, _optimizer, handle = make(method)
@@ -330,6 +343,24 @@ def test_an_observed_loss_keeps_no_graph_and_later_changes_do_not_reach_it():
     with torch.no_grad():
         loss /= 2
     assert method.bound[0].losses == [(0, 6.0), (0, 1.0)]
+
+
+def test_losses_on_a_device_are_read_late_together_and_in_order(monkeypatch):
+    monkeypatch.setattr(protocol, "_is_free_to_read", lambda loss: False)
+    monkeypatch.setattr(protocol, "_LOSSES_PER_READ", 3)
+    method = Diary()
+    _model, optimizer, handle = make(method)
+    reused = torch.zeros(1)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        reused.fill_(value)
+        handle.observe(reused)
+        optimizer.step()
+    seen = method.bound[0].losses
+    assert seen == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    handle.observe(5.0)
+    assert seen[3:] == [(3, 4.0), (4, 5.0)]
+    handle.observe(torch.tensor(6.0))
+    assert handle.state_dict()["methods"]["diary"]["losses"][-1] == [4, 6.0]
 
 
 @pytest.mark.bad_input

@@ -186,15 +186,17 @@ class Run:
         """
         if not self._observers:
             return
-        if not isinstance(loss, Tensor):
-            loss = torch.tensor(float(loss), dtype=torch.float64)
-        if loss.numel() != 1:
+        if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ConfigError(
                 f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
             )
+        if not isinstance(loss, Tensor) or _is_free_to_read(loss):
+            self.deliver_losses()
+            self._deliver(loss.item() if isinstance(loss, Tensor) else float(loss), self.step)
+            return
         # A copy: the caller, or a captured graph that is replayed, may write into the original.
         self._pending.append((self.step, loss.detach().clone().reshape(())))
-        if loss.device.type == "cpu" or len(self._pending) >= _LOSSES_PER_READ:
+        if len(self._pending) >= _LOSSES_PER_READ:
             self.deliver_losses()
 
     def deliver_losses(self) -> None:
@@ -203,9 +205,17 @@ class Run:
             return
         pending, self._pending = self._pending, []
         device = pending[0][1].device
-        # float64 holds every float dtype a loss may have, so nothing is rounded on the way.
+        # Wide enough for every dtype a loss may have, so nothing is rounded on the way.
         wide = torch.float32 if device.type == "mps" else torch.float64
         values = torch.stack([loss.to(device, wide) for _, loss in pending]).tolist()
         for (step, _), value in zip(pending, values, strict=True):
-            for bound in self._observers:
-                bound.observe(value, step=step)
+            self._deliver(value, step)
+
+    def _deliver(self, loss: float, step: int) -> None:
+        for bound in self._observers:
+            bound.observe(loss, step=step)
+
+
+def _is_free_to_read(loss: Tensor) -> bool:
+    """Whether the value is at hand without waiting for a device."""
+    return loss.device.type == "cpu"
