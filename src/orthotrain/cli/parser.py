@@ -89,7 +89,7 @@ def parse(arguments: list[str]) -> Command:
 def _base(chosen: Namespace) -> RunConfig:
     """The settings that stand where no option says otherwise."""
     if not chosen.get("resume"):
-        return recipe_config(chosen.recipe, chosen.scale)
+        return recipe_config(chosen.recipe_name or chosen.recipe, chosen.scale)
     if chosen.run_dir is None:
         raise ConfigError("--resume needs the folder to go on in; add --run-dir DIR")
     path = RunFolder(Path(chosen.run_dir)).config
@@ -127,11 +127,13 @@ def build_parser(base: RunConfig) -> ArgumentParser:
 
 def _add_run(parser: ArgumentParser, base: RunConfig) -> None:
     parser.add_argument(
-        "recipe",
+        "recipe_name",
         nargs="?",
-        default=base.recipe,
+        metavar="RECIPE",
         help=f"one of {', '.join(RECIPES)} (default: {DEFAULT_RECIPE})",
     )
+    # A positional cannot come out of a configuration file, an option can.
+    parser.add_argument("--recipe", default=base.recipe, help="the same, for use in a file")
     parser.add_argument(
         "--scale", choices=get_args(Scale), default=base.scale, help="size of the run"
     )

@@ -111,7 +111,7 @@ def _decoded_train(path: Path, size: int, modified_ns: int) -> Split:
 
 def _open_archive(path: Path) -> _Archive:
     try:
-        with np.load(path, allow_pickle=False) as packed:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
             archive = _Archive(
                 path=path,
                 data=packed["data"],

@@ -77,6 +77,7 @@ def train(
             total_steps=state.total_steps,
             on_progress=on_progress,
         )
+        state.handle.on_record(measure.take_record)
         measure.started(state.step)
         while state.step < state.total_steps:
             with measure.timed_step(data.train.images.device):

@@ -1,0 +1,307 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orthotrain.cli import main
+from orthotrain.cli.bench import benchmark_scripts
+from orthotrain.cli.parser import build_parser, parse
+from orthotrain.cli.train import spread, worker_count
+from orthotrain.errors import ConfigError
+from orthotrain.recipes.catalog import recipe_config
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+LOWRANK = {
+    "delay_fraction", "every_fraction", "rank_rtol", "energy", "stored_budget", "layer_fraction",
+    "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
+}  # fmt: skip
+SETTINGS = {
+    "data": {"name", "dir", "batch_size", "crop_padding", "flip", "train_limit"},
+    "model": {"patch_size", "width", "depth", "heads", "mlp_ratio"},
+    "optim": {
+        "epochs", "lr", "min_lr", "warmup_fraction", "weight_decay", "clip_norm",
+        "label_smoothing",
+    },
+    "record": {
+        "log_every_steps", "eval_every_epochs", "stability_every_epochs",
+        "checkpoint_every_epochs",
+    },
+}  # fmt: skip
+COMMON = {
+    "help",
+    "recipe",
+    "config",
+    "print_config",
+    "scale",
+    "jobs",
+    "device",
+    "precision",
+    "threads",
+}
+# A new option is a decision: it is made here, too.
+OPTIONS = {
+    "train": COMMON
+    | {"run-dir", "resume", "report", "variants", "seeds"}
+    | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
+    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
+    | {*SETTINGS, "paper", "tuned"},
+    "tune": COMMON
+    | {"run-dir", "output"}
+    | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
+    | {*SETTINGS},
+    "report": {"help", "output"},
+    "inspect": {"help"},
+    "compress": {"help", "rank-rtol", "output"},
+    "bench": {"help"},
+}
+
+# A run of seconds: one epoch on a small network.
+QUICK = [
+    "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256", "--model.width", "8",
+    "--model.depth", "1", "--jobs", "1",
+]  # fmt: skip
+
+
+def fails(capsys, *arguments):
+    """The error line of a command that must end with exit code 2."""
+    assert main([*map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("orthotrain: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def subparsers():
+    parser = build_parser(recipe_config("digits-minivit", "cpu"))
+    return parser._subcommands_action._name_parser_map
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_the_frozen_set(command):
+    actions = subparsers()[command]._actions
+    found = {s[2:] for action in actions for s in action.option_strings if s.startswith("--")}
+    assert found == OPTIONS[command]
+
+
+def test_commands_are_the_frozen_set():
+    assert set(subparsers()) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([command, "--help"] for command in OPTIONS)], ids=" ".join
+)
+def test_help_needs_no_torch(arguments):
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
+        "from orthotrain.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'matplotlib', 'sklearn', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: orthotrain" in done.stdout
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command given"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
+        (["train", "--nope", "1"], "unrecognized arguments: --nope"),
+        (["train", "--optim.lr", "fast"], "optim.lr"),
+        (["train", "--optim.lr", "-1"], "optim.lr=-1.0 must be positive"),
+        (["train", "--scale", "huge"], "invalid choice: 'huge'"),
+        (["train", "--config", "/does/not/exist.yaml"], "File does not exist"),
+        (["train", "--paper.delay_fraction", "-0.5"], "delay_fraction=-0.5 must lie in [0, 1)"),
+        (["train", "--variants", "wide"], "'wide' is not a variant"),
+        (["train", "--seeds", "-1"], "must not be negative"),
+        (["train", "--jobs", "9"], "--jobs 9: need 1 or 2"),
+        (["train", "--resume"], "--resume needs the folder"),
+        (["train", "--resume", "--run-dir", "/does/not/exist"], "does not exist"),
+        (["tune", "--output", "/does/not/exist/x.json"], "create it first"),
+        (["report"], "required: report.runs"),
+        (["report", "/does/not/exist"], "/does/not/exist"),
+        (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
+        (["inspect", "/does/not/exist.safetensors"], "does not exist"),
+        (["compress", "/x.pt", "-o", "/y"], "rank"),
+        (["compress", "/x.safetensors", "--rank-rtol", "0.1", "-o", "/y"], "holds weights but not"),
+        (["bench", "nope"], "'nope' does not exist; choose from"),
+    ],
+)
+def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("optim: {speed: 3}\n", "speed"), ("optim: [\n", "config"), ("nope: 1\n", "nope")],
+)
+def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
+    capsys, tmp_path, content, message
+):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    assert message in fails(capsys, "train", "--config", path, "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
+    error = fails(capsys, "train", *QUICK, "--model.heads", "3", "--run-dir", tmp_path / "a")
+    assert "width=8 is no multiple of heads=3" in error
+    error = fails(capsys, "train", *QUICK, "--data.batch_size", "5000", "--run-dir", tmp_path / "b")
+    assert "batch_size=5000 does not fit 1079 images" in error
+    error = fails(
+        capsys, "train", *QUICK, "--variants", "oialr-paper", "--paper.rank_rtol", "1.5",
+        "--run-dir", tmp_path / "c",
+    )  # fmt: skip
+    assert "rank_rtol" in error
+    error = fails(
+        capsys, "train", "cifar10-minivit", *QUICK, "--data.dir", tmp_path, "--run-dir",
+        tmp_path / "d",
+    )  # fmt: skip
+    assert "cifar10_jpeg.npz" in error
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "recipe: cifar10-minivit\nscale: full\noptim: {lr: 0.5, epochs: 7}\nseeds: [5]\n"
+    )
+    config = parse(["train", "--config", str(path), "--optim.lr", "0.25"]).config()
+    assert (config.recipe, config.scale) == ("cifar10-minivit", "full")
+    assert (config.optim.lr, config.optim.epochs, config.seeds) == (0.25, 7, (5,))
+    assert config.model == recipe_config("cifar10-minivit", "full").model
+
+
+def test_values_may_be_unset_and_auto():
+    config = parse(
+        ["train", "--optim.clip_norm", "null", "--tuned.energy", "null",
+         "--paper.delay_fraction", "auto"]
+    ).config()  # fmt: skip
+    assert config.optim.clip_norm is None
+    assert config.tuned.energy is None
+    assert config.paper.delay_fraction == "auto"
+
+
+@pytest.mark.parametrize("name", ["digits-minivit", "cifar10-minivit"])
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
+def test_without_options_the_settings_are_the_recipes(name, scale):
+    assert parse(["train", name, "--scale", scale]).config() == recipe_config(name, scale)
+
+
+def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", *QUICK, "--variants", "dense", "oialr-paper", "--run-dir", str(run)]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert f"report: {run / 'report' / 'index.html'}" in output
+    assert "OIALR, published settings" in output
+    assert json.loads((run / "run.json").read_text())["command"].startswith("orthotrain train")
+
+    # The resolved settings are a config file of the same run.
+    again = ["train", "--config", str(run / "config.yaml"), "--run-dir", str(run), "--jobs", "1"]
+    for command in (arguments, again, ["train", "--resume", "--run-dir", str(run)]):
+        assert main([*command, "--report", "false"]) == 0
+        assert capsys.readouterr().out.count("was done before") == 2
+
+    checkpoint = run / "variants" / "oialr-paper" / "seed-0" / "checkpoint.pt"
+    assert main(["inspect", str(checkpoint)]) == 0
+    table = capsys.readouterr().out
+    assert "blocks.0.attention.query" in table
+    assert "8x8" in table
+    small = tmp_path / "small.safetensors"
+    assert main(["compress", str(checkpoint), "--rank-rtol", "0.5", "-o", str(small)]) == 0
+    assert "numbers stored" in capsys.readouterr().out
+    assert main(["inspect", str(small)]) == 0
+
+    error = fails(capsys, *arguments, "--optim.lr", "0.5")
+    assert "optim.lr is" in error
+    assert "--resume" in error
+
+
+def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatch):
+    calls = []
+
+    def write_report(run_dirs, out_dir):
+        calls.append((run_dirs, out_dir))
+        return tmp_path / "index.html"
+
+    monkeypatch.setattr("orthotrain.report.write_report", write_report)
+    assert main(["report", "a", "b"]) == 0
+    assert main(["report", "a", "-o", "page"]) == 0
+    assert calls == [([Path("a"), Path("b")], None), ([Path("a")], Path("page"))]
+    assert str(tmp_path / "index.html") in capsys.readouterr().out
+
+
+@pytest.mark.bad_input
+def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"PK nothing")
+    assert "damaged" in fails(capsys, "inspect", path)
+    assert "damaged" in fails(capsys, "compress", path, "--rank-rtol", "0.1", "-o", tmp_path / "x")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"nothing")
+    assert "no safetensors file" in fails(capsys, "inspect", path)
+
+
+@pytest.mark.bad_input
+def test_a_damaged_configuration_in_the_run_folder_is_one_clear_line(capsys, tmp_path):
+    for content in ("- 1\n", "recipe: [\n", "recipe: digits-minivit\nscale: cpu\nspeed: 3\n"):
+        (tmp_path / "config.yaml").write_text(content)
+        error = fails(capsys, "train", "--resume", "--run-dir", tmp_path)
+        assert "no configuration of this version" in error
+
+
+def test_ctrl_c_ends_with_advice(capsys, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orthotrain.training.jobs.run_all", interrupted)
+    assert main(["train", *QUICK, "--run-dir", str(tmp_path)]) == 130
+    assert "same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tune_writes_what_it_tried_and_the_settings_it_chose(capsys, tmp_path):
+    output = tmp_path / "tuned.json"
+    run = tmp_path / "run"
+    assert main(["tune", *QUICK, "--run-dir", str(run), "--output", str(output)]) == 0
+    record = json.loads((run / "tune.json").read_text())
+    chosen = json.loads(output.read_text())
+    assert record["chosen"] in {o["name"] for o in record["outcomes"]}
+    assert record["chosen"] in chosen["source"]
+    assert "chosen: " in capsys.readouterr().out
+    results = list(run.rglob("result.json"))
+    assert all(json.loads(path.read_text())["test_accuracy"] is None for path in results)
+    # The settings file is one that a run accepts.
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"tuned": chosen["lowrank"]}))
+    assert parse(["train", "--config", str(path)]).config().tuned.every_fraction > 0
+
+
+@pytest.mark.bad_input
+def test_benchmarks_need_a_checkout(tmp_path):
+    with pytest.raises(ConfigError, match="part of the source checkout"):
+        benchmark_scripts(tmp_path / "site-packages" / "orthotrain" / "__init__.py")
+
+
+def test_spread_has_a_deviation_only_where_there_is_one():
+    assert spread([1.0, 2.0, 3.0], digits=1) == "2.0 +- 1.0"
+    assert spread([1.5], digits=2) == "1.50"
+
+
+def test_workers_default_to_two_only_on_cpu_with_cores_for_both():
+    assert worker_count(1, device="cpu", threads=1) == 1
+    assert worker_count(None, device="cuda", threads=1) == 1
+    assert worker_count(None, device="cpu", threads=10_000) == 1

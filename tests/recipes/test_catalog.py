@@ -1,0 +1,69 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.packed import write_packed
+from orthotrain.errors import ConfigError
+from orthotrain.recipes.catalog import RECIPES, find_recipe, recipe_config
+from orthotrain.training.build import build_data
+from orthotrain.training.config import Job, variants_of
+from orthotrain.training.loop import train
+from orthotrain.training.record import SeedFolder
+from orthotrain.training.reproducibility import resolve_device
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("variant", ["dense", "oialr-paper", "oialr-tuned"])
+def test_every_recipe_trains_two_steps(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    if config.data.name == "cifar10":
+        packed = write_packed(tmp_path / "cifar10_jpeg.npz", train_per_class=10)
+        config = replace(config, data=replace(config.data, dir=str(packed), train_limit=None))
+    data = build_data(config.data, device=resolve_device(config.device))
+    config = replace(
+        config,
+        data=replace(config.data, batch_size=len(data.train) // 2),
+        optim=replace(config.optim, epochs=1),
+    )
+    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
+    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    assert result["steps"] == 2
+    assert math.isfinite(result["test_loss"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_scales_say_which_they_are_and_search_other_seeds(recipe):
+    for scale, config in recipe.scales.items():
+        assert (config.recipe, config.scale) == (recipe.name, scale)
+        assert not set(config.seeds) & set(recipe.grid.seeds)
+
+
+def test_the_full_cifar_recipe_has_the_published_settings():
+    config = recipe_config("cifar10-minivit", "full")
+    model, optim = config.model, config.optim
+    assert (model.patch_size, model.depth, model.heads, model.width) == (8, 6, 6, 768)
+    assert (config.data.batch_size, optim.epochs, optim.lr, optim.min_lr) == (1024, 300, 3e-4, 1e-5)
+    assert (optim.weight_decay, optim.clip_norm) == (0.01, 5.0)
+    assert config.paper.delay_fraction * optim.epochs == pytest.approx(50)
+    assert config.paper.every_fraction * optim.epochs == pytest.approx(10)
+    assert optim.warmup_fraction * optim.epochs == pytest.approx(10)
+    assert (config.paper.rank_rtol, config.paper.layer_fraction) == (0.15, 0.1)
+    assert not config.paper.only_if_cheaper
+
+
+@pytest.mark.bad_input
+def test_unknown_recipes_and_scales_are_refused():
+    with pytest.raises(ConfigError, match="did you mean digits-minivit"):
+        find_recipe("digit-minivit")
+    with pytest.raises(ConfigError, match="choose from smoke"):
+        recipe_config("digits-minivit", "huge")
+
+
+def test_tuned_settings_say_where_they_come_from():
+    import json
+
+    folder = Path(__file__).parents[2] / "src" / "orthotrain" / "recipes"
+    for path in folder.glob("*_tuned.json"):
+        assert "orthotrain tune" in json.loads(path.read_text())["source"]

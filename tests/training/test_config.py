@@ -1,0 +1,46 @@
+import pytest
+
+from orthotrain.errors import ConfigError
+from orthotrain.training.config import (
+    DataConfig,
+    LowRankConfig,
+    OptimConfig,
+    RecordConfig,
+    RunConfig,
+    variants_of,
+)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (DataConfig, {"batch_size": 0}, "batch_size=0"),
+        (DataConfig, {"crop_padding": -1}, "crop_padding=-1"),
+        (DataConfig, {"train_limit": 0}, "train_limit=0"),
+        (OptimConfig, {"epochs": 0}, "epochs=0"),
+        (OptimConfig, {"lr": float("nan")}, "lr=nan"),
+        (OptimConfig, {"lr": 0.0}, "lr=0.0"),
+        (OptimConfig, {"min_lr": 1.0}, "min_lr=1.0 must lie between 0 and"),
+        (OptimConfig, {"warmup_fraction": 1.0}, "warmup_fraction=1.0"),
+        (OptimConfig, {"clip_norm": 0.0}, "clip_norm=0.0"),
+        (OptimConfig, {"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        (LowRankConfig, {"delay_fraction": -0.1}, "delay_fraction=-0.1"),
+        (LowRankConfig, {"every_fraction": 0.0}, "every_fraction=0.0"),
+        (RecordConfig, {"log_every_steps": 0}, "log_every_steps=0"),
+        (RecordConfig, {"stability_every_epochs": 0}, "stability_every_epochs=0"),
+        (RunConfig, {"recipe": "r", "variants": ("wide",)}, "'wide' is not a variant"),
+        (RunConfig, {"recipe": "r", "variants": ()}, "variants is empty"),
+        (RunConfig, {"recipe": "r", "seeds": (1, 1)}, "names one twice"),
+        (RunConfig, {"recipe": "r", "seeds": (-1,)}, "must not be negative"),
+        (RunConfig, {"recipe": "r", "threads": 0}, "threads=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+def test_variants_keep_the_order_in_which_each_finds_what_it_needs():
+    config = RunConfig(recipe="r", variants=("narrow", "oialr-tuned", "dense"))
+    assert [v.name for v in variants_of(config)] == ["dense", "oialr-tuned", "narrow"]
