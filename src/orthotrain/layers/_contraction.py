@@ -85,20 +85,11 @@ def low_rank_conv(
     Returns:
         ``(batch, out, *out_size)`` in the memory format that ``torch`` gives the dense one.
 
-    Raises:
-        ShapeError: ``x`` has another number of dimensions or channels.
-
     Note:
         Differentiable any number of times in ``x``, ``core`` and ``bias``.
     """
     groups, m, k = u.shape
-    channels, n = groups * vh.shape[1], vh[0].numel()
-    if x.ndim != vh.ndim or x.shape[1] != channels:
-        needed = ", ".join(("batch", str(channels), *"dhw"[5 - vh.ndim :]))
-        raise ShapeError(
-            f"a low-rank convolution of {channels} channels needs x of shape ({needed}), padded "
-            f"and with a batch dimension, got {tuple(x.shape)}; check the layer before it"
-        )
+    n = vh[0].numel()
     x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], vh.shape[2:]).numel()
     if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
@@ -109,12 +100,22 @@ def low_rank_conv(
 
 
 class ConvGeometry:
-    """Stride, zero padding and dilation of a convolution, one integer a spatial dimension."""
+    """Stride, zero padding and dilation, one integer a spatial dimension, and the memory format.
+
+    Torch takes the format of a result from the input or the weight. Padding and custom backward
+    passes lose the input's, so with ``channels_last`` every weight is given in that format.
+    """
 
     def __init__(
-        self, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+        self,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        *,
+        channels_last: bool = False,
     ) -> None:
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self.channels_last = channels_last
 
     def out_size(self, size: Sequence[int], kernel: Sequence[int]) -> torch.Size:
         """Spatial size of the output."""
@@ -123,9 +124,17 @@ class ConvGeometry:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """The dense convolution of this geometry."""
-        convolution = _CONV[len(self.stride)]
+        convolution, weight = _CONV[len(self.stride)], self._formatted(weight)
         y: Tensor = convolution(x, weight, bias, self.stride, self.padding, self.dilation, groups)
         return y
+
+    def pointwise(self, x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A 1x1 convolution by the ``(groups, out, in)`` matrices of each group of channels."""
+        groups, out, channels = matrices.shape
+        kernel = (1,) * len(self.stride)
+        weight = self._formatted(matrices.reshape(groups * out, channels, *kernel))
+        y: Tensor = _CONV[len(kernel)](x, weight, bias, groups=groups)
+        return self._formatted(y)  # a 1x1x1 convolution gives up the format; else no copy
 
     def gradient_of_input(
         self, grad: Tensor, weight: Tensor, x_shape: Sequence[int], groups: int
@@ -133,11 +142,14 @@ class ConvGeometry:
         """Gradient with respect to the input; the input's values are not needed."""
         no_output_padding = [0] * len(self.stride)
         gradient: Tensor = torch.ops.aten.convolution_backward(
-            grad, grad.new_empty(1).expand(x_shape), weight, None,
+            grad, grad.new_empty(1).expand(x_shape), self._formatted(weight), None,
             self.stride, self.padding, self.dilation, False, no_output_padding, groups,
             [True, False, False],
         )[0]  # fmt: skip
         return gradient
+
+    def _formatted(self, a: Tensor) -> Tensor:
+        return a.movedim(1, -1).contiguous().movedim(-1, 1) if self.channels_last else a
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -191,25 +203,24 @@ class _LowRankConv(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         hidden = geometry.convolve(x, vh, None, u.shape[0])
         if _positions(hidden) > u.shape[1]:
-            return _pointwise(hidden, u @ core, bias), hidden
-        return _pointwise(_pointwise(hidden, core), u, bias), hidden
+            return geometry.pointwise(hidden, u @ core, bias), hidden
+        return geometry.pointwise(geometry.pointwise(hidden, core), u, bias), hidden
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, u, core, vh, _, geometry = inputs
         ctx.save_for_backward(u, core, vh, output[1])
         ctx.geometry, ctx.x_shape = geometry, x.shape
-        ctx.channels_last = x.stride(1) == 1 and not x.is_contiguous()
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_y, grad_hidden = grads
         u, core, vh, hidden = ctx.saved_tensors
-        groups, n = u.shape[0], vh[0].numel()
+        geometry, groups, n = ctx.geometry, u.shape[0], vh[0].numel()
         grad_x = grad_core = grad_bias = None
         if grad_y is not None:
-            projected = _pointwise(grad_y, u.mT)
+            projected = geometry.pointwise(grad_y, u.mT)
             if ctx.needs_input_grad[2]:
                 grad_core = _channel_products(projected, hidden, groups)
             if ctx.needs_input_grad[4]:
@@ -218,22 +229,11 @@ class _LowRankConv(torch.autograd.Function):
                 vh = (core @ vh.reshape(*core.shape[:2], n)).reshape(vh.shape)
                 grad_hidden = projected
             elif ctx.needs_input_grad[0]:
-                through_core = _pointwise(projected, core.mT)
+                through_core = geometry.pointwise(projected, core.mT)
                 grad_hidden = through_core if grad_hidden is None else grad_hidden + through_core
         if ctx.needs_input_grad[0] and grad_hidden is not None:
-            if ctx.channels_last:  # torch takes the format from the filters: the input is gone
-                vh = vh.movedim(1, -1).contiguous().movedim(-1, 1)
-            grad_x = ctx.geometry.gradient_of_input(grad_hidden, vh, ctx.x_shape, groups)
+            grad_x = geometry.gradient_of_input(grad_hidden, vh, ctx.x_shape, groups)
         return grad_x, None, grad_core, None, grad_bias, None
-
-
-def _pointwise(x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution by the ``(groups, out, in)`` matrices of each group of channels."""
-    groups, out, channels = matrices.shape
-    kernel = (1,) * (x.ndim - 2)
-    weight = matrices.reshape(groups * out, channels, *kernel)
-    y: Tensor = _CONV[x.ndim - 2](x, weight, bias, groups=groups)
-    return y
 
 
 def _positions(x: Tensor) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
@@ -183,13 +183,21 @@ class _LowRankConv(_SingleWeight):
 
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
-        x, padding = _padded(self, x)
+        dims = len(self.kernel_size)
+        if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
+            sizes = ", ".join((str(self.in_channels), *"dhw"[-dims:]))
+            raise ShapeError(
+                f"{type(self).__name__} needs x of shape (batch, {sizes}) or ({sizes}), got "
+                f"{tuple(x.shape)}; check the layer before it"
+            )
+        batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
+        channels_last = batch.stride(1) == 1 and not batch.is_contiguous()
+        padded, padding = _padded(self, batch)
         lead = () if self.groups > 1 else (1,)
         u, core = self.u.reshape(*lead, *self.u.shape), self.core.reshape(*lead, *self.core.shape)
         filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
-        batch = x if x.ndim == filters.ndim else x.unsqueeze(0)
-        geometry = ConvGeometry(self.stride, padding, self.dilation)
-        y = low_rank_conv(batch, u, core, filters, self.bias, geometry)
+        geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
+        y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
         return y if batch is x else y.squeeze(0)
 
     def _fresh(self) -> nn.Module:
