@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -305,3 +307,26 @@ def test_workers_default_to_two_only_on_cpu_with_cores_for_both():
     assert worker_count(1, device="cpu", threads=1) == 1
     assert worker_count(None, device="cuda", threads=1) == 1
     assert worker_count(None, device="cpu", threads=10_000) == 1
+
+
+@pytest.mark.slow
+def test_a_command_killed_at_any_moment_goes_on_to_the_same_numbers(tmp_path):
+    arguments = [
+        "train", "--scale", "smoke", "--variants", "oialr-paper", "--jobs", "1",
+        "--report", "false",
+    ]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*arguments, "--run-dir", str(whole)]) == 0
+    place = Path("variants") / "oialr-paper" / "seed-0"
+    command = [sys.executable, "-m", "orthotrain", *arguments, "--run-dir", str(killed)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while not (killed / place / "checkpoint.pt").exists():
+            assert process.poll() is None, "the training ended before its first checkpoint"
+            time.sleep(0.01)
+        process.kill()
+    assert not (killed / place / "result.json").exists()
+    assert main([*arguments, "--run-dir", str(killed)]) == 0
+    one, other = (json.loads((run / place / "result.json").read_text()) for run in (whole, killed))
+    for name in ("validation_loss", "test_loss", "stored", "trainable", "switch_step"):
+        assert one[name] == other[name], name

@@ -1,4 +1,5 @@
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,9 @@ def test_low_rank_sizes_and_ranks_are_written_when_they_change(tmp_path):
         history = [line["rank"] for line in ranks if line["layer"] == layer]
         assert history == sorted(history, reverse=True)
         assert all(line["rank"] <= line["full_rank"] for line in ranks)
+    times = [line["step_ms"] for line in lines if line["kind"] == "step"]
+    assert result["step_ms_dense_phase"] == statistics.median(times[:4])
+    assert result["step_ms_final"] == statistics.median(times[-2:])
     events = [line for line in lines if line["kind"] == "event"]
     assert {event["event"] for event in events} >= {"switch", "update"}
 
