@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from orthotrain.errors import CheckpointError
-from orthotrain.training.record import saving, write_atomically
+from orthotrain.files import write_atomically
+from orthotrain.training.record import saving
 
 SCHEMA = 1
 FORMAT = "orthotrain-checkpoint"

@@ -18,27 +18,10 @@ from typing import Any
 import yaml
 
 from orthotrain.errors import CheckpointError, ConfigError, DataError
+from orthotrain.files import write_atomically
 from orthotrain.training.config import RunConfig, Variant
 
 SCHEMA = 1
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` at once: after a crash it holds the old or the new.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written; ``path`` is as before.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def finite(value: object) -> object:
