@@ -34,6 +34,9 @@ class DiaryBound(Bound):
     def observe(self, loss: float, *, step: int) -> None:
         self.losses.append((step, loss))
 
+    def after_load(self) -> None:
+        self._write("loaded")
+
     def rows(self) -> list[Row]:
         return [Row("0", (4, 3), 2, 4, 18, 12, "factored")]
 

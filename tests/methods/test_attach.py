@@ -479,6 +479,20 @@ def test_a_copy_of_the_optimizer_is_not_attached():
     assert handle.run.step == 0
 
 
+def test_methods_are_told_that_the_model_was_loaded_and_copies_tell_nobody():
+    method = Diary()
+    model, optimizer, handle = make(method, Idle())
+    state = model.state_dict()
+    nn.parallel.DataParallel(model).load_state_dict({f"module.{k}": v for k, v in state.items()})
+    assert method.diary == [("diary", "loaded", 0)]
+    copy.deepcopy(model).load_state_dict(state)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(method.diary) == 1
+    handle.detach()
+    model.load_state_dict(state)
+    assert len(method.diary) == 1
+
+
 def test_tracked_copies_are_handed_to_the_methods_once():
     method = Diary()
     model, _optimizer, handle = make(method)

@@ -63,7 +63,7 @@ class LoadHook(ModelHook):
 
     def __call__(self, module: nn.Module, incompatible_keys: object) -> None:
         if (handle := self.handle) is not None:
-            handle.expect_new_shapes()
+            handle.model_loaded()
 
 
 class BackwardHook(ModelHook):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Handle:
         # What a method does not override is not called, so a step with nothing due stays cheap.
         self._before = [b.before_step for b in bounds if _overrides(b, "before_step")]
         self._after = [b.after_step for b in bounds if _overrides(b, "after_step")]
+        self._loaded = [b.after_load for b in bounds if _overrides(b, "after_load")]
         for bound in bounds:
             if _overrides(bound, "observe"):
                 run.add_observer(bound)
@@ -178,6 +180,12 @@ class Handle:
         """Compare the optimizer's state with its parameters before the next step."""
         self._check_shapes = True
 
+    def model_loaded(self) -> None:
+        """Tell the methods that the model took values, and perhaps shapes, from a state dict."""
+        self.expect_new_shapes()
+        for act in self._loaded:
+            act()
+
     # --- what is known -----------------------------------------------------------------------
 
     def summary(self) -> Summary:
@@ -253,9 +261,9 @@ class Handle:
         copy = _matching_copy(self.run.model, model)
         if any(copy is tracked for tracked in self.run.tracked):
             return
-        self.run.tracked.append(copy)
         for bound in self._bound.values():
             bound.track(copy)
+        self.run.tracked.append(copy)
 
     def detach(self) -> None:
         """Remove every hook; weights, structure, records and summary stay. May be repeated.
@@ -290,12 +298,12 @@ def _overrides(bound: Bound, name: str) -> bool:
 
 def _matching_copy(model: nn.Module, copy: nn.Module) -> nn.Module:
     """The module inside ``copy`` whose parameters are named like those of ``model``."""
-    names = {name for name, _ in named_parameters_clean(model)}
+    names = _dense_names(model)
     candidate: nn.Module | None = unwrap(copy)
     while candidate is not None:
         if candidate is model:
             raise ConfigError("Handle.track: got the attached model itself, need a copy of it")
-        if {name for name, _ in named_parameters_clean(candidate)} == names:
+        if _dense_names(candidate) == names:
             return candidate
         # Averaging classes of other libraries keep their copy under this name, too.
         inner = candidate._modules.get("module")
@@ -304,3 +312,10 @@ def _matching_copy(model: nn.Module, copy: nn.Module) -> nn.Module:
         f"Handle.track: the parameters of this {type(copy).__name__} are not named like the "
         "model's; pass a copy made with copy.deepcopy, torch's AveragedModel or the like"
     )
+
+
+def _dense_names(model: nn.Module) -> set[str]:
+    """Parameter names, with a low-rank core under the name of the weight it stands for."""
+    return {
+        re.sub(r"(^|[._])core$", r"\1weight", name) for name, _ in named_parameters_clean(model)
+    }

@@ -53,6 +53,9 @@ class Bound:
         ``run.deliver_losses()`` brings all that are pending.
         """
 
+    def after_load(self) -> None:
+        """Act after ``load_state_dict`` of the model: values and shapes may be others now."""
+
     def rows(self) -> list[Row]:
         """One row per weight this method has an account of, for ``handle.summary()``."""
         return []
@@ -136,6 +139,7 @@ class Run:
         # would be a cycle, and model and state would outlive their last user until a collection.
         self._optimizer = weakref.ref(optimizer)
         self._wrapper = None if wrapper is None else weakref.ref(wrapper)
+        self._wrapper_callbacks: list[Callable[[DistributedDataParallel], None]] = []
         self._observers: list[Bound] = []
         self._pending: list[tuple[int, Tensor]] = []
 
@@ -162,8 +166,14 @@ class Run:
     @wrapper.setter
     def wrapper(self, wrapper: DistributedDataParallel) -> None:
         self._wrapper = weakref.ref(wrapper)
+        for callback in self._wrapper_callbacks:
+            callback(wrapper)
 
-    def record(self, **fields: Any) -> None:  # noqa: ANN401
+    def on_wrapper(self, callback: Callable[[DistributedDataParallel], None]) -> None:
+        """Call ``callback`` with each DDP wrapper that is found, from within its forward."""
+        self._wrapper_callbacks.append(callback)
+
+    def record(self, **fields: Any) -> None:
         """Append a record of plain values, the current step added, and tell every listener."""
         entry: Record = {"step": self.step, **fields}
         self.records.append(entry)

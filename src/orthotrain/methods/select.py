@@ -95,12 +95,16 @@ def named_parameters_clean(
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The weights ``module`` owns: ``weight`` or its low-rank ``core``, else every ``*weight*``."""
+    """The weights ``module`` owns: ``weight`` or its low-rank ``core``, else all so named."""
     own = dict(module.named_parameters(recurse=False))
     for name in ("weight", "core"):
         if name in own:
             return [own[name]]
-    return [p for name, p in own.items() if name.endswith("weight") or name.startswith("weight_")]
+    return [
+        p
+        for name, p in own.items()
+        if name.endswith(("weight", "_core")) or name.startswith("weight_")
+    ]
 
 
 def _as_list(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
