@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from orthotrain.errors import StateError
 from orthotrain.lowrank.policy import has_settled, kept_before, loss_jumped, verdict_is_due
 
 
@@ -17,7 +18,7 @@ class LayerHistory:
 
     Attributes:
         planned_rank: The rank a dense layer would have by now; -1 before its first update.
-        cut_energy: Sum of squares of the singular values cut so far.
+        cut_energy: Of each block, the sum of squares of the singular values cut so far.
         switched_at: Step at which it became low-rank; -1 while dense.
         wait_updates: Updates it sits out, after a cut that hurt.
         strikes: Cuts that hurt, so far.
@@ -26,12 +27,17 @@ class LayerHistory:
     """
 
     planned_rank: int = -1
-    cut_energy: float = 0.0
+    cut_energy: list[float] = field(default_factory=list)
     switched_at: int = -1
     wait_updates: int = 0
     strikes: int = 0
     stability: list[float] = field(default_factory=list)
     basis: Tensor | None = None
+
+    def energy_was_cut(self, lost: list[float]) -> None:
+        """Add what one cut took from each block."""
+        before = self.cut_energy or [0.0] * len(lost)
+        self.cut_energy = [a + b for a, b in zip(before, lost, strict=True)]
 
     @property
     def settled(self) -> bool:
@@ -40,15 +46,29 @@ class LayerHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and the basis, which is copied."""
-        state = {f.name: getattr(self, f.name) for f in fields(self)}
-        state["stability"] = list(self.stability)
-        state["basis"] = None if self.basis is None else self.basis.clone()
-        return state
+        return {f.name: _copied(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LayerHistory:
-        """The history that ``state_dict`` gave."""
-        return cls(**{f.name: state[f.name] for f in fields(cls)})
+        """The history that ``state_dict`` gave.
+
+        Raises:
+            StateError: An entry is missing.
+        """
+        missing = sorted({f.name for f in fields(cls)} - set(state))
+        if missing:
+            raise StateError(
+                f"AdaptiveLowRank needs {missing} in the state of each layer, got "
+                f"{sorted(map(str, state))}; load a state that handle.state_dict() gave"
+            )
+        return cls(**{f.name: _copied(state[f.name]) for f in fields(cls)})
+
+
+def _copied(value: Any) -> Any:
+    """A value that shares nothing with a state dict."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return list(value) if isinstance(value, list) else value
 
 
 class LossGuard:

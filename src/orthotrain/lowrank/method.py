@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.policy import Limits, RankRule
+from orthotrain.lowrank.policy import POINTS_TO_SETTLE, Limits, RankRule, require
 from orthotrain.lowrank.sites import Selection, find_sites, require_sites
 from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
@@ -31,8 +31,8 @@ class AdaptiveLowRank(Method):
         every_steps: Steps between updates, at least one.
         rank_rtol: Drop singular values below this share of the largest, in ``[0, 1)``: the
             paper's beta. 0 keeps all.
-        energy: Instead, keep this share of a layer's energy, in ``(0, 1]``. What was cut before
-            counts as lost, so repeated cuts do not compound.
+        energy: Instead, keep this share of a layer's energy, in ``(0, 1]``, in each of its
+            blocks. What was cut before counts as lost, so repeated cuts do not compound.
         stored_budget: Instead, cut until the whole model stores this share of the dense one's
             numbers, in ``(0, 1]``, where it loses least energy.
         layer_fraction: Each update reaches this much further from the last layer to the first,
@@ -41,7 +41,8 @@ class AdaptiveLowRank(Method):
         min_rank_fraction: Never below this share of the full rank, in ``[0, 1)``.
         dense_first: Keep the first layer dense, by position in the model.
         dense_last: Keep the last one dense.
-        skip: ``fnmatch`` patterns on qualified module names to leave alone. Each must match.
+        skip: ``fnmatch`` patterns on qualified module names to leave alone. Each must match a
+            module with a weight of its own: a block is skipped with ``"block.*"``.
         only_if_cheaper: A layer whose rank does not pay yet stays dense: its planned rank falls
             with every update that reaches it, and it is converted when the factored form takes
             fewer multiply-adds. False converts every eligible layer at the switch.
@@ -79,28 +80,18 @@ class AdaptiveLowRank(Method):
     name: ClassVar[str] = "adaptive_low_rank"
 
     def __post_init__(self) -> None:
-        delay = self.delay_steps
+        delay, every = self.delay_steps, self.every_steps
         if isinstance(delay, str):
-            _require(delay == "auto", "delay_steps", delay, 'a step count or "auto"')
+            require(delay == "auto", "delay_steps", delay, 'a step count or "auto"')
         else:
-            _require(delay >= 0, "delay_steps", delay, "a step count of 0 or more")
-        _require(self.every_steps >= 1, "every_steps", self.every_steps, "1 or more")
-        _require(0 <= self.rank_rtol < 1, "rank_rtol", self.rank_rtol, "a share in [0, 1)")
-        for name in ("energy", "stored_budget"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value <= 1, name, value, "a share in (0, 1]")
-        if self.energy is not None and self.stored_budget is not None:
-            raise ConfigError(
-                f"AdaptiveLowRank needs one rank rule, got energy={self.energy} and "
-                f"stored_budget={self.stored_budget}; choose one"
-            )
-        for name in ("layer_fraction", "max_drop"):
-            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "a share in (0, 1]")
-        fraction = self.min_rank_fraction
-        _require(0 <= fraction < 1, "min_rank_fraction", fraction, "a share in [0, 1)")
-        modes = ("rotate", "slice", "reset")
-        _require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
-        _require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")
+            require(_is_count(delay, least=0), "delay_steps", delay, "a step count of 0 or more")
+        require(_is_count(every, least=1), "every_steps", every, "a step count of 1 or more")
+        reach = self.layer_fraction
+        require(0 < reach <= 1, "layer_fraction", reach, "a share in (0, 1]")
+        modes = get_args(StateMode)
+        require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
+        require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")
+        _ = self.rule, self.limits  # these check the settings they are made of
 
     @property
     def rule(self) -> RankRule:
@@ -112,6 +103,13 @@ class AdaptiveLowRank(Method):
         """Guards on every cut."""
         return Limits(self.max_drop, self.min_rank_fraction)
 
+    @property
+    def first_switch(self) -> int:
+        """Steps before the earliest switch there can be."""
+        if self.delay_steps == "auto":
+            return (POINTS_TO_SETTLE + 1) * self.every_steps  # the first check has no point yet
+        return self.delay_steps
+
     def bind(self, run: Run) -> Bound:
         """Find the layers and check the schedule; with ``delay_steps=0``, switch.
 
@@ -119,11 +117,12 @@ class AdaptiveLowRank(Method):
             ConfigError: No eligible layer, a skip pattern that matches nothing, a switch that
                 lies at or beyond the run's last step, or an optimizer that cannot train cores.
         """
-        total = run.total_steps
-        if total is not None and isinstance(self.delay_steps, int) and self.delay_steps >= total:
+        total, first = run.total_steps, self.first_switch
+        if total is not None and first >= total:
             raise ConfigError(
-                f"AdaptiveLowRank needs delay_steps below the run's {total} steps, got "
-                f"{self.delay_steps}: the switch would never come; lower it"
+                f"AdaptiveLowRank with delay_steps={self.delay_steps!r} and every_steps="
+                f"{self.every_steps} switches after step {first} at the earliest, the run has "
+                f"{total} steps; lower them"
             )
         selection = Selection(
             skip=tuple(self.skip), dense_first=self.dense_first, dense_last=self.dense_last,
@@ -135,6 +134,5 @@ class AdaptiveLowRank(Method):
         return LowRankTraining(self, run, sites, refusals)
 
 
-def _require(holds: bool, name: str, value: object, needed: object) -> None:
-    if not holds:
-        raise ConfigError(f"AdaptiveLowRank needs {name} to be {needed}, got {value!r}")
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -17,15 +17,29 @@ from orthotrain.layers import break_even_fraction, stored_numbers
 from orthotrain.linalg import numerical_rank, ranks_within_budget
 
 # The published mean curve of a ViT-B/16 (five epochs between points) rises by less than this
-# over two intervals from epoch 55 of 100 on; a noisy layer needs three points to show a trend.
+# over two intervals from epoch 60 of 100 on; a noisy layer needs three points to show a trend.
 _SETTLED_RISE = 0.02
-_SETTLED_POINTS = 3
+POINTS_TO_SETTLE = 3
 
-# A difference of two means of ten losses beyond three of its standard errors is a chance of
-# about one in a thousand; fewer than four losses give no standard error worth the name.
+# With ten losses before and after, noise alone exceeds this many standard errors once in a
+# thousand cuts (Student's t, 9 degrees of freedom), with five once in a hundred and fifty;
+# fewer give no standard error worth the name.
 _JUMP_LOSSES = 10
-_JUMP_ERRORS = 3.0
-_JUMP_MIN_LOSSES = 4
+_JUMP_ERRORS = 4.3
+_JUMP_MIN_LOSSES = 5
+
+# Shares such as 0.7 of 10 must not round up because 1 - 0.7 is a little more than 0.3.
+_ROUNDING = 1e-9
+
+
+def require(holds: bool, name: str, value: object, needed: object) -> None:
+    """Refuse a setting.
+
+    Raises:
+        ConfigError: ``holds`` is false; the message says what was given and what is needed.
+    """
+    if not holds:
+        raise ConfigError(f"low-rank training needs {name} to be {needed}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -34,14 +48,29 @@ class RankRule:
 
     Attributes:
         rank_rtol: Drop singular values below ``rank_rtol`` times the largest.
-        energy: Keep this share of the energy. Cut energy counts as lost for good, so repeated
-            cuts do not compound: the share is of what is there and what was cut, together.
+        energy: Keep this share of the energy of each block. Cut energy counts as lost for good,
+            so repeated cuts do not compound: the share is of what is there and what was cut,
+            together.
         stored_budget: Stored numbers of the whole model, as a share of the dense model's.
+
+    Raises:
+        ConfigError: A value outside its range, or ``energy`` and ``stored_budget`` together.
     """
 
     rank_rtol: float = 0.1
     energy: float | None = None
     stored_budget: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.rank_rtol < 1, "rank_rtol", self.rank_rtol, "a share in [0, 1)")
+        for name in ("energy", "stored_budget"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 1, name, value, "a share in (0, 1]")
+        if self.energy is not None and self.stored_budget is not None:
+            raise ConfigError(
+                f"low-rank training needs one rank rule, got energy={self.energy} and "
+                f"stored_budget={self.stored_budget}; choose one"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,8 @@ class Candidate:
 
     Attributes:
         spectrum: ``(blocks, r)`` singular values of the core, or of the dense weight.
-        cut_energy: Sum of squares of all singular values cut so far, all blocks together.
+        cut_energy: Of each block, the sum of squares of all singular values cut so far; empty
+            where nothing was cut.
         ceiling: The rank it must not exceed: its rank, or what was planned while it is dense.
         m: Rows of a block.
         n: Columns of a block.
@@ -60,7 +90,7 @@ class Candidate:
     """
 
     spectrum: Tensor
-    cut_energy: float
+    cut_energy: Sequence[float]
     ceiling: int
     m: int
     n: int
@@ -86,10 +116,18 @@ class Limits:
     Attributes:
         max_drop: At most this share of the rank goes in one update.
         min_rank_fraction: Never below this share of the full rank, and never below one.
+
+    Raises:
+        ConfigError: A value outside its range.
     """
 
     max_drop: float = 0.5
     min_rank_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        drop, fraction = self.max_drop, self.min_rank_fraction
+        require(0 < drop <= 1, "max_drop", drop, "a share in (0, 1]")
+        require(0 <= fraction < 1, "min_rank_fraction", fraction, "a share in [0, 1)")
 
     def floor(self, full_rank: int) -> int:
         """The smallest rank allowed."""
@@ -138,17 +176,18 @@ def has_settled(stability: Sequence[float]) -> bool:
     Over the last three points it must not fall, and must rise by less than 0.02. A basis that
     still turns away from where it was falls; one that settles rises first and flattens then.
     """
-    if len(stability) < _SETTLED_POINTS:
+    if len(stability) < POINTS_TO_SETTLE:
         return False
-    rise = stability[-1] - stability[-_SETTLED_POINTS]
+    rise = stability[-1] - stability[-POINTS_TO_SETTLE]
     return 0.0 <= rise < _SETTLED_RISE
 
 
 def loss_jumped(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether the losses after a cut lie above those before it by more than their noise.
 
-    Three standard errors of the difference of the two means, from the spread before the cut; a
-    loss that is not finite is a jump. With fewer than four losses on a side there is no verdict.
+    Over 4.3 standard errors of the difference of the two means, from the spread before the cut;
+    a loss that is not finite is a jump. With fewer than five losses on a side there is no
+    verdict.
     """
     if any(not math.isfinite(loss) for loss in after):
         return True
@@ -176,8 +215,9 @@ def _target(candidate: Candidate, rule: RankRule) -> int:
     if rule.energy is None:
         ranks = numerical_rank(s, rtol=rule.rank_rtol)
     else:
-        present = s.double().square().sum(-1)
-        total = present + candidate.cut_energy / candidate.blocks
+        total = s.double().square().sum(-1)
+        if candidate.cut_energy:
+            total = total + total.new_tensor(candidate.cut_energy)
         ranks = numerical_rank(s.double(), energy=rule.energy, total_energy=total)
     return max(1, int(ranks.max()))
 
@@ -185,7 +225,7 @@ def _target(candidate: Candidate, rule: RankRule) -> int:
 def _limited(target: int, candidate: Candidate, limits: Limits) -> int:
     """The target within the guards, rounded up to what the hardware likes."""
     ceiling = candidate.ceiling
-    slowest = math.ceil(ceiling * (1 - limits.max_drop))
+    slowest = math.ceil(ceiling * (1 - limits.max_drop) - _ROUNDING)
     rank = max(target, slowest, limits.floor(candidate.full_rank))
     return min(math.ceil(rank / candidate.multiple) * candidate.multiple, ceiling)
 

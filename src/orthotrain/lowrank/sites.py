@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -17,7 +16,7 @@ from orthotrain.layers._factors import (
     low_rank_class_of,
     weight_parameter,
 )
-from orthotrain.methods.select import named_modules_clean, select_modules
+from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
 # Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
 _MIN_SIDE_RATIO = 10
@@ -87,7 +86,8 @@ class Selection:
     """Which layers are left out of a search for sites.
 
     Attributes:
-        skip: ``fnmatch`` patterns on qualified module names; each must match something.
+        skip: ``fnmatch`` patterns on qualified module names; each must match a module with a
+            weight of its own (a block is skipped with ``"block.*"``).
         dense_first: The first layer with a weight stays dense, by position in the model.
         dense_last: The last one does.
         shared_attention_basis: Query, key and value of packed attention share one basis.
@@ -117,20 +117,20 @@ def find_sites(
             where no training is going on.
 
     Raises:
-        ConfigError: A skip pattern matches nothing.
+        ConfigError: A skip pattern matches nothing, or only modules without a weight.
     """
-    for pattern in selection.skip:
-        select_modules(model, [pattern])
+    skipped = _skipped(model, selection.skip)
+    layers = [module for _, module in named_modules_clean(model) if _is_layer(module)]
+    ends = {id(layer) for layer in layers[:1] if selection.dense_first}
+    ends |= {id(layer) for layer in layers[-1:] if selection.dense_last}
     weights = list(_weights(model, selection))
-    ends = {weights[0].name} if weights and selection.dense_first else set()
-    ends |= {weights[-1].name} if weights and selection.dense_last else set()
     foreign = _other_owners(model, {id(site.owners[0][0]) for site in weights})
     by_parameter: dict[int, list[Site]] = {}
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
     sites, refusals = [], _without_form(model)
     for key, tied in by_parameter.items():
-        reasons = [_refusal(site, selection, ends) or foreign.get(key) for site in tied]
+        reasons = [_refusal(site, selection, ends, skipped) or foreign.get(key) for site in tied]
         if trained is not None:
             reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
         if len({site.layout for site in tied}) > 1:
@@ -186,22 +186,31 @@ def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
             yield Site(label, layout, multiple, [(module, weight)])
 
 
-def _refusal(site: Site, selection: Selection, ends: set[str]) -> str | None:
+def _skipped(model: nn.Module, patterns: Sequence[str]) -> set[int]:
+    """``id`` of every module that a pattern names."""
+    for pattern in patterns:  # one by one: each must match, and match something with a weight
+        select_parameters(model, [pattern])
+    return {id(module) for _, module in select_modules(model, patterns)} if patterns else set()
+
+
+def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]) -> str | None:
     """Why a weight stays as it is; None where it can be converted."""
-    module, weight = site.owners[0]
-    name = site.name.removesuffix(f".{weight}")
-    layout = site.layout
+    module, _ = site.owners[0]
+    parameter, layout = site.parameter, site.layout
     small, large = sorted((layout.m, layout.n))
-    if site.name in ends:
+    if id(module) in ends:
         return "first or last layer of the model, kept dense"
-    if any(fnmatchcase(name, pattern) for pattern in selection.skip):
+    if id(module) in skipped:
         return "skipped by pattern"
+    if type(parameter) is not nn.Parameter or parameter.is_meta:
+        kind = "on the meta device" if parameter.is_meta else f"a {type(parameter).__name__}"
+        return f"its weight is {kind}, a plain parameter with values is needed"
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1:
         return "depthwise convolution: nothing to factor"
     if site.factored:
         return None
-    if not site.parameter.is_floating_point():
-        return f"its weight has dtype {site.parameter.dtype}, a floating one is needed"
+    if not parameter.is_floating_point():
+        return f"its weight has dtype {parameter.dtype}, a floating one is needed"
     if selection.min_side_ratio is not None and small * selection.min_side_ratio <= large:
         return f"too thin: {layout.m} x {layout.n}"
     return None
@@ -215,14 +224,25 @@ def _untrained(site: Site, trained: Set[int]) -> str | None:
     return None
 
 
-def _without_form(model: nn.Module) -> list[Refusal]:
-    """Layers one would expect to be converted that have no low-rank form."""
+def _is_layer(module: nn.Module) -> bool:
+    """Whether this is a layer of a kind one would expect to be converted."""
     expected = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
-    return [
-        Refusal(name, f"{type(module).__name__} has no low-rank form")
-        for name, module in named_modules_clean(model)
-        if isinstance(module, expected) and low_rank_class_of(module) is None
-    ]
+    return isinstance(module, expected) or low_rank_class_of(module) is not None
+
+
+def _without_form(model: nn.Module) -> list[Refusal]:
+    """Layers one would expect to be converted that cannot be held low-rank."""
+    refusals = []
+    for name, module in named_modules_clean(model):
+        low_rank_class = low_rank_class_of(module)
+        if _is_layer(module) and low_rank_class is None:
+            refusals.append(Refusal(name, f"{type(module).__name__} has no low-rank form"))
+        elif low_rank_class is not None and not any(
+            weight_parameter(module, weight) is not None for weight in low_rank_class.weight_names
+        ):
+            reason = "its weight is computed from other parameters (weight_norm, pruning)"
+            refusals.append(Refusal(name, reason))
+    return refusals
 
 
 def _names(sites: Sequence[Site]) -> str:
@@ -236,5 +256,7 @@ def _other_owners(model: nn.Module, known: set[int]) -> dict[int, str]:
         if id(module) not in known:
             for parameter in module._parameters.values():
                 if parameter is not None:
-                    owners[id(parameter)] = f"tied to {name}, a {type(module).__name__}"
+                    owners[id(parameter)] = (
+                        f"tied to {name or 'the model'} ({type(module).__name__})"
+                    )
     return owners

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
+from orthotrain.files import write_atomically
 from orthotrain.lowrank.surgery import restore_structure
 from orthotrain.methods.select import clean_name, unwrap
 
@@ -22,8 +21,8 @@ _FORMAT = "orthotrain.model.1"
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's parameters and buffers, and the rank of each low-rank weight.
 
-    The file is written beside its place and moved there when it is complete, so a full disk or
-    a killed process leaves an earlier file as it was.
+    The file takes its place once it is complete, so a full disk or a killed process leaves an
+    earlier file as it was.
 
     Args:
         model: Any model; wrappers (DDP, ``torch.compile``) are looked through.
@@ -44,7 +43,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         {name: t.cpu().contiguous().clone() for name, t in tensors.items()}, metadata
     )
     try:
-        _replace_file(path, content)
+        write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
             f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room or "
@@ -64,7 +63,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         CheckpointError: The file is missing, damaged or not from ``save``, or it belongs to
-            another architecture. The model keeps its values; its structure may have changed.
+            another architecture; in the last case the model may have changed in part, so build
+            it anew.
     """
     path = Path(path)
     tensors, metadata = _read(path)
@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors without repetitions, and the names of those that are the same as another."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     tensors, aliases = {}, {}
     for key, tensor in state.items():
         name = clean_name(key)
@@ -111,7 +111,8 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
                 f"save needs tensors only, got {type(tensor).__name__} for {name} (extra state); "
                 "save it beside the model with torch.save"
             )
-        known = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        view = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+        known = first.setdefault(view, name)
         if known == name or tensor.numel() == 0:
             tensors[name] = tensor
         else:
@@ -122,17 +123,3 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 def _is_core(name: str) -> bool:
     last = name.rpartition(".")[2]
     return last == "core" or last.endswith("_core")
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file in full before it takes its place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.errors import CheckpointError, ConfigError, NonFiniteError
+from orthotrain.layers import stored_numbers
 from orthotrain.layers._factors import (
     LowRankModule,
     factor_names,
@@ -20,13 +21,8 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg import thin_svd
-from orthotrain.lowrank.policy import (
-    Candidate,
-    Limits,
-    RankRule,
-    decided_ranks,
-)
-from orthotrain.layers import stored_numbers
+from orthotrain.linalg.decompose import singular_values
+from orthotrain.lowrank.policy import Candidate, Limits, RankRule, decided_ranks
 from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
 from orthotrain.methods.select import clean_name, unwrap
 
@@ -86,14 +82,19 @@ def to_factored(model: nn.Module) -> nn.Module:
         itself becomes a dense layer again where it is one. Outputs agree to rounding.
     """
     pairs: dict[int, nn.Sequential] = {}
+    first_of_core: dict[int, nn.Sequential] = {}
     for parent in list(model.modules()):
         if isinstance(parent, _READS_WEIGHTS_BY_NAME):
             continue
-        for name, child in parent.named_children():
-            if isinstance(child, LowRankModule) and _saves_numbers(child):
-                if id(child) not in pairs:
-                    pairs[id(child)] = _two_layers(child)
-                setattr(parent, name, pairs[id(child)])
+        for name, child in list(parent._modules.items()):
+            if not (isinstance(child, LowRankModule) and _pays_as_two_layers(child)):
+                continue
+            if id(child) not in pairs:
+                pair = pairs[id(child)] = _two_layers(child)
+                tied = first_of_core.setdefault(id(child.factors().core), pair)
+                for layer, same in zip(pair, tied, strict=True):
+                    layer._parameters["weight"] = same._parameters["weight"]
+            setattr(parent, name, pairs[id(child)])
     return to_dense(model)
 
 
@@ -122,7 +123,7 @@ def compress(
     Raises:
         ConfigError: Not exactly one rule, a value outside its range, a pattern that matches
             nothing, a budget that cannot be met, or no layer that can be converted.
-        NonFiniteError: A weight holds NaN or infinity.
+        NonFiniteError: A weight holds NaN or infinity; the message names the layer.
     """
     given = {"rank_rtol": rank_rtol, "energy": energy, "stored_budget": stored_budget}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -131,35 +132,75 @@ def compress(
             f"compress needs exactly one of rank_rtol, energy and stored_budget, got {chosen}; "
             "choose the rule and leave the others out"
         )
+    if isinstance(skip, str):
+        raise ConfigError(f"compress needs skip to be a sequence of patterns, got {skip!r}")
     rule = RankRule(**chosen)
-    sites, refusals = find_sites(unwrap(model), Selection(skip=tuple(skip)))
+    inner = unwrap(model)
+    sites, refusals = find_sites(inner, Selection(skip=tuple(skip)))
     require_sites(sites, refusals, "compress")
-    decompositions = [decomposed(site) for site in sites]
     candidates = [
         Candidate(
-            spectrum=_as_blocks(s), cut_energy=0.0, ceiling=site.rank, m=site.layout.m,
+            spectrum=spectrum(site), cut_energy=(), ceiling=site.rank, m=site.layout.m,
             n=site.layout.n, dense=not site.factored, within_reach=True,
         )
-        for site, (_, s, _) in zip(sites, decompositions, strict=True)
+        for site in sites
     ]  # fmt: skip
     ranks = decided_ranks(
         candidates, rule=rule, limits=Limits(max_drop=1.0, min_rank_fraction=0.0),
-        other_numbers=other_numbers(unwrap(model), sites),
+        other_numbers=other_numbers(inner, sites),
     )  # fmt: skip
-    for site, rank, (p, s, qh) in zip(sites, ranks, decompositions, strict=True):
-        layout = site.layout
-        held = (
-            stored_numbers(layout.m, layout.n, site.rank) if site.factored else layout.m * layout.n
-        )
-        if not only_if_cheaper or stored_numbers(layout.m, layout.n, rank) < held:
+    for site, rank in zip(sites, ranks, strict=True):
+        if not only_if_cheaper or _stored(site, rank) < _stored(site):
+            p, s, qh = decomposed(site)
             cut_site_(site, p[..., :rank], s[..., :rank], qh[..., :rank, :])
     return model
 
 
+def spectrum(site: Site) -> Tensor:
+    """``(blocks, r)`` singular values of a site's core, or of its dense weight.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    s = singular_values(_finite_matrix(site))
+    return s.reshape(-1, s.shape[-1])
+
+
 def decomposed(site: Site) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of a site's core, or of its dense weight, in the working precision."""
+    """Thin SVD of a site's core, or of its dense weight, in the working precision.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    return thin_svd(_finite_matrix(site))
+
+
+def require_finite(site: Site) -> None:
+    """Refuse a weight that no decomposition can take.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity; the message names the layer.
+    """
+    if not bool(torch.isfinite(site.parameter).all()):
+        raise NonFiniteError(
+            f"a decomposition needs finite weights, got NaN or infinity in {site.name}, shape "
+            f"{tuple(site.parameter.shape)}; lower the learning rate or clip gradients, and go "
+            "on from the last good checkpoint"
+        )
+
+
+def _finite_matrix(site: Site) -> Tensor:
+    require_finite(site)
     value = site.parameter.detach()
-    return thin_svd(value if site.factored else site.layout.matrix(value))
+    return value if site.factored else site.layout.matrix(value)
+
+
+def _stored(site: Site, rank: int | None = None) -> int:
+    """Numbers that hold a site's weight, now or at a rank."""
+    layout = site.layout
+    if rank is None and not site.factored:
+        return layout.blocks * layout.m * layout.n
+    return layout.blocks * stored_numbers(layout.m, layout.n, site.rank if rank is None else rank)
 
 
 def cut_site_(site: Site, p: Tensor, s: Tensor, qh: Tensor) -> None:
@@ -248,7 +289,10 @@ def _product(module: LowRankModule, weight: str) -> Tensor:
     return product.reshape(module.layout(module, weight).shape).to(core.dtype)
 
 
-def _saves_numbers(module: LowRankModule) -> bool:
+def _pays_as_two_layers(module: LowRankModule) -> bool:
+    """Whether two plain layers hold fewer numbers than one; never for packed projections."""
+    if module.weight_names != ("weight",):
+        return False
     layout = module.layout(module, "weight")
     return module.rank * (layout.m + layout.n) < layout.m * layout.n
 
@@ -284,7 +328,3 @@ def _two_layers(module: LowRankModule) -> nn.Sequential:
     if bias is not None:
         second.bias = bias
     return nn.Sequential(first, second).train(module.training)
-
-
-def _as_blocks(s: Tensor) -> Tensor:
-    return s.reshape(-1, s.shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers._factors import (
@@ -47,26 +47,42 @@ class FollowingCopy:
         """Take over the site's basis; the copy's own weight is projected into it.
 
         ``core_copy <- u^T W_copy vh^T``, which for a low-rank copy is
-        ``u^T u_copy core_copy vh_copy vh^T``.
+        ``u^T u_copy core_copy vh_copy vh^T``. A copy in that very basis is left as it is, bit
+        for bit.
         """
         if not site.factored:
             return
         u, _, vh = site.factors
-        owners = self._owners[id(site)]
-        module, weight = owners[0]
-        parameter = weight_parameter(module, weight)
-        low_rank_class = low_rank_class_of(module)
-        assert parameter is not None
-        assert low_rank_class is not None
-        exact = working_dtype(parameter)
-        left, right = u.to(parameter.device, exact).mT, vh.to(parameter.device, exact).mT
-        if is_factored(module, weight):
-            assert isinstance(module, LowRankModule)
-            own_u, own_core, own_vh = (t.to(exact) for t in module.factors(weight))
-            core = (left @ own_u) @ own_core @ (own_vh @ right)
-        else:
-            core = left @ site.layout.matrix(parameter).to(exact) @ right
-        resize_parameter_(parameter, core)
-        for each, name in owners:
-            frozen = (t.to(parameter).clone() for t in (u, vh))
-            hold_factors_(each, name, low_rank_class, *frozen)
+        frozen: dict[int, tuple[Tensor, Tensor]] = {}  # one pair for all that share a core
+        for module, weight in self._owners[id(site)]:
+            parameter, low_rank_class = weight_parameter(module, weight), low_rank_class_of(module)
+            assert parameter is not None
+            assert low_rank_class is not None
+            if id(parameter) not in frozen:
+                if _has_basis(module, weight, u, vh):
+                    continue
+                resize_parameter_(parameter, _projected(module, weight, site))
+                frozen[id(parameter)] = (u.to(parameter).clone(), vh.to(parameter).clone())
+            hold_factors_(module, weight, low_rank_class, *frozen[id(parameter)])
+
+
+def _has_basis(module: nn.Module, weight: str, u: Tensor, vh: Tensor) -> bool:
+    """Whether a weight is held in this very basis already."""
+    if not is_factored(module, weight):
+        return False
+    assert isinstance(module, LowRankModule)
+    own_u, _, own_vh = module.factors(weight)
+    return torch.equal(own_u, u.to(own_u)) and torch.equal(own_vh, vh.to(own_vh))
+
+
+def _projected(module: nn.Module, weight: str, site: Site) -> Tensor:
+    """The core of a copy's weight in the site's basis, in the working precision."""
+    parameter = weight_parameter(module, weight)
+    assert parameter is not None
+    exact = working_dtype(parameter)
+    u, _, vh = (t.to(parameter.device, exact) for t in site.factors)
+    if not is_factored(module, weight):
+        return u.mT @ site.layout.matrix(parameter).to(exact) @ vh.mT
+    assert isinstance(module, LowRankModule)
+    own_u, own_core, own_vh = (t.to(exact) for t in module.factors(weight))
+    return (u.mT @ own_u) @ own_core @ (own_vh @ vh.mT)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import NonFiniteError, StateError
+from orthotrain.errors import ConfigError, StateError
 from orthotrain.layers import stored_numbers
 from orthotrain.layers._factors import follow_state_dict, low_rank_class_of
 from orthotrain.linalg import basis_stability, polar_factor
-from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.distributed import Agreement
 from orthotrain.lowrank.history import LayerHistory, LossGuard
 from orthotrain.lowrank.policy import (
@@ -25,10 +25,21 @@ from orthotrain.lowrank.policy import (
     updates_to_reach_all,
 )
 from orthotrain.lowrank.sites import Refusal, Site, other_numbers
-from orthotrain.lowrank.surgery import cut_site_, decomposed, share_tied_factors_
+from orthotrain.lowrank.surgery import (
+    cut_site_,
+    decomposed,
+    require_finite,
+    share_tied_factors_,
+    spectrum,
+)
 from orthotrain.lowrank.tracking import FollowingCopy
 from orthotrain.methods import Bound, Row, Run
-from orthotrain.methods.optimizer_state import BasisChange, check_supported, resize
+from orthotrain.methods.optimizer_state import (
+    BasisChange,
+    check_shapes,
+    check_supported,
+    resize,
+)
 
 if TYPE_CHECKING:
     from orthotrain.lowrank.method import AdaptiveLowRank
@@ -55,11 +66,27 @@ class LowRankTraining(Bound):
         self._updates = 0
         self._copies: list[FollowingCopy] = []
         self._agreement = Agreement(run)
+        self._parameters = [site.parameter for site in sites]
+        self._shapes = self._present_shapes()
         for site in sites:
-            check_supported(run.optimizer, new_shape=site.layout.factor_shapes(1)[1])
-        self._load_hooks = _follow_checkpoints(run.model)
+            _check_optimizer(run, site)
         if settings.delay_steps == 0:
             self._update()
+        self._load_hooks = _follow_checkpoints(run.model)
+
+    def before_step(self) -> None:
+        """Refuse to step on optimizer state of another shape.
+
+        After a change this method did not make: a part of the model was loaded by itself, or
+        someone called ``to_dense`` or ``compress`` in the middle of training.
+        """
+        shapes = self._present_shapes()
+        if shapes != self._shapes:
+            check_shapes(self._run.optimizer)
+            self._shapes = shapes
+
+    def _present_shapes(self) -> list[torch.Size]:
+        return [parameter.shape for parameter in self._parameters]
 
     def after_step(self) -> None:
         """Update where one is due: at the switch and every ``every_steps`` after it."""
@@ -78,7 +105,8 @@ class LowRankTraining(Bound):
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
         share_tied_factors_(self._run.model)
-        self._agreement.structure_changed()
+        self._shapes = self._present_shapes()  # the handle has the optimizer's state checked
+        self._agreement.model_loaded()
 
     # --- one update --------------------------------------------------------------------------
 
@@ -88,27 +116,18 @@ class LowRankTraining(Bound):
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
         self._updates += 1
-        if self._settings.delay_steps == "auto":
-            self._check_bases()
-        ranks = self._agreement.ranks(self._decisions() if self._agreement.decides else self._none)
-        cut = [
-            site.name
-            for site, rank in zip(self._sites, ranks, strict=True)
-            if rank != _KEEP and self._change(site, rank)
-        ]
-        if any(rank != _KEEP for rank in ranks):
+        ranks = self._agreement.ranks(self._decisions, count=len(self._sites))
+        due = [(s, rank) for s, rank in zip(self._sites, ranks, strict=True) if rank != _KEEP]
+        cut = [site.name for site, rank in due if self._change(site, rank)]
+        if due:
             self._agreement.structure_changed()
+            self._shapes = self._present_shapes()
         if cut:
             self._guard.cut_happened(cut)
         self._run.record(
             method=self._settings.name, event="update", update=self._updates,
-            changed=sum(rank != _KEEP for rank in ranks), cut=len(cut),
-            seconds=time.perf_counter() - started,
+            changed=len(due), cut=len(cut), seconds=time.perf_counter() - started,
         )  # fmt: skip
-
-    @property
-    def _none(self) -> list[int]:
-        return [_KEEP] * len(self._sites)
 
     def _reach(self) -> set[int]:
         """Indices of the sites this update may cut."""
@@ -119,16 +138,22 @@ class LowRankTraining(Bound):
         tail = tail_length(self._updates, layers=count, layer_fraction=fraction)
         return set(range(count - tail, count))
 
+    def _waits(self, site: Site) -> bool:
+        """Whether a site within reach sits this update out."""
+        layer = self._layers[site.name]
+        if layer.wait_updates > 0:
+            layer.wait_updates -= 1
+            return True
+        return not site.parameter.requires_grad
+
     def _decisions(self) -> list[int]:
         """The new rank of each site, or that it is left alone."""
-        reach = self._reach()
-        for i in sorted(reach):
-            layer = self._layers[self._sites[i].name]
-            if layer.wait_updates > 0:
-                layer.wait_updates -= 1
-                reach.remove(i)
+        if self._settings.delay_steps == "auto":
+            self._check_bases()
+        reach = {i for i in sorted(self._reach()) if not self._waits(self._sites[i])}
         planned = self._planned_ranks(reach)
         everything = not self._settings.only_if_cheaper
+        at_once = everything and self._settings.delay_steps != "auto"
         decisions = []
         for i, site in enumerate(self._sites):
             layer, layout = self._layers[site.name], site.layout
@@ -136,10 +161,13 @@ class LowRankTraining(Bound):
                 layer.planned_rank = planned[i]
                 pays = everything or factored_pays(layout.m, layout.n, planned[i])
                 decisions.append(planned[i] if site.factored or pays else _KEEP)
-            elif everything and not site.factored and self._settings.delay_steps != "auto":
+            elif at_once and not site.factored and site.parameter.requires_grad:
                 decisions.append(layout.full_rank)
             else:
                 decisions.append(_KEEP)
+        for site, rank in zip(self._sites, decisions, strict=True):
+            if rank != _KEEP:
+                require_finite(site)  # all of them before the first is changed
         return decisions
 
     def _planned_ranks(self, reach: set[int]) -> dict[int, int]:
@@ -155,11 +183,8 @@ class LowRankTraining(Bound):
 
     def _candidate(self, site: Site, *, within_reach: bool) -> Candidate:
         layer, layout = self._layers[site.name], site.layout
-        value = site.parameter.detach()
-        _require_finite(site.name, value)
-        s = singular_values(value if site.factored else layout.matrix(value))
         return Candidate(
-            spectrum=s.reshape(-1, s.shape[-1]), cut_energy=layer.cut_energy,
+            spectrum=spectrum(site), cut_energy=layer.cut_energy,
             ceiling=site.rank if site.factored or layer.planned_rank < 0 else layer.planned_rank,
             m=layout.m, n=layout.n, dense=not site.factored, within_reach=within_reach,
             multiple=site.multiple,
@@ -169,13 +194,14 @@ class LowRankTraining(Bound):
         """Take a site to its new rank, state and copies with it; whether something was cut."""
         run, layer = self._run, self._layers[site.name]
         switched, before = not site.factored, site.rank
-        p, s, qh = self._decomposition(site)
-        layer.cut_energy += float(s[..., rank:].square().sum())
-        kept = float(s[..., :rank].square().sum())
+        p, s, qh = self._agreement.factors(lambda: decomposed(site), site, rank=rank)
+        energy = s.square().reshape(site.layout.blocks, -1)
+        layer.energy_was_cut(energy[:, rank:].sum(1).tolist())
+        kept = float(energy[:, :rank].sum())
         if switched:
             layer.switched_at = run.step
-        cut_site_(site, p[..., :rank], s[..., :rank], qh[..., :rank, :])
-        change = BasisChange(left=p[..., :rank], right=qh[..., :rank, :].mT)
+        cut_site_(site, p, s[..., :rank], qh)
+        change = BasisChange(left=p, right=qh.mT)
         resize(
             run.optimizer, site.parameter, change, new_shape=site.parameter.shape,
             mode=self._settings.optimizer_state, name=site.name,
@@ -185,20 +211,16 @@ class LowRankTraining(Bound):
         run.record(
             method=self._settings.name, event="switch" if switched else "turn",
             layer=site.name, rank=rank, rank_before=before, full_rank=site.layout.full_rank,
-            kept_energy=kept / max(kept + layer.cut_energy, torch.finfo(torch.float64).tiny),
+            kept_energy=kept / max(kept + sum(layer.cut_energy), sys.float_info.min),
         )  # fmt: skip
         return rank < before
-
-    def _decomposition(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """The deciding process's decomposition, on every process."""
-        _require_finite(site.name, site.parameter)
-        return self._agreement.factors(lambda: decomposed(site), site)
 
     # --- what makes a layer wait --------------------------------------------------------------
 
     def _judge_last_cut(self, *, final: bool = False) -> None:
         """Delay the next cut of layers after whose cut the loss jumped, twice as long each time."""
-        for name in self._guard.verdict(final=final):
+        guilty = self._guard.verdict(final=final)
+        for name in guilty if self._agreement.decides else ():
             layer = self._layers[name]
             layer.strikes += 1
             layer.wait_updates = 2 ** (layer.strikes - 1)
@@ -213,10 +235,10 @@ class LowRankTraining(Bound):
             layer = self._layers[site.name]
             if site.factored or layer.settled:
                 continue
-            _require_finite(site.name, site.parameter)
+            require_finite(site)
             basis = polar_factor(site.layout.matrix(site.parameter.detach()).float())
             if layer.basis is not None:
-                layer.stability.append(float(basis_stability(layer.basis, basis).mean()))
+                layer.stability.append(float(basis_stability(layer.basis.to(basis), basis).mean()))
             layer.basis = None if layer.settled else basis
 
     # --- what is told -------------------------------------------------------------------------
@@ -227,16 +249,19 @@ class LowRankTraining(Bound):
 
     def _row(self, site: Site) -> Row:
         layout, layer, dense = site.layout, self._layers[site.name], site.dense_numbers
+        numbers = site.parameter.numel()
+        trainable = numbers if site.parameter.requires_grad else 0
         if not site.factored:
             note = f"rank {layer.planned_rank} does not pay yet" if layer.planned_rank > 0 else ""
-            return Row(site.name, layout.shape, None, dense, dense, dense, "dense", note)
+            note = note if trainable else "frozen"
+            return Row(site.name, layout.shape, None, trainable, dense, dense, "dense", note)
         k = site.rank
-        pays = factored_pays(layout.m, layout.n, k)
+        stored = layout.blocks * stored_numbers(layout.m, layout.n, k)
+        note = f"since step {layer.switched_at}" if layer.switched_at >= 0 else ""
         return Row(
-            name=site.name, shape=layout.shape, rank=k, trainable=layout.blocks * k * k,
-            stored=layout.blocks * stored_numbers(layout.m, layout.n, k), dense=dense,
-            form="factored" if pays else "materialized",
-            note=f"since step {layer.switched_at}" if layer.switched_at >= 0 else "",
+            name=site.name, shape=layout.shape, rank=k, trainable=trainable, stored=stored,
+            dense=dense, form="factored" if factored_pays(layout.m, layout.n, k) else
+            "materialized", note=note if trainable else "frozen", buffers=stored - numbers,
         )  # fmt: skip
 
     def notes(self) -> list[str]:
@@ -324,10 +349,9 @@ def _follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
     ]
 
 
-def _require_finite(name: str, value: Tensor) -> None:
-    if not bool(torch.isfinite(value).all()):
-        raise NonFiniteError(
-            f"AdaptiveLowRank needs finite weights to decompose {name}, got NaN or infinity in "
-            f"its weight of shape {tuple(value.shape)}; lower the learning rate or clip gradients, "
-            "and resume from the last checkpoint"
-        )
+def _check_optimizer(run: Run, site: Site) -> None:
+    """Refuse an optimizer that cannot train the core of this site."""
+    try:
+        check_supported(run.optimizer, new_shape=site.layout.factor_shapes(1)[1])
+    except ConfigError as error:
+        raise ConfigError(f"AdaptiveLowRank cannot convert {site.name}: {error}") from error

@@ -1,0 +1,250 @@
+"""Save, load, continue: the same bits, whenever it was saved and in whatever order it is loaded."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank.nets import (
+    Everything,
+    attached,
+    events,
+    everything_loss,
+    filled,
+    mlp,
+    mlp_loss,
+    through_file,
+    train,
+)
+from orthotrain.errors import StateError
+from orthotrain.lowrank import to_dense
+
+ORDERS = list(itertools.permutations(["model", "optimizer", "handle"]))
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.02, fused=True),
+}
+# The switch comes after step 3, a cut after 5 and every 2 steps from there on.
+SCHEDULE = {"delay_steps": 3, "every_steps": 2, "rank_rtol": 0.2, "max_drop": 0.2}
+LAZY = {**SCHEDULE, "only_if_cheaper": True, "max_drop": 0.5, "rank_rtol": 0.5}
+# Learning so slow that bases settle at once: layers switch after step 8.
+AUTO = {**SCHEDULE, "delay_steps": "auto"}
+
+
+def tied_mlp():
+    model = mlp(10)
+    model[2].weight = model[0].weight
+    return model
+
+
+def start(build, make, **settings):
+    model = build()
+    optimizer = make(model.parameters())
+    return model, *attached(model, optimizer, **settings)
+
+
+def state_of(parts):
+    return through_file(
+        {
+            name: part.state_dict()
+            for name, part in zip(["model", "optimizer", "handle"], parts, strict=True)
+        }
+    )
+
+
+def load(parts, state, order):
+    targets = dict(zip(["model", "optimizer", "handle"], parts, strict=True))
+    state = through_file(state)  # torch's optimizers work on in the tensors they are given
+    for name in order:
+        targets[name].load_state_dict(state[name])
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def go_on(parts, steps, loss_of):
+    model, optimizer, handle = parts
+    return train(model, optimizer, steps, loss_of=loss_of, handle=handle)
+
+
+CASES = {
+    "momentum": (lambda: mlp(10), "momentum", SCHEDULE, mlp_loss),
+    "adamw": (lambda: mlp(10), "adamw", SCHEDULE, mlp_loss),
+    "fused adamw in float32": (
+        lambda: mlp(10, dtype=torch.float32), "fused adamw", SCHEDULE, mlp_loss,
+    ),
+    "lazy": (lambda: mlp(10), "adamw", LAZY, mlp_loss),
+    "auto": (lambda: mlp(10), "fused adamw", AUTO, mlp_loss),
+    "tied": (tied_mlp, "adamw", SCHEDULE, mlp_loss),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_saved_at_any_step_a_run_goes_on_bit_for_bit(case):
+    build, optimizer_name, settings, loss_of = CASES[case]
+    make = OPTIMIZERS[optimizer_name]
+    last, ahead = 12, 4
+    parts = start(build, make, **settings)
+    loss, states = None, []
+    for step in range(last):
+        states.append(state_of(parts))
+        loss = go_on(parts, [step], loss_of)  # its graph lives on through the next update
+    assert loss.grad_fn is not None
+    assert events(parts[2], "switch")
+    assert any(r["rank"] < r["rank_before"] for r in parts[2].records if "rank" in r)
+    for step in range(last - ahead):
+        again = start(build, make, **settings)
+        alive = loss_of(again[0], 0)  # a graph over the dense weights
+        load(again, states[step], ORDERS[step % len(ORDERS)])
+        go_on(again, range(step, step + ahead), loss_of)
+        assert same(state_of(again), states[step + ahead]), step
+        assert alive.grad_fn is not None
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_every_order_of_loading_around_the_switch_and_a_cut(order):
+    build, make = (lambda: mlp(10)), OPTIMIZERS["fused adamw"]
+    parts = start(build, make, **SCHEDULE)
+    states = {}
+    for step in range(8):
+        states[step] = state_of(parts)
+        go_on(parts, [step], mlp_loss)
+    end = state_of(parts)
+    for step in (2, 3, 4, 5, 6):
+        again = start(build, make, **SCHEDULE)
+        load(again, states[step], order)
+        go_on(again, range(step, 8), mlp_loss)
+        assert same(state_of(again), end), step
+
+
+def test_every_kind_of_layer_goes_on_bit_for_bit():
+    def build():
+        return filled(Everything(), dtype=torch.float32)
+
+    parts = start(build, OPTIMIZERS["fused adamw"], **SCHEDULE)
+    states = {}
+    for step in range(8):
+        states[step] = state_of(parts)
+        go_on(parts, [step], everything_loss)
+    end = state_of(parts)
+    for step, order in zip((1, 3, 4, 5, 6, 7), ORDERS, strict=True):
+        again = start(build, OPTIMIZERS["fused adamw"], **SCHEDULE)
+        load(again, states[step], order)
+        go_on(again, range(step, 8), everything_loss)
+        assert same(state_of(again), end), (step, order)
+
+
+def test_a_run_can_go_back_to_its_own_earlier_state():
+    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+    states = {}
+    for step in range(8):
+        states[step] = state_of(parts)
+        go_on(parts, [step], mlp_loss)
+    end = state_of(parts)
+    for step in (6, 4, 1):  # to a larger core, to the full one, to dense weights
+        load(parts, states[step], ORDERS[step % 6])
+        assert (parts[0][0].__class__ is nn.Linear) == (step == 1)
+        go_on(parts, range(step, 8), mlp_loss)
+        assert same(state_of(parts), end), step
+
+
+def test_with_no_delay_the_switch_is_made_when_attached_and_resumes():
+    settings = {**SCHEDULE, "delay_steps": 0}
+    parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **settings)
+    assert parts[0][0].rank == 10
+    assert [r["step"] for r in events(parts[2], "update")] == [0]
+    go_on(parts, range(5), mlp_loss)
+    state = state_of(parts)
+    go_on(parts, range(5, 9), mlp_loss)
+    assert [r["step"] for r in events(parts[2], "update")] == [0, 2, 4, 6, 8]
+    again = start(lambda: mlp(10), OPTIMIZERS["adamw"], **settings)
+    load(again, state, ORDERS[0])
+    go_on(again, range(5, 9), mlp_loss)
+    assert same(state_of(again), state_of(parts))
+
+
+def test_tied_weights_share_their_factors_again_after_a_load():
+    parts = start(tied_mlp, OPTIMIZERS["adamw"], **SCHEDULE)
+    go_on(parts, range(6), mlp_loss)
+    again = start(tied_mlp, OPTIMIZERS["adamw"], **SCHEDULE)
+    load(again, state_of(parts), ORDERS[0])
+    first, second = again[0][0], again[0][2]
+    assert first.core is second.core
+    assert first.u is second.u
+    assert first.vh is second.vh
+
+
+# --- what does not belong together never meets in a step ------------------------------------------
+
+
+@pytest.mark.bad_input
+def test_optimizer_state_of_cores_on_dense_weights_is_refused_at_the_step():
+    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+    go_on(parts, range(6), mlp_loss)
+    state = state_of(parts)
+    again = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+    again[1].load_state_dict(state["optimizer"])
+    with pytest.raises(StateError, match="exp_avg"):
+        go_on(again, [0], mlp_loss)
+    again[0].load_state_dict(state["model"])  # the order does not matter, so this repairs it
+    go_on(again, [0], mlp_loss)
+
+
+@pytest.mark.bad_input
+def test_a_load_of_one_part_of_the_model_does_not_reach_the_optimizer():
+    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+    model, _, _ = parts
+    dense = through_file(model[0].state_dict())
+    go_on(parts, range(6), mlp_loss)
+    model[0].load_state_dict(dense)
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(StateError, match="shape"):
+        go_on(parts, [6], mlp_loss)
+
+
+@pytest.mark.bad_input
+def test_merging_in_the_middle_of_training_does_not_reach_the_optimizer():
+    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+    go_on(parts, range(6), mlp_loss)
+    to_dense(parts[0])
+    with pytest.raises(StateError, match="shape"):
+        go_on(parts, [6], mlp_loss)
+
+
+@pytest.mark.bad_input
+def test_state_of_other_layers_is_refused():
+    parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
+    other = start(lambda: mlp(10, depth=4), OPTIMIZERS["adamw"], **SCHEDULE)
+    with pytest.raises(StateError, match="same 4 layers"):
+        other[2].load_state_dict(parts[2].state_dict())
+
+
+@pytest.mark.bad_input
+def test_an_incomplete_layer_state_is_refused():
+    _model, _optimizer, handle = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
+    state = handle.state_dict()
+    del state["methods"]["adaptive_low_rank"]["layers"]["0"]["planned_rank"]
+    with pytest.raises(StateError, match="planned_rank"):
+        handle.load_state_dict(state)
+
+
+def test_a_loaded_state_is_not_shared_with_the_run():
+    parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **AUTO)
+    go_on(parts, range(6), mlp_loss)
+    state = parts[2].state_dict()
+    kept = through_file(state)
+    again = start(lambda: mlp(10), OPTIMIZERS["adamw"], **AUTO)
+    again[2].load_state_dict(state)
+    go_on(again, range(6, 12), mlp_loss)
+    assert same(state, kept)

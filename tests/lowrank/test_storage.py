@@ -1,0 +1,197 @@
+"""One file holds a model with its ranks; a failed write leaves the last good one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from lowrank.nets import Everything, batch, filled, mlp
+from orthotrain import files
+from orthotrain.errors import CheckpointError
+from orthotrain.layers import LowRankLinear
+from orthotrain.lowrank import compress, load, save
+
+
+def low_rank(seed=0, width=12):
+    return compress(mlp(width, seed=seed), rank_rtol=0.5, only_if_cheaper=False)
+
+
+def test_a_round_trip_keeps_every_bit_and_the_ranks(tmp_path):
+    model = compress(filled(Everything()), rank_rtol=0.4, only_if_cheaper=False)
+    path = tmp_path / "model.safetensors"
+    save(model, path)
+    with safe_open(path, "pt") as file:
+        ranks = json.loads(file.metadata()["ranks"])
+        names = set(file.keys())
+    assert ranks["shared.core"] == model.shared.rank
+    assert ranks["encoder.self_attn.in_proj_core"] == model.encoder.self_attn.rank
+    assert "tied.1.core" not in names  # stored once
+    fresh = filled(Everything(), seed=5)
+    assert load(fresh, path) is fresh
+    assert fresh.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value), key
+    assert fresh.tied[0].core is fresh.tied[1].core
+    x = Everything.batch(0)
+    assert torch.equal(fresh(x), model(x))
+
+
+def test_a_dense_model_and_a_wrapped_one(tmp_path):
+    dense = mlp(8)
+    save(torch.nn.DataParallel(dense), str(tmp_path / "dense"))
+    into = load(torch.optim.swa_utils.AveragedModel(low_rank(width=8)), tmp_path / "dense")
+    assert type(into.module[0]) is nn.Linear
+    x = batch(0, 3, 8)
+    assert torch.equal(into(x), dense(x))
+
+
+def test_views_and_buffers_are_stored_as_they_are(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).double()
+    with torch.no_grad():
+        model[0].weight.set_(torch.arange(72.0, dtype=torch.float64).reshape(12, 6)[::2])
+    model.register_buffer("same_memory", model[0].weight.detach()[:3])
+    save(model, tmp_path / "m")
+    fresh = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).double()
+    fresh.register_buffer("same_memory", torch.zeros(3, 6, dtype=torch.float64))
+    load(fresh, tmp_path / "m")
+    for key, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value), key
+
+
+def test_the_file_can_be_read_by_whom_a_new_file_can(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    save(low_rank(), tmp_path / "model")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "model")]
+    assert modes[0] == modes[1]
+
+
+# --- files that cannot be read --------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"existing file.*nowhere"):
+        load(low_rank(), tmp_path / "nowhere")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "text"])
+def test_a_damaged_file(tmp_path, damage):
+    path = tmp_path / "model"
+    save(low_rank(), path)
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": content[:-100], "header": b"\xff" * 16 + content[16:], "empty": b"",
+            "text": b"not a checkpoint at all",
+        }[damage]
+    )  # fmt: skip
+    model = low_rank(seed=3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="damaged or of another kind"):
+        load(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.bad_input
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    with pytest.raises(CheckpointError):
+        load(low_rank(), tmp_path)
+
+
+@pytest.mark.bad_input
+def test_a_file_of_somebody_else(tmp_path):
+    save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"written by orthotrain\.save"):
+        load(low_rank(), tmp_path / "other")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("other", [mlp(10), mlp(12, depth=2), mlp(12, depth=4)])
+def test_another_architecture(tmp_path, other):
+    save(low_rank(), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="needs the model that"):
+        load(other, tmp_path / "model")
+
+
+@pytest.mark.bad_input
+def test_another_architecture_that_differs_outside_the_factors(tmp_path):
+    save(nn.Sequential(*low_rank(), nn.LayerNorm(12)), tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"5\.weight"):
+        load(low_rank(), tmp_path / "model")
+
+
+# --- files that cannot be written -----------------------------------------------------------------
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch, failing):
+    path = tmp_path / "model"
+    good = low_rank()
+    save(good, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, failing, full_disk)
+        with pytest.raises(CheckpointError, match=r"No space left.*unchanged"):
+            save(low_rank(seed=4), path)
+    assert os.listdir(tmp_path) == ["model"]
+    x = batch(0, 3, 12)
+    assert torch.equal(load(mlp(12, seed=2), path)(x), good(x))
+
+
+@pytest.mark.bad_input
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_really_full_device(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    save(low_rank(), path)
+    before = path.read_bytes()
+    opened = files.Path.open  # the temporary file is on a device without room
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "open", lambda *_: opened(files.Path("/dev/full"), "wb"))
+        with pytest.raises(CheckpointError, match="No space left"):
+            save(low_rank(seed=4), path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.bad_input
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(CheckpointError, match="needs to write"):
+        save(low_rank(), tmp_path / "no" / "model")
+
+
+@pytest.mark.bad_input
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(tmp_path / "file", b"content")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.bad_input
+def test_extra_state_is_refused(tmp_path):
+    class WithExtra(nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    with pytest.raises(CheckpointError, match="extra state"):
+        save(nn.Sequential(WithExtra(3, 3)), tmp_path / "model")
+
+
+def test_type_of_a_loaded_layer(tmp_path):
+    save(low_rank(), tmp_path / "model")
+    assert type(load(mlp(12), tmp_path / "model")[0]) is LowRankLinear
