@@ -25,9 +25,10 @@ from lowrank.nets import (
     weights,
 )
 from orthotrain import attach
+from orthotrain.diagnostics import BasisStability
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import AdaptiveLowRank, compress, load, save
+from orthotrain.lowrank import AdaptiveLowRank, compress, load, save, training
 from reference.matrices import from_spectrum
 
 
@@ -99,6 +100,32 @@ def test_a_layer_stays_dense_until_its_rank_pays_and_says_what_is_planned():
     assert [row.rank for row in rows] == [None, 3, 3]
     assert rows[0].note == "rank 8 does not pay yet"
     assert [r["layer"] for r in events(handle, "switch")] == ["2", "1"]
+
+
+def test_a_layer_that_stays_dense_is_never_decomposed_in_full(monkeypatch):
+    decompositions = []
+    monkeypatch.setattr(training, "decomposed", lambda site: decompositions.append(site.name))
+    model = with_spectra([10.0] * 10, [10.0] * 10)
+    optimizer, handle = attached(
+        model, still(model), delay_steps=1, every_steps=1, only_if_cheaper=True
+    )
+    train(model, optimizer, range(4))
+    assert len(events(handle, "update")) == 4
+    assert decompositions == []
+    assert "rank 10 does not pay yet" in str(handle.summary())
+
+
+def test_watching_and_cutting_go_together():
+    model = mlp(10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = AdaptiveLowRank(delay_steps=2, every_steps=2, rank_rtol=0.3, only_if_cheaper=False)
+    handle = attach(model, optimizer, BasisStability(every_steps=1), method)
+    train(model, optimizer, range(6))
+    watched = [r for r in handle.records if r["method"] == "basis_stability"]
+    by_step = {r["step"]: r["rank"] for r in watched if r["layer"] == "2"}
+    switched = next(r["rank"] for r in events(handle, "switch") if r["layer"] == "2")
+    assert by_step[2] == switched  # watching comes after the structure has changed
+    assert all(-1 <= r["stability"] <= 1 + 1e-9 for r in watched)
 
 
 def test_no_delay_switches_when_attached_and_goes_on_adapting():

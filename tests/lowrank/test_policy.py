@@ -33,7 +33,7 @@ RESNET = [.937, .889, .898, .917, .929, .939, .947, .954, .959, .965, .969, .973
 def candidate(*spectra, ceiling=None, m=None, n=None, **options):
     s = torch.tensor(spectra, dtype=torch.float64)
     rank = s.shape[-1]
-    defaults = dict(cut_energy=(), dense=False, within_reach=True)
+    defaults = dict(cut_energy=(), may_stay_dense=False, within_reach=True)
     return Candidate(
         spectrum=s, ceiling=ceiling or rank, m=m or rank, n=n or rank, **defaults | options
     )
@@ -69,7 +69,7 @@ def test_the_tail_grows_by_a_share_of_the_layers(layers, fraction, expected):
 def test_a_layer_out_of_reach_keeps_its_rank():
     near = candidate([1.0, 0.5, 0.01])
     far = candidate([1.0, 0.5, 0.01], within_reach=False)
-    planned = candidate([1.0, 0.5, 0.01], within_reach=False, ceiling=2, dense=True)
+    planned = candidate([1.0, 0.5, 0.01], within_reach=False, ceiling=2, may_stay_dense=True)
     assert decide(near, far, planned) == [2, 3, 2]
 
 
@@ -151,8 +151,8 @@ def stored(ranks, sizes):
 
 
 def test_a_budget_is_met_where_least_energy_is_lost():
-    steep = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, dense=True)
-    flat = candidate([1.0] * 20, m=20, n=20, dense=True)
+    steep = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, may_stay_dense=True)
+    flat = candidate([1.0] * 20, m=20, n=20, may_stay_dense=True)
     rule = RankRule(stored_budget=0.75)
     ranks = decide(steep, flat, rule=rule)
     assert ranks[0] < ranks[1]
@@ -160,8 +160,15 @@ def test_a_budget_is_met_where_least_energy_is_lost():
     assert stored(ranks[:1], [(20, 20)]) + 400 <= 0.75 * 800
 
 
+def test_a_budget_without_dense_layers_counts_factors_at_every_rank():
+    layers = [candidate([1.0] * 20, m=20, n=20, may_stay_dense=False) for _ in range(2)]
+    ranks = decide(*layers, rule=RankRule(stored_budget=1.0))
+    assert stored(ranks, [(20, 20)] * 2) <= 800
+    assert max(ranks) < 20
+
+
 def test_a_budget_counts_the_rest_of_the_model():
-    layer = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, dense=True)
+    layer = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, may_stay_dense=True)
     rule = RankRule(stored_budget=0.75)
     alone = decide(layer, rule=rule)[0]
     beside = decide(layer, rule=rule, other_numbers=200)[0]
@@ -171,7 +178,7 @@ def test_a_budget_counts_the_rest_of_the_model():
 
 @pytest.mark.bad_input
 def test_a_budget_out_of_reach_says_what_the_smallest_ranks_take():
-    layer = candidate([1.0] * 20, m=20, n=20, dense=True)
+    layer = candidate([1.0] * 20, m=20, n=20, may_stay_dense=True)
     with pytest.raises(ConfigError, match=r"stored_budget=0\.05 .*smallest ranks they hold 41"):
         decide(layer, rule=RankRule(stored_budget=0.05))
 

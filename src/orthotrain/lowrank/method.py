@@ -27,7 +27,7 @@ class AdaptiveLowRank(Method):
     Args:
         delay_steps: Dense steps before the switch; 0 switches when attached. ``"auto"`` lets
             each layer switch by itself once its basis stability, checked at every update, has
-            stopped rising.
+            stopped rising; until then it keeps one float32 copy of each layer's basis.
         every_steps: Steps between updates, at least one.
         rank_rtol: Drop singular values below this share of the largest, in ``[0, 1)``: the
             paper's beta. 0 keeps all.
@@ -91,6 +91,7 @@ class AdaptiveLowRank(Method):
         modes = get_args(StateMode)
         require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
         require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")
+        object.__setattr__(self, "skip", tuple(self.skip))  # a list could change afterwards
         _ = self.rule, self.limits  # these check the settings they are made of
 
     @property
@@ -125,7 +126,7 @@ class AdaptiveLowRank(Method):
                 f"{total} steps; lower them"
             )
         selection = Selection(
-            skip=tuple(self.skip), dense_first=self.dense_first, dense_last=self.dense_last,
+            skip=self.skip, dense_first=self.dense_first, dense_last=self.dense_last,
             shared_attention_basis=self.shared_attention_basis,
         )  # fmt: skip
         trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}

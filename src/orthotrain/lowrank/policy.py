@@ -84,7 +84,7 @@ class Candidate:
         ceiling: The rank it must not exceed: its rank, or what was planned while it is dense.
         m: Rows of a block.
         n: Columns of a block.
-        dense: Whether it still holds its dense weight.
+        may_stay_dense: Whether it holds its dense weight and may keep it where that is cheaper.
         within_reach: Whether this update may change it.
         multiple: The rank is rounded up to a multiple of this.
     """
@@ -94,7 +94,7 @@ class Candidate:
     ceiling: int
     m: int
     n: int
-    dense: bool
+    may_stay_dense: bool
     within_reach: bool
     multiple: int = 1
 
@@ -250,11 +250,11 @@ def _budget_targets(
 
 
 def _stored_cost(candidate: Candidate) -> Callable[[int], int]:
-    """Stored numbers of a candidate as a function of rank; a dense one stays so until it pays."""
+    """Stored numbers of a candidate as a function of rank; it may stay dense until that pays."""
 
     def cost(rank: int) -> int:
         dense = candidate.m * candidate.n
         factored = stored_numbers(candidate.m, candidate.n, rank)
-        return candidate.blocks * (min(dense, factored) if candidate.dense else factored)
+        return candidate.blocks * (min(dense, factored) if candidate.may_stay_dense else factored)
 
     return cost

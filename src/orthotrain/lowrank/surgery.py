@@ -141,7 +141,8 @@ def compress(
     candidates = [
         Candidate(
             spectrum=spectrum(site), cut_energy=(), ceiling=site.rank, m=site.layout.m,
-            n=site.layout.n, dense=not site.factored, within_reach=True,
+            n=site.layout.n, may_stay_dense=only_if_cheaper and not site.factored,
+            within_reach=True,
         )
         for site in sites
     ]  # fmt: skip

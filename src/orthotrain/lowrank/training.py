@@ -186,7 +186,8 @@ class LowRankTraining(Bound):
         return Candidate(
             spectrum=spectrum(site), cut_energy=layer.cut_energy,
             ceiling=site.rank if site.factored or layer.planned_rank < 0 else layer.planned_rank,
-            m=layout.m, n=layout.n, dense=not site.factored, within_reach=within_reach,
+            m=layout.m, n=layout.n, within_reach=within_reach,
+            may_stay_dense=self._settings.only_if_cheaper and not site.factored,
             multiple=site.multiple,
         )  # fmt: skip
 
