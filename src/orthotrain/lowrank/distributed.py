@@ -2,34 +2,216 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 
-from torch import Tensor
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
+from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
+from orthotrain.methods._compat import (
+    cannot_resize_under,
+    keep_buffers_at_home,
+    may_run_out_of_inputs_alone,
+    rebuild_reducer,
+)
+
+Decomposition = tuple[Tensor, Tensor, Tensor]
 
 
 class Agreement:
-    """What one process decided, the same on all of them; on a single process, nothing to do."""
+    """What one process decided, the same on all of them; on a single process, nothing to do.
+
+    Under ``DistributedDataParallel`` the first process of the wrapper's group alone looks at
+    spectra and losses, and sends the new ranks and each decomposition to the others: no two
+    machines need to agree on the last bit of an SVD, and nothing that differs between processes
+    (losses, histories) decides which of them communicates. The wrapper is then fitted to the
+    new shapes, and the frozen factors, which are equal everywhere, stay out of the broadcast
+    of buffers before each forward.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._shapes = self._present_shapes()
+        self._unfitted = False
+        self._warned = False
+        run.on_wrapper(self._wrapper_found)
+        if run.wrapper is not None:
+            self._wrapper_found(run.wrapper)
 
     @property
     def decides(self) -> bool:
         """Whether this process computes the decisions that all follow."""
-        return True
+        group = self._group
+        return group is None or dist.get_rank(group) == 0
 
-    def ranks(self, ranks: Sequence[int]) -> list[int]:
-        """The deciding process's list of integers."""
-        return list(ranks)
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        """The processes that must agree; ``None`` where there is nobody to agree with."""
+        wrapper = self._run.wrapper
+        if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
+            return None
+        group: dist.ProcessGroup = wrapper.process_group
+        return group
+
+    def ranks(self, decide: Callable[[], list[int]], *, count: int) -> list[int]:
+        """The deciding process's list of ``count`` integers; only that process computes it.
+
+        Raises:
+            StateError: This process is at another step than the deciding one, or that one
+                failed.
+            ConfigError: Processes may run out of inputs at different steps.
+
+        Warns:
+            OrthotrainWarning: Several processes run, and no wrapper is known that joins them.
+        """
+        if self._group is None:
+            self._warn_if_others_decide()
+            return decide()
+        wrapper, step = self._run.wrapper, self._run.step
+        if wrapper is not None and may_run_out_of_inputs_alone(wrapper):
+            raise ConfigError(
+                "AdaptiveLowRank needs every process at each update, but inside this model.join() "
+                "a process may be done before others; pass throw_on_early_termination=True to it"
+            )
+        message = torch.ones(2 + count, dtype=torch.int64, device=self._device)
+        shared = self._from_first(lambda: torch.tensor([step, *decide()]), message).tolist()
+        if shared[0] != step:
+            raise StateError(
+                f"AdaptiveLowRank needs all processes at the same step, this one is at {step} and "
+                f"the first one at {shared[0]}; load the handle's state on every process"
+            )
+        return shared[1:]
 
     def factors(
-        self, compute: Callable[[], tuple[Tensor, Tensor, Tensor]], site: Site
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The deciding process's decomposition of a site; only that process computes it."""
-        return compute()
+        self, decompose: Callable[[], Decomposition], site: Site, *, rank: int
+    ) -> Decomposition:
+        """The deciding process's ``p, s, qh`` of a site; only that process decomposes.
+
+        ``p`` and ``qh`` are cut to ``rank``, ``s`` is whole: what is cut has to be known.
+
+        Raises:
+            StateError: The deciding process failed.
+        """
+        if self._group is None:
+            p, s, qh = decompose()
+            return p[..., :rank], s, qh[..., :rank, :]
+        parameter, (m, n) = site.parameter, (site.layout.m, site.layout.n)
+        if site.factored:
+            m = n = site.rank
+        lead = (site.layout.blocks,) if site.layout.blocks > 1 else ()
+        shapes = [(*lead, m, rank), (*lead, min(m, n)), (*lead, rank, n)]
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+
+        def flat() -> Tensor:
+            p, s, qh = decompose()
+            parts = (p[..., :rank], s, qh[..., :rank, :])
+            return torch.cat([part.reshape(-1) for part in parts])
+
+        message = parameter.new_ones(1 + sum(sizes), dtype=working_dtype(parameter))
+        shared = torch.split(self._from_first(flat, message), sizes)
+        p, s, qh = (part.view(shape) for part, shape in zip(shared, shapes, strict=True))
+        return p, s, qh
 
     def structure_changed(self) -> None:
-        """Tell a wrapper that synchronizes gradients about the new shapes."""
+        """Fit the wrapper, known or found later, to parameters that were given new tensors."""
+        self._shapes = self._present_shapes()
+        self._unfitted = True
+        if self._run.wrapper is not None:
+            self._fit(self._run.wrapper)
+
+    def model_loaded(self) -> None:
+        """Fit the wrapper to what ``load_state_dict`` made of the model.
+
+        Where no shape changed, its reducer stays: a process that loads weights alone, to
+        evaluate them, must not fall out of step with the others.
+        """
+        if self._shapes != self._present_shapes():
+            self.structure_changed()
+        elif self._run.wrapper is not None:
+            self._fit(self._run.wrapper)
+
+    def _present_shapes(self) -> list[torch.Size]:
+        return [parameter.shape for parameter in self._run.model.parameters()]
+
+    # --- the wrapper --------------------------------------------------------------------------
+
+    def _wrapper_found(self, wrapper: DistributedDataParallel) -> None:
+        """Take care of a wrapper from its first forward on, or from ``attach`` on.
+
+        The model may have been low-rank before it was wrapped, or have changed its shapes under
+        a wrapper that was not known yet.
+        """
+        option = cannot_resize_under(wrapper)
+        if option is not None:
+            raise ConfigError(
+                "AdaptiveLowRank changes the shapes of parameters, which this "
+                f"DistributedDataParallel does not bear: it was made with {option}; leave that out"
+            )
+        self._fit(wrapper)
+
+    def _fit(self, wrapper: DistributedDataParallel) -> None:
+        keep_buffers_at_home(wrapper, _frozen_names(wrapper.module))
+        if self._unfitted:
+            rebuild_reducer(wrapper)
+        self._unfitted = False
+
+    def _warn_if_others_decide(self) -> None:
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        if alone or self._run.wrapper is not None or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"AdaptiveLowRank found {dist.get_world_size()} processes but no "
+            "DistributedDataParallel around the model, so each process decides its ranks by "
+            "itself; to train one model, pass the DistributedDataParallel module to attach, or "
+            "run its forward before the first update",
+            OrthotrainWarning,
+            stacklevel=2,
+        )
+
+    # --- communication ------------------------------------------------------------------------
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._run.model.parameters()).device
+
+    def _from_first(self, compute: Callable[[], Tensor], message: Tensor) -> Tensor:
+        """What the first process computes, on all of them.
+
+        A failure is sent, too: the other processes would wait for an answer that never comes.
+
+        Args:
+            compute: Gives the answer, one-dimensional.
+            message: A one, and room for the answer.
+        """
+        group = self._group
+        if self.decides:
+            try:
+                message[1:] = compute()
+            except Exception:
+                dist.broadcast(message.zero_(), group=group, group_src=0)
+                raise
+        dist.broadcast(message, group=group, group_src=0)
+        if message[0] == 0:
+            raise StateError(
+                "AdaptiveLowRank: the process that decides for all failed in this update; its own "
+                "error says why"
+            )
+        return message[1:]
+
+
+def _frozen_names(model: nn.Module) -> Iterator[str]:
+    """Names of every ``u`` and ``vh`` in a model, under each name of a shared module."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LowRankModule):
+            for weight in module.weight_names:
+                if is_factored(module, weight):
+                    u, _, vh = factor_names(weight)
+                    yield from (f"{name}.{each}".removeprefix(".") for each in (u, vh))
