@@ -162,6 +162,18 @@ def test_with_auto_each_layer_switches_once_its_own_basis_has_settled():
     assert [r["step"] for r in events(handle, "switch")] == sorted(switched.values())
 
 
+@pytest.mark.parametrize("delay", [0, 2, "auto"])
+def test_a_model_that_is_low_rank_already_is_cut_on(delay):
+    model = with_spectra([10.0] * 2 + [0.5] * 8, [10.0] * 2 + [0.5] * 8)
+    compress(model, rank_rtol=0.01, only_if_cheaper=False)
+    assert model[0].rank == 10
+    optimizer, handle = attached(model, still(model), delay_steps=delay, every_steps=2)
+    train(model, optimizer, range(6))
+    assert model[1].rank == 2
+    assert events(handle, "turn")
+    assert not events(handle, "switch")
+
+
 def test_energy_and_budget_rules_reach_their_targets():
     spectrum = torch.logspace(1, -1, 20, dtype=torch.float64)
     total = spectrum.square().sum()

@@ -133,7 +133,8 @@ class LowRankTraining(Bound):
         """Indices of the sites this update may cut."""
         count = len(self._sites)
         if self._settings.delay_steps == "auto":
-            return {i for i, site in enumerate(self._sites) if self._layers[site.name].settled}
+            settled = [site.factored or self._layers[site.name].settled for site in self._sites]
+            return {i for i in range(count) if settled[i]}
         fraction = self._settings.layer_fraction
         tail = tail_length(self._updates, layers=count, layer_fraction=fraction)
         return set(range(count - tail, count))
