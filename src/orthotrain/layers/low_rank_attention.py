@@ -96,11 +96,11 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint and mask is None)
-        y = y.permute(2, 0, 1, 3) if batch_dim else y.transpose(1, 2)
-        y = self.out_proj(y.flatten(2))
+        y = self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
         if not batched:
-            return y.squeeze(0), None if weights is None else weights.squeeze(0)
-        return y, weights
+            return y.squeeze(1), None if weights is None else weights.squeeze(0)
+        # A view, as torch returns it: a dropout that follows draws in the order of memory.
+        return (y if batch_dim else y.transpose(0, 1)), weights
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:
