@@ -232,6 +232,10 @@ def low_rank_before_it_is_wrapped(rank):
         wrapper, optimizer, steps=STEPS, rank=rank,
         after=lambda _: traveling.append(len(wrapper.modules_buffers)),
     )  # fmt: skip
+    model.wide.u.add_(rank)  # what another wrapper must mend
+    again = DistributedDataParallel(model)
+    train(again, optimizer, steps=1, first=STEPS, rank=rank)
+    traveling.append(len(again.modules_buffers))
     return outcome(
         model,
         optimizer,

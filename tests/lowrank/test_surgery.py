@@ -155,11 +155,13 @@ def test_half_precision_weights_are_rounded_once(dtype):
     dense = model[0].weight.detach().clone()
     compress(model, rank_rtol=0.0, only_if_cheaper=False)
     assert model[0].core.dtype == model[0].u.dtype == dtype
+    u, core, vh = (t.double() for t in model[0].factors())
     to_dense(model)
-    # Four roundings (u, core, vh, product), each of relative size eps / 2, over 32 terms.
-    error = (model[0].weight - dense).double().norm() / dense.double().norm()
-    assert error < 4 * torch.finfo(dtype).eps
     assert model[0].weight.dtype == dtype
+    assert torch.equal(model[0].weight, (u @ core @ vh).to(dtype))  # multiplied, then rounded once
+    error = (model[0].weight - dense).double().norm() / dense.double().norm()
+    # Roundings of u, core, vh and the product, each of eps / 2 relative to its entries.
+    assert error < 2 * torch.finfo(dtype).eps
 
 
 # --- compress -------------------------------------------------------------------------------------

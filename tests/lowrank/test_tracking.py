@@ -142,8 +142,8 @@ def test_an_average_resumes_bit_for_bit(at, track_first):
     def build():
         model = mlp(10, dtype=torch.float32)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        ema = averaged(model)  # before attach, so it brings no hook of its own along
         _, handle = attached(model, optimizer, **SCHEDULE)
-        ema = averaged(model)
         handle.track(ema)
         return model, optimizer, ema, handle
 

@@ -105,7 +105,6 @@ class LowRankTraining(Bound):
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
         share_tied_factors_(self._run.model)
-        self._shapes = self._present_shapes()  # the handle has the optimizer's state checked
         self._agreement.model_loaded()
 
     # --- one update --------------------------------------------------------------------------
