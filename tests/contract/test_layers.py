@@ -216,6 +216,21 @@ def truncated(row: Layer, dense: nn.Module, rank: int) -> nn.Module:
     return layer
 
 
+def trained(row: Layer) -> tuple[LowRankModule, nn.Module]:
+    """A low-rank layer with a core as training leaves it, neither diagonal nor symmetric, and
+    the dense layer with the same weight."""
+    dense = row.dense()
+    layer = row.low_rank(dense, row.rank)
+    random = generator(4)
+    for weight in row.weights:
+        u, core, vh = layer.factors(weight)
+        with torch.no_grad():
+            core.add_(torch.randn(core.shape, generator=random, dtype=core.dtype) / 4)
+            value = getattr(dense, weight)
+            value.copy_((u @ core @ vh).reshape(value.shape))
+    return layer, dense
+
+
 # --- values -----------------------------------------------------------------------------------
 
 
@@ -250,24 +265,58 @@ def test_a_cut_is_the_dense_layer_with_the_best_weight_of_that_rank(row, form):
 
 
 @every_layer
-def test_gradients_are_those_of_the_dense_layer(row, form):
-    dense = row.dense()
-    layer, expected = row.low_rank(dense, row.rank), truncated(row, dense, row.rank)
+def test_values_and_gradients_are_those_of_the_dense_layer(row, form):
+    layer, dense = trained(row)
     x, x_dense = row.x(), row.x()
-    y, y_dense = output(layer, x), output(expected, x_dense)
+    y, y_dense = output(layer, x), output(dense, x_dense)
+    close(y, y_dense, budget=1e-12)
     cotangent = torch.randn(y.shape, generator=generator(5), dtype=y.dtype)
     y.backward(cotangent)
     y_dense.backward(cotangent)
     for got, wanted in zip(x, x_dense, strict=True):
         close(got.grad, wanted.grad, budget=1e-12)
     for weight in row.weights:
-        u, core, vh = layer.factors(weight)
-        dense_grad = layer.layout(layer, weight).matrix(getattr(expected, weight).grad)
-        close(core.grad, u.mT @ dense_grad @ vh.mT, budget=1e-12)
-    same = dict(expected.named_parameters())
+        close(layer.factors(weight).core.grad, in_the_basis(layer, dense, weight), budget=1e-12)
+    same = dict(dense.named_parameters())
     for name, parameter in layer.named_parameters():
         if name in same and same[name].grad is not None:
             close(parameter.grad, same[name].grad, budget=1e-12)
+
+
+def in_the_basis(
+    layer: LowRankModule, dense: nn.Module, weight: str, gradient: Tensor | None = None
+) -> Tensor:
+    """``u^T g vh^T`` of a dense weight's gradient: what the core's gradient must be."""
+    u, _, vh = layer.factors(weight)
+    gradient = getattr(dense, weight).grad if gradient is None else gradient
+    return u.mT @ layer.layout(layer, weight).matrix(gradient) @ vh.mT
+
+
+@every_layer
+def test_a_gradient_penalty_beside_the_loss_is_that_of_the_dense_layer(row, form):
+    # The output is used twice here, by the loss and by its gradient, unlike in gradgradcheck.
+    layer, dense = trained(row)
+    totals = []
+    x, x_dense = row.x(), row.x()
+    for module, inputs in ((layer, x), (dense, x_dense)):
+        weights = [
+            module.factors(weight).core if module is layer else getattr(module, weight)
+            for weight in row.weights
+        ]
+        loss = output(module, inputs).pow(3).sum()
+        gradients = torch.autograd.grad(loss, (*inputs, *weights), create_graph=True)
+        cores = [
+            g if module is layer else in_the_basis(layer, dense, weight, g)
+            for weight, g in zip(row.weights, gradients[len(inputs) :], strict=True)
+        ]
+        totals.append(loss + sum(g.square().sum() for g in (*gradients[: len(inputs)], *cores)))
+    close(*totals, budget=1e-12)
+    for total in totals:
+        total.backward()
+    for got, wanted in zip(x, x_dense, strict=True):
+        close(got.grad, wanted.grad, budget=1e-11)
+    for weight in row.weights:
+        close(layer.factors(weight).core.grad, in_the_basis(layer, dense, weight), budget=1e-11)
 
 
 def _as_function(layer: nn.Module, x: tuple[Tensor, ...]):
@@ -286,28 +335,28 @@ def _as_function(layer: nn.Module, x: tuple[Tensor, ...]):
 
 
 @every_layer
-def test_first_derivative(row, form):
-    function, values = _as_function(row.low_rank(row.dense(), row.rank), row.x(batch=2))
+def test_first_derivative(row, factored):
+    function, values = _as_function(trained(row)[0], row.x(batch=2))
     assert gradcheck(function, values, fast_mode=True)
 
 
 @every_layer
-def test_second_derivative(row, form):
-    function, values = _as_function(row.low_rank(row.dense(), row.rank), row.x(batch=2))
+def test_second_derivative(row, factored):
+    function, values = _as_function(trained(row)[0], row.x(batch=2))
     assert gradgradcheck(function, values, fast_mode=True)
 
 
 @pytest.mark.slow
 @every_layer
 def test_derivatives_entry_by_entry(row, form):
-    function, values = _as_function(row.low_rank(row.dense(), row.rank), row.x(batch=2))
+    function, values = _as_function(trained(row)[0], row.x(batch=2))
     assert gradcheck(function, values)
     assert gradgradcheck(function, values)
 
 
 @every_layer
 def test_an_input_without_gradient_leaves_the_others(row, factored):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     x = row.x()
     output(layer, x).square().sum().backward()
     wanted = {name: p.grad.clone() for name, p in layer.named_parameters()}
@@ -320,7 +369,7 @@ def test_an_input_without_gradient_leaves_the_others(row, factored):
 @every_layer
 @pytest.mark.parametrize("frozen", ["core", "bias"])
 def test_a_frozen_parameter_leaves_the_others(row, frozen, factored):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     x, x_again = row.x(), row.x()
     output(layer, x).square().sum().backward()
     wanted = {name: p.grad.clone() for name, p in layer.named_parameters()}
@@ -374,7 +423,7 @@ def test_factors_are_orthonormal_and_the_core_is_diagonal(row):
 
 @every_layer
 def test_the_weight_is_readable_with_its_gradient(row):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     for weight in row.weights:
         value = getattr(layer, weight)
         assert value.shape == getattr(row.make(), weight).shape
@@ -414,7 +463,7 @@ def test_a_copy_is_a_layer_of_its_own(row, copied):
 
 @every_layer
 def test_training_and_evaluation_agree(row):
-    layer = row.low_rank(row.dense().eval(), row.rank)
+    layer = trained(row)[0].eval()
     assert not layer.training
     with torch.no_grad():
         evaluated = output(layer, row.x())
@@ -533,7 +582,7 @@ def test_float64_is_left_alone_by_autocast(row, form):
 
 @every_layer
 def test_activation_checkpointing_changes_nothing(row, factored):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     x, x_again = row.x(), row.x()
     output(layer, x).square().sum().backward()
     wanted = {name: p.grad.clone() for name, p in layer.named_parameters()}
@@ -560,7 +609,7 @@ def test_functional_call_uses_the_given_core(row, factored):
 
 @every_layer
 def test_gradients_a_sample_by_vmap(row, form):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
     x = tuple(t.detach() for t in row.x())
 
@@ -640,7 +689,7 @@ def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(row, factored):
 
 @every_layer
 def test_input_in_any_strides(row, factored):
-    layer = row.low_rank(row.dense(), row.rank)
+    layer = trained(row)[0]
     x = tuple(t.detach() for t in row.x())
     strided = tuple(t.transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for t in x)
     assert not any(t.is_contiguous() for t in strided)
