@@ -83,9 +83,9 @@ DIGITS_MINIVIT = Recipe(
             ("energy", 0.8),
             ("energy", 0.6),
             ("stored_budget", 0.6),
-            ("stored_budget", 0.4),
         ),
-        delay_fractions=(1 / 6, 1 / 3, 1 / 2),
+        # Late switches win over early ones (first experiments of this project).
+        delay_fractions=(1 / 3, 1 / 2),
         seeds=(100, 101),
         max_accuracy_loss=0.005,
         # All layers are within reach soon after the switch: with the published alpha the first
