@@ -241,8 +241,8 @@ def test_full_rank_keeps_the_function(row, form):
     close(output(layer, row.x()), output(dense, row.x()), budget=1e-12)
 
 
-# Largest error over the rows, in eps of the dtype: float32 6, bfloat16 4, float16 4 against the
-# dense layer's own; half precision rounds u, core and vh once each.
+# Largest error over rows, contractions and 5 seeds, in eps of the dtype: 2.7 in float32, 1.6 in
+# half precision, which rounds u, core and vh once each; 17 in float64, all of it from the SVD.
 @every_layer
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_full_rank_keeps_the_function_to_rounding_in_every_dtype(row, dtype):
@@ -251,7 +251,7 @@ def test_full_rank_keeps_the_function_to_rounding_in_every_dtype(row, dtype):
     x = row.x(dtype)
     y = output(layer, x)
     y.sum().backward()
-    close(y, output(dense, x), budget=16 * torch.finfo(dtype).eps)
+    close(y, output(dense, x), budget=8 * torch.finfo(dtype).eps)
     assert {p.grad.dtype for p in layer.parameters() if p.grad is not None} == {dtype}
 
 
@@ -526,6 +526,19 @@ def test_a_dense_layer_with_the_hook_follows_there_and_back(row):
 
 
 @every_layer
+def test_a_gradient_of_another_shape_does_not_stay(row):
+    # It would count in clipping, and the optimizer would meet a shape that is gone.
+    layer = row.dense()
+    output(layer, row.x()).sum().backward()
+    for weight in row.weights:
+        factorize_(layer, weight, low_rank_class_of(layer), rank=row.rank)
+        assert layer.factors(weight).core.grad is None
+    output(layer, row.x()).sum().backward()
+    layer.load_state_dict(row.low_rank(row.dense(), 1).state_dict())
+    assert all(layer.factors(weight).core.grad is None for weight in row.weights)
+
+
+@every_layer
 def test_loading_the_same_rank_copies_into_the_tensors_that_are_there(row):
     layer = row.low_rank(row.dense(), row.rank)
     before = [t.data_ptr() for t in layer.state_dict().values()]
@@ -556,7 +569,7 @@ def test_a_checkpoint_that_contradicts_the_layer_changes_nothing(row):
 # --- under the tools of torch -------------------------------------------------------------------
 
 
-# Largest error over the rows in eps of bfloat16, against the dense layer under autocast: 3.
+# Largest error over rows, contractions and 5 seeds, in eps of bfloat16: 2.5, and 3.3 of gradients.
 @every_layer
 def test_autocast_gives_the_dtype_of_the_dense_layer(row, form):
     dense = row.dense(torch.float32)
@@ -564,11 +577,11 @@ def test_autocast_gives_the_dtype_of_the_dense_layer(row, form):
     x, x_dense = row.x(torch.float32), row.x(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y, y_dense = output(layer, x), output(dense, x_dense)
-    close(y, y_dense, budget=16 * 2**-8)
+    close(y, y_dense, budget=8 * 2**-7)
     y.float().sum().backward()
     y_dense.float().sum().backward()
     for got, wanted in zip(x, x_dense, strict=True):
-        close(got.grad, wanted.grad, budget=32 * 2**-8)
+        close(got.grad, wanted.grad, budget=10 * 2**-7)
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
 
 
@@ -714,6 +727,7 @@ def test_output_lies_in_memory_as_the_dense_one(row, form):
     "row", [row for row in CONVOLUTIONS if not row.name.startswith("conv1d")], ids=str
 )
 def test_channels_last_stays_so(row, form):
+    # Largest error, in eps: 3.3, of gradients 3.1.
     last = torch.channels_last if len(row.inputs[0]) == 4 else torch.channels_last_3d
     dense = row.dense(torch.float32).to(memory_format=last)
     layer = row.low_rank(dense, None)
@@ -722,11 +736,11 @@ def test_channels_last_stays_so(row, form):
         for t in (*row.x(torch.float32), *row.x(torch.float32))
     )
     y, y_dense = layer(x), dense(x_dense)
-    close(y, y_dense, budget=64 * 2**-23)
+    close(y, y_dense, budget=10 * 2**-23)
     assert y.is_contiguous(memory_format=last) == y_dense.is_contiguous(memory_format=last)
     y.square().sum().backward()
     y_dense.square().sum().backward()
-    close(x.grad, x_dense.grad, budget=256 * 2**-23)
+    close(x.grad, x_dense.grad, budget=10 * 2**-23)
     kept = x_dense.grad.is_contiguous(memory_format=last)
     assert x.grad.is_contiguous(memory_format=last) == kept
 

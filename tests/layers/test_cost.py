@@ -97,6 +97,9 @@ def test_the_choice_flips_once_where_the_counts_cross(rows, m, n, training):
 
 
 def test_both_forms_are_chosen_somewhere():
+    sizes = 2, 2, 2, 2
+    assert factored_cost(*sizes, training=False) == materialized_cost(*sizes, training=False)
+    assert cheapest_form(*sizes, training=False) == "factored"  # a tie keeps fewer numbers
     # Square and full rank: 6 k^2 a row factored, 3 k^2 dense, the weight built for 4 k^3 in all.
     assert cheapest_form(4096, 64, 64, 64) == "materialized"
     assert cheapest_form(4096, 64, 64, 16) == "factored"
