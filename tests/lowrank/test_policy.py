@@ -176,6 +176,15 @@ def test_a_budget_counts_the_rest_of_the_model():
     assert stored([beside], [(20, 20)]) + 200 <= 0.75 * 600
 
 
+def test_a_budget_counts_convolutions_at_the_ranks_they_are_rounded_up_to():
+    steep, flat = [10.0 * 0.8**i for i in range(40)], [1.0] * 40
+    options = dict(m=40, n=360, may_stay_dense=True, multiple=16)
+    rule = RankRule(stored_budget=0.6)
+    ranks = decide(candidate(steep, **options), candidate(flat, **options), rule=rule)
+    assert ranks == [16, 16]  # 17 of one would fit, but 32 do not
+    assert stored(ranks, [(40, 360)] * 2) <= 0.6 * 2 * 40 * 360
+
+
 @pytest.mark.bad_input
 def test_a_budget_out_of_reach_says_what_the_smallest_ranks_take():
     layer = candidate([1.0] * 20, m=20, n=20, may_stay_dense=True)

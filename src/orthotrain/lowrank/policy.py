@@ -108,6 +108,10 @@ class Candidate:
         """Number of blocks that share one rank."""
         return self.spectrum.shape[0]
 
+    def rounded(self, rank: int) -> int:
+        """A rank rounded up to what the hardware likes, but not above the ceiling."""
+        return min(math.ceil(rank / self.multiple) * self.multiple, self.ceiling)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -224,10 +228,8 @@ def _target(candidate: Candidate, rule: RankRule) -> int:
 
 def _limited(target: int, candidate: Candidate, limits: Limits) -> int:
     """The target within the guards, rounded up to what the hardware likes."""
-    ceiling = candidate.ceiling
-    slowest = math.ceil(ceiling * (1 - limits.max_drop) - _ROUNDING)
-    rank = max(target, slowest, limits.floor(candidate.full_rank))
-    return min(math.ceil(rank / candidate.multiple) * candidate.multiple, ceiling)
+    slowest = math.ceil(candidate.ceiling * (1 - limits.max_drop) - _ROUNDING)
+    return candidate.rounded(max(target, slowest, limits.floor(candidate.full_rank)))
 
 
 def _budget_targets(
@@ -250,11 +252,14 @@ def _budget_targets(
 
 
 def _stored_cost(candidate: Candidate) -> Callable[[int], int]:
-    """Stored numbers of a candidate as a function of rank; it may stay dense until that pays."""
+    """Stored numbers of a candidate as a function of rank; it may stay dense until that pays.
+
+    Counted at the rank it is rounded up to: that is what is stored.
+    """
 
     def cost(rank: int) -> int:
         dense = candidate.m * candidate.n
-        factored = stored_numbers(candidate.m, candidate.n, rank)
+        factored = stored_numbers(candidate.m, candidate.n, candidate.rounded(rank))
         return candidate.blocks * (min(dense, factored) if candidate.may_stay_dense else factored)
 
     return cost
