@@ -107,19 +107,19 @@ def test_next_driver_is_tried_and_named(monkeypatch: pytest.MonkeyPatch, kind: s
 def test_last_rung_is_the_cpu(monkeypatch: pytest.MonkeyPatch):
     use_cuda_ladder(monkeypatch, raising={"gesvdj", "gesvd"})
     with pytest.warns(NumericalWarning, match="gesvdj, gesvd did not converge, used gesdd on the"):
-        u, s, vh = thin_svd(torch.eye(2))
+        u, s, vh = thin_svd(torch.eye(2, dtype=torch.float64))
     torch.testing.assert_close((u * s) @ vh, torch.eye(2, dtype=torch.float64))
 
 
 def test_first_driver_that_converges_is_not_announced(monkeypatch: pytest.MonkeyPatch):
     use_cuda_ladder(monkeypatch, raising=set())
-    thin_svd(torch.eye(2))  # warnings are errors here
+    thin_svd(torch.eye(2, dtype=torch.float64))  # warnings are errors here
 
 
 def test_no_driver_left_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch):
     use_cuda_ladder(monkeypatch, raising={"gesvdj", "gesvd", None})
     with pytest.raises(ConvergenceError, match=r"shape \(2, 2\) and norm 1.41 .* scale the matrix"):
-        thin_svd(torch.eye(2))
+        thin_svd(torch.eye(2, dtype=torch.float64))
 
 
 def test_condition_number_goes_down_the_same_ladder(monkeypatch: pytest.MonkeyPatch):
@@ -129,3 +129,38 @@ def test_condition_number_goes_down_the_same_ladder(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.linalg, "svdvals", fails)
     with pytest.raises(ConvergenceError, match="gesdd"):
         condition_number(torch.eye(2))
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)])
+@pytest.mark.parametrize("condition", [1e0, 1e3, 1.9e4, 1e6])
+def test_float32_input_has_factors_exact_to_its_own_rounding(
+    shape: tuple[int, int], condition: float
+):
+    """Below condition 2e4 by the Gram matrix, beyond by the SVD: no caller can tell which."""
+    a = from_spectrum(log_spectrum(24, condition), *shape).float()
+    u, s, vh = thin_svd(a)
+    eye, eps = torch.eye(24, dtype=torch.float64), torch.finfo(torch.float32).eps
+    # Measured: at most .05 eps32 for u at condition 1.9e4; .2 is the budget.
+    assert (u.mT @ u - eye).abs().max() < 0.2 * eps
+    assert (vh @ vh.mT - eye).abs().max() < 0.2 * eps
+    torch.testing.assert_close((u * s) @ vh, a.double(), rtol=0, atol=1e-14)
+    exact = torch.linalg.svdvals(a.double())
+    torch.testing.assert_close(s, exact, rtol=0, atol=1e-12)
+    assert bool((s[1:] <= s[:-1]).all())
+
+
+def test_well_conditioned_float32_input_takes_the_gram_route(monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the SVD was called")
+
+    monkeypatch.setattr(torch.linalg, "svd", never)
+    thin_svd(from_spectrum([3.0, 2.0, 1.0], 5, 3).float())
+    with pytest.raises(AssertionError, match="the SVD was called"):
+        thin_svd(from_spectrum([3.0, 2.0, 1e-6], 5, 3).float())
+
+
+def test_one_ill_conditioned_entry_takes_the_batch_to_the_svd():
+    well, ill = from_spectrum([3.0, 2.0, 1.0], 5, 3), from_spectrum([3.0, 2.0, 1e-6], 5, 3)
+    batch = torch.stack([well, ill]).float()
+    u, s, vh = thin_svd(batch)
+    torch.testing.assert_close((u * s.unsqueeze(-2)) @ vh, batch.double(), rtol=0, atol=1e-14)

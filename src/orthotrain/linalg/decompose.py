@@ -59,6 +59,8 @@ def thin_svd(
         NumericalWarning: A driver failed and the next one was used.
 
     Note:
+        Input of float32 or less on CPU takes the eigenvectors of its float64 Gram matrix while
+        the condition number is below 2e4, which is exact to the input's own rounding.
         Not differentiable: singular vectors have no derivative where singular values repeat.
 
     Example:
@@ -69,6 +71,8 @@ def thin_svd(
     require_matrix("thin_svd", a)
     work = a.detach().to(working_dtype(a))
     with without_autocast(work):
+        if a.dtype != work.dtype and (factors := _by_gram(work)) is not None:
+            return factors
         # Measured with torch 2.13 on one CPU thread, aspects 4 to 16: a wide matrix takes 1.2 to
         # 2.5 times as long as its transpose. A QR of our own first takes .97 to 1.16 of the time
         # (LAPACK's gesdd does one itself), so there is none.
@@ -91,6 +95,38 @@ def singular_values(a: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch k"]
         lambda x, driver: (torch.linalg.svdvals(x, driver=driver),),
     )
     return s
+
+
+# The Gram route loses orthonormality at most as (17 + 1.4 condition^2) eps64 (8x8 to 2304x256):
+# at this condition about one float32 eps. Measured it is .05 of that.
+_GRAM_MAX_CONDITION = 2e4
+
+
+def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The factors from ``eigh`` of the float64 Gram matrix; None where that is not exact enough.
+
+    For input that was rounded to float32 or less. Measured with torch 2.13 on one CPU thread it
+    takes .5 of the SVD's time for a square matrix and .3 at aspect 4.
+    """
+    if a.shape[-2] < a.shape[-1]:
+        flipped = _by_gram(a.mT)
+        if flipped is None:
+            return None
+        v, s, uh = flipped
+        return uh.mT.contiguous(), s, v.mT.contiguous()
+    try:
+        eigenvalues, v = torch.linalg.eigh(a.mT @ a)
+    except LinAlgError:
+        return None
+    smallest, largest = eigenvalues[..., 0], eigenvalues[..., -1]
+    if not bool((smallest * _GRAM_MAX_CONDITION**2 > largest).all()):
+        return None
+    u = a @ v
+    s = torch.linalg.vector_norm(u, dim=-2)
+    s, order = s.sort(dim=-1, descending=True)
+    columns = order.unsqueeze(-2)
+    u = u.take_along_dim(columns, -1) / s.unsqueeze(-2)
+    return u.contiguous(), s, v.take_along_dim(columns, -1).mT.contiguous()
 
 
 def _thin(a: Tensor, driver: str | None) -> tuple[Tensor, ...]:

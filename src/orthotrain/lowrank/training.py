@@ -15,7 +15,7 @@ from orthotrain.errors import ConfigError, StateError
 from orthotrain.layers import stored_numbers
 from orthotrain.layers._factors import follow_state_dict, low_rank_class_of
 from orthotrain.linalg import basis_stability, polar_factor
-from orthotrain.lowrank.distributed import Agreement
+from orthotrain.lowrank.distributed import Agreement, Decomposition
 from orthotrain.lowrank.history import LayerHistory, LossGuard
 from orthotrain.lowrank.policy import (
     Candidate,
@@ -65,6 +65,7 @@ class LowRankTraining(Bound):
         self._guard = LossGuard()
         self._updates = 0
         self._copies: list[FollowingCopy] = []
+        self._decomposed: dict[str, Decomposition] = {}
         self._agreement = Agreement(run)
         self._parameters = [site.parameter for site in sites]
         self._shapes = self._present_shapes()
@@ -183,8 +184,13 @@ class LowRankTraining(Bound):
 
     def _candidate(self, site: Site, *, within_reach: bool) -> Candidate:
         layer, layout = self._layers[site.name], site.layout
+        if site.factored and within_reach:  # it will turn in any case: decompose it once
+            self._decomposed[site.name] = decomposed(site)
+            _, s, _ = self._decomposed[site.name]
+        else:
+            s = spectrum(site)
         return Candidate(
-            spectrum=spectrum(site), cut_energy=layer.cut_energy,
+            spectrum=s.reshape(-1, s.shape[-1]), cut_energy=layer.cut_energy,
             ceiling=site.rank if site.factored or layer.planned_rank < 0 else layer.planned_rank,
             m=layout.m, n=layout.n, within_reach=within_reach,
             may_stay_dense=self._settings.only_if_cheaper and not site.factored,
@@ -195,7 +201,7 @@ class LowRankTraining(Bound):
         """Take a site to its new rank, state and copies with it; whether something was cut."""
         run, layer = self._run, self._layers[site.name]
         switched, before = not site.factored, site.rank
-        p, s, qh = self._agreement.factors(lambda: decomposed(site), site, rank=rank)
+        p, s, qh = self._agreement.factors(lambda: self._decomposition(site), site, rank=rank)
         energy = s.square().reshape(site.layout.blocks, -1)
         layer.energy_was_cut(energy[:, rank:].sum(1).tolist())
         kept = float(energy[:, :rank].sum())
@@ -215,6 +221,11 @@ class LowRankTraining(Bound):
             kept_energy=kept / max(kept + sum(layer.cut_energy), sys.float_info.min),
         )  # fmt: skip
         return rank < before
+
+    def _decomposition(self, site: Site) -> Decomposition:
+        """The one the decision was made on, where there is one."""
+        known = self._decomposed.pop(site.name, None)
+        return decomposed(site) if known is None else known
 
     # --- what makes a layer wait --------------------------------------------------------------
 
