@@ -34,8 +34,8 @@ PUBLISHED = LowRankConfig(
 _CPU = RunConfig(
     recipe="digits-minivit",
     scale="cpu",
-    data=DataConfig(name="digits", batch_size=64, crop_padding=1, flip=False),
-    model=ModelConfig(patch_size=4, width=96, depth=4, heads=4, mlp_ratio=4.0),
+    data=DataConfig(name="digits", batch_size=128, crop_padding=1, flip=False),
+    model=ModelConfig(patch_size=4, width=256, depth=2, heads=4, mlp_ratio=4.0),
     optim=OptimConfig(epochs=60, lr=2e-3, min_lr=2e-3 / 30, weight_decay=0.01, clip_norm=5.0),
     paper=PUBLISHED,
     tuned=tuned_settings("digits_minivit_tuned.json"),
@@ -79,10 +79,9 @@ DIGITS_MINIVIT = Recipe(
     grid=TuneGrid(
         rules=(
             ("rank_rtol", 0.3),
-            ("rank_rtol", 0.5),
             ("energy", 0.8),
-            ("energy", 0.6),
             ("stored_budget", 0.6),
+            ("stored_budget", 0.4),
         ),
         # Late switches win over early ones (first experiments of this project).
         delay_fractions=(1 / 3, 1 / 2),
