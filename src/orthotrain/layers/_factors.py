@@ -171,8 +171,9 @@ def hold_factors_(
     module._buffers[u_name], module._buffers[vh_name] = u, vh
 
 
-def hold_dense_(module: LowRankModule, weight: str) -> None:
+def hold_dense_(module: nn.Module, weight: str) -> None:
     """Hold a weight densely whose Parameter has become the dense weight again."""
+    assert isinstance(module, LowRankModule)
     u_name, core_name, vh_name = factor_names(weight)
     del module._buffers[u_name], module._buffers[vh_name]
     _rename(module._parameters, core_name, weight)
@@ -305,7 +306,6 @@ def _follow_dense(
     module: nn.Module, weight: str, low_rank_class: type[LowRankModule], held: Tensor
 ) -> str | None:
     """Hold a weight densely, as it is stored; a message where it does not fit the layer."""
-    assert isinstance(module, LowRankModule)
     shape = low_rank_class.layout(module, weight).shape
     if held.shape != shape:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from orthotrain.layers._factors import (
     register_low_rank,
 )
 
+# Not Self: the runtime type check of the tests cannot resolve that in a class method.
 _Layer = TypeVar("_Layer", bound=LowRankModule)
 
 
@@ -99,7 +100,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, rank: int | None = None) -> Self:
+    def from_linear(cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None) -> _Layer:
         """A low-rank copy of a linear layer: its best approximation of that rank.
 
         Args:
@@ -168,7 +169,9 @@ class _LowRankConv(_SingleWeight):
         return (WeightLayout.of_blocks(shape, module.groups),)
 
     @classmethod
-    def from_conv(cls, conv: nn.modules.conv._ConvNd, *, rank: int | None = None) -> Self:
+    def from_conv(
+        cls: type[_Layer], conv: nn.modules.conv._ConvNd, *, rank: int | None = None
+    ) -> _Layer:
         """A low-rank copy of a convolution: its best approximation of that rank.
 
         Args:
