@@ -10,18 +10,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
 
 setup_environment run
 
-run="$PROJECT_ROOT/runs/demo"
-"$PYTHON" -m orthotrain train --run "$run" "$@"
-
-# An option given here may have named another folder; the last one counts.
-previous=""
-for option in "$@"; do
-  case "$option" in
-    --help | -h) exit 0 ;;
-    --run=*) run=${option#--run=} ;;
-    *) if [ "$previous" = --run ]; then run=$option; fi ;;
-  esac
-  previous=$option
-done
-say ""
-say "The report: $run/report/index.html"
+# A --run-dir among the options replaces this one. The command ends with the path of the report.
+exec "$PYTHON" -m orthotrain train --run-dir "$PROJECT_ROOT/runs/demo" "$@"

@@ -207,7 +207,7 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
     arguments = ["train", *QUICK, "--variants", "dense", "oialr-paper", "--run-dir", str(run)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert f"report: {run / 'report' / 'index.html'}" in output
+    assert output.splitlines()[-1] == f"report: {run / 'report' / 'index.html'}"
     assert "OIALR, published settings" in output
     assert json.loads((run / "run.json").read_text())["command"].startswith("orthotrain train")
 

@@ -17,17 +17,17 @@ from orthotrain.training.record import RunFolder
 
 
 def run_train(command: Command) -> int:
-    """Train what has no result yet, write the report, print the table."""
+    """Train what has no result yet, print the table, write the report."""
     arguments = command.arguments
     config = command.config()
     folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}"))
     variants = variants_of(config)
     train_variants(command, config, variants, folder=folder, read_test=True)
+    print(final_table(variants, config, folder=folder))
     if arguments.report:
         from orthotrain.report import write_report
 
         print(f"report: {write_report([folder.path], folder.report).resolve()}")
-    print(final_table(variants, config, folder=folder))
     return 0
 
 

@@ -142,7 +142,7 @@ class RunFolder:
             if changed:
                 raise ConfigError(
                     f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
-                    "choose another folder with --run, or continue that run with --resume"
+                    "choose another folder with --run-dir, or continue that run with --resume"
                 )
             return
         try:
@@ -151,7 +151,7 @@ class RunFolder:
             write_atomically(self.config, text.encode())
         except OSError as error:
             raise ConfigError(
-                f"{self.path} cannot be written ({error}); choose another folder with --run"
+                f"{self.path} cannot be written ({error}); choose another folder with --run-dir"
             ) from error
 
     def describe(
