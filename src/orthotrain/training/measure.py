@@ -104,7 +104,7 @@ class Measurements:
 
     def stepped(self, step: int, *, loss: Tensor, lr: float, every: int) -> bool:
         """An optimizer step ended; True when it was one that is written down."""
-        if self._structure_changed:
+        if self._structure_changed or step == 1:  # the optimizer's state begins with a step
             self._structure_changed = False
             summary = self._handle.summary()
             self._write_sizes(step, summary)
