@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -88,7 +87,7 @@ def test_every_table_is_in_the_page_and_beside_it(finished_page):
     assert sorted(tables) == sorted(TABLES)
     for name in TABLES:
         assert (finished_page.parent / f"{name}.csv").stat().st_size > 0
-    assert not list(finished_page.parent.glob("*.partial"))
+    assert not list(finished_page.parent.glob("*.tmp"))
 
 
 def test_the_numbers_of_the_table_are_in_the_page(finished_page, finished_run):
@@ -242,17 +241,18 @@ def test_a_failed_write_leaves_the_last_good_page(write_run, monkeypatch):
     before = page.read_text()
     shutil.rmtree(folder / "variants")
 
-    write = pathlib.Path.write_bytes
+    replace = os.replace
 
-    def full(self, content):
-        write(self, content[: len(content) // 2])
-        if "index.html" in self.name:
+    def full(source, target):
+        if target.name == "index.html":
             raise OSError(28, "No space left on device")
+        replace(source, target)
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         write_report([folder])
     assert page.read_text() == before
+    assert not list(page.parent.glob("*.tmp"))
 
 
 def test_a_report_needs_no_torch_and_no_pyplot(write_run):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from orthotrain.errors import ConfigError
+from orthotrain.files import write_atomically
 from orthotrain.report.figures import all_plots
 from orthotrain.report.findings import findings
 from orthotrain.report.load import Run, load_run, text
@@ -99,13 +100,11 @@ def _slugs(paths: Sequence[Path]) -> list[str]:
 
 
 def _write_all(folder: Path, files: dict[str, bytes]) -> None:
-    """Write every file; the page last and by renaming, so that it never points to nothing."""
+    """Write every file, each as a whole; the page last, so that it never points to nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+            write_atomically(folder / name, content)
     except OSError as error:
         raise ConfigError(
             f"report could not write into {folder}: {error.strerror}. Free some space, mend the "
