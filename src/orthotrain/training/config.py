@@ -123,7 +123,7 @@ class LowRankConfig:
         delay_fraction: Dense steps before the switch over all steps, or auto.
         every_fraction: Steps between rank updates over all steps.
         rank_rtol: Drop singular values below this share of the largest (the paper's beta).
-        energy: Keep this share of the energy at the switch instead.
+        energy: Keep this share of a layer's energy instead; what was cut before counts as lost.
         stored_budget: Keep this share of the dense model's stored numbers instead.
         layer_fraction: Each update reaches this much further to the front (the paper's alpha).
         max_drop: Largest share of a rank that one update drops.
