@@ -81,10 +81,12 @@ class LowRankTraining(Bound):
         After a change this method did not make: a part of the model was loaded by itself, or
         someone called ``to_dense`` or ``compress`` in the middle of training.
         """
-        shapes = self._present_shapes()
-        if shapes != self._shapes:
-            check_shapes(self._run.optimizer)
-            self._shapes = shapes
+        if self._present_shapes() != self._shapes:
+            self._shapes_changed()
+
+    def _shapes_changed(self) -> None:
+        check_shapes(self._run.optimizer)
+        self._shapes = self._present_shapes()
 
     def _present_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self._parameters]
@@ -121,7 +123,7 @@ class LowRankTraining(Bound):
         cut = [site.name for site, rank in due if self._change(site, rank)]
         if due:
             self._agreement.structure_changed()
-            self._shapes = self._present_shapes()
+            self._shapes_changed()
         if cut:
             self._guard.cut_happened(cut)
         self._run.record(
