@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -19,9 +20,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         content: All of it.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; ``path`` is as before.
+        OSError: The disk is full, the folder cannot be written, or ``path`` is there and is no
+            file; it is as before.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        # Moving a file there would take the place of a device or a pipe, as root even /dev/null.
+        raise OSError(errno.EEXIST, "exists and is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch, failing):
 
 
 @pytest.mark.bad_input
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_really_full_device(tmp_path, monkeypatch):
     path = tmp_path / "model"
     save(low_rank(), path)
@@ -163,6 +164,15 @@ def test_a_really_full_device(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="No space left"):
             save(low_rank(seed=4), path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.bad_input
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="no regular file"):
+        save(low_rank(), pipe)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.bad_input
