@@ -178,9 +178,18 @@ def test_an_optimizer_of_other_parameters():
         attach(small_model(), optimizer, Diary())
 
 
-def test_total_steps_must_be_positive():
+@pytest.mark.bad_input
+def test_model_and_optimizer_in_the_wrong_order():
+    model = small_model()
+    with pytest.raises(ConfigError, match=r"got SGD; the order is attach\(model, optimizer"):
+        attach(torch.optim.SGD(model.parameters(), lr=1.0), model, Diary())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("total_steps", [0, 1e3, True])
+def test_total_steps_must_be_a_positive_whole_number(total_steps):
     with pytest.raises(ConfigError, match="total_steps"):
-        make(Diary(), total_steps=0)
+        make(Diary(), total_steps=total_steps)
 
 
 def test_attaching_twice_to_the_model_or_the_optimizer():
@@ -437,6 +446,17 @@ def test_mismatched_optimizer_state_is_noticed_before_torch_steps_on_it(auto, lo
             optimizer.step()
     assert torch.equal(model[0].weight, before)
     assert handle.run.step == (1 if auto else 0)
+
+
+def test_state_that_was_loaded_before_attaching_is_checked_at_the_first_step():
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    backward(model)
+    optimizer.step()
+    optimizer.state[model[0].weight]["exp_avg"] = torch.zeros(2, 2)
+    attach(model, optimizer, Idle())
+    with pytest.raises(StateError, match="exp_avg"):
+        optimizer.step()
 
 
 # --- copies ---------------------------------------------------------------------------------------

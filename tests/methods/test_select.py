@@ -186,3 +186,10 @@ def test_a_container_has_no_weight():
 def test_objects_of_another_model(select, stranger):
     with pytest.raises(ConfigError, match=r"not part of the model|no module of the model"):
         select(Model(), stranger)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("select", [select_modules, select_parameters])
+def test_an_index_is_no_name(select):
+    with pytest.raises(ConfigError, match="got 2; a layer of"):
+        select(nn.Sequential(nn.Linear(2, 2)), [2])

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers._factors import (
@@ -23,6 +25,9 @@ _MIN_SIDE_RATIO = 10
 
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
 _CONV_RANK_MULTIPLE = 16
+
+_CONVERTED_CLASSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+_COMPUTED = "its weight is computed from other parameters (weight_norm, spectral_norm, pruning)"
 
 
 @dataclass(eq=False)
@@ -235,14 +240,26 @@ def _without_form(model: nn.Module) -> list[Refusal]:
     refusals = []
     for name, module in named_modules_clean(model):
         low_rank_class = low_rank_class_of(module)
-        if _is_layer(module) and low_rank_class is None:
-            refusals.append(Refusal(name, f"{type(module).__name__} has no low-rank form"))
+        if is_parametrized(module) and _is_layer(module):
+            refusals.append(Refusal(name, _COMPUTED))
+        elif _is_layer(module) and low_rank_class is None:
+            refusals.append(Refusal(name, _no_form(module)))
         elif low_rank_class is not None and not any(
             weight_parameter(module, weight) is not None for weight in low_rank_class.weight_names
         ):
-            reason = "its weight is computed from other parameters (weight_norm, pruning)"
-            refusals.append(Refusal(name, reason))
+            refusals.append(Refusal(name, _COMPUTED))
     return refusals
+
+
+def _no_form(module: nn.Module) -> str:
+    """Why a layer of this class has no low-rank form."""
+    kind = type(module).__name__
+    if isinstance(module, LazyModuleMixin):
+        return f"{kind} has no weight yet; run a batch through the model before"
+    base = next((c for c in _CONVERTED_CLASSES if isinstance(module, c)), None)
+    if base is None:
+        return f"{kind} has no low-rank form"
+    return f"{kind}, a subclass of {base.__name__}, has no low-rank form: it may act otherwise"
 
 
 def _names(sites: Sequence[Site]) -> str:

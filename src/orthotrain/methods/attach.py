@@ -58,8 +58,12 @@ def attach(
             setting that does not fit the model.
     """
     _check_methods(methods)
-    if total_steps is not None and total_steps < 1:
-        raise ConfigError(f"attach: total_steps must be positive or None, got {total_steps}")
+    _check_total_steps(total_steps)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"attach: need a torch.nn.Module first, got {type(model).__name__}; "
+            "the order is attach(model, optimizer, *methods)"
+        )
     inner = unwrap(model)
     optimizer = _unwrap_optimizer(optimizer)
     _check_parameters(inner, optimizer)
@@ -86,6 +90,15 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
             )
         if not isinstance(method, Method):
             raise ConfigError(f"attach: {method!r} is not a method; need a subclass of Method")
+
+
+def _check_total_steps(total_steps: object) -> None:
+    if total_steps is None or (type(total_steps) is int and total_steps >= 1):
+        return
+    raise ConfigError(
+        "attach: total_steps needs to be a whole number of optimizer steps, 1 or more, got "
+        f"{total_steps!r}; leave it out where it is not known"
+    )
 
 
 def _unwrap_optimizer(optimizer: object) -> Optimizer:

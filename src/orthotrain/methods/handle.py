@@ -37,7 +37,8 @@ class Handle:
         self._hooks: list[RemovableHandle] = []
         self._backward_hook: BackwardHook | None = None
         self._attached = True
-        self._check_shapes = False
+        # From the start: a checkpoint may have been loaded before the hooks below were there.
+        self._check_shapes = True
         self._skipped = False
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))

@@ -108,7 +108,14 @@ def _weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _as_list(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
-    return [patterns] if isinstance(patterns, Pattern) else list(patterns)
+    listed = [patterns] if isinstance(patterns, Pattern) else list(patterns)
+    for pattern in listed:
+        if not isinstance(pattern, Pattern):
+            raise ConfigError(
+                f"need a name pattern, a module or a parameter, got {pattern!r}; "
+                "a layer of nn.Sequential is named by its index as a string, such as '2'"
+            )
+    return listed
 
 
 def _nothing(pattern: str, names: Sequence[str], kind: str) -> ConfigError:
