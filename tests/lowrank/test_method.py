@@ -437,7 +437,7 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
     lines = handle.plan.splitlines()
     assert lines == [
         "10 layers can become low-rank, 2 stay as they are",
-        "switch after step 100, then an update every 10",
+        "layers whose rank pays switch after step 100, an update every 10",
         "update 10, after step 190, is the first to reach every layer",
         "the run ends at step 150: only 6 of 10 are reached",
     ]
@@ -445,6 +445,23 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
     model = mlp(6)
     _, handle = attached(model, delay_steps="auto", every_steps=7)
     assert "once its basis settles, checked every 7 steps" in handle.plan
+
+
+def test_a_run_in_which_no_rank_pays_says_so():
+    def notes(**settings):
+        model = mlp(8)
+        optimizer, handle = attached(model, delay_steps=2, every_steps=1, rank_rtol=0.0, **settings)
+        before = handle.summary().notes
+        train(model, optimizer, range(3))
+        return before, handle.summary().notes, handle.plan
+
+    before, after, plan = notes(only_if_cheaper=True)
+    assert not any("no layer is low-rank" in note for note in before)
+    assert any("no layer is low-rank after update 2" in note for note in after)
+    assert "layers whose rank pays switch after step 2" in plan
+    _, after, plan = notes(only_if_cheaper=False)
+    assert not any("no layer is low-rank" in note for note in after)
+    assert "all layers switch after step 2" in plan
 
 
 def test_random_state_outside_is_untouched(tmp_path):

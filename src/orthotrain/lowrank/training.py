@@ -279,8 +279,15 @@ class LowRankTraining(Bound):
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        """Layers left as they are with the reason, cuts that hurt, and a loss never seen."""
+        """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
         notes = [f"{refusal.name}: {refusal.reason}" for refusal in self._refusals]
+        planned = any(layer.planned_rank > 0 for layer in self._layers.values())
+        if planned and not any(site.factored for site in self._sites):
+            notes.append(
+                f"no layer is low-rank after update {self._updates}: no planned rank pays yet; "
+                "wait for more updates, cut more (energy, stored_budget, a larger rank_rtol) or "
+                "set only_if_cheaper=False"
+            )
         notes += [
             f"{name}: {layer.strikes} of its cuts made the loss jump, next cuts delayed"
             for name, layer in self._layers.items()
@@ -303,7 +310,8 @@ class LowRankTraining(Bound):
             return lines
         reach_all = updates_to_reach_all(layers=count, layer_fraction=settings.layer_fraction)
         last = settings.delay_steps + (reach_all - 1) * every
-        lines.append(f"switch after step {settings.delay_steps}, then an update every {every}")
+        who = "layers whose rank pays" if settings.only_if_cheaper else "all layers"
+        lines.append(f"{who} switch after step {settings.delay_steps}, an update every {every}")
         lines.append(f"update {reach_all}, after step {last}, is the first to reach every layer")
         if total is not None and last > total:
             updates = (total - settings.delay_steps) // every + 1
