@@ -209,6 +209,7 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == f"report: {run / 'report' / 'index.html'}"
     assert "OIALR, published settings" in output
+    assert output.count("oialr-paper: all layers switch after step") == 1
     assert json.loads((run / "run.json").read_text())["command"].startswith("orthotrain train")
 
     # The resolved settings are a config file of the same run.

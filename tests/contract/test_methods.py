@@ -71,6 +71,13 @@ def test_is_a_frozen_description(method):
 
 
 @rows
+def test_settings_are_keyword_only(method):
+    values = [getattr(method, field.name) for field in dataclasses.fields(method)]
+    with pytest.raises(TypeError, match="positional"):
+        type(method)(*values)
+
+
+@rows
 def test_can_serve_two_runs_at_once(method):
     runs = [make(method) for _ in range(2)]
     for model, optimizer, _ in runs:

@@ -170,7 +170,9 @@ def communication_hook(rank):
 
 def power_sgd(rank):
     """A hook that keeps tensors of the shapes of the last step."""
-    method = AdaptiveLowRank(3, 4, rank_rtol=0.9, layer_fraction=1.0, only_if_cheaper=False)
+    method = AdaptiveLowRank(
+        delay_steps=3, every_steps=4, rank_rtol=0.9, layer_fraction=1.0, only_if_cheaper=False
+    )
     model, wrapper, optimizer, _ = wrapped(rank, method=method)
     state = PowerSGDState(None, start_powerSGD_iter=2, min_compression_rate=0.5)
     wrapper.register_comm_hook(state, powerSGD_hook)
@@ -221,7 +223,9 @@ def low_rank_before_it_is_wrapped(rank):
     """Other weights on each process, each low-rank by itself, then wrapped: one model again."""
     model = Net(seed=rank)
     optimizer = adamw(model)
-    method = AdaptiveLowRank(0, 4, rank_rtol=0.99, layer_fraction=1.0, only_if_cheaper=False)
+    method = AdaptiveLowRank(
+        delay_steps=0, every_steps=4, rank_rtol=0.99, layer_fraction=1.0, only_if_cheaper=False
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OrthotrainWarning)
         attach(model, optimizer, method)
@@ -308,7 +312,9 @@ def evaluation_on_one_process(rank):
 
 def losses_that_disagree(rank, jumps_on):
     """The guard of one process sees a jump, that of the other sees none."""
-    method = AdaptiveLowRank(12, 12, rank_rtol=0.3, layer_fraction=1.0, only_if_cheaper=False)
+    method = AdaptiveLowRank(
+        delay_steps=12, every_steps=12, rank_rtol=0.3, layer_fraction=1.0, only_if_cheaper=False
+    )
     model, wrapper, optimizer, handle = wrapped(rank, method=method)
 
     def observe(step):
@@ -321,7 +327,9 @@ def losses_that_disagree(rank, jumps_on):
 
 
 def automatic_delay(rank):
-    method = AdaptiveLowRank("auto", 1, rank_rtol=0.3, only_if_cheaper=False)
+    method = AdaptiveLowRank(
+        delay_steps="auto", every_steps=1, rank_rtol=0.3, only_if_cheaper=False
+    )
     model, wrapper, optimizer, handle = wrapped(rank, method=method)
     train(wrapper, optimizer, steps=3 * STEPS, rank=rank)
     switches = [record["step"] for record in handle.records if record["event"] == "switch"]
@@ -344,7 +352,7 @@ def failure_of_the_first(rank):
 
 def another_step(rank):
     """With nothing to change, so that the first process is not left waiting."""
-    method = AdaptiveLowRank(2, 2, rank_rtol=0.0)
+    method = AdaptiveLowRank(delay_steps=2, every_steps=2, rank_rtol=0.0)
     _, wrapper, optimizer, handle = wrapped(rank, method=method)
     handle.run.step = 10 * rank
     try:

@@ -330,4 +330,4 @@ def test_a_wrapper_that_reduces_some_gradients_by_itself_is_refused(process_grou
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="delay_all_reduce_named_params"):
-        attach(wrapper, optimizer, AdaptiveLowRank(1, 1))
+        attach(wrapper, optimizer, AdaptiveLowRank(delay_steps=1, every_steps=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from orthotrain.layers import (
     LowRankMultiheadAttention,
 )
 from orthotrain.layers._factors import LowRankModule
+from orthotrain.linalg import numerical_rank
 from orthotrain.lowrank import compress, load, restore_structure, save, to_dense, to_factored
 from reference.matrices import from_spectrum
 
@@ -184,6 +186,17 @@ def test_compress_truncates_by_each_rule():
     assert type(by_budget[1]) is nn.Linear
     stored = sum(t.numel() for t in by_budget.state_dict().values())
     assert stored <= 0.75 * 220
+
+
+def test_compress_rounds_convolution_ranks_up():
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(40, 40, 3)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator))
+    needed = int(numerical_rank(torch.linalg.svdvals(conv.weight.detach().flatten(1)), energy=0.6))
+    compress(conv, energy=0.6)
+    assert needed % 16 != 0
+    assert conv.rank == math.ceil(needed / 16) * 16
 
 
 def test_compress_leaves_a_layer_that_would_not_shrink():

@@ -99,6 +99,16 @@ def test_the_rival_is_compared_at_its_size(tmp_path):
     assert "2.00 times as much, so not at the same size" in sentence
 
 
+def test_cuts_after_which_the_loss_jumped_are_told(tmp_path):
+    factored = [{"step": 9, "layer": "up", "rank": 2, "full_rank": 4, "form": "factored"}]
+    calm, hurt = variant("calm", [0.9], ranks=factored), variant("hurt", [0.9], ranks=factored)
+    hurt.seeds[0].rows["event"].append({"step": 9, "event": "loss_jump", "layer": "up"})
+    hurt.seeds[0].rows["event"].append({"step": 9, "event": "update"})
+    both = run(tmp_path, calm, hurt)
+    assert "jumped after 1 cuts, and the next cut had to wait: up." in said(both, "hurt")
+    assert "jumped" not in said(both, "calm")
+
+
 def test_layers_that_stay_dense_are_not_called_low_rank(tmp_path):
     ranks = [rank_row("a", 5, "factored"), {**rank_row("a", 10, "dense"), "step": 2}]
     ours = variant("low", [0.9, 0.92], ranks=ranks)

@@ -44,6 +44,7 @@ class _Lines:
         self._trainings = trainings
         self._ended = 0
         self._quarters: dict[tuple[str, int], int] = {}
+        self._planned: set[str] = set()
 
     def __call__(self, progress: Progress) -> None:
         name = f"{progress.variant} seed {progress.seed}"
@@ -51,6 +52,7 @@ class _Lines:
             case "started":
                 where = f"goes on at step {progress.step}" if progress.step else "starts"
                 self._say(f"{name}: {where} of {progress.total_steps} steps")
+                self._say_plan(progress)
             case "stepped" | "evaluated":
                 quarter = 4 * progress.step // progress.total_steps
                 key = (progress.variant, progress.seed)
@@ -62,6 +64,13 @@ class _Lines:
                 self._ended += 1
                 word = "done" if progress.stage == "finished" else "was done before"
                 self._say(f"{name}: {word} ({self._ended} of {self._trainings})")
+
+    def _say_plan(self, progress: Progress) -> None:
+        """The plan of a variant, once: it is the same for all its seeds."""
+        if progress.variant not in self._planned:
+            self._planned.add(progress.variant)
+            for line in progress.plan.splitlines():
+                self._say(f"  {progress.variant}: {line}")
 
     def _say(self, line: str) -> None:
         print(line, flush=True)

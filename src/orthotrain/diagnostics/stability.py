@@ -25,7 +25,7 @@ from orthotrain.methods.select import Pattern, select_modules, select_parameters
 _NAME = "basis_stability"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BasisStability(Method):
     """Record how far the basis of every weight matrix moved since an earlier look.
 

@@ -14,7 +14,7 @@ from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import StateMode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveLowRank(Method):
     """Orthogonality-informed adaptive low-rank training (OIALR).
 

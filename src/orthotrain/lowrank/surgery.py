@@ -117,6 +117,8 @@ def compress(
         skip: ``fnmatch`` patterns on qualified module names that stay as they are.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
 
+    Ranks of convolutions are rounded up to a multiple of 16, as in training.
+
     Returns:
         The same model with low-rank layers.
 
@@ -142,7 +144,7 @@ def compress(
         Candidate(
             spectrum=spectrum(site), cut_energy=(), ceiling=site.rank, m=site.layout.m,
             n=site.layout.n, may_stay_dense=only_if_cheaper and not site.factored,
-            within_reach=True,
+            within_reach=True, multiple=site.multiple,
         )
         for site in sites
     ]  # fmt: skip

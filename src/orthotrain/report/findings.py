@@ -51,7 +51,7 @@ def _about(run: Run, variant: Variant) -> tuple[str, ...]:
             _memory_sentence(variant, baseline),
         ]
     if variant.factored:
-        parts.append(_rank_sentence(variant))
+        parts += [_rank_sentence(variant), _guard_sentence(variant)]
         if rival is not None and rival.finished:
             parts.append(_rival_sentence(variant, rival))
     return tuple(part for part in parts if part)
@@ -104,6 +104,20 @@ def _size_sentence(run: Run, variant: Variant) -> str:
     if stored.mean > 100.0:
         said += " So it stores more than the dense network."
     return said
+
+
+def _guard_sentence(variant: Variant) -> str:
+    """Cuts after which the loss jumped, over all seeds; nothing to say where there was none."""
+    jumps = [
+        str(row.get("layer", "an unnamed layer"))
+        for seed in variant.seeds
+        for row in seed.rows["event"]
+        if row.get("event") == "loss_jump"
+    ]
+    if not jumps:
+        return ""
+    layers = ", ".join(sorted(set(jumps)))
+    return f"The loss jumped after {len(jumps)} cuts, and the next cut had to wait: {layers}."
 
 
 def ratio(ours: Spread, other: Spread) -> float:

@@ -79,7 +79,7 @@ class Measurements:
             self._write_sizes(step, summary)
             self._write_ranks(step, summary.rows, every=True)
         self._remember_ranks(summary.rows)
-        self._tell("started", step)
+        self._tell("started", step, plan=self._handle.plan)
 
     def take_record(self, record: dict[str, Any]) -> None:
         """One record of an attached method."""
@@ -208,7 +208,7 @@ class Measurements:
         fractions = [1.0 if row.rank is None else row.rank / _full_rank(row) for row in rows]
         self._rank_fraction = statistics.fmean(fractions) if fractions else None
 
-    def _tell(self, stage: Stage, step: int) -> None:
+    def _tell(self, stage: Stage, step: int, *, plan: str = "") -> None:
         self._on_progress(
             Progress(
                 variant=self._job.variant.name,
@@ -220,6 +220,7 @@ class Measurements:
                 accuracy=self._accuracy,
                 rank=self._rank_fraction,
                 step_ms=self._last_step_ms,
+                plan=plan,
             )
         )
 

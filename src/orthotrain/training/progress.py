@@ -22,6 +22,7 @@ class Progress:
         accuracy: Last validation accuracy, a fraction.
         rank: Mean over low-rank layers and dense ones that could be of rank / full rank.
         step_ms: Median time of the last steps.
+        plan: At the start, what the attached methods will do at which step.
     """
 
     variant: str
@@ -33,6 +34,7 @@ class Progress:
     accuracy: float | None = None
     rank: float | None = None
     step_ms: float | None = None
+    plan: str = ""
 
 
 class OnProgress(Protocol):
