@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import io
 import logging
@@ -627,9 +628,11 @@ def test_a_new_optimizer_after_the_first_was_deleted():
 
 
 def test_using_a_handle_whose_optimizer_is_gone():
-    _, optimizer, handle = make(Idle())
+    _model, optimizer, handle = make(Idle())
+    before = handle.summary().total
     del optimizer
     gc.collect()
     assert "optimizer=deleted" in repr(handle)
+    assert handle.summary().total == dataclasses.replace(before, state_bytes=0)
     with pytest.raises(StateError, match="deleted"):
-        handle.summary()
+        _ = handle.run.optimizer

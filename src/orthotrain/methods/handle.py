@@ -195,7 +195,7 @@ class Handle:
         bounds = self._bound.values()
         return summarize(
             self.run.model,
-            self.run.optimizer,
+            self.run._optimizer(),  # may be gone: a function that trains may return the handle
             rows=[row for bound in bounds for row in bound.rows()],
             notes=[note for bound in bounds for note in bound.notes()],
         )

@@ -106,9 +106,16 @@ class Summary:
 
 
 def summarize(
-    model: nn.Module, optimizer: Optimizer, *, rows: Iterable[Row] = (), notes: Sequence[str] = ()
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    *,
+    rows: Iterable[Row] = (),
+    notes: Sequence[str] = (),
 ) -> Summary:
-    """Count and measure ``model`` and ``optimizer``; ``rows`` tell which buffers are factors."""
+    """Count and measure ``model`` and ``optimizer``; ``rows`` tell which buffers are factors.
+
+    ``None`` stands for an optimizer that is gone, and its state with it.
+    """
     rows = tuple(rows)
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -119,7 +126,7 @@ def summarize(
         dense=numbers + sum(row.dense - (row.stored - row.frozen_factors) for row in rows),
         weight_bytes=sum(_nbytes(t) for t in chain(parameters, model.buffers())),
         gradient_bytes=sum(_nbytes(p if p.grad is None else p.grad) for p in trained),
-        state_bytes=state_bytes(optimizer),
+        state_bytes=0 if optimizer is None else state_bytes(optimizer),
     )
     return Summary(rows=rows, total=total, notes=tuple(notes))
 
