@@ -503,6 +503,7 @@ def test_random_state_outside_is_untouched(tmp_path):
         ({"rank_rtol": 1.0}, r"rank_rtol .* \[0, 1\), got 1.0"),
         ({"rank_rtol": -0.1}, "rank_rtol"),
         ({"rank_rtol": math.nan}, "rank_rtol"),
+        ({"rank_rtol": "1e-1"}, "rank_rtol .* got '1e-1'"),  # what YAML makes of 1e-1
         ({"energy": 0.0}, r"energy .* \(0, 1\]"),
         ({"stored_budget": 1.5}, "stored_budget"),
         ({"energy": 0.9, "stored_budget": 0.5}, "one rank rule"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.policy import POINTS_TO_SETTLE, Limits, RankRule, require
+from orthotrain.lowrank.policy import POINTS_TO_SETTLE, Limits, RankRule, require, require_share
 from orthotrain.lowrank.sites import Selection, find_sites, require_sites
 from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
@@ -86,8 +86,7 @@ class AdaptiveLowRank(Method):
         else:
             require(_is_count(delay, least=0), "delay_steps", delay, "a step count of 0 or more")
         require(_is_count(every, least=1), "every_steps", every, "a step count of 1 or more")
-        reach = self.layer_fraction
-        require(0 < reach <= 1, "layer_fraction", reach, "a share in (0, 1]")
+        require_share("layer_fraction", self.layer_fraction, one=True)
         modes = get_args(StateMode)
         require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
         require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -42,6 +43,18 @@ def require(holds: bool, name: str, value: object, needed: object) -> None:
         raise ConfigError(f"low-rank training needs {name} to be {needed}, got {value!r}")
 
 
+def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:
+    """Refuse a setting that is no number from 0 to 1, the ends included where they are named.
+
+    Raises:
+        ConfigError: Another number, or none, such as the string that YAML makes of ``1e-1``.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    holds = 0 < number < 1 or (zero and number == 0) or (one and number == 1)
+    interval = ("[" if zero else "(") + "0, 1" + ("]" if one else ")")
+    require(holds, name, value, f"a share in {interval}")
+
+
 @dataclass(frozen=True)
 class RankRule:
     """How a rank follows from a spectrum: exactly one of the three is used.
@@ -62,10 +75,10 @@ class RankRule:
     stored_budget: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.rank_rtol < 1, "rank_rtol", self.rank_rtol, "a share in [0, 1)")
+        require_share("rank_rtol", self.rank_rtol, zero=True)
         for name in ("energy", "stored_budget"):
-            value = getattr(self, name)
-            require(value is None or 0 < value <= 1, name, value, "a share in (0, 1]")
+            if (value := getattr(self, name)) is not None:
+                require_share(name, value, one=True)
         if self.energy is not None and self.stored_budget is not None:
             raise ConfigError(
                 f"low-rank training needs one rank rule, got energy={self.energy} and "
@@ -129,9 +142,8 @@ class Limits:
     min_rank_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        drop, fraction = self.max_drop, self.min_rank_fraction
-        require(0 < drop <= 1, "max_drop", drop, "a share in (0, 1]")
-        require(0 <= fraction < 1, "min_rank_fraction", fraction, "a share in [0, 1)")
+        require_share("max_drop", self.max_drop, one=True)
+        require_share("min_rank_fraction", self.min_rank_fraction, zero=True)
 
     def floor(self, full_rank: int) -> int:
         """The smallest rank allowed."""
