@@ -378,6 +378,18 @@ def test_a_loss_never_shown_is_said_so():
 # --- its account of itself ------------------------------------------------------------------------
 
 
+def test_low_rank_layers_without_an_update_are_pointed_out():
+    """A resume that forgot the handle's state starts its schedule anew; the summary says so."""
+    model = compress(filled(mlp()), rank_rtol=0.5, only_if_cheaper=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = AdaptiveLowRank(delay_steps=2, every_steps=2)
+    handle = attach(model, optimizer, method)
+    assert "handle.load_state_dict takes back its schedule" in str(handle.summary())
+    dense = filled(mlp())
+    fresh = attach(dense, torch.optim.SGD(dense.parameters(), lr=0.1), method)
+    assert "takes back its schedule" not in str(fresh.summary())
+
+
 def test_rows_and_totals_count_what_is_there():
     model = filled(Everything())
     dense = sum(p.numel() for p in model.parameters())
@@ -398,7 +410,8 @@ def test_rows_and_totals_count_what_is_there():
         assert row.trainable == core.numel()
         assert row.stored == u.numel() + core.numel() + vh.numel()
         assert row.dense == math.prod(row.shape)
-        assert row.note == "since step 2"
+        larger = ", stores more than dense" if row.stored > row.dense else ""
+        assert row.note == "since step 2" + larger
     own = {id(t): t for t in (*model.parameters(), *model.buffers())}
     assert summary.total.stored == sum(t.numel() for t in own.values())
     assert summary.total.trainable == sum(p.numel() for p in model.parameters())

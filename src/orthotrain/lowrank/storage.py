@@ -46,8 +46,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
-            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room or "
-            "choose another folder. A file that was there before is unchanged"
+            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room, make the "
+            "folder or choose another one. A file that was there before is unchanged"
         ) from error
 
 
@@ -76,10 +76,10 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     for alias, name in json.loads(metadata["aliases"]).items():
         tensors[alias] = tensors[name]
     inner = unwrap(model)
-    restore_structure(inner, tensors)
     try:
+        restore_structure(inner, tensors)
         inner.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(
             f"load needs the model that {path} was saved from, got another one: {error}; build "
             "it with the settings it was trained with"

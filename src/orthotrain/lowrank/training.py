@@ -271,16 +271,26 @@ class LowRankTraining(Bound):
             return Row(site.name, layout.shape, None, trainable, dense, dense, "dense", note)
         k = site.rank
         stored = layout.blocks * stored_numbers(layout.m, layout.n, k)
-        note = f"since step {layer.switched_at}" if layer.switched_at >= 0 else ""
+        since = f"since step {layer.switched_at}" if layer.switched_at >= 0 else ""
+        said = (
+            "" if trainable else "frozen",
+            since if trainable else "",
+            "stores more than dense" if stored > dense else "",
+        )
         return Row(
             name=site.name, shape=layout.shape, rank=k, trainable=trainable, stored=stored,
             dense=dense, form="factored" if factored_pays(layout.m, layout.n, k) else
-            "materialized", note=note if trainable else "frozen", buffers=stored - numbers,
+            "materialized", note=", ".join(filter(None, said)), buffers=stored - numbers,
         )  # fmt: skip
 
     def notes(self) -> list[str]:
         """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
         notes = [f"{refusal.name}: {refusal.reason}" for refusal in self._refusals]
+        if not self._updates and any(site.factored for site in self._sites):
+            notes.append(
+                "layers are low-rank although no update was made: where this is a resumed run, "
+                "handle.load_state_dict takes back its schedule"
+            )
         planned = any(layer.planned_rank > 0 for layer in self._layers.values())
         if planned and not any(site.factored for site in self._sites):
             notes.append(
