@@ -336,7 +336,7 @@ class TestResize:
             ({"a": {"b": torch.zeros(6, 4)}}, "'odd' of type dict"),
             (object(), "'odd' of type object"),
         ],
-        ids=str,
+        ids=["integer", "other-shape", "complex", "sparse", "list", "dict", "object"],
     )
     def test_what_is_not_understood_is_named_and_starts_again(self, value: Any, words: str) -> None:
         optimizer, parameter = trained(optim.AdamW, 6, 4)
