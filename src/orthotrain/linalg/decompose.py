@@ -40,9 +40,8 @@ def thin_svd(
     """Thin singular value decomposition ``a = u @ diag(s) @ vh`` with ``k = min(m, n)``.
 
     Args:
-        a: ``(*batch, m, n)`` with ``m, n >= 1``. An entry on which a driver fails, or which is
-            too ill-conditioned for the Gram route, sends the whole batch to the next one; the
-            factors are as exact either way.
+        a: ``(*batch, m, n)`` with ``m, n >= 1``. Batch entries are independent, but an entry on
+            which a driver fails sends those decomposed with it to the next driver.
 
     Returns:
         ``(u, s, vh)``, contiguous, without gradient, in ``working_dtype(a)`` whatever the dtype
@@ -71,17 +70,16 @@ def thin_svd(
     """
     require_matrix("thin_svd", a)
     work = a.detach().to(working_dtype(a))
+    rounded = a.dtype != work.dtype
     with without_autocast(work):
-        if a.dtype != work.dtype and (factors := _by_gram(work)) is not None:
-            return factors
-        # Measured with torch 2.13 on one CPU thread, aspects 4 to 16: a wide matrix takes 1.2 to
-        # 2.5 times as long as its transpose. A QR of our own first takes .97 to 1.16 of the time
-        # (LAPACK's gesdd does one itself), so there is none.
+        # A wide matrix takes 1.2 to 2.5 times as long as its transpose. A QR of our own first
+        # takes .97 to 1.16 of the time (LAPACK's gesdd does one itself), so there is none.
+        # Measured with torch 2.13 on one CPU thread, aspects 4 to 16.
         if work.shape[-2] < work.shape[-1]:
-            v, s, uh = _first_to_converge("thin_svd", work.mT, _thin)
+            v, s, uh = _tall_svd(work.mT, rounded=rounded)
             u, vh = uh.mT, v.mT
         else:
-            u, s, vh = _first_to_converge("thin_svd", work, _thin)
+            u, s, vh = _tall_svd(work, rounded=rounded)
     return u.contiguous(), s, vh.contiguous()
 
 
@@ -103,31 +101,36 @@ def singular_values(a: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch k"]
 _GRAM_EXACT_CONDITION = 2e4
 
 
-def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The factors from ``eigh`` of the float64 Gram matrix; None where that is not exact enough.
-
-    For input that was rounded to float32 or less. Measured with torch 2.13 on one CPU thread it
-    takes .5 of the SVD's time for a square matrix and .3 at aspect 4.
-    """
-    if a.shape[-2] < a.shape[-1]:
-        flipped = _by_gram(a.mT)
-        if flipped is None:
-            return None
-        v, s, uh = flipped
-        return uh.mT.contiguous(), s, v.mT.contiguous()
+def _tall_svd(a: Tensor, *, rounded: bool) -> tuple[Tensor, ...]:
+    """``u, s, vh``, by the Gram matrix for the entries of a rounded batch that it is exact for."""
+    if not rounded:
+        return _first_to_converge("thin_svd", a, _thin)
     try:
         eigenvalues, v = torch.linalg.eigh(a.mT @ a)
     except LinAlgError:
-        return None
-    smallest, largest = eigenvalues[..., 0], eigenvalues[..., -1]
-    if not bool((smallest * _GRAM_EXACT_CONDITION**2 > largest).all()):
-        return None
+        return _first_to_converge("thin_svd", a, _thin)
+    inexact = eigenvalues[..., 0] * _GRAM_EXACT_CONDITION**2 <= eigenvalues[..., -1]
+    if bool(inexact.all()):
+        return _first_to_converge("thin_svd", a, _thin)
+    factors = _from_right_vectors(a, v)
+    if bool(inexact.any()):
+        exact = _first_to_converge("thin_svd", a[inexact], _thin)
+        for whole, part in zip(factors, exact, strict=True):
+            whole[inexact] = part
+    return factors
+
+
+def _from_right_vectors(a: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``u, s, vh`` of tall matrices of full rank whose right singular vectors are known.
+
+    Measured with torch 2.13 on one CPU thread, ``eigh`` included: .5 of the SVD's time for a
+    square matrix, .3 at aspect 4.
+    """
     u = a @ v
-    s = torch.linalg.vector_norm(u, dim=-2)
-    s, order = s.sort(dim=-1, descending=True)
+    s, order = torch.linalg.vector_norm(u, dim=-2).sort(dim=-1, descending=True)
     columns = order.unsqueeze(-2)
     u = u.take_along_dim(columns, -1) / s.unsqueeze(-2)
-    return u.contiguous(), s, v.take_along_dim(columns, -1).mT.contiguous()
+    return u, s, v.take_along_dim(columns, -1).mT.contiguous()
 
 
 def _thin(a: Tensor, driver: str | None) -> tuple[Tensor, ...]:
