@@ -46,8 +46,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
-            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room, make the "
-            "folder or choose another one. A file that was there before is unchanged"
+            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room, make "
+            "the folder or choose another one. A file that was there before is unchanged"
         ) from error
 
 
