@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands, and exactly what CI runs: format, lint,
-# types, import rules, doctests, tests. Stops at the first failure. With CI=true the output of
-# every stage is shown, otherwise that of a failed one.
+# Everything that must hold before a change lands, and what CI runs: format, lint, types, import
+# rules, doctests, tests. Stops at the first failure. With CI=true the output of every stage is
+# shown, otherwise that of a failed one, and the slow tests run, too.
 set -euo pipefail
 
 # shellcheck source=scripts/env.sh
@@ -40,4 +40,7 @@ stage types "$PYTHON" -m mypy
 stage imports "$PYTHON" -c "$lint_imports" --no-logo
 stage doctests "$PYTHON" -m pytest -q --doctest-modules src
 stage tests ./test.sh
+# What the default run leaves out for its time: torch.compile, entry by entry gradient checks,
+# killed commands. A developer runs it with ./test.sh -m slow.
+if [ "${CI:-}" = true ]; then stage slow ./test.sh -m "slow and not gpu and not data"; fi
 say "all checks passed in $((SECONDS - started)) s"
