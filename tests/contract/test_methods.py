@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from methods.doubles import backward, hook_counts, small_model
+from methods.doubles import backward, hook_counts, same, small_model
 from orthotrain.diagnostics import BasisStability
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import Method
@@ -49,16 +49,6 @@ def through_file(state):
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @rows

@@ -19,6 +19,7 @@ from lowrank.nets import (
     through_file,
     train,
 )
+from methods.doubles import same
 from orthotrain.errors import StateError
 from orthotrain.lowrank import to_dense
 
@@ -61,16 +62,6 @@ def load(parts, state, order):
     state = through_file(state)  # torch's optimizers work on in the tensors they are given
     for name in order:
         targets[name].load_state_dict(state[name])
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def go_on(parts, steps, loss_of):

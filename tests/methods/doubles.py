@@ -134,3 +134,14 @@ def hook_counts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
             if "hooks" in key and value:
                 counts[key] = counts.get(key, 0) + len(value)
     return counts
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two states are equal bit for bit, tensors in containers too."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
