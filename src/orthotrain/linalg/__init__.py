@@ -3,6 +3,7 @@
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
+from orthotrain.linalg.spd_root import RootGradient, RootMethod, spd_inv_sqrt, spd_sqrt
 from orthotrain.linalg.spectrum import condition_number, effective_rank
 from orthotrain.linalg.subspace import (
     basis_stability,
@@ -12,6 +13,8 @@ from orthotrain.linalg.subspace import (
 
 __all__ = [
     "PolarMethod",
+    "RootGradient",
+    "RootMethod",
     "basis_stability",
     "basis_stability_from_polar",
     "condition_number",
@@ -20,6 +23,8 @@ __all__ = [
     "numerical_rank",
     "polar_factor",
     "ranks_within_budget",
+    "spd_inv_sqrt",
+    "spd_sqrt",
     "thin_svd",
     "working_dtype",
 ]
