@@ -59,7 +59,7 @@ class ResNet(nn.Module):
     Source:
         He, Zhang, Ren and Sun (2016), arXiv:1512.03385, with the stride of a bottleneck in its
         3x3 convolution, as is common since. Initial weights: He et al. (2015),
-        arXiv:1502.01852, by outputs; the head uniform within the root of its inputs, biases zero.
+        arXiv:1502.01852, by outputs; the head is uniform within ``inputs ** -0.5``, biases zero.
     """
 
     def __init__(  # noqa: PLR0913 - the sizes and open places of a network, all by name
@@ -156,6 +156,12 @@ class ResNet(nn.Module):
         x = self.shrink(F.relu(self.norm(self.stem(images))))
         scores: Tensor = self.head(self.pool(self.layers(x)))
         return scores
+
+
+def feature_channels(*, depth: Depth, width: int) -> int:
+    """Channels that the last stage of a ``ResNet`` gives to its pool."""
+    block, blocks = _STAGES[depth]
+    return (width << (len(blocks) - 1)) * block.expansion
 
 
 @contextmanager
