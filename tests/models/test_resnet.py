@@ -185,11 +185,12 @@ def test_state_dict_and_deepcopy_keep_the_outputs():
     assert torch.equal(twin(images), model(images))
 
 
+@pytest.mark.slow
 def test_compiled_network_agrees():
     model, images = model_of(), images_of()
     expected = copy.deepcopy(model)(images)
     # Capture and derivative are what can fail; code for a whole ResNet takes a minute.
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(images), expected, rtol=1e-4, atol=1e-5)
 
 
