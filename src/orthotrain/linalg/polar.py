@@ -23,7 +23,7 @@ from orthotrain.linalg._inputs import (
 from orthotrain.linalg.decompose import LinAlgError, thin_svd, working_dtype
 from orthotrain.linalg.rank import numerical_rank
 
-PolarMethod = Literal["auto", "svd", "gram_eigh"]
+PolarMethod = Literal["auto", "svd", "gram"]
 
 # Measured from 8x8 to 2304x256, condition 1 to 1e6, whatever the shape of the spectrum: the entries
 # of q^T q - 1 of the Gram route are below (17 + 1.4 * condition**2) * eps64. So from condition 1e7
@@ -46,7 +46,7 @@ def polar_factor(
     Args:
         a: ``(*batch, m, n)`` with ``m, n >= 1``. Batch entries are independent: one entry
             never changes the value or gradient of another.
-        method: ``"svd"`` is exact to rounding at any condition. ``"gram_eigh"`` takes the
+        method: ``"svd"`` is exact to rounding at any condition. ``"gram"`` takes the
             eigenvectors of ``a^T a`` in float64, half the time of ``"svd"`` or less, with an error
             of about ``eps64 * condition**2``; entries beyond condition 1e7 use the SVD, with a
             warning. ``"auto"`` takes the Gram route for those entries where that error is
@@ -70,7 +70,7 @@ def polar_factor(
         NotImplementedError: A second derivative was asked for.
 
     Warns:
-        NumericalWarning: ``"gram_eigh"`` met a matrix it cannot take; or the derivative was
+        NumericalWarning: ``"gram"`` met a matrix it cannot take; or the derivative was
             asked for where it does not exist.
 
     Note:
@@ -124,7 +124,7 @@ def _rule(a: Tensor, method: PolarMethod, rtol: float | None) -> _Rule:
     match method:
         case "svd":
             dtype, max_condition = working_dtype(a), math.inf
-        case "gram_eigh":
+        case "gram":
             max_condition = _GRAM_MAX_CONDITION
         case "auto":
             max_condition = math.sqrt(_GRAM_BUDGET * resolution / torch.finfo(dtype).eps)
@@ -183,7 +183,7 @@ def _gram_route(a: Tensor, rule: _Rule) -> _Route:
 
 def _with_svd_where(route: _Route, a: Tensor, unsure: Tensor, rule: _Rule) -> _Route:
     """The route with the SVD's answer for the batch entries in ``unsure``."""
-    if rule.method == "gram_eigh":
+    if rule.method == "gram":
         warnings.warn(
             f"polar_factor: {int(unsure.sum())} of {unsure.numel()} matrices have a condition "
             f"above {rule.max_condition:.0e} and took the SVD; method='auto' does so silently",
