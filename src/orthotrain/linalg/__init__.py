@@ -3,6 +3,16 @@
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
+from orthotrain.linalg.skew import (
+    ConvSpectralBound,
+    cayley_transform,
+    conv_exponential,
+    conv_skew_part,
+    conv_spectral_bound,
+    exponential_remainder,
+    skew_exponential,
+    skew_part,
+)
 from orthotrain.linalg.spd_root import RootGradient, RootMethod, spd_inv_sqrt, spd_sqrt
 from orthotrain.linalg.spectrum import condition_number, effective_rank
 from orthotrain.linalg.subspace import (
@@ -12,17 +22,25 @@ from orthotrain.linalg.subspace import (
 )
 
 __all__ = [
+    "ConvSpectralBound",
     "PolarMethod",
     "RootGradient",
     "RootMethod",
     "basis_stability",
     "basis_stability_from_polar",
+    "cayley_transform",
     "condition_number",
+    "conv_exponential",
+    "conv_skew_part",
+    "conv_spectral_bound",
     "effective_rank",
+    "exponential_remainder",
     "mixing_similarity",
     "numerical_rank",
     "polar_factor",
     "ranks_within_budget",
+    "skew_exponential",
+    "skew_part",
     "spd_inv_sqrt",
     "spd_sqrt",
     "thin_svd",
