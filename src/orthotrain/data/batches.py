@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch.nn import functional as F
 
 from orthotrain.data.splits import Split
 from orthotrain.errors import ConfigError, ShapeError, StateError
+
+# Width over height of a random resized crop, the range of Szegedy et al. (2015),
+# arXiv:1409.4842.
+_LOG_RATIO = math.log(4 / 3)
 
 
 class BatchStream:
@@ -24,10 +29,13 @@ class BatchStream:
         batch_size: Images a batch.
         seed: Seed of the stream's own generator.
         crop_padding: Zero padding on each side before a random crop back to size; 0 for none.
+        crop_area: Smallest share of its area that a random part of each image has, which is then
+            resized to the whole; None for no such crop. Instead of ``crop_padding``.
         flip: Mirror half of the images left to right.
 
     Raises:
-        ConfigError: ``batch_size`` is below one or above the number of images.
+        ConfigError: ``batch_size`` is below one or above the number of images, a crop is out of
+            its range, or both are asked for.
     """
 
     def __init__(
@@ -37,6 +45,7 @@ class BatchStream:
         batch_size: int,
         seed: int,
         crop_padding: int = 0,
+        crop_area: float | None = None,
         flip: bool = False,
     ) -> None:
         if not 1 <= batch_size <= len(split):
@@ -46,9 +55,17 @@ class BatchStream:
             )
         if crop_padding < 0:
             raise ConfigError(f"BatchStream: crop_padding={crop_padding} must not be negative")
+        if crop_area is not None and not 0 < crop_area <= 1:
+            raise ConfigError(f"BatchStream: crop_area={crop_area} must lie in (0, 1]")
+        if crop_area is not None and crop_padding:
+            raise ConfigError(
+                f"BatchStream: got crop_padding={crop_padding} and crop_area={crop_area}, need "
+                "one kind of crop; set the other to 0 or None"
+            )
         self._split = split
         self._batch_size = batch_size
         self._crop_padding = crop_padding
+        self._crop_area = crop_area
         self._flip = flip
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -73,6 +90,8 @@ class BatchStream:
             flip=self._flip,
             generator=self._generator,
         )
+        if self._crop_area is not None:
+            images = resized_crop(images, min_area=self._crop_area, generator=self._generator)
         return to_float(images), self._split.labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,3 +163,45 @@ def augment(
         channel = torch.arange(channels, device=images.device)[None, :, None, None]
         images = padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
     return images
+
+
+def resized_crop(
+    images: Num[Tensor, "batch c h w"], *, min_area: float, generator: torch.Generator
+) -> Num[Tensor, "batch c h w"]:
+    """Random part of each image, resized to the size of the whole.
+
+    The share of the area is uniform in ``[min_area, 1]``, the logarithm of width over height
+    uniform between those of 3/4 and 4/3 (both relative to the image), sides that would pass the
+    image are cut at it, and the place is uniform. Resizing only ever enlarges, so bilinear
+    interpolation needs no smoothing.
+
+    Args:
+        images: ``(batch, c, h, w)``, uint8 or float; not changed.
+        min_area: In ``(0, 1]``.
+        generator: CPU generator; draws are made on CPU, so they do not depend on the device.
+
+    Returns:
+        Same shape and dtype; bytes are rounded.
+
+    Raises:
+        ShapeError: ``images`` is not four-dimensional.
+    """
+    if images.ndim != 4:
+        raise ShapeError(f"resized_crop: got shape {tuple(images.shape)}, need (batch, c, h, w)")
+    batch, _, height, width = images.shape
+    area, ratio, top, left = torch.rand(4, batch, generator=generator)
+    area = min_area + (1 - min_area) * area
+    ratio = torch.exp(_LOG_RATIO * (2 * ratio - 1))
+    tall, wide = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    # grid_sample counts from -1 to 1 between the outer edges; this is where each part begins.
+    begin = torch.stack([left * (1 - wide), top * (1 - tall)], dim=1) * 2 - 1
+    scale = torch.stack([wide, tall], dim=1)
+    rows = (torch.arange(height) * 2 + 1) / height
+    columns = (torch.arange(width) * 2 + 1) / width
+    grid = torch.empty(batch, height, width, 2)
+    grid[..., 0] = (begin[:, 0, None] + scale[:, 0, None] * columns)[:, None, :]
+    grid[..., 1] = (begin[:, 1, None] + scale[:, 1, None] * rows)[:, :, None]
+    whole = images if images.is_floating_point() else images.float()
+    grid = grid.to(images.device, whole.dtype)
+    parts = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
+    return parts if images.is_floating_point() else parts.round_().to(images.dtype)

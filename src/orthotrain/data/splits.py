@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Int64, Num
 from torch import Tensor
 
+from orthotrain.data.lazy import LazyImages
 from orthotrain.errors import DataError, ShapeError
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images ``(n, channels, height, width)``, uint8 or float32, with labels ``(n,)`` int64."""
+    """Images ``(n, channels, height, width)``, uint8 or float32, with labels ``(n,)`` int64.
 
-    images: Num[Tensor, "n channels height width"]
+    Images that are too many for memory are decoded where a batch of them is indexed.
+    """
+
+    images: Num[Tensor, "n channels height width"] | LazyImages
     labels: Int64[Tensor, " n"]
 
     def __post_init__(self) -> None:
