@@ -8,6 +8,9 @@ Importing this package imports nothing else: every public name is loaded on firs
     compress, to_dense, to_factored           change the form of a trained model
     restore_structure, save, load             checkpoints that know their ranks
     BasisStability                            watch the bases settle
+    NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
+    OptimalLearningRate                       a step length for each weight (OLR)
+    OrthogonalPenalty, SpectralNormalization, Retraction       other treatments of a weight
     linalg, layers, methods, lowrank, diagnostics, models, data, training, report
 """
 
@@ -38,6 +41,13 @@ if TYPE_CHECKING:
         to_dense,
         to_factored,
     )
+    from orthotrain.methods import (
+        NearestOrthogonalGradient,
+        OptimalLearningRate,
+        OrthogonalPenalty,
+        Retraction,
+        SpectralNormalization,
+    )
     from orthotrain.methods.attach import attach
 
 __version__ = "0.1.0"
@@ -45,6 +55,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveLowRank",
     "BasisStability",
+    "NearestOrthogonalGradient",
+    "OptimalLearningRate",
+    "OrthogonalPenalty",
+    "Retraction",
+    "SpectralNormalization",
     "__version__",
     "attach",
     "compress",
@@ -69,6 +84,11 @@ __all__ = [
 _HOME = {
     "AdaptiveLowRank": "orthotrain.lowrank",
     "BasisStability": "orthotrain.diagnostics",
+    "NearestOrthogonalGradient": "orthotrain.methods",
+    "OptimalLearningRate": "orthotrain.methods",
+    "OrthogonalPenalty": "orthotrain.methods",
+    "Retraction": "orthotrain.methods",
+    "SpectralNormalization": "orthotrain.methods",
     "attach": "orthotrain.methods.attach",
     "compress": "orthotrain.lowrank",
     "load": "orthotrain.lowrank",

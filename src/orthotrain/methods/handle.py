@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook, remove_dead
 from orthotrain.methods.optimizer_state import check_shapes
-from orthotrain.methods.protocol import Bound, Method, Record, Run
+from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.summary import Summary, summarize
+
+# A method's name and what of it is called.
+_Act = tuple[str, Callable[[], None]]
 
 
 class Handle:
@@ -25,6 +29,8 @@ class Handle:
         run: Model, optimizer, step count and records, as the methods see them.
         auto: Whether the optimizer's own step calls the methods.
         methods: The methods by name, in the order they act.
+        seconds: Wall-clock seconds that the hooks of each method took since ``attach``. On an
+            accelerator that is the time to launch their work, not the work.
     """
 
     def __init__(
@@ -43,9 +49,16 @@ class Handle:
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
         bounds = list(self._bound.values())
+        self.seconds = dict.fromkeys(self._bound, 0.0)
         # What a method does not override is not called, so a step with nothing due stays cheap.
-        self._before = [b.before_step for b in bounds if _overrides(b, "before_step")]
-        self._after = [b.after_step for b in bounds if _overrides(b, "after_step")]
+        self._before = self._acts("before_step")
+        self._after = [
+            *self._acts("after_step", until=Phase.UPDATE),
+            *self._acts("measure"),
+            *self._acts("after_step", since=Phase.STRUCTURE),
+        ]
+        # Gradients that a closure computes are there only once it has run.
+        self._needs_gradients = bool(self._acts("before_step", until=Phase.LEARNING_RATE))
         self._loaded = [b.after_load for b in bounds if _overrides(b, "after_load")]
         for bound in bounds:
             if _overrides(bound, "observe"):
@@ -65,6 +78,16 @@ class Handle:
             for bound in self._bound.values():
                 bound.detach()
             raise
+
+    def _acts(
+        self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
+    ) -> list[_Act]:
+        """What the methods of some phases do at a moment of the step, in the order they do it."""
+        return [
+            (label, getattr(bound, name))
+            for label, bound in self._bound.items()
+            if since <= self.methods[label].phase <= until and _overrides(bound, name)
+        ]
 
     def _register(self, outer: nn.Module) -> None:
         model, optimizer = self.run.model, self.run.optimizer
@@ -96,10 +119,14 @@ class Handle:
 
     # --- around the step ---------------------------------------------------------------------
 
-    def _step_begins(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self._check_shapes:
             check_shapes(optimizer)
             self._check_shapes = False
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None and self._needs_gradients:
+            kwargs = {key: value for key, value in kwargs.items() if key != "closure"}
+            return (args[0], self._before_after(closure), *args[2:]), kwargs
         if self.auto:
             # A fused optimizer is stepped by GradScaler even when the step is to be skipped, and
             # skips by itself; for the others GradScaler does not call step at all.
@@ -107,32 +134,58 @@ class Handle:
             self._skipped = found_inf is not None and bool(found_inf)
             if not self._skipped:
                 self._run_before()
+        return None
+
+    def _before_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure of a step, with what is due before the step right after it."""
+        if not self.auto:
+            raise ConfigError(
+                f"{', '.join(self.methods)}: the closure computes gradients inside the step, after "
+                "handle.before_step(); attach with auto=True, or call the closure yourself first"
+            )
+        calls = 0
+
+        def evaluate() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise ConfigError(
+                    f"{', '.join(self.methods)}: the optimizer calls its closure more than once a "
+                    "step, so the gradient that is acted on is not the one it steps with; take "
+                    "an optimizer that calls it once"
+                )
+            loss = closure()
+            self._skipped = False
+            self._run_before()
+            return loss
+
+        return evaluate
 
     def _step_ended(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._skipped:
             self._run_after()
 
     def _run_before(self) -> None:
-        if self._before:
-            self._in_step = True
-            try:
-                for act in self._before:
-                    act()
-            finally:
-                self._in_step = False
+        self._run(self._before)
 
     def _run_after(self) -> None:
         self.run.step += 1
         if self._backward_hook is not None:
             self._backward_hook.remove()
             self._backward_hook = None
-        if self._after:
-            self._in_step = True
-            try:
-                for act in self._after:
-                    act()
-            finally:
-                self._in_step = False
+        self._run(self._after)
+
+    def _run(self, acts: Sequence[_Act]) -> None:
+        if not acts:
+            return
+        self._in_step = True
+        try:
+            for name, act in acts:
+                start = time.perf_counter()
+                act()
+                self.seconds[name] += time.perf_counter() - start
+        finally:
+            self._in_step = False
 
     def before_step(self) -> None:
         """With ``auto=False``: call right before ``optimizer.step()``, gradients ready.

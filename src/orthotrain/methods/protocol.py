@@ -25,19 +25,21 @@ _LOSSES_PER_READ = 32
 class Phase(IntEnum):
     """When a method acts within a step; methods of one phase act in the order given."""
 
-    GRADIENT = 0  #: before the step: changes gradients
-    LEARNING_RATE = 1  #: before the step: reads gradients, sets step sizes
-    UPDATE = 2  #: after the step: changes values, keeps shapes
-    STRUCTURE = 3  #: after the step: changes shapes
-    WATCH = 4  #: after the step: changes nothing
+    LOSS = 0  #: before the step: adds to gradients, as a term of the loss would
+    GRADIENT = 1  #: before the step: changes gradients
+    LEARNING_RATE = 2  #: reads gradients before the step, sets the step's length after it
+    UPDATE = 3  #: after the step: changes values, keeps shapes
+    STRUCTURE = 4  #: after the step: changes shapes
+    WATCH = 5  #: after the step: changes nothing
 
 
 class Bound:
     """A method at work on one run. Every part is optional; what is not overridden costs nothing.
 
-    ``before_step`` and ``after_step`` are called in the order of :class:`Phase`. In
-    ``before_step``, ``run.step`` counts the steps finished so far; in ``after_step`` it
-    includes the one that just ended. A step that ``GradScaler`` skips calls neither.
+    ``before_step`` and ``after_step`` are called in the order of :class:`Phase`, ``measure``
+    between the methods that change values and those that change shapes. In ``before_step``,
+    ``run.step`` counts the steps finished so far; after the step it includes the one that just
+    ended. A step that ``GradScaler`` skips calls none of them.
     """
 
     def before_step(self) -> None:
@@ -45,6 +47,9 @@ class Bound:
 
     def after_step(self) -> None:
         """Act right after the update, when no gradient is needed any more."""
+
+    def measure(self) -> None:
+        """Record what the step did to values, once no other method changes them any more."""
 
     def observe(self, loss: float, *, step: int) -> None:
         """Take one training loss, seen when ``step`` optimizer steps were finished.

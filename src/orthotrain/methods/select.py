@@ -95,8 +95,14 @@ def named_parameters_clean(
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The weights ``module`` owns: ``weight`` or its low-rank ``core``, else all so named."""
+    """The weights ``module`` owns: ``weight`` or its low-rank ``core``, else all so named.
+
+    Of a parametrized weight, what is trained: its ``parametrizations.weight.original``.
+    """
     own = dict(module.named_parameters(recurse=False))
+    lists = module._modules.get("parametrizations")
+    if lists is not None and (computed := lists._modules.get("weight")) is not None:
+        return list(computed.parameters(recurse=False))
     for name in ("weight", "core"):
         if name in own:
             return [own[name]]

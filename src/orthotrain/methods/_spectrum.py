@@ -1,0 +1,64 @@
+"""Norm, rank and condition of the matrices of a weight, for the records of gradient methods."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthotrain.linalg import numerical_rank
+from orthotrain.linalg.decompose import LinAlgError, singular_values
+
+
+class Measure(NamedTuple):
+    """What a record says of one tensor's matrices.
+
+    Attributes:
+        norm: Frobenius norm of all of them.
+        condition: Largest over smallest singular value that counts, the worst of the matrices;
+            ``None`` where none counts.
+        rank: How many count, the fewest of the matrices.
+    """
+
+    norm: float
+    condition: float | None
+    rank: int
+
+
+def counting_rtol(matrices: Tensor) -> float:
+    """Singular values below this share of the largest are rounding in the tensor's own dtype."""
+    share: float = torch.finfo(matrices.dtype).eps * max(4, *matrices.shape[-2:])
+    return min(share, 0.5)
+
+
+def measure_matrices(matrices: Tensor) -> Measure:
+    """Measure finite ``(blocks, m, n)``; reads the values, so it waits for an accelerator."""
+    s = spectrum(matrices)
+    rank = numerical_rank(s, rtol=counting_rtol(matrices))
+    last = s.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    condition = torch.where(rank > 0, s[..., 0] / torch.where(rank > 0, last, 1.0), torch.inf)
+    norm, worst, fewest = torch.stack(
+        [torch.linalg.vector_norm(s), condition.amax(), rank.amin().to(s.dtype)]
+    ).tolist()
+    return Measure(norm, worst if fewest else None, int(fewest))
+
+
+def spectrum(matrices: Tensor) -> Tensor:
+    """Singular values ``(blocks, k)`` from large to small, without gradient.
+
+    Eigenvalues of the float64 Gram matrix of the smaller side, where the input has no more digits
+    than those can tell apart: known to about ``256 * eps64`` of the largest (see ``polar_factor``),
+    a singular value of float32 input is right down to 2.4e-7 of the largest.
+    """
+    matrices = matrices.detach()
+    if matrices.dtype != torch.float64 and matrices.device.type != "mps":
+        work = matrices.double()
+        gram = work.mT @ work if work.shape[-2] >= work.shape[-1] else work @ work.mT
+        try:
+            eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+        except LinAlgError:
+            matrices = work
+        else:
+            return eigenvalues.flip(-1).clamp(min=0).sqrt()
+    return singular_values(matrices)

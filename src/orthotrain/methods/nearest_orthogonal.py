@@ -1,0 +1,325 @@
+"""``NearestOrthogonalGradient``: the gradient, or the executed update, made orthogonal."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, assert_never, get_args
+
+import torch
+from torch import Tensor
+
+from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
+from orthotrain.linalg import polar_factor, working_dtype
+from orthotrain.methods._spectrum import Measure, counting_rtol, measure_matrices
+from orthotrain.methods._targets import (
+    GradientBound,
+    Target,
+    dense_gradient,
+    find_targets,
+    gradient_scale,
+    groups_of,
+    learning_rate,
+    listed,
+    require_learning_rate,
+)
+from orthotrain.methods.protocol import Bound, Method, Phase, Run
+from orthotrain.methods.select import Pattern
+
+When = Literal["gradient", "update"]
+Scale = Literal["none", "gradient_norm", "rms"]
+OnNonfinite = Literal["raise", "skip"]
+
+_NAME = "nearest_orthogonal_gradient"
+# Root mean square of the entries of AdamW's update, which Liu et al. (2025) give Muon's; so
+# torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
+_ADAMW_RMS = 0.2
+
+
+@dataclass(frozen=True)
+class NearestOrthogonalGradient(Method):
+    r"""NOG: replace a weight's gradient, or its executed update, by the nearest orthogonal matrix.
+
+    With the gradient as a matrix ``G = U diag(s) V^T`` of outputs by inputs, its polar factor
+    ``R = U V^T`` is the nearest matrix with orthonormal rows (columns, if tall): directions are
+    kept, every singular value becomes one. Convolution weights are read as (out, in * kh * kw),
+    transposed ones too, grouped ones as one matrix a group, packed attention projections as
+    three matrices, stacked gates of recurrent layers as one.
+
+    A zero gradient stays zero. A parameter without a gradient is left alone.
+
+    Args:
+        params: Name patterns, modules or parameters, as in
+            :func:`orthotrain.methods.select_parameters`.
+        when: ``"gradient"`` as published: after backward, before momentum and weight decay, so
+            the step that is executed is a sum of orthogonal matrices and not orthogonal itself.
+            ``"update"`` acts after the step: of ``delta = w_new - w_old`` the polar factor,
+            times the learning rate of the parameter's group, is executed instead. So it works
+            with any optimizer; weight decay is part of ``delta``. Directions of ``delta`` within
+            the rounding of the weights count as null. Costs a copy of each weight a step.
+        scale: ``"none"``: ``|R|_F = sqrt(min(m, n))``, whatever ``|G|`` was. ``"gradient_norm"``:
+            times ``|G|_F / |R|_F``, so that the norm stays that of what is replaced, each matrix
+            for itself. ``"rms"``: times ``0.2 sqrt(max(m, n))``, so that the root mean square of
+            the entries is 0.2 at full rank, about that of AdamW's update.
+        complete: Give null directions of a non-zero gradient a singular value of one, too, in
+            arbitrary directions; else they stay zero.
+        on_nonfinite: What NaN or infinity in a gradient does. ``"raise"`` stops before anything
+            is changed. ``"skip"`` warns and takes no step for that parameter: its gradient is
+            set to ``None``, so value and optimizer state stay as they are.
+        record_every: Optimizer steps between records, at least 1. A record, one a weight, holds
+            ``gradient_norm``, ``gradient_condition``, ``gradient_rank`` (before NOG; condition
+            over the singular values that count) and ``update_norm``, ``update_condition``,
+            ``update_rank`` (of the step as executed, after all methods), with the ``rtol`` they
+            are counted by. It costs two eigenvalue decompositions of the smaller side.
+
+    Raises:
+        ConfigError: ``params`` empty, an unknown choice, or ``record_every`` below 1. At
+            ``attach``: a pattern matches nothing; a parameter is no matrix, is sharded, or is not
+            in the optimizer; or the optimizer is LBFGS, which computes gradients inside its step.
+        NonFiniteError: In a step, with ``on_nonfinite="raise"``; names the parameter.
+
+    Note:
+        With ``auto=False``, call ``handle.before_step()`` once gradients are unscaled. Under DDP
+        gradients are averaged before the step, so all processes act alike.
+
+    Source:
+        Song, Sebe and Wang (2022), arXiv:2207.02119. ``when="update"`` is the order of Muon
+        (``torch.optim.Muon``), ``"rms"`` its ``adjust_lr_fn="match_rms_adamw"`` after Liu et al.
+        (2025), arXiv:2502.16982; ``"gradient_norm"`` is ours.
+    """
+
+    params: Pattern | Sequence[Pattern]
+    _: KW_ONLY
+    when: When = "gradient"
+    scale: Scale = "none"
+    complete: bool = False
+    on_nonfinite: OnNonfinite = "raise"
+    record_every: int = 1
+
+    phase: ClassVar[Phase] = Phase.GRADIENT
+    name: ClassVar[str] = _NAME
+
+    def __post_init__(self) -> None:
+        choices = (("when", When), ("scale", Scale), ("on_nonfinite", OnNonfinite))
+        for field, known in choices:
+            if getattr(self, field) not in get_args(known):
+                raise ConfigError(
+                    f"NearestOrthogonalGradient needs {field} to be one of "
+                    f"{', '.join(get_args(known))}, got {getattr(self, field)!r}"
+                )
+        if self.record_every < 1:
+            raise ConfigError(
+                f"NearestOrthogonalGradient: record_every must be at least 1, got "
+                f"{self.record_every}"
+            )
+
+    def bind(self, run: Run) -> Bound:
+        """Find the weights; see :class:`~orthotrain.methods.Method`."""
+        targets = find_targets(type(self).__name__, run, self.params, reads_gradient=True)
+        if self.when == "update" and self.scale != "gradient_norm":
+            require_learning_rate(type(self).__name__, run)
+        return _BoundNearest(self, run, targets)
+
+
+class _BoundNearest(GradientBound):
+    def __init__(
+        self, method: NearestOrthogonalGradient, run: Run, targets: Sequence[Target]
+    ) -> None:
+        super().__init__(type(method).__name__, run, targets)
+        self._method = method
+        self._before: dict[Target, Tensor] = {}
+        self._measured: dict[Target, Measure] = {}
+        self._skipped = 0
+        self._conditions: list[tuple[float | None, float | None]] = []
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        self._arm()
+        due = (self._run.step + 1) % self._method.record_every == 0
+        scale = gradient_scale(self._run.optimizer)
+        gradients = self._finite_gradients()
+        self._measured = {}
+        if due:
+            for target, gradient in gradients.items():
+                seen = measure_matrices(target.layout.matrices(gradient))
+                self._measured[target] = seen._replace(norm=seen.norm / scale)
+        if self._method.when == "gradient":
+            self._replace(gradients, scale=scale)
+        keep = gradients if due or self._method.when == "update" else ()
+        self._before = {target: target.parameter.detach().clone() for target in keep}
+
+    def _finite_gradients(self) -> dict[Target, Tensor]:
+        """The gradients to act on; those with NaN or infinity raise or lose their step."""
+        found = {}
+        for target in self._targets:
+            gradient = dense_gradient(self._name, target)
+            if gradient is not None:
+                found[target] = gradient
+        for target in _with_nonfinite(found):
+            self._meet_nonfinite(target, found.pop(target), "gradient")
+            target.parameter.grad = None
+        return found
+
+    def _meet_nonfinite(self, target: Target, values: Tensor, what: str) -> None:
+        bad = int((~values.isfinite()).sum())
+        message = (
+            f"{self._name}: {bad} of {values.numel()} numbers in the {what} of {target.name} are "
+            f"NaN or infinite at step {self._run.step}"
+        )
+        match self._method.on_nonfinite:
+            case "raise":
+                raise NonFiniteError(
+                    f"{message}; find what made them, or leave out such steps with "
+                    "on_nonfinite='skip'"
+                )
+            case "skip":
+                self._skipped += 1
+                warnings.warn(
+                    f"{message}; no step is taken for it", OrthotrainWarning, stacklevel=4
+                )
+            case _:
+                assert_never(self._method.on_nonfinite)
+
+    def _replace(self, gradients: Mapping[Target, Tensor], *, scale: float) -> None:
+        """Write the orthogonal gradients; matrices of one kind are decomposed together."""
+        kinds: dict[tuple[object, ...], list[Target]] = {}
+        for target, gradient in gradients.items():
+            kind = (target.layout.sizes[1:], gradient.dtype, gradient.device)
+            kinds.setdefault(kind, []).append(target)
+        for members in kinds.values():
+            parts = [target.layout.matrices(gradients[target]) for target in members]
+            replaced = self._orthogonal(torch.cat(parts), unit=scale)
+            sizes = [len(part) for part in parts]
+            for target, part in zip(members, torch.split(replaced, sizes), strict=True):
+                gradients[target].copy_(target.layout.tensor(part))
+
+    def _orthogonal(
+        self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None
+    ) -> Tensor:
+        """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
+        options: dict[str, Any] = {"complete": True} if self._method.complete else {}
+        r = polar_factor(matrices, rtol=rtol, **options)
+        match self._method.scale:
+            case "none":
+                factor = unit
+            case "rms":
+                factor = unit * _ADAMW_RMS * math.sqrt(max(matrices.shape[-2:]))
+            case "gradient_norm":
+                old, new = _norms(matrices), _norms(r)
+                ratio = old / torch.where(new > 0, new, 1.0)
+                return (r * ratio).to(r.dtype)
+            case _:
+                assert_never(self._method.scale)
+        return r if factor == 1.0 else r * factor
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self._disarm()
+        if self._method.when == "gradient":
+            return
+        groups = groups_of(self._run.optimizer)
+        deltas = {t: t.parameter.detach() - before for t, before in self._before.items()}
+        for target in _with_nonfinite(deltas):
+            self._meet_nonfinite(target, deltas.pop(target), "update")
+            target.parameter.copy_(self._before.pop(target))
+            self._measured.pop(target, None)
+        for target, delta in deltas.items():
+            weight, layout = self._before[target], target.layout
+            lr = learning_rate(groups[target.parameter]) if self._needs_lr else 1.0
+            blocks = zip(layout.matrices(delta), layout.matrices(weight), strict=True)
+            steps = [self._orthogonal(d, unit=lr, rtol=_rounding_rtol(w, d)) for d, w in blocks]
+            target.parameter.copy_(weight + layout.tensor(torch.stack(steps)))
+
+    @property
+    def _needs_lr(self) -> bool:
+        return self._method.scale != "gradient_norm"
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        before, self._before = self._before, {}
+        for target, gradient in self._measured.items():
+            delta = target.layout.matrices(target.parameter.detach() - before[target])
+            update = measure_matrices(delta) if bool(delta.isfinite().all()) else None
+            condition = None if update is None else update.condition
+            self._conditions.append((gradient.condition, condition))
+            self._run.record(
+                method=_NAME,
+                layer=target.name,
+                gradient_norm=gradient.norm,
+                gradient_condition=gradient.condition,
+                gradient_rank=gradient.rank,
+                update_norm=None if update is None else update.norm,
+                update_condition=condition,
+                update_rank=None if update is None else update.rank,
+                rtol=counting_rtol(delta),
+            )
+        self._measured = {}
+
+    def plan(self) -> list[str]:
+        what = "gradient" if self._method.when == "gradient" else "executed update"
+        return [
+            f"nearest orthogonal {what} of {len(self._targets)} weights at every step: "
+            f"{listed(self._targets)}"
+        ]
+
+    def notes(self) -> list[str]:
+        what = "gradient" if self._method.when == "gradient" else "executed update"
+        line = f"nearest orthogonal {what} of {len(self._targets)} weights"
+        if self._conditions:
+            gradients, updates = zip(*self._conditions, strict=True)
+            line += (
+                f": median condition {_median(gradients)} of the gradient, "
+                f"{_median(updates)} of the executed update"
+            )
+        if self._skipped:
+            line += f"; {self._skipped} steps of a weight left out for NaN or infinity"
+        return [line]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        skipped = state.get("skipped")
+        if not isinstance(skipped, int):
+            raise StateError(
+                f"{self._name}: need the entry 'skipped' in its state, got {sorted(state)}"
+            )
+        self._skipped = skipped
+
+
+def _with_nonfinite(tensors: Mapping[Target, Tensor]) -> list[Target]:
+    """Those that hold NaN or infinity; one wait for an accelerator in all."""
+    if not tensors:
+        return []
+    home = next(iter(tensors.values())).device
+    finite = torch.stack([t.isfinite().all().to(home) for t in tensors.values()]).tolist()
+    return [target for target, fine in zip(tensors, finite, strict=True) if not fine]
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    dtype = working_dtype(matrices)
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=dtype)
+    return norms
+
+
+def _rounding_rtol(weight: Tensor, delta: Tensor) -> float | None:
+    """Share of the largest singular value below which a difference of weights is rounding.
+
+    An entry of size ``w`` is rounded by at most ``eps w / 2``, so the rounding of the matrix is
+    like noise of standard deviation ``eps rms(w) / sqrt(12)``, whose spectral norm is about
+    ``sqrt(m) + sqrt(n)`` times that. ``None`` where the default threshold is above it.
+    """
+    m, n = delta.shape
+    eps = torch.finfo(delta.dtype).eps
+    noise = eps * _norms(weight) / math.sqrt(12 * m * n) * (math.sqrt(m) + math.sqrt(n))
+    size = _norms(delta)
+    share = float(torch.where(size > 0, noise / size, 0.0))
+    return min(share, 0.99) if share > 4 * eps else None
+
+
+def _median(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.3g}" if known else "-"
