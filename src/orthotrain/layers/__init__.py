@@ -9,6 +9,8 @@ from orthotrain.layers.low_rank import (
     LowRankTransposedLinear,
 )
 from orthotrain.layers.low_rank_attention import LowRankMultiheadAttention
+from orthotrain.layers.orthogonal_conv import OrthogonalConv2d
+from orthotrain.layers.orthogonal_weight import orthogonal_weight
 
 __all__ = [
     "LowRankConv1d",
@@ -17,6 +19,8 @@ __all__ = [
     "LowRankLinear",
     "LowRankMultiheadAttention",
     "LowRankTransposedLinear",
+    "OrthogonalConv2d",
     "break_even_fraction",
+    "orthogonal_weight",
     "stored_numbers",
 ]
