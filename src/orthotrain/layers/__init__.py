@@ -1,6 +1,13 @@
 """Layers that own parameters and call the kernels: ``u``, ``core``, ``vh`` and their forward."""
 
 from orthotrain.layers._cost import break_even_fraction, stored_numbers
+from orthotrain.layers.covariance_pool import GlobalCovariancePool
+from orthotrain.layers.decorrelated_batch_norm import (
+    DecorrelatedBatchNorm1d,
+    DecorrelatedBatchNorm2d,
+    DecorrelatedBatchNorm3d,
+)
+from orthotrain.layers.insert_whitening import insert_whitening
 from orthotrain.layers.low_rank import (
     LowRankConv1d,
     LowRankConv2d,
@@ -13,6 +20,10 @@ from orthotrain.layers.orthogonal_conv import OrthogonalConv2d
 from orthotrain.layers.orthogonal_weight import orthogonal_weight
 
 __all__ = [
+    "DecorrelatedBatchNorm1d",
+    "DecorrelatedBatchNorm2d",
+    "DecorrelatedBatchNorm3d",
+    "GlobalCovariancePool",
     "LowRankConv1d",
     "LowRankConv2d",
     "LowRankConv3d",
@@ -21,6 +32,7 @@ __all__ = [
     "LowRankTransposedLinear",
     "OrthogonalConv2d",
     "break_even_fraction",
+    "insert_whitening",
     "orthogonal_weight",
     "stored_numbers",
 ]

@@ -1,0 +1,195 @@
+"""Global covariance pooling: the square root of the covariance of the last feature map."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from orthotrain.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError, ShapeError
+from orthotrain.linalg import RootGradient, RootMethod, spd_sqrt, working_dtype
+
+# Added to the eigenvalues as a share of their mean, where the caller says nothing. A map of
+# fewer places than channels has zero eigenvalues, where a root has no derivative; this much moves
+# a root by .3 % of the mean root at most and is above the rounding of float32 on a GPU.
+RELATIVE_RIDGE = 1e-5
+
+
+class GlobalCovariancePool(nn.Module):
+    r"""Global covariance pooling (GCP): ``(N, C, H, W)`` to ``(N, d (d + 1) / 2)``.
+
+    With the ``d`` channels of one image, centred over its ``M = H W`` places, as rows of ``X``:
+
+    ``P = X X^T / M``,  ``S = (P + ridges)^(1/2)``, and the upper triangle of ``S`` row by row.
+
+    The root brings the spread of eigenvalues from squares back to the scale of the features, so
+    the result can stand where an average over places stood.
+
+    Args:
+        in_channels: ``C``.
+        reduced_channels: ``d`` of a 1x1 convolution without bias, batch norm and ReLU before the
+            covariance; None takes the channels as they are, ``d = C``.
+        method: Of the root, see ``spd_sqrt``.
+        gradient: Its derivative, see ``spd_sqrt``.
+        iterations: Of an iterative method or derivative.
+        ridge: Added to every eigenvalue of ``P``.
+        relative_ridge: Times the mean eigenvalue of ``P``, added, too.
+        shrinkage: ``s`` in [0, 1]: ``P <- (1 - s) P + s (trace(P) / d) 1``, for maps with few
+            places a channel. It keeps the trace.
+
+    Attributes:
+        reduce: The reduction, ``nn.Sequential(conv, norm, relu)``, or ``nn.Identity``.
+
+    Shape:
+        Float32 comes out, float64 for float64 input; also for half precision and under
+        autocast, where the reduction alone follows autocast. Covariance and root are in float64
+        on CPU and float32 on a GPU.
+
+        With no more places than channels (``M <= d``) ``P`` has rank ``M - 1`` at most. Its root
+        is still defined and what is given; see the note. A map without any variance gives zeros,
+        with a zero derivative.
+
+    Raises:
+        ConfigError: No channel, a ridge or shrinkage out of its range.
+        ShapeError: Another shape, or a map of a single place, which has no covariance.
+        NonFiniteError: NaN or infinity in the features.
+
+    Note:
+        At a zero eigenvalue the root itself has no derivative. The gradient at the features has
+        one and stays bounded, because null directions of ``P`` are null directions of ``X``,
+        through which it is carried. The small default of ``relative_ridge`` makes both finite.
+
+    Source:
+        Li, Xie, Wang and Zuo (2017), arXiv:1703.08050; protocol and reduction as in Li, Xie,
+        Wang and Gao (2018), arXiv:1712.01034. Shrinkage: Ledoit and Wolf (2004), J. Multivariate
+        Anal. 88(2), with a fixed weight.
+
+    Example:
+        >>> pool = GlobalCovariancePool(16, reduced_channels=4)
+        >>> pool(torch.randn(2, 16, 7, 7)).shape
+        torch.Size([2, 10])
+    """
+
+    _triangle: Tensor
+
+    def __init__(  # noqa: PLR0913 - the settings of a pool and of a root, all by name
+        self,
+        in_channels: int,
+        *,
+        reduced_channels: int | None = None,
+        method: RootMethod = "auto",
+        gradient: RootGradient = "exact",
+        iterations: int | None = None,
+        ridge: float = 0.0,
+        relative_ridge: float = RELATIVE_RIDGE,
+        shrinkage: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels = in_channels if reduced_channels is None else reduced_channels
+        if min(in_channels, channels) < 1:
+            raise ConfigError(
+                f"GlobalCovariancePool needs at least one channel, got in_channels={in_channels} "
+                f"and reduced_channels={reduced_channels}; leave the reduction out to keep all"
+            )
+        for name, value, top in (
+            ("ridge", ridge, float("inf")),
+            ("relative_ridge", relative_ridge, float("inf")),
+            ("shrinkage", shrinkage, 1.0),
+        ):
+            if not (0 <= value <= top and value < float("inf")):
+                raise ConfigError(
+                    f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value}; "
+                    f"0 leaves the covariance as it is"
+                )
+        self.in_channels = in_channels
+        self.reduced_channels = reduced_channels
+        self.channels = channels
+        self.method: RootMethod = method
+        self.gradient: RootGradient = gradient
+        self.iterations = iterations
+        self.ridge = float(ridge)
+        self.relative_ridge = float(relative_ridge)
+        self.shrinkage = float(shrinkage)
+        self.reduce: nn.Module = nn.Identity()
+        if reduced_channels is not None:
+            self.reduce = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            )
+        rows, columns = torch.triu_indices(channels, channels)
+        self.register_buffer("_triangle", rows * channels + columns, persistent=False)
+
+    @property
+    def out_features(self) -> int:
+        """``d (d + 1) / 2``."""
+        return self.channels * (self.channels + 1) // 2
+
+    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
+        """Upper triangles of the roots, row by row: ``S_11, S_12, ..., S_1d, S_22, ...``."""
+        p = self.covariance(x)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            # A zero matrix has a zero root, and no other matrix is changed.
+            dead = (p.diagonal(dim1=-2, dim2=-1).sum(dim=-1) == 0)[:, None, None]
+            unit = torch.eye(self.channels, dtype=p.dtype, device=p.device)
+            root = self._root(p + unit * dead) * ~dead
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            return root.flatten(1).index_select(1, self._triangle).to(dtype)
+
+    def covariance(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d d"]:
+        """What enters the root, without ridges: reduced, centred, biased, shrunk."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ShapeError(
+                f"{self._name()} needs x of shape (batch, {self.in_channels}, h, w), got "
+                f"{tuple(x.shape)}; pool the feature map before it is flattened"
+            )
+        places = x.shape[2] * x.shape[3]
+        if places < 2:
+            raise ShapeError(
+                f"{self._name()} needs at least two places to form a covariance, got x of shape "
+                f"{tuple(x.shape)}; use larger images or a smaller stride"
+            )
+        features: Tensor = self.reduce(x)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            features = features.to(working_dtype(x)).flatten(2)
+            centred = features - features.mean(dim=-1, keepdim=True)
+            p: Tensor = centred @ centred.mT / places
+            p = (p + p.mT) / 2
+            if self.shrinkage:
+                mean = p.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+                unit = torch.eye(self.channels, dtype=p.dtype, device=p.device)
+                p = (1 - self.shrinkage) * p + self.shrinkage * mean * unit
+            return p
+
+    def extra_repr(self) -> str:
+        """Sizes and settings; those of the root only where they were chosen."""
+        text = f"{self.in_channels}, features={self.out_features}"
+        chosen = {
+            "method": (self.method, "auto"),
+            "gradient": (self.gradient, "exact"),
+            "iterations": (self.iterations, None),
+            "ridge": (self.ridge, 0.0),
+            "relative_ridge": (self.relative_ridge, RELATIVE_RIDGE),
+            "shrinkage": (self.shrinkage, 0.0),
+        }
+        for name, (value, default) in chosen.items():
+            text += "" if value == default else f", {name}={value!r}"
+        return text
+
+    def _root(self, p: Tensor) -> Tensor:
+        try:
+            return spd_sqrt(
+                p,
+                method=self.method,
+                gradient=self.gradient,
+                ridge=self.ridge,
+                relative_ridge=self.relative_ridge,
+                iterations=self.iterations,
+            )
+        except (NonFiniteError, NotPositiveDefiniteError) as error:
+            raise type(error)(
+                f"{self._name()} needs a covariance with a root; of its input, {error}"
+            ) from error
+
+    def _name(self) -> str:
+        return f"GlobalCovariancePool({self.in_channels})"
