@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from orthotrain.errors import ConfigError, ShapeError
@@ -164,8 +163,7 @@ class OrthogonalConv2d(nn.Module):
         """
         _require_input(x, self.in_channels, self.stride)
         batch = x if x.ndim == 4 else x.unsqueeze(0)
-        if self.stride > 1:
-            batch = F.pixel_unshuffle(batch, self.stride)
+        batch = _space_to_depth(batch, self.stride)
         skew = conv_skew_part(self.weight)
         bound = conv_spectral_bound(skew, left=self._left_vectors(), rounds=0, skew=True).bound
         scale = self.max_norm / torch.where(bound == 0, 1.0, bound)
@@ -206,6 +204,17 @@ class OrthogonalConv2d(nn.Module):
         if self.bias is None:
             text += ", bias=False"
         return f"{text}, max_norm={self.max_norm}"
+
+
+def _space_to_depth(x: Tensor, stride: int) -> Tensor:
+    """``(n, c, h, w)`` to ``(n, c * stride^2, h / stride, w / stride)``, a block a pixel.
+
+    ``pixel_unshuffle`` leaves an empty batch as it is.
+    """
+    if stride == 1:
+        return x
+    blocks = x.unflatten(3, (-1, stride)).unflatten(2, (-1, stride))
+    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 def _require_sizes(
