@@ -200,8 +200,7 @@ class _BoundNearest(GradientBound):
         self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None
     ) -> Tensor:
         """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
-        options: dict[str, Any] = {"complete": True} if self._method.complete else {}
-        r = polar_factor(matrices, rtol=rtol, **options)
+        r = polar_factor(matrices, rtol=rtol, complete=self._method.complete)
         match self._method.scale:
             case "none":
                 factor = unit
@@ -310,11 +309,12 @@ def _rounding_rtol(weight: Tensor, delta: Tensor) -> float | None:
 
     An entry of size ``w`` is rounded by at most ``eps w / 2``, so the rounding of the matrix is
     like noise of standard deviation ``eps rms(w) / sqrt(12)``, whose spectral norm is about
-    ``sqrt(m) + sqrt(n)`` times that. ``None`` where the default threshold is above it.
+    ``sqrt(m) + sqrt(n)`` times that. Twice it, so that what is kept is more signal than noise.
+    ``None`` where the default threshold is above it.
     """
     m, n = delta.shape
     eps = torch.finfo(delta.dtype).eps
-    noise = eps * _norms(weight) / math.sqrt(12 * m * n) * (math.sqrt(m) + math.sqrt(n))
+    noise = 2 * eps * _norms(weight) / math.sqrt(12 * m * n) * (math.sqrt(m) + math.sqrt(n))
     size = _norms(delta)
     share = float(torch.where(size > 0, noise / size, 0.0))
     return min(share, 0.99) if share > 4 * eps else None

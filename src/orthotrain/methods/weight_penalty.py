@@ -232,7 +232,7 @@ class _BoundOrthonormal(Bound):
     def after_step(self) -> None:
         for target in self._targets:
             w = _finite_matrices("Retraction", target).to(working_dtype(target.parameter))
-            q = polar_factor(w)
+            q = polar_factor(w, complete=True)
             # <W, Q> sums the singular values.
             mean = (w * q).sum(dim=(-2, -1), keepdim=True) / min(w.shape[-2:])
             target.parameter.copy_(target.layout.tensor(mean * q))
