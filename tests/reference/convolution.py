@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -66,6 +64,7 @@ def orthogonal_convolution(
         for j in range(kw):
             skew[:, :, i, j] = (weight[:, :, i, j] - weight[:, :, kh - 1 - i, kw - 1 - j].T) / 2
     bound = (kh * kw) ** 0.5 * min(four_norms(skew))
+    skew = skew * max_norm / bound if bound > 0 else skew
     images = []
     for image in x.double():
         blocks = [
@@ -78,14 +77,6 @@ def orthogonal_convolution(
         full = torch.zeros(channels, height, width, dtype=torch.float64)
         for c, block in enumerate(blocks):
             full[c] = block
-        operator = exponential(dense_operator(skew * max_norm / bound, height, width))
+        operator = exponential(dense_operator(skew, height, width))
         images.append((operator @ full.flatten()).view(channels, height, width)[:out_channels])
     return torch.stack(images)
-
-
-def jacobian(function: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> Tensor:
-    """The dense matrix of a linear map of images, one column an input pixel, in float64."""
-    size = int(torch.tensor(shape).prod())
-    basis = torch.eye(size, dtype=torch.float64).view(size, *shape)
-    columns = [function(column.unsqueeze(0)).flatten().double() for column in basis]
-    return torch.stack(columns, dim=1)
