@@ -8,6 +8,7 @@ Importing this package imports nothing else: every public name is loaded on firs
     compress, to_dense, to_factored           change the form of a trained model
     restore_structure, save, load             checkpoints that know their ranks
     BasisStability                            watch the bases settle
+    ConditionMonitor                          watch rank and condition, in four senses
     NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
     OptimalLearningRate                       a step length for each weight (OLR)
     OrthogonalPenalty, SpectralNormalization, Retraction       other treatments of a weight
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         report,
         training,
     )
-    from orthotrain.diagnostics import BasisStability
+    from orthotrain.diagnostics import BasisStability, ConditionMonitor
     from orthotrain.lowrank import (
         AdaptiveLowRank,
         compress,
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveLowRank",
     "BasisStability",
+    "ConditionMonitor",
     "NearestOrthogonalGradient",
     "OptimalLearningRate",
     "OrthogonalPenalty",
@@ -84,6 +86,7 @@ __all__ = [
 _HOME = {
     "AdaptiveLowRank": "orthotrain.lowrank",
     "BasisStability": "orthotrain.diagnostics",
+    "ConditionMonitor": "orthotrain.diagnostics",
     "NearestOrthogonalGradient": "orthotrain.methods",
     "OptimalLearningRate": "orthotrain.methods",
     "OrthogonalPenalty": "orthotrain.methods",

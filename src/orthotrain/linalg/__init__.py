@@ -14,7 +14,12 @@ from orthotrain.linalg.skew import (
     skew_part,
 )
 from orthotrain.linalg.spd_root import RootGradient, RootMethod, spd_inv_sqrt, spd_sqrt
-from orthotrain.linalg.spectrum import condition_number, effective_rank
+from orthotrain.linalg.spectrum import (
+    ConditionReadings,
+    condition_number,
+    condition_readings,
+    effective_rank,
+)
 from orthotrain.linalg.subspace import (
     basis_stability,
     basis_stability_from_polar,
@@ -22,6 +27,7 @@ from orthotrain.linalg.subspace import (
 )
 
 __all__ = [
+    "ConditionReadings",
     "ConvSpectralBound",
     "PolarMethod",
     "RootGradient",
@@ -30,6 +36,7 @@ __all__ = [
     "basis_stability_from_polar",
     "cayley_transform",
     "condition_number",
+    "condition_readings",
     "conv_exponential",
     "conv_skew_part",
     "conv_spectral_bound",

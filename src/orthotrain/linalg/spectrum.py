@@ -1,13 +1,24 @@
-"""Single numbers that sum up a spectrum: condition number and effective rank."""
+"""Numbers that sum up a spectrum: condition in four senses, effective rank."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from orthotrain.linalg._inputs import require_matrix, require_spectrum, result_dtype
-from orthotrain.linalg.decompose import singular_values, working_dtype
+from orthotrain.errors import ConfigError, ConvergenceError, NotPositiveDefiniteError
+from orthotrain.linalg._inputs import (
+    power_of_two_scale,
+    require_fraction,
+    require_matrix,
+    require_spectrum,
+    result_dtype,
+)
+from orthotrain.linalg._symmetric import require_square, rounding, symmetric_part
+from orthotrain.linalg.decompose import LinAlgError, singular_values, working_dtype
 from orthotrain.linalg.rank import numerical_rank
 
 
@@ -45,12 +56,172 @@ def condition_number(
     require_matrix("condition_number", a)
     s = singular_values(a)
     rank = numerical_rank(s, rtol=0.0 if rtol is None else rtol)
-    last = (rank - 1).clamp(min=0).unsqueeze(-1)
-    smallest = s.gather(-1, last).squeeze(-1)
+    return _quotient(s[..., 0], _last_counted(s, rank)).to(result_dtype(a.dtype))
+
+
+@dataclass(frozen=True)
+class ConditionReadings:
+    """What one matrix, or each of a batch, reads in four senses; ``(*batch,)`` in float64.
+
+    Attributes:
+        rank: How many values count, by ``numerical_rank`` at ``rtol``.
+        on_range: Largest value over the smallest that counts; infinite for a zero matrix.
+        with_ridge: ``(largest + ridge) / (smallest + ridge)`` of a symmetric matrix, with
+            eigenvalues below zero taken for zero; infinite without a ridge where the smallest is
+            zero. None for singular values.
+        naive_float32: Largest over smallest absolute value as float32 finds them. Of a matrix
+            that is singular up to rounding it says where the rounding ended, and no more.
+        naive_float64: The same in float64.
+        largest: Largest eigenvalue or singular value.
+        norm: Frobenius norm.
+        ridge: What was added to every eigenvalue.
+        rtol: The tolerance of ``rank`` and ``on_range``.
+    """
+
+    rank: Int64[Tensor, "*batch"]
+    on_range: Float[Tensor, "*batch"]
+    with_ridge: Float[Tensor, "*batch"] | None
+    naive_float32: Float[Tensor, "*batch"]
+    naive_float64: Float[Tensor, "*batch"]
+    largest: Float[Tensor, "*batch"]
+    norm: Float[Tensor, "*batch"]
+    ridge: Float[Tensor, "*batch"] | None
+    rtol: float
+
+
+@torch.no_grad()
+def condition_readings(
+    a: Float[Tensor, "*batch m n"],
+    *,
+    rtol: float | None = None,
+    symmetric: bool = False,
+    ridge: float = 0.0,
+    relative_ridge: float = 0.0,
+) -> ConditionReadings:
+    """Rank and condition number of a matrix in the four senses that are often taken for one.
+
+    A covariance of 27 inputs seen through 64 channels has rank 27 at most. Its 37 other
+    eigenvalues are rounding, and so is a condition number that divides by them; one that leaves
+    them out, and one that adds the ridge first, say different things again.
+
+    Args:
+        a: ``(*batch, m, n)`` with ``m, n >= 1``. Batch entries are independent.
+        rtol: In ``[0, 1)``. Only values of at least ``rtol`` times the largest count for rank
+            and range. Defaults to ``max(m, n) * eps`` of the dtype of ``a``, at most .5.
+        symmetric: Read eigenvalues of a symmetric positive semi-definite matrix instead of
+            singular values.
+        ridge: Added to every eigenvalue, as in ``spd_sqrt``; symmetric matrices only.
+        relative_ridge: Times the mean eigenvalue, added, too.
+
+    Returns:
+        All readings, on the device of ``a``, without gradient.
+
+    Raises:
+        ShapeError: ``a.ndim < 2``, ``m`` or ``n`` is zero, or ``symmetric`` and not square.
+        ConfigError: ``a`` is not real floating-point, or ``symmetric`` and not symmetric to
+            rounding; ``rtol`` outside ``[0, 1)``; a ridge that is negative, not finite, or given
+            for singular values.
+        NonFiniteError: ``a`` holds NaN or infinity.
+        NotPositiveDefiniteError: ``symmetric`` and an eigenvalue below zero beyond rounding.
+        ConvergenceError: The driver did not converge.
+
+    Note:
+        Two decompositions without vectors, one in float64 and one in float32. Not
+        differentiable: it is a measurement.
+
+    Example:
+        >>> a = torch.diag(torch.tensor([8.0, 2.0, 0.0]))
+        >>> r = condition_readings(a, symmetric=True, ridge=0.5)
+        >>> r.rank.item(), r.on_range.item(), r.with_ridge.item(), r.naive_float64.item()
+        (2, 4.0, 17.0, inf)
+    """
+    name = "condition_readings"
+    _require_ridge(name, ridge, relative_ridge, symmetric=symmetric)
+    if symmetric:
+        require_square(name, a)
+        wide = symmetric_part(name, a.to(torch.float64), a.dtype)
+    else:
+        require_matrix(name, a)
+        wide = a.to(torch.float64)
+    if rtol is None:
+        rtol = min(0.5, max(a.shape[-2:]) * torch.finfo(a.dtype).eps)
+    require_fraction(name, "rtol", rtol)
+    # A power of two changes no digit, and keeps large and small entries within float32.
+    scale = power_of_two_scale(wide)
+    unit, scale = wide / scale, scale[..., 0, 0]
+    values = _signed_values(unit, symmetric=symmetric)
+    narrow = _signed_values(unit.to(torch.float32), symmetric=symmetric)
+    if symmetric:
+        _require_semidefinite(a, values)
+    s = values.clamp(min=0)
+    rank = numerical_rank(s, rtol=rtol)
+    largest, smallest = s[..., 0] * scale, s[..., -1] * scale
+    added = ridge + relative_ridge * s.mean(dim=-1) * scale if symmetric else None
+    return ConditionReadings(
+        rank=rank,
+        on_range=_quotient(s[..., 0], _last_counted(s, rank)),
+        with_ridge=None if added is None else _quotient(largest + added, smallest + added),
+        naive_float32=_naive(narrow),
+        naive_float64=_naive(values),
+        largest=largest,
+        norm=torch.linalg.matrix_norm(unit) * scale,
+        ridge=added,
+        rtol=rtol,
+    )
+
+
+def _signed_values(a: Tensor, *, symmetric: bool) -> Tensor:
+    """Eigenvalues or singular values from large to small, in the dtype of ``a``."""
+    try:
+        return torch.linalg.eigvalsh(a).flip(-1) if symmetric else torch.linalg.svdvals(a)
+    except LinAlgError as error:
+        raise ConvergenceError(
+            f"condition_readings of shape {tuple(a.shape)} in {a.dtype} did not converge; look "
+            f"at the entries of the matrix, or scale its rows and columns"
+        ) from error
+
+
+def _naive(values: Tensor) -> Tensor:
+    sizes = values.abs()
+    return _quotient(sizes.amax(dim=-1), sizes.amin(dim=-1)).to(torch.float64)
+
+
+def _last_counted(s: Tensor, rank: Tensor) -> Tensor:
+    """The smallest of the leading ``rank`` values; of no value the first."""
+    return s.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+
+
+def _quotient(largest: Tensor, smallest: Tensor) -> Tensor:
+    """``largest / smallest``, infinite where the smallest is zero."""
     regular = smallest > 0
     # The inner choice keeps 0 / 0 out of the derivative.
-    ratio = s[..., 0] / torch.where(regular, smallest, 1.0)
-    return torch.where(regular, ratio, torch.inf).to(result_dtype(a.dtype))
+    return torch.where(regular, largest / torch.where(regular, smallest, 1.0), torch.inf)
+
+
+def _require_ridge(function: str, ridge: float, relative_ridge: float, *, symmetric: bool) -> None:
+    for name, value in (("ridge", ridge), ("relative_ridge", relative_ridge)):
+        if not 0 <= value < math.inf:
+            raise ConfigError(
+                f"{function} needs a finite {name} >= 0, got {value}; it is what the layer adds "
+                f"to the eigenvalues, 0 for nothing"
+            )
+        if value and not symmetric:
+            raise ConfigError(
+                f"{function} needs symmetric=True with {name}={value}; a ridge is added to "
+                f"eigenvalues, and a matrix read by singular values has none"
+            )
+
+
+def _require_semidefinite(a: Tensor, values: Tensor) -> None:
+    """Raise where the smallest of the descending ``values`` is below zero beyond rounding."""
+    noise = rounding(a.dtype) * math.sqrt(a.shape[-1])
+    bad = -values[..., -1] > noise * values.abs().amax(dim=-1)
+    if bool(bad.any()):
+        raise NotPositiveDefiniteError(
+            f"condition_readings needs a positive semi-definite matrix with symmetric=True, got "
+            f"{int(bad.sum())} of shape {tuple(a.shape)} with an eigenvalue below zero beyond "
+            f"rounding; leave symmetric out to read singular values"
+        )
 
 
 def effective_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:

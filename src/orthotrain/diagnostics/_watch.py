@@ -1,0 +1,83 @@
+"""The hooks of the condition monitor: callables that copies of a model can carry harmlessly.
+
+As those of ``attach``: each holds what it works for weakly, and a copy of it holds nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+class Watcher(Protocol):
+    """What the hooks tell."""
+
+    def wants(self, layer: str) -> bool:
+        """Whether the input of ``layer`` in this forward pass is to be looked at."""
+
+    def look(self, layer: str, module: nn.Module, x: Tensor) -> None:
+        """Take the input of ``layer``."""
+
+    def step_has_closure(self, closure: bool) -> None:
+        """Take whether the step that begins computes its gradients itself."""
+
+
+class _WeakHook:
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        self._watcher = None if watcher is None else weakref.ref(watcher)
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The live watcher, or ``None`` in a copy and after the watcher is gone."""
+        return None if self._watcher is None else self._watcher()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+class InputHook(_WeakHook):
+    """Before a layer's forward: shows its input, in training and when it is wanted."""
+
+    def __init__(self, watcher: Watcher | None = None, layer: str = "") -> None:
+        super().__init__(watcher)
+        self._layer = layer
+
+    def put_on(self, module: nn.Module) -> RemovableHandle:
+        """Fire before every forward of ``module``."""
+        remove_dead(module._forward_pre_hooks)
+        return module.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # A compiled forward traces through here; the constant removes the rest from its graph.
+        if torch.compiler.is_compiling() or (watcher := self.watcher) is None:
+            return
+        if not module.training or not torch.is_grad_enabled() or not watcher.wants(self._layer):
+            return
+        x = next(iter((*args, *kwargs.values())), None)
+        if isinstance(x, Tensor):
+            watcher.look(self._layer, module, x)
+
+
+class ClosureHook(_WeakHook):
+    """Before an optimizer's step: tells whether it was given a closure."""
+
+    def put_on(self, optimizer: Optimizer) -> RemovableHandle:
+        """Fire before every step of ``optimizer``."""
+        return optimizer.register_step_pre_hook(self)
+
+    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (watcher := self.watcher) is not None:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            watcher.step_has_closure(closure is not None)
+
+
+def remove_dead(hooks: dict[int, Any]) -> None:
+    """Drop hooks of ours that came along in a copy."""
+    for key in [k for k, hook in hooks.items() if isinstance(hook, _WeakHook) and not hook.watcher]:
+        del hooks[key]

@@ -1,0 +1,305 @@
+"""Condition monitor: rank and condition of covariances, weights, gradients and updates."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Final
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from orthotrain.diagnostics._covariance import (
+    Covariance,
+    covariance_of,
+    has_covariance,
+    is_spectral,
+)
+from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
+from orthotrain.diagnostics._watch import ClosureHook, InputHook
+from orthotrain.errors import ConfigError, OrthotrainWarning
+from orthotrain.methods._targets import Target, dense_gradient, find_targets, gradient_scale
+from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
+from orthotrain.methods.select import Pattern, named_modules_clean, select_modules
+
+_NAME: Final = "condition_monitor"
+
+
+@dataclass(frozen=True)
+class ConditionMonitor(Method):
+    """Record how well conditioned the covariances, weights, gradients and steps of layers are.
+
+    Every ``every_steps`` optimizer steps, one record a thing read: ``{"step", "method":
+    "condition_monitor", "what", "layer", "rank", "size", "rtol", "condition_range",
+    "condition_ridge", "condition_float32", "condition_float64", "largest", "ridge", "norm",
+    "dtype", "matrices"}``. A condition number alone means little: the covariance of 27 inputs
+    behind 64 channels reads anything from 1e2 to 1e16, by what is done about the 37 directions
+    that hold only rounding. So a record tells four, with what they depend on:
+
+    - ``rank`` of ``size`` values are at least ``rtol`` times the largest, and
+      ``condition_range`` is the condition over these.
+    - ``condition_ridge`` is the condition with ``ridge`` added: what the root works on. ``None``
+      where nothing is added.
+    - ``condition_float32`` and ``condition_float64`` divide by the smallest value that the
+      precision gives, as a plain condition number does.
+
+    An infinite number is recorded as ``None``; where the input held NaN or infinity ``rank`` is
+    ``None``, too, and there is one warning a layer.
+
+    ``what`` is one of:
+
+    - ``"covariance"``: eigenvalues of the covariance that enters a spectral layer, in the first
+      forward pass in training since the last step; with gradient accumulation that is the first
+      part of the batch. Formed anew in float64 from the layer's input, as the layer forms it.
+      Further fields: ``samples``, how many vectors it was averaged over (its rank is below
+      that), and ``input_dtype``.
+    - ``"weight"``: singular values of the weight after the step, as the matrix or matrices
+      (groups of a convolution) of its outputs by all else. Of a low-rank layer that is the
+      core, which has those of the weight; of a parametrized weight the tensor that is trained.
+    - ``"gradient"``: of the gradient the optimizer gets, after every method that changes it.
+    - ``"update"``: of what the step did to the weight, new less old, whatever did it. Not
+      recorded for a step after which the weight has another shape.
+
+    A layer with several matrices (groups of channels, one matrix a sample in covariance pooling,
+    of which at most eight a batch are read, evenly spaced) has one record: every number is the
+    median over the ``matrices`` read, and ``worst_rank``, ``worst_condition_range`` and
+    ``worst_condition_ridge`` are of the worst.
+
+    A look costs a pass over the input, and two decompositions without vectors a matrix: with
+    whitening behind the stem of a ResNet-18 on 32x32 images, batch 128, one CPU thread,
+    COST of a step at ``every_steps=1`` (``python benchmarks/condition_monitor.py``). A step
+    without a look costs a few function calls. All is read on the CPU, so a look waits for an
+    accelerator.
+
+    Args:
+        params: Weights to watch, their gradients and updates with them: name patterns, modules
+            or parameters, as in :func:`orthotrain.methods.select_parameters`. ``()``: none.
+        every_steps: Optimizer steps between looks, at least 1.
+        covariances: Layers whose covariance is watched: patterns or modules, as in
+            :func:`orthotrain.methods.select_modules`. ``None``: every spectral layer of the
+            model, that is, every module with a method ``covariance(x)`` and a number ``ridge``.
+            A plain batch norm may be named, too: then the covariance of its channels is read,
+            with its ``eps`` for a ridge. ``()``: none.
+        rtol: In ``[0, 1)``, the tolerance of all ranks. ``None``: what rounding explains, stated
+            in each record. That is ``max(m, n) * eps`` for weights and gradients, for updates
+            at least ``eps * |weight| / |update|``, and ``n * max(eps, input_eps**2)`` for
+            covariances; never above .5.
+
+    Raises:
+        ConfigError: ``every_steps`` below 1 or ``rtol`` outside its range. At ``attach``: a
+            pattern matches nothing, nothing it matches can be watched, or nothing is left to
+            watch.
+
+    Note:
+        Nothing is seen of a layer inside a module compiled with ``torch.compile``, which runs no
+        hooks of its parts: there is a warning and no record. Leave the layer out of the compiled
+        part with ``torch.compiler.disable(layer)``. With ``auto=False``, call
+        ``handle.before_step()``, too; without it, gradients and updates are not recorded. With
+        several processes each records what it sees.
+
+    Source:
+        The four senses and the tolerances are ours. What is watched: Song, Sebe and Wang,
+        arXiv:2207.02119.
+    """
+
+    params: Pattern | Sequence[Pattern] = ()
+    _: KW_ONLY
+    every_steps: int = 1
+    covariances: Pattern | Sequence[Pattern] | None = None
+    rtol: float | None = None
+
+    phase: ClassVar[Phase] = Phase.WATCH
+    name: ClassVar[str] = _NAME
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(
+                f"ConditionMonitor: every_steps must be at least 1, got {self.every_steps}"
+            )
+        if self.rtol is not None and not 0.0 <= self.rtol < 1.0:
+            raise ConfigError(
+                f"ConditionMonitor: rtol must be in [0, 1), got {self.rtol}; it is a share of the "
+                "largest value, None for what rounding explains"
+            )
+
+    def bind(self, run: Run) -> Bound:
+        """Find what to watch; see :class:`~orthotrain.methods.Method`."""
+        targets: list[Target] = []
+        if isinstance(self.params, Pattern) or self.params:
+            targets = find_targets("ConditionMonitor", run, self.params, reads_gradient=False)
+        layers = self._layers(run.model)
+        if not targets and not layers:
+            raise ConfigError(
+                "ConditionMonitor: nothing to watch: no params are given and no spectral layer "
+                "was found; name weights in params, or batch norms in covariances"
+            )
+        return _BoundMonitor(self, run, targets, layers)
+
+    def _layers(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        if self.covariances is None:
+            return [(n, m) for n, m in named_modules_clean(model) if is_spectral(m)]
+        patterns = self.covariances
+        chosen: set[nn.Module] = set()
+        for pattern in [patterns] if isinstance(patterns, Pattern) else patterns:
+            found = select_modules(model, pattern)
+            watchable = {module for _, module in found if has_covariance(module)}
+            if not watchable:
+                kinds = ", ".join(sorted({type(module).__name__ for _, module in found}))
+                raise ConfigError(
+                    f"ConditionMonitor: {pattern!r} in covariances means {kinds}, need a spectral "
+                    "layer (with a method covariance and a ridge) or a batch norm"
+                )
+            chosen |= watchable
+        return [(name, module) for name, module in named_modules_clean(model) if module in chosen]
+
+
+class _BoundMonitor(Bound):
+    def __init__(
+        self,
+        method: ConditionMonitor,
+        run: Run,
+        targets: Sequence[Target],
+        layers: Sequence[tuple[str, nn.Module]],
+    ) -> None:
+        self._method = method
+        self._run = run
+        self._targets = targets
+        self._layers = [name for name, _ in layers]
+        self._covariances: dict[str, Covariance] = {}
+        self._before: dict[Target, Tensor] = {}
+        self._pending: list[Record] = []
+        self._has_closure = False
+        self._warned: set[tuple[str, str]] = set()
+        self._last: dict[tuple[What, str], Record] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._hooks += [InputHook(self, name).put_on(module) for name, module in layers]
+        if targets:
+            self._hooks.append(ClosureHook(self).put_on(run.optimizer))
+
+    # --- during a step -----------------------------------------------------------------------
+
+    @property
+    def _due_next(self) -> bool:
+        return (self._run.step + 1) % self._method.every_steps == 0
+
+    def wants(self, layer: str) -> bool:
+        """Whether the step that this forward pass is for is due, and ``layer`` not yet seen."""
+        return self._due_next and layer not in self._covariances
+
+    def look(self, layer: str, module: nn.Module, x: Tensor) -> None:
+        """Keep the covariance until the step is done."""
+        covariance = covariance_of(module, x)
+        if covariance is not None:
+            self._covariances[layer] = covariance
+
+    def step_has_closure(self, closure: bool) -> None:
+        """A closure computes gradients within the step, so they are there only after it."""
+        self._has_closure = closure
+
+    def before_step(self) -> None:
+        if not self._targets or not self._due_next:
+            return
+        self._before = {t: t.parameter.detach().clone() for t in self._targets}
+        if not self._has_closure:
+            self._pending = self._gradients()
+
+    def measure(self) -> None:
+        if not self._before:
+            return
+        before, self._before = self._before, {}
+        if self._has_closure:
+            self._pending = self._gradients()
+        for target, old in before.items():
+            if target.parameter.shape == old.shape:
+                new = target.parameter.detach().cpu().double()
+                delta = new - old.cpu().double()
+                self._pending.append(self._read("update", target, delta, old=old))
+
+    def _gradients(self) -> list[Record]:
+        scale = gradient_scale(self._run.optimizer)
+        found = ((t, dense_gradient("ConditionMonitor", t)) for t in self._targets)
+        return [self._read("gradient", t, g.detach() / scale) for t, g in found if g is not None]
+
+    def _read(
+        self, what: What, target: Target, tensor: Tensor, *, old: Tensor | None = None
+    ) -> Record:
+        rtol = self._method.rtol
+        return read_weight(what, target, tensor, rtol=rtol, difference_from=old)
+
+    def after_step(self) -> None:
+        if self._run.step % self._method.every_steps:
+            return
+        covariances, self._covariances = self._covariances, {}
+        for layer in self._layers:
+            if layer in covariances:
+                self._record(read_covariance(layer, covariances[layer], rtol=self._method.rtol))
+            else:
+                self._warn_once(
+                    ("unseen", layer),
+                    f"no forward pass of {layer} in training was seen for step {self._run.step}, "
+                    "so its covariance is not recorded; inside torch.compile hooks do not run: "
+                    "leave the layer out with torch.compiler.disable",
+                )
+        for target in self._targets:
+            self._record(self._read("weight", target, target.parameter.detach()))
+        pending, self._pending = self._pending, []
+        for record in pending:
+            self._record(record)
+
+    def _record(self, record: Record) -> None:
+        what, layer = record["what"], record["layer"]
+        if record["rank"] is None:
+            self._warn_once(
+                (what, layer),
+                f"the {what} of {layer} holds NaN or infinity or has no decomposition at step "
+                f"{self._run.step}; its readings are recorded as None",
+            )
+        else:
+            self._last[what, layer] = {"step": self._run.step, **record}
+        self._run.record(method=_NAME, **record)
+
+    def _warn_once(self, key: tuple[str, str], sentence: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"ConditionMonitor: {sentence}", OrthotrainWarning, stacklevel=2)
+
+    # --- the rest ----------------------------------------------------------------------------
+
+    def plan(self) -> list[str]:
+        parts = []
+        if self._layers:
+            parts.append(f"the covariance that enters {_listed(self._layers)}")
+        if self._targets:
+            names = _listed([target.name for target in self._targets])
+            parts.append(f"weight, gradient and update of {names}")
+        every = self._method.every_steps
+        line = f"condition of {' and of '.join(parts)}, every {every} steps"
+        total = self._run.total_steps
+        if total is not None and every > total:
+            line += f": never, as training ends at step {total}"
+        return [line]
+
+    def notes(self) -> list[str]:
+        lines = []
+        for what in ("covariance", "weight", "gradient", "update"):
+            read = [record for (kind, _), record in self._last.items() if kind == what]
+            if read:
+                lines.append(in_words(read))
+        return lines
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        # The step count is another now, and what was seen was for another step.
+        self._covariances, self._before, self._pending = {}, {}, []
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._covariances, self._before, self._pending = {}, {}, []
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name or "(model)" for name in names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
