@@ -92,6 +92,14 @@ def test_inconsistent_arrays_are_damaged(tmp_path, changes, found):
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("shape", [(32, 40), (33, 32), (64, 64)])
+def test_an_image_of_another_size_is_named(tmp_path, shape):
+    path = write_packed(tmp_path / FILE_NAME, shape=shape)
+    with pytest.raises(DataError, match=rf"image \d+ has size \({shape[1]}, {shape[0]}\)"):
+        load_cifar10(data=str(path))
+
+
+@pytest.mark.bad_input
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     path = write_packed(tmp_path / FILE_NAME)
     with np.load(path) as packed:

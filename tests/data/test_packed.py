@@ -84,6 +84,8 @@ def test_garments_keep_the_split_of_the_file(tmp_path):
     data = load_clothing(data=str(tmp_path))
     test = data.read_test()
     assert (len(data.train), len(data.validation), len(test)) == (30, 20, 20)
+    together = torch.cat([data.train.images, data.validation.images, test.images])
+    assert len(together.flatten(1).unique(dim=0)) == 70
     means = [part.images.double().mean(dim=(2, 3)) for part in (data.train, data.validation, test)]
     centers = torch.stack([means[0][data.train.labels == c].mean(dim=0) for c in range(10)])
     for part, mean in zip((data.validation, test), means[1:], strict=True):
@@ -168,6 +170,17 @@ def test_a_missing_file_is_named(tmp_path, load):
 def test_inconsistent_arrays_are_damaged(tmp_path, changes, found):
     folder = one_image(tmp_path, CLOTHING, Image.new("RGB", (128, 128)), **changes)
     with pytest.raises(DataError, match=found):
+        load_clothing(data=folder)
+
+
+@pytest.mark.bad_input
+def test_offsets_that_go_back_are_damaged(tmp_path):
+    folder = one_image(tmp_path, CLOTHING, Image.new("RGB", (128, 128)))
+    with np.load(tmp_path / CLOTHING.file_name) as packed:
+        offsets = packed["offsets"].copy()
+    offsets[40] = 0
+    one_image(tmp_path, CLOTHING, Image.new("RGB", (128, 128)), offsets=offsets)
+    with pytest.raises(DataError, match="offsets go back"):
         load_clothing(data=folder)
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.models._residual import BasicBlock, Bottleneck
 from orthotrain.models.resnet import ResNet, feature_channels
 
 SMALL = {"width": 3, "stem_channels": 5, "classes": 4, "channels": 2}
@@ -140,6 +141,23 @@ def test_a_stem_that_draws_for_itself_follows_the_generator():
     states = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in states)
     assert torch.equal(one(images_of()), other(images_of()))
+
+
+def test_a_stem_that_is_more_than_a_convolution_keeps_its_weights():
+    class Ones(nn.Conv2d):
+        def reset_parameters(self):
+            nn.init.ones_(self.weight)
+
+    def stem(inputs, outputs, kernel, stride):
+        return Ones(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+    assert (model_of(stem_conv=stem).stem.weight == 1).all()
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_a_strided_block_projects_even_where_the_channels_stay(block):
+    one = block(4 * block.expansion, 4, stride=2)
+    assert one(torch.zeros(2, 4 * block.expansion, 6, 6)).shape == (2, 4 * block.expansion, 3, 3)
 
 
 def test_the_first_norm_alone_is_exchanged():
