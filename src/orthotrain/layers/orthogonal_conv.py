@@ -213,7 +213,8 @@ def _space_to_depth(x: Tensor, stride: int) -> Tensor:
     """
     if stride == 1:
         return x
-    blocks = x.unflatten(3, (-1, stride)).unflatten(2, (-1, stride))
+    n, channels, height, width = x.shape
+    blocks = x.reshape(n, channels, height // stride, stride, width // stride, stride)
     return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
