@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from methods.doubles import backward, hook_counts, same, small_model
-from orthotrain.diagnostics import BasisStability
+from orthotrain.diagnostics import BasisStability, ConditionMonitor
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import (
     Method,
@@ -26,6 +26,7 @@ from orthotrain.methods.attach import attach
 # Settings with which something happens within the first few steps on the small model.
 METHODS = {
     "basis_stability": BasisStability(every_steps=2),
+    "condition_monitor": ConditionMonitor(("0", "2"), every_steps=2),
     "adaptive_low_rank": AdaptiveLowRank(
         delay_steps=2, every_steps=2, rank_rtol=0.5, dense_last=False, only_if_cheaper=False
     ),

@@ -1,33 +1,29 @@
-"""The covariance that enters a layer, taken from its input during a forward pass."""
+"""The covariance that enters a layer, formed anew in float64 from what the layer was given."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Final, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import OrthotrainError
+from orthotrain.layers import GlobalCovariancePool
+from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm
 
 #: Of a layer that forms one covariance a sample, at most this many of a batch are read.
 MOST_MATRICES: Final = 8
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Numbers held in float64 at once: on a CPU what stays in its cache (64 channels, 32x32, batch 128:
-# .10 s against .18 s in one piece, one thread), elsewhere few launches for at most 128 MiB.
-_CHUNK_ON_CPU = 2**18
-_CHUNK = 2**24
-
-
-@runtime_checkable
-class SpectralLayer(Protocol):
-    """A layer that takes a root of a covariance of its input and adds ``ridge`` to it first."""
-
-    ridge: float
-
-    def covariance(self, x: Tensor, /) -> Tensor:
-        """``(count, n, n)``, without the ridge."""
+# Numbers held in float64 at once: on a CPU what stays in its cache (64 channels of 32x32, batch
+# 128, one thread: half the time of one piece), elsewhere few launches for at most 128 MiB.
+_CHUNK_ON_CPU: Final = 2**18
+_CHUNK: Final = 2**24
+# A tolerance beyond it would leave nothing but the largest value.
+_MOST_RTOL: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,14 +32,14 @@ class Covariance:
 
     Attributes:
         matrices: ``(count, n, n)``, one a group or one a sample.
-        samples: How many vectors each was averaged over.
+        samples: How many vectors each was averaged over; None where the layer does not say.
         ridge: What the layer adds to the diagonal.
         relative_ridge: What it adds, too, times the mean eigenvalue.
-        input_dtype: Precision of the layer's input.
+        input_dtype: Precision of what the covariance was formed of.
     """
 
     matrices: Tensor
-    samples: int
+    samples: int | None
     ridge: float
     relative_ridge: float
     input_dtype: torch.dtype
@@ -58,12 +54,13 @@ class Covariance:
         """
         formed = torch.finfo(self.matrices.dtype).eps
         given = torch.finfo(self.input_dtype).eps ** 2
-        return min(0.5, self.matrices.shape[-1] * max(formed, given))
+        return min(_MOST_RTOL, self.matrices.shape[-1] * max(formed, given))
 
 
 def is_spectral(module: nn.Module) -> TypeGuard[Any]:
     """Whether ``module`` forms a covariance itself and says what ridge it adds."""
-    return isinstance(module, SpectralLayer) and callable(module.covariance)
+    ridge = getattr(module, "ridge", None)
+    return isinstance(ridge, int | float) and callable(getattr(module, "covariance", None))
 
 
 def has_covariance(module: nn.Module) -> bool:
@@ -71,22 +68,39 @@ def has_covariance(module: nn.Module) -> bool:
     return is_spectral(module) or isinstance(module, _BATCH_NORMS)
 
 
+def place_to_look(module: nn.Module) -> tuple[nn.Module, bool]:
+    """The module whose tensor is read, and whether that is its output instead of its input."""
+    if _forms_as(module, GlobalCovariancePool):
+        # Behind the reduction, which must not run twice: its batch norm would count the batch
+        # twice, too.
+        return module.get_submodule("reduce"), True
+    return module, False
+
+
 def covariance_of(module: nn.Module, x: Tensor) -> Covariance | None:
-    """The covariance that ``module`` meets in ``x``; ``None`` where it forms none of it."""
+    """The covariance that ``module`` meets in ``x``; ``None`` where it refuses ``x``."""
+    x = x.detach()
     if not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         return None
-    x = x.detach()
-    device_type = x.device.type
-    with torch.no_grad(), torch.autocast(device_type=device_type, enabled=False):
-        if isinstance(module, _BATCH_NORMS):
-            samples = x.numel() // x.shape[1]
-            return Covariance(channel_covariance(x), samples, module.eps, 0.0, x.dtype)
-        try:
-            matrices = module.covariance(x.to(_wide(x)))
-        except OrthotrainError:
-            # The layer refuses this input itself, right after this.
-            return None
-    return Covariance(matrices, 0, module.ridge, getattr(module, "relative_ridge", 0.0), x.dtype)
+    layer: Any = module
+    samples: int | None
+    with torch.no_grad(), torch.autocast(device_type=x.device.type, enabled=False):
+        if isinstance(module, _BATCH_NORMS) or _forms_as(module, DecorrelatedBatchNorm):
+            groups: int = getattr(module, "groups", 1)
+            if x.shape[1] != layer.num_features:
+                return None
+            matrices, samples = channel_covariance(x, groups=groups), x.numel() // x.shape[1]
+        elif _forms_as(module, GlobalCovariancePool):
+            matrices, samples = place_covariance(x, shrinkage=layer.shrinkage), x[0, 0].numel()
+        else:
+            try:
+                with _buffers_kept(module):
+                    matrices, samples = _some(layer.covariance(x)), None
+            except OrthotrainError:
+                return None  # the layer refuses this input itself, right after this
+    ridge = layer.eps if isinstance(module, _BATCH_NORMS) else layer.ridge
+    relative = getattr(module, "relative_ridge", 0.0)
+    return Covariance(matrices, samples, float(ridge), float(relative), x.dtype)
 
 
 def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
@@ -102,18 +116,64 @@ def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
     x = x.T.unsqueeze(0) if x.ndim == 2 else x.flatten(2)
     samples = x.numel() // channels
     mean = x.sum(dim=(0, 2), dtype=dtype) / samples
-    total = torch.zeros(
-        (groups, channels // groups, channels // groups), dtype=dtype, device=x.device
-    )
+    size = channels // groups
+    total = torch.zeros((groups, size, size), dtype=dtype, device=x.device)
     most = _CHUNK_ON_CPU if x.device.type == "cpu" else _CHUNK
-    for part in x.split(max(1, most * x.shape[0] // x.numel())):
-        centred = torch.empty(
-            (channels, part.shape[0], part.shape[2]), dtype=dtype, device=x.device
-        )
+    for part in torch.split(x, max(1, most * x.shape[0] // x.numel())):
+        shape = (channels, part.shape[0], part.shape[2])
+        centred = torch.empty(shape, dtype=dtype, device=x.device)
         centred.copy_(part.transpose(0, 1)).sub_(mean[:, None, None])
-        rows = centred.view(groups, channels // groups, -1)
+        rows = centred.view(groups, size, -1)
         total.baddbmm_(rows, rows.mT)
-    return total / samples
+    return (total + total.mT) / (2 * samples)
+
+
+def place_covariance(x: Tensor, *, shrinkage: float = 0.0) -> Tensor:
+    """Biased covariance of the channels over places, ``(count, c, c)``, for some of a batch.
+
+    In float64 where the device has it.
+
+    Args:
+        x: ``(n, c, h, w)``.
+        shrinkage: Share of the mean eigenvalue times the identity, as in the layer.
+    """
+    rows = _some(x).to(_wide(x)).flatten(2)
+    rows = rows - rows.mean(dim=-1, keepdim=True)
+    p = rows @ rows.mT / rows.shape[-1]
+    p = (p + p.mT) / 2
+    if shrinkage:
+        mean = p.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+        p = (1 - shrinkage) * p + shrinkage * mean * torch.eye(p.shape[-1]).to(p)
+    return p
+
+
+def _forms_as(module: nn.Module, kind: type[Any]) -> TypeGuard[Any]:
+    """Whether ``module`` is of a kind whose covariance is known, and does not form another."""
+    return isinstance(module, kind) and type(module).covariance is kind.covariance
+
+
+def _some(matrices: Tensor) -> Tensor:
+    """At most ``MOST_MATRICES`` entries, evenly spaced."""
+    count = len(matrices)
+    if count <= MOST_MATRICES:
+        return matrices
+    return matrices[[i * count // MOST_MATRICES for i in range(MOST_MATRICES)]]
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Let a layer's parts write into copies of their buffers."""
+    # Other tensors, not restored values: writing into the old ones would break a graph that
+    # has saved them.
+    kept = [(part, dict(part._buffers)) for part in module.modules()]
+    try:
+        for part, buffers in kept:
+            for name, buffer in buffers.items():
+                part._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -68,7 +68,9 @@ def read_weight(
             rtol = max(rtol, eps * float(difference_from.norm()) / size if size > 0 else 0.0)
         rtol = min(rtol, _MOST_RTOL) if math.isfinite(rtol) else _MOST_RTOL
     record = _record(what, target.name, matrices, rtol, _readings(matrices, rtol=rtol))
-    return {**record, "dtype": _short(dtype)}
+    # Of all its matrices together: the norm of a layer's weight is one number.
+    norm = record["norm"] and float(torch.linalg.vector_norm(matrices.double()))
+    return {**record, "norm": norm, "dtype": _short(dtype)}
 
 
 def _readings(matrices: Tensor, **settings: Any) -> ConditionReadings | None:

@@ -6,7 +6,6 @@ As those of ``attach``: each holds what it works for weakly, and a copy of it ho
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 import torch
@@ -19,10 +18,10 @@ class Watcher(Protocol):
     """What the hooks tell."""
 
     def wants(self, layer: str) -> bool:
-        """Whether the input of ``layer`` in this forward pass is to be looked at."""
+        """Whether this forward pass of ``layer`` is to be looked at."""
 
-    def look(self, layer: str, module: nn.Module, x: Tensor) -> None:
-        """Take the input of ``layer``."""
+    def look(self, layer: str, x: Tensor) -> None:
+        """Take what ``layer`` forms its covariance of."""
 
     def step_has_closure(self, closure: bool) -> None:
         """Take whether the step that begins computes its gradients itself."""
@@ -41,27 +40,34 @@ class _WeakHook:
         return type(self), ()
 
 
-class InputHook(_WeakHook):
-    """Before a layer's forward: shows its input, in training and when it is wanted."""
+class LookHook(_WeakHook):
+    """At a layer's forward: shows its input or output, in training and when it is wanted."""
 
-    def __init__(self, watcher: Watcher | None = None, layer: str = "") -> None:
+    def __init__(
+        self, watcher: Watcher | None = None, layer: str = "", output: bool = False
+    ) -> None:
         super().__init__(watcher)
         self._layer = layer
+        self._output = output
 
     def put_on(self, module: nn.Module) -> RemovableHandle:
-        """Fire before every forward of ``module``."""
+        """Fire at every forward of ``module``."""
+        if self._output:
+            remove_dead(module._forward_hooks)
+            return module.register_forward_hook(self)
         remove_dead(module._forward_pre_hooks)
         return module.register_forward_pre_hook(self, with_kwargs=True)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        # A compiled forward traces through here; the constant removes the rest from its graph.
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> None:
+        # Before a forward the last argument holds its keywords, after it its output. A compiled
+        # forward traces through here; the constant removes the rest from its graph.
         if torch.compiler.is_compiling() or (watcher := self.watcher) is None:
             return
         if not module.training or not torch.is_grad_enabled() or not watcher.wants(self._layer):
             return
-        x = next(iter((*args, *kwargs.values())), None)
+        x = last if self._output else next(iter((*args, *last.values())), None)
         if isinstance(x, Tensor):
-            watcher.look(self._layer, module, x)
+            watcher.look(self._layer, x)
 
 
 class ClosureHook(_WeakHook):

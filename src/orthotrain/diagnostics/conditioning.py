@@ -15,9 +15,10 @@ from orthotrain.diagnostics._covariance import (
     covariance_of,
     has_covariance,
     is_spectral,
+    place_to_look,
 )
 from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
-from orthotrain.diagnostics._watch import ClosureHook, InputHook
+from orthotrain.diagnostics._watch import ClosureHook, LookHook
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.methods._targets import Target, dense_gradient, find_targets, gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
@@ -165,7 +166,7 @@ class _BoundMonitor(Bound):
         self._method = method
         self._run = run
         self._targets = targets
-        self._layers = [name for name, _ in layers]
+        self._layers = dict(layers)
         self._covariances: dict[str, Covariance] = {}
         self._before: dict[Target, Tensor] = {}
         self._pending: list[Record] = []
@@ -173,7 +174,9 @@ class _BoundMonitor(Bound):
         self._warned: set[tuple[str, str]] = set()
         self._last: dict[tuple[What, str], Record] = {}
         self._hooks: list[RemovableHandle] = []
-        self._hooks += [InputHook(self, name).put_on(module) for name, module in layers]
+        for name, module in layers:
+            place, is_output = place_to_look(module)
+            self._hooks.append(LookHook(self, name, is_output).put_on(place))
         if targets:
             self._hooks.append(ClosureHook(self).put_on(run.optimizer))
 
@@ -187,9 +190,9 @@ class _BoundMonitor(Bound):
         """Whether the step that this forward pass is for is due, and ``layer`` not yet seen."""
         return self._due_next and layer not in self._covariances
 
-    def look(self, layer: str, module: nn.Module, x: Tensor) -> None:
+    def look(self, layer: str, x: Tensor) -> None:
         """Keep the covariance until the step is done."""
-        covariance = covariance_of(module, x)
+        covariance = covariance_of(self._layers[layer], x)
         if covariance is not None:
             self._covariances[layer] = covariance
 
@@ -269,7 +272,7 @@ class _BoundMonitor(Bound):
     def plan(self) -> list[str]:
         parts = []
         if self._layers:
-            parts.append(f"the covariance that enters {_listed(self._layers)}")
+            parts.append(f"the covariance that enters {_listed(list(self._layers))}")
         if self._targets:
             names = _listed([target.name for target in self._targets])
             parts.append(f"weight, gradient and update of {names}")

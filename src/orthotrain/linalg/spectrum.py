@@ -139,7 +139,7 @@ def condition_readings(
     _require_ridge(name, ridge, relative_ridge, symmetric=symmetric)
     if symmetric:
         require_square(name, a)
-        wide = symmetric_part(name, a.to(torch.float64), a.dtype)
+        wide = symmetric_part(name, a.to(torch.float64), dtype=a.dtype)
     else:
         require_matrix(name, a)
         wide = a.to(torch.float64)
@@ -173,12 +173,13 @@ def condition_readings(
 def _signed_values(a: Tensor, *, symmetric: bool) -> Tensor:
     """Eigenvalues or singular values from large to small, in the dtype of ``a``."""
     try:
-        return torch.linalg.eigvalsh(a).flip(-1) if symmetric else torch.linalg.svdvals(a)
+        values: Tensor = torch.linalg.eigvalsh(a) if symmetric else torch.linalg.svdvals(a)
     except LinAlgError as error:
         raise ConvergenceError(
             f"condition_readings of shape {tuple(a.shape)} in {a.dtype} did not converge; look "
             f"at the entries of the matrix, or scale its rows and columns"
         ) from error
+    return values.flip(-1) if symmetric else values
 
 
 def _naive(values: Tensor) -> Tensor:
