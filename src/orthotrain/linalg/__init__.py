@@ -1,5 +1,6 @@
 """Pure functions on tensors: ``(*batch, m, n)`` in, batch entries independent, input untouched."""
 
+from orthotrain.linalg._root_checks import RootGradient, RootMethod
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
@@ -13,7 +14,7 @@ from orthotrain.linalg.skew import (
     skew_exponential,
     skew_part,
 )
-from orthotrain.linalg.spd_root import RootGradient, RootMethod, spd_inv_sqrt, spd_sqrt
+from orthotrain.linalg.spd_root import spd_inv_sqrt, spd_sqrt
 from orthotrain.linalg.spectrum import (
     ConditionReadings,
     condition_number,
