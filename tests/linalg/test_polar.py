@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg import polar, polar_factor
+from orthotrain.linalg import _polar_derivative, _polar_routes, polar_factor
 from reference import linalg as twins
 from reference.matrices import from_spectrum, generator, log_spectrum, orthonormal
 
@@ -16,7 +16,8 @@ modest = hypothesis.settings(deadline=None, max_examples=40)
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 
-METHODS = ("auto", "svd", "gram")
+# Those that bring every direction of full rank to one; "polar_express" is in test_polar_methods.
+METHODS = ("auto", "svd", "gram", "qdwh", "newton_schulz")
 
 
 @st.composite
@@ -36,13 +37,10 @@ def gap(q: torch.Tensor) -> float:
 @modest
 @hypothesis.given(matrices(), st.sampled_from(METHODS))
 def test_columns_are_orthonormal(a: torch.Tensor, method: str):
-    condition = float(torch.linalg.cond(a))
-    # Measured: svd up to 8 eps, Gram up to 17 eps + 1.4 condition**2 eps.
-    squared = condition**2 if method == "gram" else 0
-    assert gap(polar_factor(a, method=method)) <= (32 + 4 * squared) * EPS
+    assert gap(polar_factor(a, method=method)) <= 32 * EPS
 
 
-@modest
+@hypothesis.settings(deadline=None, max_examples=15)
 @hypothesis.given(matrices(), st.integers(-300, 300))
 def test_scale_changes_nothing(a: torch.Tensor, exponent: int):
     hypothesis.assume(a.abs().max() * 2.0**exponent < 1e300)
@@ -69,9 +67,8 @@ def test_polar_factor_of_a_polar_factor_is_itself(a: torch.Tensor):
 def test_transpose_is_taken_along(a: torch.Tensor, method: str):
     turned = polar_factor(a.mT, method=method).mT
     assert torch.equal(turned, polar_factor(a, method=method)) or a.shape[0] == a.shape[1]
-    condition = float(torch.linalg.cond(a))
-    error = condition**2 if method == "gram" else condition
-    assert (turned - polar_factor(a, method=method)).abs().max() <= 32 * error * EPS
+    budget = 32 * EPS * float(torch.linalg.cond(a))
+    assert (turned - polar_factor(a, method=method)).abs().max() <= budget
 
 
 @modest
@@ -98,8 +95,8 @@ def test_no_orthonormal_matrix_is_nearer(a: torch.Tensor):
 def test_agrees_with_newtons_iteration(condition: float):
     a = from_spectrum(log_spectrum(8, condition), 8, 8)
     expected = twins.polar_factor_by_newton(a)
-    for method, error in (("auto", condition), ("svd", condition), ("gram", condition**2)):
-        assert (polar_factor(a, method=method) - expected).abs().max() <= 32 * error * EPS
+    for method in METHODS:
+        assert (polar_factor(a, method=method) - expected).abs().max() <= 32 * condition * EPS
 
 
 @pytest.mark.parametrize("shape", [(64, 27), (96, 96), (48, 300)], ids=str)
@@ -113,12 +110,26 @@ def test_float32_result_is_right_to_its_rounding(shape: tuple[int, int], conditi
     assert (q.double() - twins.polar_factor(a)).abs().max() <= 2 * EPS32
 
 
+def spy_on_svd(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what the SVD is given from now on."""
+    taken: list[tuple[int, ...]] = []
+    svd = _polar_routes.svd_route
+
+    def spy(a: torch.Tensor, rule: _polar_routes.Rule):
+        taken.append(tuple(a.shape))
+        return svd(a, rule)
+
+    for module in (_polar_routes, _polar_derivative):
+        monkeypatch.setattr(module, "svd_route", spy)
+    return taken
+
+
 @pytest.mark.parametrize(
     ("dtype", "condition", "route"),
     [
         (torch.float32, 1e2, "gram"),
-        (torch.float32, 1e4, "gram"),
-        (torch.float32, 1e5, "svd"),
+        (torch.float32, 1e5, "gram"),
+        (torch.float32, 1e9, "svd"),
         (torch.float64, 1e2, "svd"),
     ],
     ids=str,
@@ -126,32 +137,18 @@ def test_float32_result_is_right_to_its_rounding(shape: tuple[int, int], conditi
 def test_auto_takes_the_route_its_docstring_names(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, condition: float, route: str
 ):
-    taken = []
-    svd = polar._svd_route
-
-    def spy(a: torch.Tensor, rtol: float):
-        taken.append(tuple(a.shape))
-        return svd(a, rtol)
-
-    monkeypatch.setattr(polar, "_svd_route", spy)
-    polar_factor(from_spectrum(log_spectrum(8, condition), 12, 8).to(dtype))
+    taken = spy_on_svd(monkeypatch)
+    polar_factor(from_spectrum(log_spectrum(8, condition), 12, 8).to(dtype), rtol=0.0)
     assert bool(taken) == (route == "svd")
 
 
 def test_auto_sends_only_the_entries_that_need_it_to_the_svd(monkeypatch: pytest.MonkeyPatch):
-    taken = []
-    svd = polar._svd_route
-
-    def spy(a: torch.Tensor, rtol: float):
-        taken.append(tuple(a.shape))
-        return svd(a, rtol)
-
-    monkeypatch.setattr(polar, "_svd_route", spy)
-    conditions = [[1e1, 1e5], [1e6, 1e2], [1e3, 1e3]]
+    taken = spy_on_svd(monkeypatch)
+    conditions = [[1e1, 1e9], [1e5, 1e2], [1e3, 1e9]]
     a = torch.stack(
         [torch.stack([from_spectrum(log_spectrum(6, c), 6, 9) for c in row]) for row in conditions]
     ).float()
-    q = polar_factor(a)
+    q = polar_factor(a, rtol=0.0)
     assert taken == [(2, 9, 6)]
     for i in range(3):
         for j in range(2):
@@ -160,10 +157,10 @@ def test_auto_sends_only_the_entries_that_need_it_to_the_svd(monkeypatch: pytest
 
 def test_gram_route_warns_where_it_cannot_be_used():
     good, bad = (from_spectrum(log_spectrum(4, c), 6, 4) for c in (10.0, 1e9))
-    with pytest.warns(NumericalWarning, match="1 of 2 matrices have a condition above 1e\\+07"):
+    with pytest.warns(NumericalWarning, match="1 of 2 matrices are too ill-conditioned"):
         q = polar_factor(torch.stack([good, bad]), method="gram")
     assert gap(q[1]) <= 32 * EPS
-    assert gap(q[0]) <= 32 * 100 * EPS
+    assert gap(q[0]) <= 32 * EPS
 
 
 def test_gram_route_that_does_not_converge_takes_the_svd(monkeypatch: pytest.MonkeyPatch):
@@ -225,12 +222,13 @@ def test_extreme_float64_numbers_are_no_harm(value: float):
     a = torch.tensor([[0.0, -value], [value, 0.0], [0.0, 0.0]], dtype=torch.float64)
     expected = torch.tensor([[0.0, -1.0], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     for method in METHODS:
-        torch.testing.assert_close(polar_factor(a, method=method), expected, atol=EPS, rtol=0)
+        torch.testing.assert_close(polar_factor(a, method=method), expected, atol=4 * EPS, rtol=0)
 
 
 @pytest.mark.bad_input
 def test_unknown_method_is_refused():
-    with pytest.raises(ConfigError, match="one of auto, svd, gram, got 'qr'"):
+    names = "auto, svd, gram, qdwh, newton_schulz, polar_express"
+    with pytest.raises(ConfigError, match=f"one of {names}, got 'qr'"):
         polar_factor(torch.eye(2), method="qr")
 
 
@@ -250,12 +248,33 @@ SPECTRA = [
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(3, 3), (5, 3), (3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3), (3, 4)], ids=str)
 def test_derivative_where_singular_values_repeat(
     spectrum: list[float], method: str, shape: tuple[int, int]
 ):
     a = from_spectrum(spectrum, *shape).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: polar_factor(x, method=method), (a,))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("values", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)], ids=str)
+def test_second_derivative_of_full_rank(values: tuple[float, ...], shape: tuple[int, int]):
+    a = from_spectrum(values[: min(shape)], *shape).requires_grad_()
+    assert torch.autograd.gradgradcheck(polar_factor, (a,))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_second_derivative_is_the_same_by_every_method(method: str):
+    upstream = torch.randn(5, 3, generator=generator(1), dtype=torch.float64)
+    found = []
+    for each in ("svd", method):
+        a = from_spectrum([3.0, 1.0, 0.2], 5, 3).requires_grad_()
+        loss = (polar_factor(a, method=each) * upstream).sum()
+        (grad,) = torch.autograd.grad(loss, a, create_graph=True)
+        grad.square().sum().backward()
+        found.append(a.grad)
+    # Condition 15, in the third power; measured 30 eps of the largest entry.
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e4 * EPS * found[0].abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -317,13 +336,14 @@ def test_derivative_at_zero_is_zero_and_announced():
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_second_derivative_is_refused_and_not_zero(power: int):
+def test_second_derivative_at_null_directions_is_refused_and_not_zero(power: int):
     # With power 1 the upstream gradient is a constant: the dependence on a alone must be seen.
-    a = from_spectrum([2.0, 1.0], 3, 2).requires_grad_()
+    a = from_spectrum([2.0], 3, 2).requires_grad_()
     weights = torch.arange(6, dtype=torch.float64).reshape(3, 2)
     loss = (weights * polar_factor(a).pow(power)).sum()
-    (grad,) = torch.autograd.grad(loss, a, create_graph=True)
-    with pytest.raises(NotImplementedError, match="polar_factor has one derivative"):
+    with pytest.warns(NumericalWarning, match="1 of 2 directions are null"):
+        (grad,) = torch.autograd.grad(loss, a, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative where no direction is null"):
         (grad.square().sum() + a.sum()).backward()
 
 

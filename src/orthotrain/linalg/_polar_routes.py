@@ -1,0 +1,166 @@
+"""Polar factors of tall matrices by a decomposition: the SVD, or the Gram matrix."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthotrain.errors import NumericalWarning
+from orthotrain.linalg.decompose import LinAlgError, thin_svd
+from orthotrain.linalg.rank import numerical_rank
+
+PolarMethod = Literal["auto", "svd", "gram", "qdwh", "newton_schulz", "polar_express"]
+
+# Eigenvalues of a Gram matrix are known to this many eps of the largest; measured up to 15.
+_GRAM_NOISE = 256
+# Half of a Gram matrix is enough for its eigenvectors. In four blocks it takes .68 of the time of
+# the whole at 256x2304; below this size the calls cost more than the products.
+_BLOCKED_FROM = 128
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Route, working dtype, and what tells null and trusted directions apart."""
+
+    method: PolarMethod
+    dtype: torch.dtype
+    resolution: float
+    rtol: float
+    complete: bool
+    max_iters: int
+    silent: bool
+
+    @property
+    def work_eps(self) -> float:
+        """Rounding of the dtype in which it is computed."""
+        return torch.finfo(self.dtype).eps
+
+
+class Route(NamedTuple):
+    """Polar factor ``q`` of tall matrices and, where it is at hand, ``a^T a = v s^2 v^T``."""
+
+    q: Tensor
+    v: Tensor | None = None
+    s: Tensor | None = None
+    kept: Tensor | None = None
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` laid out in memory as ``a`` is: a wide matrix comes in as a transposed view.
+
+    At 256x2304 that takes .74 of the time of a result in the other layout.
+    """
+    return (b.mT @ a.mT).mT if a.stride(-2) < a.stride(-1) else a @ b
+
+
+def svd_route(a: Tensor, rule: Rule) -> Route:
+    """Right at any condition. Null directions stay zero, or take the SVD's vectors."""
+    u, s, vh = thin_svd(a)
+    rank = numerical_rank(s, rtol=rule.rtol).unsqueeze(-1)
+    kept = (torch.arange(s.shape[-1], device=s.device) < rank) & (s > 0)
+    given = kept | (s[..., :1] > 0) if rule.complete else kept
+    return Route((u * given.unsqueeze(-2)) @ vh, vh.mT, s, kept)
+
+
+def gram_route(a: Tensor, rule: Rule) -> Route:
+    """Eigenvectors of ``a^T a``: as they are, refined, or the SVD, as each matrix asks for."""
+    try:
+        eigenvalues, v = torch.linalg.eigh(lower_gram(a))
+    except LinAlgError:
+        warnings.warn(
+            f"polar_factor of shape {tuple(a.shape)}: eigh of the Gram matrix did not converge, "
+            f"used the SVD",
+            NumericalWarning,
+            stacklevel=2,
+        )
+        return svd_route(a, rule)
+    largest = eigenvalues[..., -1:]
+    relative = eigenvalues / torch.where(largest > 0, largest, 1.0)
+    noise = _GRAM_NOISE * rule.work_eps
+    # The entries of q^T q - 1 are within (17 + 1.4 condition^2) eps, whatever the spectrum, from
+    # 8x8 to 2304x256. So this keeps them within 1.4 eps of the result; typical is .05 of that.
+    kept = relative >= max(rule.work_eps / rule.resolution, rule.rtol**2 + noise)
+    null = (relative <= rule.rtol**2 - noise) | (largest == 0)
+    settled = (kept | null).all(dim=-1)
+    if rule.complete:
+        settled &= kept.all(dim=-1) | (largest[..., 0] == 0)
+    if not bool(settled.any()) and settled.numel() > 0:
+        return Route(_refined_or_svd(a, v, rule))
+    s = eigenvalues.clamp(min=0).sqrt()
+    inverse = torch.where(kept, 1 / s, 0.0)
+    q = product(a, (v * inverse.unsqueeze(-2)) @ v.mT)
+    if bool(settled.all()):
+        return Route(q, v, s, kept)
+    # Boolean indexing takes out the chosen entries of any batch shape, a scalar one included.
+    rest = ~settled
+    q[rest] = _refined_or_svd(a[rest], v[rest], rule)
+    return Route(q)
+
+
+def lower_gram(a: Tensor) -> Tensor:
+    """``a^T a``; of a large one only the lower triangle, which is what ``eigh`` reads."""
+    n = a.shape[-1]
+    if n < _BLOCKED_FROM:
+        return a.mT @ a
+    gram = a.new_zeros(*a.shape[:-2], n, n)
+    for start, end in pairwise(n * part // 4 for part in range(5)):
+        gram[..., start:end, :end] = a[..., start:end].mT @ a[..., :end]
+    return gram
+
+
+def _refined_or_svd(a: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """The refined Gram route for the matrices it can be trusted with, the SVD for the others."""
+    q, trusted = _refined(a, v, rule)
+    if bool(trusted.all()):
+        return q
+    rest = ~trusted
+    if not rule.silent:
+        warnings.warn(
+            f"polar_factor: {int(rest.sum())} of {rest.numel()} matrices are too ill-conditioned "
+            f"for their Gram matrix and took the SVD; method='auto' does so silently",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    q[rest] = svd_route(a[rest], rule).q.to(q.dtype)
+    return q
+
+
+def _refined(a: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    r"""Polar factor from ``a v``, and for which matrices it can be trusted.
+
+    The columns of ``c = a v`` are orthogonal as far as the Gram matrix was right, and carry each
+    singular value to its own rounding, which that matrix does not. With ``c = b diag(d)`` and
+    ``b^T b = 1 + f`` the polar factor is ``b m v^T``, to first order in ``f``, with
+    ``m_ij = -f_ij d_i / (d_i + d_j)`` off the diagonal. Between a kept and a null direction the differences
+    are those of ``1 / d`` and zero. Measured over five shapes of spectrum, the error is at most
+    ``3 condition eps`` and what is of second order, below ``|f|^2``. That is known, and kept
+    below the rounding of the result, which for float32 holds up to condition 2e5 to 2e6.
+    """
+    c = product(a, v)
+    squares = lower_gram(c).tril()
+    d = squares.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = torch.where(d > 0, d, 1.0)
+    f = squares.tril(-1) / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+    f = f + f.mT
+    largest = d.amax(dim=-1, keepdim=True)
+    kept = (d >= rule.rtol * largest) & (d > 0)
+    row, column = d.unsqueeze(-1), d.unsqueeze(-2)
+    both = kept.unsqueeze(-1) & kept.unsqueeze(-2)
+    mixed = kept.unsqueeze(-1) ^ kept.unsqueeze(-2)
+    # The angle by which the eigenvectors mix kept and null directions.
+    angle = torch.where(mixed, f * row * column / (row.square() - column.square()), 0.0)
+    second_order = (torch.where(both, f, angle)).square().sum(dim=(-2, -1))
+    trusted = second_order <= rule.resolution
+    if rule.complete or rule.rtol == 0:
+        # The SVD has vectors for null directions, and tells a tiny one from zero.
+        trusted &= kept.all(dim=-1) | (largest[..., 0] == 0)
+    m = torch.diag_embed(kept.to(d.dtype))
+    m = m - torch.where(both, f * row / (row + column), 0.0)
+    m = m + torch.where(mixed & kept.unsqueeze(-1), angle, 0.0)
+    m = m - torch.where(mixed & kept.unsqueeze(-2), angle * row / column, 0.0)
+    return product(c, (m / unit.unsqueeze(-1)) @ v.mT), trusted
