@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import polar_factor
-from orthotrain.linalg._inputs import result_dtype
+from orthotrain.linalg._inputs import result_dtype, without_autocast
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -30,7 +31,8 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     Args:
         module: An ``nn.Linear``, a convolution or any module with such a parameter; changed in
             place. Attach before the optimizer has taken a step: its state would not fit.
-        name: The parameter: 2-D or more, first dimension against the rest.
+        name: The parameter: 2-D or more. Outputs are its first dimension; of a transposed
+            convolution's weight, the second.
 
     Returns:
         ``module``. ``module.parametrizations.weight.original`` is the Parameter object that
@@ -52,7 +54,7 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         one step of decay makes the weight zero, as signs on the diagonal of ``original`` are
         rounded towards it; here they are kept in a buffer, and the diagonal is not used.
 
-        Rank-deficient directions of the initial weight are completed.
+        Directions that the initial weight lacks are filled in, so a zero weight is no error.
 
     Source:
         Householder products as in ``torch.linalg.householder_product``; orthogonal weights before
@@ -65,9 +67,11 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         True
     """
     weight = _plain_parameter(module, name)
-    groups = getattr(module, "groups", 1) if isinstance(module, nn.modules.conv._ConvNd) else 1
-    parametrization = _FlatOrthogonal(weight, groups)
-    parametrize.register_parametrization(module, name, parametrization)
+    groups, inputs_first = 1, False
+    if isinstance(module, _ConvNd) and name == "weight":
+        groups, inputs_first = module.groups, module.transposed
+    flat = _FlatOrthogonal(weight, groups=groups, inputs_first=inputs_first)
+    parametrize.register_parametrization(module, name, flat)
     return module
 
 
@@ -77,9 +81,11 @@ class _FlatOrthogonal(nn.Module):
     signs: Tensor
     reflections: Any
 
-    def __init__(self, weight: Tensor, groups: int) -> None:
+    def __init__(self, weight: Tensor, *, groups: int, inputs_first: bool) -> None:
         super().__init__()
-        self.groups = groups
+        self.groups, self.inputs_first = groups, inputs_first
+        outputs = weight.shape[1] * groups if inputs_first else weight.shape[0]
+        self.rest = weight.numel() // outputs
         matrix = self._flat(weight.detach())
         # torch's map without trivialization, which would store a square matrix of the longer side
         # and draw from the global random state. It is made on a stand-in of the flattened shape.
@@ -93,26 +99,36 @@ class _FlatOrthogonal(nn.Module):
         self.register_buffer("signs", matrix.new_ones(*matrix.shape[:-2], min(matrix.shape[-2:])))
 
     def forward(self, original: Tensor) -> Tensor:
-        with torch.autocast(original.device.type, enabled=False):
+        with without_autocast(original):
             flat = self._flat(original)
             flat = torch.diagonal_scatter(flat, self.signs.to(flat), dim1=-2, dim2=-1)
             weight: Tensor = self.reflections(flat)
-        return weight.reshape(original.shape).to(original.dtype)
+        return self._shaped(weight, original)
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Householder vectors of the polar factor of a weight."""
-        q = polar_factor(self._flat(weight))
+        q = polar_factor(self._flat(weight), complete=True)
         flat = self.reflections.right_inverse(q)
-        self.signs.copy_(flat.diagonal(dim1=-2, dim2=-1))
-        vectors: Tensor = flat.reshape(weight.shape)
-        return vectors.to(weight.dtype)
+        signs = flat.diagonal(dim1=-2, dim2=-1)
+        # A zero matrix has none, and becomes a part of the identity.
+        self.signs.copy_(torch.where(signs == 0, 1.0, signs))
+        return self._shaped(flat, weight)
 
     def _flat(self, weight: Tensor) -> Tensor:
+        """One matrix a group, ``(groups, out / groups, rest)``, in float32 at least."""
         work = weight.to(result_dtype(weight.dtype))
-        if self.groups == 1:
-            return work.flatten(1)
-        return work.reshape(self.groups, -1, weight[0].numel())
+        if self.inputs_first:
+            taps = weight[0, 0].numel()
+            work = work.reshape(self.groups, -1, weight.shape[1], taps).transpose(1, 2)
+        return work.reshape(self.groups, work.numel() // (self.groups * self.rest), self.rest)
+
+    def _shaped(self, flat: Tensor, like: Tensor) -> Tensor:
+        """The way back, to the shape and dtype of the weight."""
+        if self.inputs_first:
+            inputs = like.shape[0] // self.groups
+            flat = flat.reshape(self.groups, -1, inputs, self.rest // inputs).transpose(1, 2)
+        return flat.reshape(like.shape).to(like.dtype)
 
     def extra_repr(self) -> str:
         """How many matrices the weight is."""
