@@ -53,9 +53,9 @@ class LookHook(_WeakHook):
     def put_on(self, module: nn.Module) -> RemovableHandle:
         """Fire at every forward of ``module``."""
         if self._output:
-            remove_dead(module._forward_hooks)
+            _remove_dead(module._forward_hooks)
             return module.register_forward_hook(self)
-        remove_dead(module._forward_pre_hooks)
+        _remove_dead(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
         return module.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> None:
@@ -83,7 +83,9 @@ class ClosureHook(_WeakHook):
             watcher.step_has_closure(closure is not None)
 
 
-def remove_dead(hooks: dict[int, Any]) -> None:
-    """Drop hooks of ours that came along in a copy."""
-    for key in [k for k, hook in hooks.items() if isinstance(hook, _WeakHook) and not hook.watcher]:
-        del hooks[key]
+def _remove_dead(hooks: dict[int, Any], *flags: dict[int, Any]) -> None:
+    """Drop hooks of ours that came along in a copy, and what is said of them elsewhere."""
+    dead = [k for k, hook in hooks.items() if isinstance(hook, _WeakHook) and not hook.watcher]
+    for key in dead:
+        for entries in (hooks, *flags):
+            entries.pop(key, None)

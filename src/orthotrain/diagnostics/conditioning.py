@@ -94,10 +94,11 @@ class ConditionMonitor(Method):
 
     Note:
         Nothing is seen of a layer inside a module compiled with ``torch.compile``, which runs no
-        hooks of its parts: there is a warning and no record. Leave the layer out of the compiled
-        part with ``torch.compiler.disable(layer)``. With ``auto=False``, call
-        ``handle.before_step()``, too; without it, gradients and updates are not recorded. With
-        several processes each records what it sees.
+        hooks of its parts: there is a warning and no record. To see it, leave it out of what is
+        compiled: ``model.norm = torch.compiler.disable(model.norm)`` first. With ``auto=False``,
+        call ``handle.before_step()``, too; without it, gradients and updates are not recorded.
+        With several processes each reads what it has itself. ``handle.seconds`` does not hold
+        the time spent in the forward pass.
 
     Source:
         The four senses and the tolerances are ours. What is watched: Song, Sebe and Wang,
