@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.parser import build_parser, parse
 from orthotrain.cli.train import spread, worker_count
 from orthotrain.errors import ConfigError
-from orthotrain.recipes.catalog import recipe_config
+from orthotrain.recipes.catalog import RECIPES, recipe_config
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
@@ -21,7 +22,10 @@ LOWRANK = {
     "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
 }  # fmt: skip
 SETTINGS = {
-    "data": {"name", "dir", "batch_size", "crop_padding", "flip", "train_limit"},
+    "data": {
+        "name", "dir", "image_size", "batch_size", "crop_padding", "crop_area", "flip",
+        "train_limit",
+    },
     "model": {"patch_size", "width", "depth", "heads", "mlp_ratio"},
     "optim": {
         "epochs", "lr", "min_lr", "warmup_fraction", "weight_decay", "clip_norm",
@@ -30,6 +34,22 @@ SETTINGS = {
     "record": {
         "log_every_steps", "eval_every_epochs", "stability_every_epochs",
         "checkpoint_every_epochs",
+    },
+}  # fmt: skip
+# Recipes with a spectral layer have a network, an optimizer and settings of their own.
+SPECTRAL_SETTINGS = {
+    "data": SETTINGS["data"],
+    "record": SETTINGS["record"],
+    "model": {
+        "depth", "width", "stem_channels", "stem", "last_stride", "reduced_channels",
+    },
+    "optim": {
+        "epochs", "lr", "momentum", "weight_decay", "decay_at", "decay_factor",
+        "head_lr_factor", "clip_norm", "label_smoothing",
+    },
+    "spectral": {
+        "layer", "ridge", "relative_ridge", "group_size", "ns_iterations", "penalty",
+        "nog_scale", "nog_when", "olr_target", "olr_floor", "monitor_every_steps",
     },
 }  # fmt: skip
 COMMON = {
@@ -76,16 +96,28 @@ def fails(capsys, *arguments):
     return error
 
 
-def subparsers():
-    parser = build_parser(recipe_config("digits-minivit", "cpu"))
+def subparsers(recipe="digits-minivit"):
+    parser = build_parser(recipe_config(recipe, "cpu"))
     return parser._subcommands_action._name_parser_map
+
+
+def options_of(parser):
+    return {s[2:] for a in parser._actions for s in a.option_strings if s.startswith("--")}
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_options_are_the_frozen_set(command):
-    actions = subparsers()[command]._actions
-    found = {s[2:] for action in actions for s in action.option_strings if s.startswith("--")}
-    assert found == OPTIONS[command]
+    assert options_of(subparsers()[command]) == OPTIONS[command]
+
+
+@pytest.mark.parametrize("recipe", ["cifar10-dbn", "texture-gcp", "clothing-gcp"])
+def test_options_of_spectral_recipes_are_the_frozen_set(recipe):
+    assert options_of(subparsers(recipe)["train"]) == (
+        COMMON
+        | {"run-dir", "resume", "report", "variants", "seeds"}
+        | {f"{group}.{name}" for group, names in SPECTRAL_SETTINGS.items() for name in names}
+        | {*SPECTRAL_SETTINGS}
+    )
 
 
 def test_commands_are_the_frozen_set():
@@ -116,6 +148,12 @@ def test_help_needs_no_torch(arguments):
         ([], "no command given"),
         (["fly"], "invalid choice: 'fly'"),
         (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
+        (["train", "cifar10-dbn", "--tuned.energy", "1"], "unrecognized arguments: --tuned.energy"),
+        (["train", "cifar10-dbn", "--variants", "gcp"], "'gcp' is not a variant; choose from bn"),
+        (["train", "cifar10-dbn", "--spectral.ridge", "-1"], "spectral.ridge=-1"),
+        (["train", "cifar10-dbn", "--model.depth", "20"], "model.depth"),
+        (["train", "texture-gcp", "--data.name", "image-folder"], "needs --data.dir"),
+        (["tune", "cifar10-dbn"], "cifar10-dbn has no settings to search for"),
         (["train", "--nope", "1"], "unrecognized arguments: --nope"),
         (["train", "--optim.lr", "fast"], "optim.lr"),
         (["train", "--optim.lr", "-1"], "optim.lr=-1.0 must be positive"),
@@ -196,7 +234,23 @@ def test_values_may_be_unset_and_auto():
     assert config.paper.delay_fraction == "auto"
 
 
-@pytest.mark.parametrize("name", ["digits-minivit", "cifar10-minivit"])
+def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("recipe: cifar10-dbn\nspectral: {ridge: 0.5}\noptim: {decay_at: [0.5]}\n")
+    for line in (
+        ["--spectral.ridge", "0.5", "--optim.decay_at", "[0.5]", "cifar10-dbn"],
+        ["--recipe=cifar10-dbn", "--spectral.ridge", "0.5", "--optim.decay_at", "[0.5]"],
+        ["--config", str(path)],
+    ):
+        config = parse(["train", *line]).config()
+        assert config == replace(
+            recipe_config("cifar10-dbn", "cpu"),
+            spectral=replace(recipe_config("cifar10-dbn", "cpu").spectral, ridge=0.5),
+            optim=replace(recipe_config("cifar10-dbn", "cpu").optim, decay_at=(0.5,)),
+        )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):
     assert parse(["train", name, "--scale", scale]).config() == recipe_config(name, scale)

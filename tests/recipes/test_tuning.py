@@ -6,7 +6,7 @@ from orthotrain.errors import ConfigError
 from orthotrain.recipes.catalog import find_recipe, recipe_config
 from orthotrain.recipes.recipe import TuneGrid
 from orthotrain.recipes.tuning import Outcome, choose, grid_variants, outcome, tuning_config
-from orthotrain.training.config import LowRankConfig
+from orthotrain.training.lowrank_run import LowRankConfig
 
 DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
 

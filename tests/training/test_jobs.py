@@ -5,9 +5,10 @@ import torch
 
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.training import jobs
-from orthotrain.training.build import build_model, narrow_to
-from orthotrain.training.config import DENSE, NARROW, PAPER, TUNED, variants_of
+from orthotrain.training.config import variants_of
 from orthotrain.training.jobs import run_all
+from orthotrain.training.lowrank_run import DENSE, NARROW, PAPER, TUNED
+from orthotrain.training.networks import build_vit, narrow_to
 from orthotrain.training.record import RunFolder, read_json
 from training.tiny import CONFIG, KillAt, Killed, tiny_data
 
@@ -20,7 +21,7 @@ def tiny(monkeypatch):
 
 
 def numbers(config):
-    return sum(p.numel() for p in build_model(config, **IMAGE).parameters())
+    return sum(p.numel() for p in build_vit(config, **IMAGE).parameters())
 
 
 def opened(path, config):

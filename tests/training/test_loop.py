@@ -8,8 +8,8 @@ import torch
 from orthotrain.errors import CheckpointError, NonFiniteError
 from orthotrain.training import record
 from orthotrain.training.checkpoint import load_checkpoint
-from orthotrain.training.config import DENSE, PAPER
 from orthotrain.training.loop import evaluate, train
+from orthotrain.training.lowrank_run import DENSE, PAPER
 from orthotrain.training.record import SeedFolder, read_json, read_metrics
 from orthotrain.training.state import build_training
 from training.tiny import CONFIG, TOTAL_STEPS, KillAt, Killed, job_of, split_of, tiny_data

@@ -5,25 +5,16 @@ from dataclasses import replace
 import torch
 
 from orthotrain.data.splits import ImageData, Split
-from orthotrain.training.config import (
-    DENSE,
-    Job,
-    LowRankConfig,
-    ModelConfig,
-    OptimConfig,
-    RecordConfig,
-    RunConfig,
-    Variant,
-    variants_of,
-)
+from orthotrain.training.config import Job, ModelConfig, OptimConfig, RecordConfig, variants_of
+from orthotrain.training.lowrank_run import DENSE, LowRankConfig, LowRankRun, LowRankVariant
 
 LOWRANK = LowRankConfig(
     delay_fraction=0.25, every_fraction=0.125, rank_rtol=0.3, only_if_cheaper=False
 )
-CONFIG = RunConfig(
+CONFIG = LowRankRun(
     recipe="tiny",
     scale="smoke",
-    data=replace(RunConfig(recipe="tiny").data, batch_size=8),
+    data=replace(LowRankRun(recipe="tiny").data, batch_size=8),
     model=ModelConfig(patch_size=4, width=12, depth=2, heads=2, mlp_ratio=2.0),
     optim=OptimConfig(epochs=4, lr=1e-2, min_lr=1e-3),
     paper=LOWRANK,
@@ -70,7 +61,7 @@ def job_of(name=DENSE, seed=0):
 
 
 def variant_of(name, **changes):
-    return Variant(name, name, "", **changes)
+    return LowRankVariant(name, name, "", **changes)
 
 
 class Killed(Exception):

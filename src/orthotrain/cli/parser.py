@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast, get_args
 
@@ -48,17 +49,23 @@ class Command:
 
     def config(self, **fixed: Any) -> RunConfig:
         """The run that the options describe."""
-        names = [f.name for f in fields(RunConfig)]
         given = self.arguments.as_dict()
-        defaults = recipe_config(given["recipe"], given["scale"])
-        built = {name: _built(getattr(defaults, name), given.get(name)) for name in names}
-        return RunConfig(**{**built, **fixed})
+        return _run_like(recipe_config(given["recipe"], given["scale"]), {**given, **fixed})
+
+
+def _run_like(defaults: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """A run of the family of ``defaults`` with the settings in ``given``; others are ignored."""
+    names = [f.name for f in fields(defaults)]
+    return type(defaults)(
+        **{name: _built(getattr(defaults, name), given.get(name)) for name in names}
+    )
 
 
 def _built(default: object, given: object) -> Any:
     """``given`` as a value of the kind of ``default``, or that where there is no such option."""
     if isinstance(given, dict) and hasattr(type(default), "__dataclass_fields__"):
-        return type(default)(**given)
+        kind = type(default)
+        return kind(**{name: _built(getattr(default, name, None), v) for name, v in given.items()})
     if isinstance(default, tuple):
         return default if given is None else tuple(cast("list[Any]", given))
     return default if given is None else given
@@ -71,7 +78,7 @@ def parse(arguments: list[str]) -> Command:
         ArgumentError: An unknown option, or a value of a wrong kind.
         ConfigError: A recipe, scale or configuration file that cannot be used.
     """
-    default = recipe_config(DEFAULT_RECIPE, "cpu")
+    default = recipe_config(_named_recipe(arguments), "cpu")
     first = build_parser(default).parse_args(arguments)
     name = first.subcommand
     if name is None:
@@ -86,6 +93,29 @@ def parse(arguments: list[str]) -> Command:
     return Command(name=name, arguments=chosen, line=line)
 
 
+def _named_recipe(arguments: list[str]) -> str:
+    """The recipe a command line is about, as far as that shows before its options are known.
+
+    Families of recipes have options of their own, so the recipe is looked for first: by name
+    anywhere, in a configuration file, or in the folder of a run that goes on.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if named := next((word for word in words if word in RECIPES), None):
+        return named
+    files = [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
+    if "--resume" in words:
+        places = [after for word, after in pairwise(words) if word == "--run-dir"]
+        files += [RunFolder(Path(place)).config for place in places]
+    for file in files:
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        if isinstance(content, dict) and content.get("recipe") in RECIPES:
+            return str(content["recipe"])
+    return DEFAULT_RECIPE
+
+
 def _base(chosen: Namespace) -> RunConfig:
     """The settings that stand where no option says otherwise."""
     if not chosen.get("resume"):
@@ -98,9 +128,9 @@ def _base(chosen: Namespace) -> RunConfig:
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         defaults = recipe_config(saved["recipe"], saved["scale"])
-        return RunConfig(
-            **{name: _built(getattr(defaults, name), value) for name, value in saved.items()}
-        )
+        if unknown := set(saved) - {f.name for f in fields(defaults)}:
+            raise KeyError(", ".join(sorted(unknown)))
+        return _run_like(defaults, saved)
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"--resume: {path} is no configuration of this version ({error}); start a new run"
@@ -145,7 +175,7 @@ def _add_run(parser: ArgumentParser, base: RunConfig) -> None:
 
 def _add_settings(parser: ArgumentParser, base: RunConfig, *, without: set[str]) -> None:
     skip = {"recipe", "scale", *_LISTS, *without}
-    parser.add_class_arguments(RunConfig, None, skip=skip, sub_configs=False)
+    parser.add_class_arguments(type(base), None, skip=skip, sub_configs=False)
     parser.set_defaults(_flat({k: v for k, v in asdict(base).items() if k not in skip}))
 
 
@@ -184,7 +214,7 @@ def _add_tune(parser: ArgumentParser, base: RunConfig) -> None:
     parser.add_argument(
         "--output", default=None, help="where the settings go (default: tuned.json in the folder)"
     )
-    _add_settings(parser, base, without={"paper", "tuned"})
+    _add_settings(parser, base, without={"paper", "tuned"} & {f.name for f in fields(base)})
 
 
 def _add_report(parser: ArgumentParser, base: RunConfig) -> None:

@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orthotrain.cli.parser import Command
 from orthotrain.cli.progress import shown_progress
@@ -79,20 +80,14 @@ def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
 
 def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFolder) -> str:
     """One line a variant: mean and standard deviation over seeds."""
-    heading = ("variant", "test %", "stored %", "trainable %", "ms/step at the end")
-    lines = [heading]
+    spectral = config.family == "spectral"
+    lines = [_SPECTRAL_HEADING if spectral else _LOWRANK_HEADING]
     dense = _full_size(config, folder)
     for variant in variants:
         results = folder.results(variant.name, config.seeds)
-        lines.append(
-            (
-                variant.title,
-                spread([100 * result["test_accuracy"] for result in results], digits=2),
-                spread([100 * result["stored"] / dense for result in results], digits=1),
-                spread([100 * result["trainable"] / dense for result in results], digits=1),
-                spread([result["step_ms_final"] for result in results], digits=1),
-            )
-        )
+        cells = _spectral_cells(results) if spectral else _lowrank_cells(results, dense=dense)
+        lines.append((variant.title, *cells))
+    heading = lines[0]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     return "\n".join(
         "  ".join(
@@ -100,6 +95,29 @@ def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFo
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
+    )
+
+
+_LOWRANK_HEADING = ("variant", "test %", "stored %", "trainable %", "ms/step at the end")
+_SPECTRAL_HEADING = ("variant", "test error %", "validation error %", "weight norm", "ms/step")
+
+
+def _lowrank_cells(results: Sequence[dict[str, Any]], *, dense: float) -> tuple[str, ...]:
+    return (
+        spread([100 * result["test_accuracy"] for result in results], digits=2),
+        spread([100 * result["stored"] / dense for result in results], digits=1),
+        spread([100 * result["trainable"] / dense for result in results], digits=1),
+        spread([result["step_ms_final"] for result in results], digits=1),
+    )
+
+
+def _spectral_cells(results: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    norms = [result["weight_norm"] for result in results if result["weight_norm"] is not None]
+    return (
+        spread([100 * (1 - result["test_accuracy"]) for result in results], digits=2),
+        spread([100 * (1 - result["validation_accuracy"]) for result in results], digits=2),
+        spread(norms, digits=2) if norms else "-",
+        spread([result["step_ms_final"] for result in results], digits=1),
     )
 
 

@@ -12,6 +12,7 @@ from orthotrain.recipes.catalog import find_recipe
 from orthotrain.recipes.tuning import (
     Outcome,
     choose,
+    grid_of,
     grid_variants,
     outcome,
     search_record,
@@ -27,14 +28,15 @@ def run_tune(command: Command) -> int:
     recipe = find_recipe(arguments.recipe)
     config = tuning_config(recipe, command.config())
     folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}-tune"))
-    variants = grid_variants(recipe.grid)
+    grid = grid_of(recipe)
+    variants = grid_variants(grid)
     output = Path(arguments.output) if arguments.output else folder.path / "tuned.json"
     if not output.parent.is_dir() and output.parent != folder.path:
         raise ConfigError(f"--output: the folder {output.parent} does not exist; create it first")
     train_variants(command, config, variants, folder=folder, read_test=False)
 
     dense, *outcomes = (outcome(v.name, folder.results(v.name, config.seeds)) for v in variants)
-    chosen = choose(outcomes, dense=dense, max_accuracy_loss=recipe.grid.max_accuracy_loss)
+    chosen = choose(outcomes, dense=dense, max_accuracy_loss=grid.max_accuracy_loss)
     settings = next(v.lowrank for v in variants if v.name == chosen.name)
     if settings is None:
         raise ConfigError(f"tune: {recipe.name} has an empty grid; add rules and delays to it")

@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 
 from orthotrain.errors import ConfigError
+from orthotrain.recipes.cifar10_dbn import CIFAR10_DBN
 from orthotrain.recipes.cifar10_minivit import CIFAR10_MINIVIT
+from orthotrain.recipes.clothing_gcp import CLOTHING_GCP
 from orthotrain.recipes.digits_minivit import DIGITS_MINIVIT
 from orthotrain.recipes.recipe import Recipe
+from orthotrain.recipes.texture_gcp import TEXTURE_GCP
 from orthotrain.training.config import RunConfig, Scale
 
 DEFAULT_RECIPE = DIGITS_MINIVIT.name
-RECIPES = {recipe.name: recipe for recipe in (DIGITS_MINIVIT, CIFAR10_MINIVIT)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (DIGITS_MINIVIT, CIFAR10_MINIVIT, CIFAR10_DBN, TEXTURE_GCP, CLOTHING_GCP)
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -6,18 +6,13 @@ from dataclasses import replace
 
 from orthotrain.recipes.digits_minivit import PUBLISHED
 from orthotrain.recipes.recipe import Recipe, TuneGrid, tuned_settings
-from orthotrain.training.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RecordConfig,
-    RunConfig,
-)
+from orthotrain.training.config import DataConfig, ModelConfig, OptimConfig, RecordConfig
+from orthotrain.training.lowrank_run import LowRankRun
 
 # The authors' mini ViT: patch 8, depth 6, 6 heads, width 768; batch 1024, 300 epochs, AdamW
 # 3e-4 to 1e-5, warm-up 10 epochs, weight decay 0.01, clip 5. Which augmentation they used is
 # not known; ours is the usual crop and flip.
-_FULL = RunConfig(
+_FULL = LowRankRun(
     recipe="cifar10-minivit",
     scale="full",
     data=DataConfig(name="cifar10", batch_size=1024, crop_padding=4, flip=True),

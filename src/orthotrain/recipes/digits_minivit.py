@@ -11,14 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orthotrain.recipes.recipe import Recipe, TuneGrid, tuned_settings
-from orthotrain.training.config import (
-    DataConfig,
-    LowRankConfig,
-    ModelConfig,
-    OptimConfig,
-    RecordConfig,
-    RunConfig,
-)
+from orthotrain.training.config import DataConfig, ModelConfig, OptimConfig, RecordConfig
+from orthotrain.training.lowrank_run import LowRankConfig, LowRankRun
 
 # The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
 # published, every eligible layer is converted at the switch whether or not that pays.
@@ -30,7 +24,7 @@ PUBLISHED = LowRankConfig(
     only_if_cheaper=False,
 )
 
-_CPU = RunConfig(
+_CPU = LowRankRun(
     recipe="digits-minivit",
     scale="cpu",
     data=DataConfig(name="digits", batch_size=128, crop_padding=1, flip=False),

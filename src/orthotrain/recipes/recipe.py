@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
-from orthotrain.training.config import LowRankConfig, RunConfig, Scale
+from orthotrain.training.config import RunConfig, Scale
+from orthotrain.training.lowrank_run import LowRankConfig
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,19 @@ class TuneGrid:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An experiment: its settings at every scale, and how its tuned settings are found."""
+    """An experiment: its settings at every scale, and how its tuned settings are found.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What a person calls it.
+        scales: Its settings by size of the run.
+        grid: What ``orthotrain tune`` searches; None where nothing is tuned.
+    """
 
     name: str
     title: str
     scales: Mapping[Scale, RunConfig]
-    grid: TuneGrid
+    grid: TuneGrid | None = None
 
 
 def tuned_settings(file_name: str) -> LowRankConfig:

@@ -9,7 +9,8 @@ from typing import Any
 
 from orthotrain.errors import ConfigError
 from orthotrain.recipes.recipe import Recipe, TuneGrid
-from orthotrain.training.config import DENSE, LowRankConfig, RunConfig, Variant
+from orthotrain.training.config import RunConfig
+from orthotrain.training.lowrank_run import DENSE, LowRankConfig, LowRankVariant
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Outcome:
     trainable: float
 
 
-def grid_variants(grid: TuneGrid) -> tuple[Variant, ...]:
+def grid_variants(grid: TuneGrid) -> tuple[LowRankVariant, ...]:
     """Dense training as the yardstick, then every rule with every delay."""
-    dense = Variant(DENSE, "dense", "yardstick of the search")
+    dense = LowRankVariant(DENSE, "dense", "yardstick of the search")
     return (
         dense,
         *(
-            Variant(
+            LowRankVariant(
                 f"{rule}-{value:g}-delay-{delay:.2f}",
                 f"{rule} {value:g}, delay {100 * delay:.0f} %",
                 "a setting of the grid",
@@ -51,16 +52,32 @@ def grid_variants(grid: TuneGrid) -> tuple[Variant, ...]:
     )
 
 
+def grid_of(recipe: Recipe) -> TuneGrid:
+    """The grid of a recipe.
+
+    Raises:
+        ConfigError: Nothing is tuned in this recipe.
+    """
+    if recipe.grid is None:
+        raise ConfigError(
+            f"tune: {recipe.name} has no settings to search for; its settings are those of the "
+            "papers or stated in the recipe"
+        )
+    return recipe.grid
+
+
 def tuning_config(recipe: Recipe, config: RunConfig) -> RunConfig:
     """The run of the search: the recipe's own, with the search's seeds.
 
     Raises:
-        ConfigError: The search would use a seed of the final comparison.
+        ConfigError: Nothing is tuned in this recipe, or the search would use a seed of the final
+            comparison.
     """
-    shared = set(recipe.grid.seeds) & set(config.seeds)
+    grid = grid_of(recipe)
+    shared = set(grid.seeds) & set(config.seeds)
     if shared:
         raise ConfigError(f"tune: seeds {sorted(shared)} belong to the final comparison")
-    return replace(config, seeds=recipe.grid.seeds, variants=(DENSE,))
+    return replace(config, seeds=grid.seeds, variants=(DENSE,))
 
 
 def outcome(name: str, results: Sequence[Mapping[str, Any]]) -> Outcome:
@@ -112,7 +129,7 @@ def search_record(
         "seeds": list(config.seeds),
         "criterion": (
             "smallest stored size whose mean validation accuracy is at most "
-            f"{recipe.grid.max_accuracy_loss:g} below dense training's"
+            f"{grid_of(recipe).max_accuracy_loss:g} below dense training's"
         ),
         "dense": asdict(dense),
         "outcomes": [asdict(o) for o in outcomes],

@@ -6,18 +6,23 @@ This module does not import torch, so a command line can be parsed before torch 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from orthotrain.errors import ConfigError
 
 Scale = Literal["smoke", "cpu", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
-DENSE, PAPER, TUNED, NARROW = "dense", "oialr-paper", "oialr-tuned", "narrow"
+DataName = Literal["digits", "cifar10", "textures", "clothing", "image-folder"]
+_FIXED_SIZE = ("digits", "cifar10")
+Family = Literal["lowrank", "spectral"]
 
 
-def _need(condition: bool, message: str) -> None:
+def need(condition: bool, message: str) -> None:
+    """Raise ConfigError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -27,25 +32,43 @@ class DataConfig:
     """The images and how a batch of them is drawn.
 
     Attributes:
-        name: Data set.
+        name: Data set; image-folder is a tree of train/CLASS/*.jpg and val/CLASS/*.jpg.
         dir: Folder (or file) of local data; the environment variable ORTHOTRAIN_DATA when unset.
+        image_size: Side in pixels to which images are cropped; unset where the data set has one.
         batch_size: Images a batch.
         crop_padding: Zero padding before a random crop back to size; 0 for none.
+        crop_area: Smallest share of an image's area that a random resized crop keeps; unset for
+            no such crop. Instead of crop_padding.
         flip: Mirror half of the training images.
         train_limit: Use about this many training images, all when unset.
     """
 
-    name: Literal["digits", "cifar10"] = "digits"
+    name: DataName = "digits"
     dir: str | None = None
+    image_size: int | None = None
     batch_size: int = 64
     crop_padding: int = 1
+    crop_area: float | None = None
     flip: bool = False
     train_limit: int | None = None
 
     def __post_init__(self) -> None:
-        _need(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
-        _need(self.crop_padding >= 0, f"data.crop_padding={self.crop_padding} must not be negative")
-        _need(
+        need(
+            self.image_size is None or self.name not in _FIXED_SIZE,
+            f"data.image_size={self.image_size}: the images of {self.name} have one size; leave "
+            "it unset",
+        )
+        need(
+            self.image_size is None or self.image_size >= 8,
+            f"data.image_size={self.image_size} must be at least 8",
+        )
+        need(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
+        need(
+            self.crop_area is None or (0 < self.crop_area <= 1 and self.crop_padding == 0),
+            f"data.crop_area={self.crop_area} must lie in (0, 1], with data.crop_padding=0",
+        )
+        need(self.crop_padding >= 0, f"data.crop_padding={self.crop_padding} must not be negative")
+        need(
             self.train_limit is None or self.train_limit >= 1,
             f"data.train_limit={self.train_limit} must be at least 1",
         )
@@ -71,6 +94,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ResNetConfig:
+    """Residual network with its spectral layer.
+
+    Attributes:
+        depth: 18 or 50 layers.
+        width: Channels of the first stage; 64 is the published network.
+        stem_channels: Channels behind the first convolution.
+        stem: 3x3 at full resolution, or 7x7 and a max-pool.
+        last_stride: Stride of the last stage; 1 leaves more positions to a covariance.
+        reduced_channels: Channels in front of covariance pooling.
+    """
+
+    depth: Literal[18, 50] = 18
+    width: int = 64
+    stem_channels: int = 64
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    last_stride: Literal[1, 2] = 2
+    reduced_channels: int = 256
+
+
+NetworkConfig = ModelConfig | ResNetConfig
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up and a cosine to min_lr.
 
@@ -93,63 +140,72 @@ class OptimConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _need(self.epochs >= 1, f"optim.epochs={self.epochs} must be at least 1")
-        _need(
-            math.isfinite(self.lr) and self.lr > 0, f"optim.lr={self.lr} must be positive, finite"
-        )
-        _need(
+        need(self.epochs >= 1, f"optim.epochs={self.epochs} must be at least 1")
+        need(math.isfinite(self.lr) and self.lr > 0, f"optim.lr={self.lr} must be positive, finite")
+        need(
             0 <= self.min_lr <= self.lr,
             f"optim.min_lr={self.min_lr} must lie between 0 and optim.lr={self.lr}",
         )
-        _need(
+        need(
             0 <= self.warmup_fraction < 1,
             f"optim.warmup_fraction={self.warmup_fraction} must lie in [0, 1)",
         )
-        _need(
+        need(
             self.clip_norm is None or self.clip_norm > 0,
             f"optim.clip_norm={self.clip_norm} must be positive; use null for no clipping",
         )
-        _need(
+        need(
             0 <= self.label_smoothing < 1,
             f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
         )
 
 
 @dataclass(frozen=True)
-class LowRankConfig:
-    """Settings of AdaptiveLowRank with times as shares of the run, so they scale with its length.
+class SgdConfig:
+    """SGD with momentum; the learning rate is constant between decays.
 
     Attributes:
-        delay_fraction: Dense steps before the switch over all steps, or auto.
-        every_fraction: Steps between rank updates over all steps.
-        rank_rtol: Drop singular values below this share of the largest (the paper's beta).
-        energy: Keep this share of a layer's energy instead; what was cut before counts as lost.
-        stored_budget: Keep this share of the dense model's stored numbers instead.
-        layer_fraction: Each update reaches this much further to the front (the paper's alpha).
-        max_drop: Largest share of a rank that one update drops.
-        min_rank_fraction: Smallest rank over the layer's smaller side.
-        only_if_cheaper: A layer stays dense until its rank pays.
-        optimizer_state: How optimizer state follows.
+        epochs: Passes over the training part.
+        lr: First learning rate.
+        momentum: Momentum, without dampening or Nesterov's step.
+        weight_decay: Weight decay of every parameter, as published.
+        decay_at: Shares of the run after which the learning rate falls.
+        decay_factor: What it is multiplied by then.
+        head_lr_factor: Learning rate of the classifier over that of the rest.
+        clip_norm: Largest gradient norm; unset for no clipping.
+        label_smoothing: Share of the target spread over all classes.
     """
 
-    delay_fraction: float | Literal["auto"] = 50 / 300
-    every_fraction: float = 10 / 300
-    rank_rtol: float = 0.1
-    energy: float | None = None
-    stored_budget: float | None = None
-    layer_fraction: float = 0.1
-    max_drop: float = 0.5
-    min_rank_fraction: float = 0.01
-    only_if_cheaper: bool = True
-    optimizer_state: Literal["rotate", "slice", "reset"] = "rotate"
+    epochs: int = 350
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_at: tuple[float, ...] = (100 / 350, 200 / 350, 300 / 350)
+    decay_factor: float = 0.1
+    head_lr_factor: float = 1.0
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _need(
-            self.delay_fraction == "auto" or 0 <= self.delay_fraction < 1,
-            f"delay_fraction={self.delay_fraction} must lie in [0, 1) or be auto",
+        need(self.epochs >= 1, f"optim.epochs={self.epochs} must be at least 1")
+        for name in ("lr", "head_lr_factor"):
+            value = getattr(self, name)
+            need(math.isfinite(value) and value > 0, f"optim.{name}={value} must be positive")
+        need(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
+        need(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative")
+        need(
+            all(0 < share < 1 for share in self.decay_at)
+            and sorted(set(self.decay_at)) == list(self.decay_at),
+            f"optim.decay_at={list(self.decay_at)} must rise within (0, 1)",
         )
-        _need(
-            0 < self.every_fraction <= 1, f"every_fraction={self.every_fraction} must lie in (0, 1]"
+        need(0 < self.decay_factor <= 1, f"optim.decay_factor={self.decay_factor} not in (0, 1]")
+        need(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optim.clip_norm={self.clip_norm} must be positive; use null for no clipping",
+        )
+        need(
+            0 <= self.label_smoothing < 1,
+            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
         )
 
 
@@ -176,12 +232,46 @@ class RecordConfig:
             "stability_every_epochs",
             "checkpoint_every_epochs",
         ):
-            _need(getattr(self, name) >= 1, f"record.{name}={getattr(self, name)} must be positive")
+            need(getattr(self, name) >= 1, f"record.{name}={getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the numbers of a run.
+class Variant:
+    """One way to train: a name, and what is different about it.
+
+    Attributes:
+        name: Folder name.
+        title: What a report calls it.
+        note: One sentence.
+        same_size_as: Narrow the network until it stores what this variant ended with.
+    """
+
+    name: str
+    title: str
+    note: str
+    same_size_as: str | None = None
+
+    def described(self) -> dict[str, object]:
+        """What run.json says about it."""
+        return {"name": self.name, "title": self.title, "note": self.note}
+
+    def settings(self) -> Mapping[str, object]:
+        """What result.json says about it, beside the network."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a variant, a seed and the network it trains."""
+
+    variant: Variant
+    seed: int
+    model: NetworkConfig
+
+
+@dataclass(frozen=True)
+class RunConfig(ABC):
+    """Everything that decides the numbers of a run, whatever its family of experiments.
 
     Attributes:
         recipe: Name in the catalog.
@@ -189,8 +279,6 @@ class RunConfig:
         data: Images and batches.
         model: Network.
         optim: Optimizer and schedule.
-        paper: Low-rank settings of the variant oialr-paper.
-        tuned: Low-rank settings of the variant oialr-tuned.
         record: What is written how often.
         variants: Variants to train.
         seeds: Seeds of every variant.
@@ -202,80 +290,40 @@ class RunConfig:
     recipe: str
     scale: Scale = "cpu"
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    paper: LowRankConfig = field(default_factory=LowRankConfig)
-    tuned: LowRankConfig = field(default_factory=LowRankConfig)
+    model: NetworkConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig | SgdConfig = field(default_factory=OptimConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
-    variants: tuple[str, ...] = (DENSE, PAPER, TUNED, NARROW)
+    variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     device: Device = "auto"
     precision: Precision = "float32"
     threads: int = 1
 
+    family: ClassVar[Family]
+
     def __post_init__(self) -> None:
-        known = (DENSE, PAPER, TUNED, NARROW)
+        known = [variant.name for variant in self.known_variants()]
         for name in self.variants:
-            _need(
+            need(
                 name in known,
                 f"variants: {name!r} is not a variant; choose from {', '.join(known)}",
             )
         for name, values in (("variants", self.variants), ("seeds", self.seeds)):
-            _need(len(values) > 0, f"{name} is empty; give at least one")
-            _need(len(set(values)) == len(values), f"{name}={list(values)} names one twice")
-        _need(min(self.seeds) >= 0, f"seeds={list(self.seeds)} must not be negative")
-        _need(self.threads >= 1, f"threads={self.threads} must be at least 1")
+            need(len(values) > 0, f"{name} is empty; give at least one")
+            need(len(set(values)) == len(values), f"{name}={list(values)} names one twice")
+        need(min(self.seeds) >= 0, f"seeds={list(self.seeds)} must not be negative")
+        need(self.threads >= 1, f"threads={self.threads} must be at least 1")
 
+    @property
+    @abstractmethod
+    def baseline(self) -> str:
+        """Name of the variant that the others are held against."""
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to train: a name, and what is different about it.
-
-    Attributes:
-        name: Folder name.
-        title: What a report calls it.
-        note: One sentence.
-        lowrank: Settings of AdaptiveLowRank, None for dense training.
-        same_size_as: Narrow the network until it stores what this variant ended with.
-    """
-
-    name: str
-    title: str
-    note: str
-    lowrank: LowRankConfig | None = None
-    same_size_as: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: a variant, a seed and the network it trains."""
-
-    variant: Variant
-    seed: int
-    model: ModelConfig
+    @abstractmethod
+    def known_variants(self) -> tuple[Variant, ...]:
+        """Every variant of the family, in an order in which each finds what it needs."""
 
 
 def variants_of(config: RunConfig) -> tuple[Variant, ...]:
     """The variants that ``config`` names, in an order in which each finds what it needs."""
-    known = (
-        Variant(DENSE, "dense", "the same network without any method"),
-        Variant(
-            PAPER,
-            "OIALR, published settings",
-            "settings of the authors' CIFAR-10 mini ViT, times scaled to the length of this run",
-            lowrank=config.paper,
-        ),
-        Variant(
-            TUNED,
-            "OIALR, tuned",
-            "rule, threshold and delay chosen by a recorded grid on the validation part",
-            lowrank=config.tuned,
-        ),
-        Variant(
-            NARROW,
-            "narrow dense",
-            "a dense network, narrowed to the stored size that OIALR, tuned ended with",
-            same_size_as=TUNED,
-        ),
-    )
-    return tuple(variant for variant in known if variant.name in config.variants)
+    return tuple(v for v in config.known_variants() if v.name in config.variants)

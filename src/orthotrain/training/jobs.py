@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from orthotrain.errors import ConfigError
-from orthotrain.training.build import build_data, narrow_to
-from orthotrain.training.config import Job, ModelConfig, RunConfig, Variant
+from orthotrain.training.build import build_data
+from orthotrain.training.config import Job, NetworkConfig, RunConfig, Variant
 from orthotrain.training.loop import train
+from orthotrain.training.networks import narrow_to
 from orthotrain.training.progress import OnProgress, Progress, ignore
 from orthotrain.training.record import RunFolder, read_json
 from orthotrain.training.reproducibility import resolve_device
@@ -115,7 +116,7 @@ def _check_needs(tasks: Sequence[Task], config: RunConfig, *, folder: RunFolder)
             )
 
 
-def _model_of(task: Task, config: RunConfig, folder: RunFolder) -> ModelConfig:
+def _model_of(task: Task, config: RunConfig, folder: RunFolder) -> NetworkConfig:
     if task.needs is None:
         return config.model
     stored = [result["stored"] for result in folder.results(task.needs, config.seeds)]

@@ -9,20 +9,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from orthotrain.data.batches import to_float
 from orthotrain.data.splits import ImageData, Split
 from orthotrain.errors import NonFiniteError
-from orthotrain.models.mini_vit import MiniViT
 from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.training.config import Job, RunConfig
 from orthotrain.training.measure import Measurements
+from orthotrain.training.networks import describe_network
 from orthotrain.training.progress import OnProgress, ignore
 from orthotrain.training.record import MetricsFile, SeedFolder, saving, write_json
 from orthotrain.training.reproducibility import reset_peak_memory
+from orthotrain.training.spectral_measure import spectral_fields
+from orthotrain.training.spectral_run import SpectralRun
 from orthotrain.training.state import TrainingState, build_training
 
 _logger = logging.getLogger("orthotrain")
@@ -66,7 +68,7 @@ def train(
         state.load_state_dict(saved["training"])
         seconds_before, metrics_size = saved["seconds"], saved["metrics_size"]
         _logger.info("%s goes on at step %d", folder.path, state.step)
-    began = time.perf_counter()
+    began, started = time.perf_counter(), state.step
 
     with MetricsFile(folder.metrics, size=metrics_size) as metrics:
         measure = Measurements(
@@ -80,7 +82,7 @@ def train(
         state.handle.on_record(measure.take_record)
         measure.started(state.step)
         while state.step < state.total_steps:
-            with measure.timed_step(data.train.images.device):
+            with measure.timed_step(data.train.labels.device):
                 loss, lr = _train_step(state, config)
             if measure.stepped(state.step, loss=loss, lr=lr, every=config.record.log_every_steps):
                 _require_finite(measure.last_loss, folder=folder, step=state.step, lr=lr)
@@ -91,7 +93,9 @@ def train(
                     "training": state.state_dict(),
                     "seconds": seconds_before + time.perf_counter() - began,
                     "metrics_size": metrics.sync(),
-                    "network": _network(job, data),
+                    "network": describe_network(
+                        job, config, image_shape=data.image_shape, classes=data.classes
+                    ),
                 }
                 save_checkpoint(folder.checkpoint, checkpoint)
         metrics.sync()
@@ -106,13 +110,11 @@ def train(
             "validation_loss": validation.loss,
             "test_accuracy": None if test is None else test.accuracy,
             "test_loss": None if test is None else test.loss,
-            **measure.sizes_and_times(folder.metrics),
+            **(sizes := measure.sizes_and_times(folder.metrics)),
+            **_family_fields(state, config, sizes, steps_here=state.step - started),
             "steps": state.total_steps,
             "seconds": seconds,
-            "settings": {
-                "model": asdict(job.model),
-                "lowrank": None if job.variant.lowrank is None else asdict(job.variant.lowrank),
-            },
+            "settings": {"model": asdict(job.model), **job.variant.settings()},
         }
     state.handle.detach()
     write_json(folder.result, result)
@@ -139,18 +141,25 @@ def _train_step(state: TrainingState, config: RunConfig) -> tuple[Tensor, float]
     return loss.detach(), lr
 
 
+def _family_fields(
+    state: TrainingState, config: RunConfig, sizes: dict[str, Any], *, steps_here: int
+) -> dict[str, Any]:
+    """What only one family of experiments tells about its end."""
+    if not isinstance(config, SpectralRun):
+        return {}
+    return spectral_fields(
+        state.model,
+        config.spectral,
+        handle=state.handle,
+        steps_here=steps_here,
+        step_seconds=sizes["step_ms_final"] / 1000,
+        batch_size=config.data.batch_size,
+    )
+
+
 def _due(state: TrainingState, *, every_epochs: int) -> bool:
     epoch, rest = divmod(state.step, state.steps_per_epoch)
     return state.step == state.total_steps or (rest == 0 and epoch % every_epochs == 0)
-
-
-def _network(job: Job, data: ImageData) -> dict[str, Any]:
-    """What it takes to build the same network again from a checkpoint alone."""
-    return {
-        "model": asdict(job.model),
-        "image_shape": list(data.image_shape),
-        "classes": data.classes,
-    }
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: MiniViT, split: Split) -> Evaluation:
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
     """Loss and accuracy of ``model`` on all of ``split``, in float32, in evaluation mode."""
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)

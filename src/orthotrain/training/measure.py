@@ -20,6 +20,15 @@ from orthotrain.training.progress import OnProgress, Progress, Stage
 from orthotrain.training.record import MetricsFile, read_metrics
 from orthotrain.training.reproducibility import peak_memory_bytes
 
+# Which kind of line the records of a method become; those that are not here are events that may
+# have changed the structure.
+_KINDS = {
+    "basis_stability": "stability",
+    "condition_monitor": "condition",
+    "nearest_orthogonal_gradient": "method",
+    "optimal_learning_rate": "method",
+}
+
 # "At the end" of a run, for times, is its last tenth.
 _FINAL_FRACTION = 0.1
 
@@ -83,15 +92,14 @@ class Measurements:
 
     def take_record(self, record: dict[str, Any]) -> None:
         """One record of an attached method."""
-        if record.get("method") == "basis_stability":
-            self._metrics.append(
-                "stability",
-                epoch=record["step"] / self._steps_per_epoch,
-                **{key: value for key, value in record.items() if key != "method"},
-            )
-        else:
-            self._metrics.append("event", **record)
+        method = str(record.get("method"))
+        kind = _KINDS.get(method, "event")
+        if kind == "event":
+            self._metrics.append(kind, **record)
             self._structure_changed = True
+            return
+        kept = {key: value for key, value in record.items() if key != "method" or kind == "method"}
+        self._metrics.append(kind, epoch=record["step"] / self._steps_per_epoch, **kept)
 
     @contextmanager
     def timed_step(self, device: torch.device) -> Iterator[None]:

@@ -165,7 +165,9 @@ class RunFolder:
             "recipe": config.recipe,
             "scale": config.scale,
             **environment,
-            "variants": [{"name": v.name, "title": v.title, "note": v.note} for v in variants],
+            "family": config.family,
+            "baseline": config.baseline,
+            "variants": [variant.described() for variant in variants],
             "seeds": list(config.seeds),
         }
         write_json(self.run, content)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import safetensors
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.lowrank.surgery import restore_structure
-from orthotrain.models.mini_vit import MiniViT
-from orthotrain.training.build import build_model
 from orthotrain.training.checkpoint import load_checkpoint
-from orthotrain.training.config import ModelConfig
+from orthotrain.training.networks import network_from
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -37,20 +34,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def read_network(path: Path) -> MiniViT:
+def read_network(path: Path) -> nn.Module:
     """The trained network of a run's checkpoint, low-rank layers as they were.
 
     Raises:
         CheckpointError: The file is missing, damaged, or from another kind of network.
     """
     saved = load_checkpoint(path)
-    network: dict[str, Any] = saved["network"]
-    channels, height, width = network["image_shape"]
-    model = build_model(
-        ModelConfig(**network["model"]),
-        image_shape=(channels, height, width),
-        classes=network["classes"],
-    )
+    model = network_from(saved["network"])
     weights = saved["training"]["model"]
     restore_structure(model, weights)
     model.load_state_dict(weights)

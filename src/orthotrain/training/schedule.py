@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 from torch.optim import Optimizer
@@ -43,4 +44,25 @@ def warmup_cosine_scheduler(
 ) -> LambdaLR:
     """``warmup_cosine`` as a scheduler that steps once per optimizer step."""
     rule = partial(warmup_cosine, total_steps=total_steps, warmup_steps=warmup_steps, final=final)
+    return LambdaLR(optimizer, rule)
+
+
+def step_decay(step: int, *, total_steps: int, decay_at: Sequence[float], factor: float) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) over the first one.
+
+    Args:
+        step: Index of the step.
+        total_steps: Steps of the run.
+        decay_at: Shares of the run after which the learning rate is multiplied by ``factor``.
+        factor: What it is multiplied by.
+    """
+    # Rounded, so that a share that is an epoch count over the number of epochs means that epoch.
+    return factor ** sum(step >= round(share * total_steps) for share in decay_at)
+
+
+def step_decay_scheduler(
+    optimizer: Optimizer, *, total_steps: int, decay_at: Sequence[float], factor: float
+) -> LambdaLR:
+    """``step_decay`` as a scheduler that steps once per optimizer step."""
+    rule = partial(step_decay, total_steps=total_steps, decay_at=decay_at, factor=factor)
     return LambdaLR(optimizer, rule)

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import AdamW
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from orthotrain.data.batches import BatchStream
 from orthotrain.data.splits import ImageData
 from orthotrain.methods.attach import attach
 from orthotrain.methods.handle import Handle
-from orthotrain.models.mini_vit import MiniViT
-from orthotrain.training.build import build_methods, build_model, build_optimizer
+from orthotrain.training.build import build_methods, build_optimizer, build_scheduler
 from orthotrain.training.config import Job, RunConfig
+from orthotrain.training.networks import build_network
 from orthotrain.training.reproducibility import stream_seed
-from orthotrain.training.schedule import warmup_cosine_scheduler
 
 
 @dataclass
@@ -28,8 +28,8 @@ class TrainingState:
     generator of its own; the network draws nothing. So these parts are the whole state.
     """
 
-    model: MiniViT
-    optimizer: AdamW
+    model: nn.Module
+    optimizer: Optimizer
     scheduler: LambdaLR
     handle: Handle
     batches: BatchStream
@@ -69,29 +69,22 @@ def build_training(job: Job, config: RunConfig, *, data: ImageData) -> TrainingS
         ConfigError: Settings that do not fit each other, the data or the length of the run.
     """
     generator = torch.Generator().manual_seed(stream_seed(job.seed, "weights"))
-    model = build_model(
-        job.model, image_shape=data.image_shape, classes=data.classes, generator=generator
-    ).to(data.train.images.device)
+    model = build_network(
+        job, config, image_shape=data.image_shape, classes=data.classes, generator=generator
+    ).to(data.train.labels.device)
     batches = BatchStream(
         data.train,
         batch_size=config.data.batch_size,
         seed=stream_seed(job.seed, "batches"),
         crop_padding=config.data.crop_padding,
+        crop_area=config.data.crop_area,
         flip=config.data.flip,
     )
     total_steps = config.optim.epochs * batches.batches_per_epoch
     optimizer = build_optimizer(model, config.optim)
-    scheduler = warmup_cosine_scheduler(
-        optimizer,
-        total_steps=total_steps,
-        warmup_steps=int(config.optim.warmup_fraction * total_steps),
-        final=config.optim.min_lr / config.optim.lr,
-    )
+    scheduler = build_scheduler(optimizer, config.optim, total_steps=total_steps)
     methods = build_methods(
-        job.variant.lowrank,
-        config.record,
-        steps_per_epoch=batches.batches_per_epoch,
-        total_steps=total_steps,
+        job, config, steps_per_epoch=batches.batches_per_epoch, total_steps=total_steps
     )
     handle = attach(model, optimizer, *methods, total_steps=total_steps)
     return TrainingState(

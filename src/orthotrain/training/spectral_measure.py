@@ -1,0 +1,96 @@
+"""What a run with a spectral layer tells at its end: weight norm, and shares of a step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from orthotrain.layers import GlobalCovariancePool
+from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
+from orthotrain.linalg import spd_inv_sqrt, spd_sqrt
+from orthotrain.methods.handle import Handle
+from orthotrain.training.networks import SPECTRAL_LAYER
+from orthotrain.training.spectral_run import SpectralConfig
+
+_ROUNDS = 7
+
+
+def spectral_fields(
+    model: nn.Module,
+    spectral: SpectralConfig,
+    *,
+    handle: Handle,
+    steps_here: int,
+    step_seconds: float,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Fields of result.json.
+
+    Args:
+        model: The trained network.
+        spectral: Its spectral layer's settings.
+        handle: The attached methods, asked for the time their hooks took.
+        steps_here: Optimizer steps since the handle was attached.
+        step_seconds: Median time of an optimizer step.
+        batch_size: Images a step.
+
+    Returns:
+        ``weight_norm``, the Frobenius norm of the weight before the layer (None without one),
+        and ``shares``: seconds of one root, forward and backward, timed alone on matrices of the
+        layer's size, and of each method's hooks, over ``step_seconds``.
+    """
+    seconds = {name: value / steps_here for name, value in handle.seconds.items() if steps_here > 0}
+    root = root_seconds(model.get_submodule(SPECTRAL_LAYER[spectral.layer]), batch_size=batch_size)
+    if root is not None:
+        seconds["root"] = root
+    before = model.get_submodule("stem") if spectral.layer == "whitening" else None
+    if before is None and isinstance(pool := model.get_submodule("pool"), GlobalCovariancePool):
+        before = pool.reduce[0]
+    weight = None if before is None else before.weight
+    return {
+        "weight_norm": float(weight.detach().norm()) if isinstance(weight, torch.Tensor) else None,
+        "shares": {name: value / step_seconds for name, value in seconds.items()},
+    }
+
+
+def root_seconds(layer: nn.Module, *, batch_size: int) -> float | None:
+    """Median seconds of the layer's root, forward and backward; None for any other layer.
+
+    Timed on well-conditioned matrices of the size and number the layer meets in a step.
+    """
+    match layer:
+        case DecorrelatedBatchNorm2d():
+            covariance = torch.eye(layer.running_covariance.shape[-1])
+            covariance = covariance.expand_as(layer.running_covariance).clone()
+            root = spd_inv_sqrt
+        case GlobalCovariancePool():
+            covariance = torch.eye(layer.channels).expand(batch_size, -1, -1).clone()
+            root = spd_sqrt
+        case _:
+            return None
+    device = next(layer.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(covariance.shape, generator=generator)
+    covariance = covariance + noise @ noise.mT / covariance.shape[-1]
+    covariance = covariance.to(device).requires_grad_()
+    gradient = torch.ones_like(covariance)
+    seconds = []
+    for _ in range(_ROUNDS):
+        _wait(device)
+        start = time.perf_counter()
+        value = root(
+            covariance, method=layer.method, gradient=layer.gradient, iterations=layer.iterations
+        )
+        torch.autograd.grad(value, covariance, gradient)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
