@@ -1,6 +1,7 @@
 """Pure functions on tensors: ``(*batch, m, n)`` in, batch entries independent, input untouched."""
 
 from orthotrain.linalg._root_checks import RootGradient, RootMethod
+from orthotrain.linalg._spectral_gradient import SpectralGradient
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
@@ -26,6 +27,7 @@ from orthotrain.linalg.subspace import (
     basis_stability_from_polar,
     mixing_similarity,
 )
+from orthotrain.linalg.svd_grad import eigh, svd
 
 __all__ = [
     "ConditionReadings",
@@ -33,6 +35,7 @@ __all__ = [
     "PolarMethod",
     "RootGradient",
     "RootMethod",
+    "SpectralGradient",
     "basis_stability",
     "basis_stability_from_polar",
     "cayley_transform",
@@ -42,6 +45,7 @@ __all__ = [
     "conv_skew_part",
     "conv_spectral_bound",
     "effective_rank",
+    "eigh",
     "exponential_remainder",
     "mixing_similarity",
     "numerical_rank",
@@ -51,6 +55,7 @@ __all__ = [
     "skew_part",
     "spd_inv_sqrt",
     "spd_sqrt",
+    "svd",
     "thin_svd",
     "working_dtype",
 ]
