@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import OrthotrainError
-from orthotrain.layers import OrthogonalConv2d, orthogonal_weight
+from orthotrain.layers import (
+    DecorrelatedBatchNorm1d,
+    DecorrelatedBatchNorm2d,
+    DecorrelatedBatchNorm3d,
+    GlobalCovariancePool,
+    OrthogonalConv2d,
+    orthogonal_weight,
+)
 from reference.matrices import generator
 
 
@@ -60,6 +67,20 @@ LAYERS = (
           (2, 3, 6, 5), pickles=False),
     Layer("orthogonal-weight-groups", lambda: orthogonal_weight(nn.Conv2d(4, 6, 1, groups=2)),
           (2, 4, 6, 5), pickles=False),
+    Layer("whitening-1d", lambda: DecorrelatedBatchNorm1d(6, group_size=2), (9, 6),
+          empty_batch="error"),
+    Layer("whitening-2d", lambda: DecorrelatedBatchNorm2d(6, groups=2), (4, 6, 5, 3),
+          empty_batch="error"),
+    Layer("whitening-2d-few-places", lambda: DecorrelatedBatchNorm2d(8, momentum=None),
+          (7, 8, 2, 1), empty_batch="error"),
+    Layer("whitening-3d", lambda: DecorrelatedBatchNorm3d(4), (3, 4, 2, 3, 2),
+          empty_batch="error"),
+    Layer("whitening-plain", lambda: DecorrelatedBatchNorm2d(6, affine=False), (4, 6, 5, 3),
+          empty_batch="error"),
+    Layer("covariance-pool", lambda: GlobalCovariancePool(4), (3, 4, 5, 3)),
+    Layer("covariance-pool-few-places", lambda: GlobalCovariancePool(8), (3, 8, 2, 2)),
+    Layer("covariance-pool-reduced",
+          lambda: GlobalCovariancePool(6, reduced_channels=3, shrinkage=0.1), (4, 6, 4, 3)),
 )  # fmt: skip
 
 every_layer = pytest.mark.parametrize("row", LAYERS, ids=str)
@@ -210,7 +231,8 @@ def test_gradients_reach_the_input_and_every_parameter(row: Layer, training: boo
 @every_layer
 def test_two_forward_passes_before_a_backward(row: Layer):
     layer = row.layer().train()
-    (layer(row.x(seed=1)).sum() + layer(row.x(seed=2)).pow(2).sum()).backward()
+    one, two = (layer(row.x(seed=seed).requires_grad_()) for seed in (1, 2))
+    (one.sum() + two.pow(2).sum()).backward()
 
 
 @every_layer
@@ -280,6 +302,9 @@ def test_empty_batch(row: Layer, training: bool):
 
 @every_layer
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiled_layer_agrees(row: Layer, training: bool):
     layer = row.layer(torch.float32)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError, ShapeError
+from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.layers._root import root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_sqrt, working_dtype
 
 # Added to the eigenvalues as a share of their mean, where the caller says nothing. A map of
@@ -132,7 +133,12 @@ class GlobalCovariancePool(nn.Module):
             # A zero matrix has a zero root, and no other matrix is changed.
             dead = (p.diagonal(dim1=-2, dim2=-1).sum(dim=-1) == 0)[:, None, None]
             unit = torch.eye(self.channels, dtype=p.dtype, device=p.device)
-            root = self._root(p + unit * dead) * ~dead
+            root: Tensor = root_in_layer(
+                self._name(), spd_sqrt, p + unit * dead, method=self.method,
+                gradient=self.gradient, ridge=self.ridge, relative_ridge=self.relative_ridge,
+                iterations=self.iterations,
+            )  # fmt: skip
+            root = root * ~dead
             dtype = torch.promote_types(x.dtype, torch.float32)
             return root.flatten(1).index_select(1, self._triangle).to(dtype)
 
@@ -175,21 +181,6 @@ class GlobalCovariancePool(nn.Module):
         for name, (value, default) in chosen.items():
             text += "" if value == default else f", {name}={value!r}"
         return text
-
-    def _root(self, p: Tensor) -> Tensor:
-        try:
-            return spd_sqrt(
-                p,
-                method=self.method,
-                gradient=self.gradient,
-                ridge=self.ridge,
-                relative_ridge=self.relative_ridge,
-                iterations=self.iterations,
-            )
-        except (NonFiniteError, NotPositiveDefiniteError) as error:
-            raise type(error)(
-                f"{self._name()} needs a covariance with a root; of its input, {error}"
-            ) from error
 
     def _name(self) -> str:
         return f"GlobalCovariancePool({self.in_channels})"

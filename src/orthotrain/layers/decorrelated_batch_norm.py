@@ -9,13 +9,14 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError, ShapeError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._covariance import (
     Layout,
     across_processes,
     affine_map,
     centred_covariance,
 )
+from orthotrain.layers._root import root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
 
 
@@ -163,7 +164,10 @@ class DecorrelatedBatchNorm(nn.Module):
 
     def _map(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Whitening and affine parameters as one ``(groups, c, c)`` matrix and a shift."""
-        a = self._whitening(covariance)
+        a = root_in_layer(
+            self._name(), spd_inv_sqrt, covariance, method=self.method, gradient=self.gradient,
+            ridge=self.ridge, iterations=self.iterations,
+        )  # fmt: skip
         if self.weight is None:
             return a, a.new_zeros(self.groups, self.group_size, 1)
         assert self.bias is not None
@@ -171,20 +175,6 @@ class DecorrelatedBatchNorm(nn.Module):
             p.to(a.dtype).view(self.groups, self.group_size, 1) for p in (self.weight, self.bias)
         )
         return weight * a, bias
-
-    def _whitening(self, covariance: Tensor) -> Tensor:
-        try:
-            return spd_inv_sqrt(
-                covariance,
-                method=self.method,
-                gradient=self.gradient,
-                ridge=self.ridge,
-                iterations=self.iterations,
-            )
-        except (NonFiniteError, NotPositiveDefiniteError) as error:
-            raise type(error)(
-                f"{self._name()} needs a covariance it can invert; of its input, {error}"
-            ) from error
 
     @torch.no_grad()
     def _update(self, mean: Tensor, covariance: Tensor, samples: int) -> None:
