@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import orthogonal
 
+from methods import nog_worker
 from methods.doubles import same, small_model
 from methods.lockstep import KINDS, Kind, lockstep, loss_of, make_layer, seeded
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
@@ -547,6 +552,31 @@ def test_a_missing_gradient_moves_nothing(when):
     optimizer.step()
     assert torch.equal(model[0].weight, before)
     assert [record["layer"] for record in handle.records] == ["2"]
+
+
+@pytest.mark.slow
+def test_two_processes_act_as_one(tmp_path):
+    tests = Path(nog_worker.__file__).parent.parent
+    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, nog_worker.__file__, str(rank), str(tmp_path)], env=environment
+        )
+        for rank in range(nog_worker.WORLD)
+    ]
+    try:
+        assert [process.wait(90) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    first, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(nog_worker.WORLD))
+    assert same(first, other)
+    for when, (weights, _) in first.items():
+        model = small_model()
+        expected, _ = nog_worker.train(model, model, nog_worker.batches(), when=when)
+        close(weights, expected, 1e-4)
 
 
 # --- NaN and infinity -------------------------------------------------------------------------

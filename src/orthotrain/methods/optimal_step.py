@@ -81,7 +81,7 @@ def optimal_lr_matrix(
         Ours; the published OLR looks at the weight as a vector (:func:`optimal_lr`).
 
     Example:
-        >>> optimal_lr_matrix(2 * torch.eye(3), torch.eye(3), at_most=2.0)
+        >>> round(optimal_lr_matrix(2 * torch.eye(3), torch.eye(3), at_most=2.0), 9)
         1.0
     """
     _require_pair("optimal_lr_matrix", weight, gradient)

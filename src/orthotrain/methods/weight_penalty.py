@@ -48,8 +48,8 @@ class OrthogonalPenalty(Method):
             as :class:`NearestOrthogonalGradient`.
 
     Note:
-        Clip gradients after the step's hooks see them, or know that the penalty is not clipped:
-        it is added after everything that the loop itself does to the gradient.
+        The penalty is added after everything that the loop does to the gradient, so clipping does
+        not reach it.
 
     Source:
         The "orthogonal loss" that Song, Sebe and Wang (2022), arXiv:2207.02119, compare with.
