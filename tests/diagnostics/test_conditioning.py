@@ -172,6 +172,15 @@ def test_read_is_the_covariance_that_the_layer_forms(layer, shape, chunk, order,
     assert (found.ridge, found.relative_ridge) == (layer.ridge, 0.0)
 
 
+def test_a_batch_in_order_and_far_from_zero_is_read_as_well_as_any(monkeypatch):
+    # In pieces, the first of which says little about the mean of the others.
+    monkeypatch.setattr("orthotrain.diagnostics._covariance._CHUNK_ON_CPU", 4 * 50)
+    x = random(64, 4, 50, dtype=torch.float64) + 1e4 + torch.arange(64.0)[:, None, None]
+    found = covariance_of(nn.BatchNorm1d(4), x).matrices[0]
+    expected = twins.covariance(x.movedim(1, -1).reshape(-1, 4))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_batch_norm_is_read_like_whitening_of_one_group_with_its_eps_as_ridge():
     model = network(nn.BatchNorm2d(8, eps=0.5))
     one, watching = attached(model, covariances="1")

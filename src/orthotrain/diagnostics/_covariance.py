@@ -19,8 +19,8 @@ MOST_MATRICES: Final = 8
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Numbers held in float64 at once: on a CPU what stays in its cache (64 channels of 32x32, batch
-# 128, one thread: half the time of one piece), elsewhere few launches for at most 128 MiB.
-_CHUNK_ON_CPU: Final = 2**18
+# 128, one thread: half the time that 2**20 take), elsewhere few launches for at most 128 MiB.
+_CHUNK_ON_CPU: Final = 2**17
 _CHUNK: Final = 2**24
 # A tolerance beyond it would leave nothing but the largest value.
 _MOST_RTOL: Final = 0.5
@@ -114,18 +114,24 @@ def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
     """
     channels, dtype = x.shape[1], _wide(x)
     x = x.T.unsqueeze(0) if x.ndim == 2 else x.flatten(2)
-    samples = x.numel() // channels
-    mean = x.sum(dim=(0, 2), dtype=dtype) / samples
-    size = channels // groups
-    total = torch.zeros((groups, size, size), dtype=dtype, device=x.device)
+    samples, size = x.numel() // channels, channels // groups
+    shift = x.new_zeros((channels, 1, 1), dtype=dtype)
+    sums = x.new_zeros((groups, size, 1), dtype=dtype)
+    products = x.new_zeros((groups, size, size), dtype=dtype)
     most = _CHUNK_ON_CPU if x.device.type == "cpu" else _CHUNK
-    for part in torch.split(x, max(1, most * x.shape[0] // x.numel())):
-        shape = (channels, part.shape[0], part.shape[2])
-        centred = torch.empty(shape, dtype=dtype, device=x.device)
-        centred.copy_(part.transpose(0, 1)).sub_(mean[:, None, None])
-        rows = centred.view(groups, size, -1)
-        total.baddbmm_(rows, rows.mT)
-    return (total + total.mT) / (2 * samples)
+    for i, part in enumerate(torch.split(x, max(1, most * len(x) // x.numel()))):
+        moved = x.new_empty((channels, len(part), part.shape[-1]), dtype=dtype)
+        moved.copy_(part.transpose(0, 1))
+        if i == 0:
+            # Near the mean of all, so that what is taken off at the end is no larger than what
+            # stays; a pass for the mean itself would cost more than all the rest.
+            shift = moved.mean(dim=(1, 2), keepdim=True)
+        rows = moved.sub_(shift).view(groups, size, -1)
+        sums += rows.sum(dim=-1, keepdim=True)
+        products.baddbmm_(rows, rows.mT)
+    mean = sums / samples
+    covariance: Tensor = products / samples - mean @ mean.mT
+    return (covariance + covariance.mT) / 2
 
 
 def place_covariance(x: Tensor, *, shrinkage: float = 0.0) -> Tensor:
