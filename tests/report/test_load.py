@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from orthotrain.errors import ConfigError, DataError
-from orthotrain.report.load import load_run, read_metrics
+from orthotrain.report.load import load_run
+from orthotrain.report.rows import read_metrics
 
 STEP = '{"kind": "step", "step": %d, "loss": %s}\n'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -21,10 +21,19 @@ _SAME_TIME: Final = 0.02
 
 @dataclass(frozen=True)
 class Finding:
-    """What the numbers say about one variant, or about a pair."""
+    """What the numbers say about one variant, a pair, or a claim.
+
+    Attributes:
+        title: What it is about.
+        sentences: The numbers in words.
+        verdict: The answer in a few words, for a claim.
+        tone: How the page colors the verdict.
+    """
 
     title: str
     sentences: tuple[str, ...]
+    verdict: str = ""
+    tone: Literal["good", "bad", "mixed", "unclear"] = "unclear"
 
 
 def findings(run: Run) -> list[Finding]:

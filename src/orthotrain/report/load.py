@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from orthotrain.errors import ConfigError, DataError
+from orthotrain.report.rows import NEEDED, Row, number, read_metrics, read_text, text
 
 SCHEMA: Final = 1
+LOW_RANK: Final = "lowrank"
+SPECTRAL: Final = "spectral"
+FAMILIES: Final = (LOW_RANK, SPECTRAL)
 BASELINE: Final = "dense"
 RIVAL: Final = "narrow"
 # Below three seeds a spread says almost nothing (oialr.md reports three everywhere).
 MIN_SEEDS: Final = 3
-
-Row = Mapping[str, object]
-
-_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
-    "step": ("step", "loss"),
-    "eval": ("step", "split", "accuracy"),
-    "size": ("step", "trainable", "stored"),
-    "rank": ("step", "layer", "rank"),
-    "stability": ("step", "epoch", "layer", "stability"),
-    "event": ("step",),
-}
-# A resumed run records some steps twice; the fields that tell two lines of a step apart.
-_IDENTITY: Final = ("step", "layer", "split", "method", "event")
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,7 @@ class Variant:
         note: One sentence about it, may be empty.
         seeds: Its trainings, ordered by seed, finished or not.
         planned: How many seeds run.json asks for, at least those found.
+        treatments: What a spectral run does to the layer, such as ``("root", "nog")``.
     """
 
     name: str
@@ -79,6 +71,7 @@ class Variant:
     note: str
     seeds: tuple[SeedRun, ...]
     planned: int
+    treatments: tuple[str, ...] = ()
 
     @property
     def finished(self) -> tuple[SeedRun, ...]:
@@ -114,9 +107,19 @@ class Run:
     notes: tuple[str, ...]
 
     @property
+    def family(self) -> str:
+        """Which kind of experiment it is, one of ``FAMILIES``."""
+        return text(self.info, "family", LOW_RANK)
+
+    @property
+    def baseline_name(self) -> str:
+        """Name of the variant without any treatment."""
+        return BASELINE if self.family == LOW_RANK else text(self.info, "baseline")
+
+    @property
     def baseline(self) -> Variant | None:
-        """The dense network everything is compared with."""
-        return next((v for v in self.variants if v.name == BASELINE), None)
+        """The dense network, or the one without a spectral layer, that others are held against."""
+        return next((v for v in self.variants if v.name == self.baseline_name), None)
 
     @property
     def rival(self) -> Variant | None:
@@ -144,20 +147,6 @@ class Run:
             for count in (seed.final("dense"), *(number(r, "dense") for r in seed.rows["size"]))
         ]
         return max((value for value in known if math.isfinite(value)), default=math.nan)
-
-
-def number(row: Row, key: str) -> float:
-    """The number under ``key``; NaN where it is missing, null or no number."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    return float(value)
-
-
-def text(row: Row, key: str, default: str = "") -> str:
-    """The value under ``key`` as text; ``default`` where it is missing or null."""
-    value = row.get(key)
-    return default if value is None else str(value)
 
 
 def load_run(path: Path, *, slug: str | None = None) -> Run:
@@ -190,7 +179,7 @@ def load_run(path: Path, *, slug: str | None = None) -> Run:
         for name in [*declared, *unlisted]
     )
     config_path = path / "config.yaml"
-    config = _read_text(config_path) if config_path.is_file() else None
+    config = read_text(config_path) if config_path.is_file() else None
     if config is None:
         notes.append("There is no config.yaml, so the resolved configuration is not shown.")
     run = Run(path, slug or path.resolve().name, info, config, variants, ())
@@ -211,21 +200,18 @@ def _read_info(path: Path) -> Row:
             f"report reads run folders of schema {SCHEMA}; {file} says {info.get('schema')!r}. "
             "Use the version of orthotrain that wrote it, or train again."
         )
+    family = text(info, "family", LOW_RANK)
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"report knows runs of the families {', '.join(FAMILIES)}; {file} says {family!r}. "
+            "Use the version of orthotrain that wrote it."
+        )
     return info
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(
-            f"report could not read {file}: {error.strerror}. Check that it is readable."
-        ) from error
 
 
 def _read_object(file: Path) -> Row:
     try:
-        value = json.loads(_read_text(file))
+        value = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"report needs a JSON object in {file}; line {error.lineno} is broken ({error.msg}). "
@@ -273,12 +259,14 @@ def _read_variant(
             notes.append(f"{title}: seed {seed} has no folder; it was never started.")
     if not found:
         notes.append(f"{title}: no results at all; it was never started.")
-    return Variant(name, title, text(described, "note"), tuple(seeds), len(planned))
+    treatments = described.get("treatments")
+    listed = tuple(map(str, treatments)) if isinstance(treatments, list) else ()
+    return Variant(name, title, text(described, "note"), tuple(seeds), len(planned), listed)
 
 
 def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun:
     metrics = folder / "metrics.jsonl"
-    rows: dict[str, list[Row]] = {kind: [] for kind in _NEEDED}
+    rows: dict[str, list[Row]] = {kind: [] for kind in NEEDED}
     if metrics.is_file():
         rows, said = read_metrics(metrics)
         notes += [f"{title}, seed {seed}: {sentence}" for sentence in said]
@@ -294,82 +282,12 @@ def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun
     return run
 
 
-def read_metrics(file: Path) -> tuple[dict[str, list[Row]], list[str]]:
-    """Read a ``metrics.jsonl``.
-
-    Args:
-        file: One JSON object a line, each with a ``kind``.
-
-    Returns:
-        The rows by kind, ordered by step (of two rows for the same thing at the same step, as a
-        resumed run leaves them, the later one), and sentences on what was left out.
-
-    Raises:
-        DataError: A line other than the last is no JSON object, has no ``kind``, or lacks a
-            field that its kind needs; the message carries the line's number.
-    """
-    lines = _read_text(file).splitlines()
-    kept: dict[str, dict[tuple[object, ...], Row]] = {kind: {} for kind in _NEEDED}
-    notes: list[str] = []
-    unknown: dict[str, int] = {}
-    for index, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _parse_line(line)
-        if row is None:
-            if index == len(lines):
-                notes.append("the last line of metrics.jsonl is cut off (a killed run); left out.")
-                continue
-            raise DataError(
-                f"report needs a JSON object with a 'kind' in every line of {file}; line {index} "
-                f"of {len(lines)} is {line[:60]!r}. Remove that line, or train this seed again."
-            )
-        kind = str(row["kind"])
-        if kind not in kept:
-            unknown[kind] = unknown.get(kind, 0) + 1
-            continue
-        lacking = [field for field in _NEEDED[kind] if field not in row]
-        if not lacking and not math.isfinite(number(row, "step")):
-            lacking = ["a number as step"]
-        if lacking:
-            raise DataError(
-                f"report needs {', '.join(lacking)} in a line of kind '{kind}'; line {index} of "
-                f"{file} has {', '.join(row)}. Was it written by another version?"
-            )
-        kept[kind][tuple(str(row.get(field)) for field in _IDENTITY)] = row
-    notes += [f"{n} lines of the unknown kind '{kind}' left out." for kind, n in unknown.items()]
-    lost = sum(math.isnan(number(row, "loss")) for row in kept["step"].values())
-    if lost:
-        notes.append(f"the training loss was not finite in {lost} records; the curve has gaps.")
-    return {kind: _by_step(rows.values()) for kind, rows in kept.items()}, notes
-
-
-def _parse_line(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and "kind" in row else None
-
-
-def _by_step(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: number(row, "step"))
-
-
 def _missing(run: Run) -> list[str]:
     """What the whole run lacks, one sentence each."""
     notes = []
     if not run.variants:
         notes.append("run.json lists no variant and none is on disk: there is nothing to compare.")
-    if run.baseline is None:
-        notes.append(
-            f"There is no variant '{BASELINE}', so nothing is compared with a dense network; "
-            "sizes are percentages of the largest dense count recorded."
-        )
-    elif not run.baseline.finished:
-        notes.append("The dense variant has no finished seed, so nothing is compared with it.")
-    if run.rival is None and run.low_rank:
-        notes.append("There is no narrow dense network of the same stored size to compare with.")
+    notes += _missing_of_low_rank(run) if run.family == LOW_RANK else []
     for variant in run.variants:
         count = len(variant.finished)
         if 0 < count < MIN_SEEDS:
@@ -380,4 +298,18 @@ def _missing(run: Run) -> list[str]:
         untested = [str(s.seed) for s in variant.finished if math.isnan(s.final("test_accuracy"))]
         if untested:
             notes.append(f"{variant.title}: no test accuracy for seed {', '.join(untested)}.")
+    return notes
+
+
+def _missing_of_low_rank(run: Run) -> list[str]:
+    notes = []
+    if run.baseline is None:
+        notes.append(
+            f"There is no variant '{BASELINE}', so nothing is compared with a dense network; "
+            "sizes are percentages of the largest dense count recorded."
+        )
+    elif not run.baseline.finished:
+        notes.append("The dense variant has no finished seed, so nothing is compared with it.")
+    if run.rival is None and run.low_rank:
+        notes.append("There is no narrow dense network of the same stored size to compare with.")
     return notes

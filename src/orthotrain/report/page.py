@@ -13,28 +13,12 @@ from typing import Final
 
 from orthotrain.errors import ConfigError
 from orthotrain.files import write_atomically
-from orthotrain.report.figures import all_plots
-from orthotrain.report.findings import findings
-from orthotrain.report.load import Run, load_run, text
+from orthotrain.report.family import Family, family_of
+from orthotrain.report.findings import Finding
+from orthotrain.report.load import Run, load_run
+from orthotrain.report.rows import text
 from orthotrain.report.style import LIGHT, THEMES, Plot, styled, to_png
-from orthotrain.report.tables import Cell, Table, all_tables
-
-_TITLES: Final = {
-    "results": "Results",
-    "costs": "Time and memory",
-    "seeds": "Every seed",
-    "ranks": "Final ranks",
-    "settings": "Settings",
-    "environment": "Environment",
-}
-_EMPTY: Final = {
-    "results": "There is no variant, so there is no result.",
-    "costs": "There is no variant, so there is nothing to time.",
-    "seeds": "No seed was started.",
-    "ranks": "No variant has a layer in low-rank form, so there are no ranks.",
-    "settings": "No finished seed recorded its settings.",
-    "environment": "run.json describes no environment.",
-}
+from orthotrain.report.tables import Cell, Table
 
 _NOTHING_SHOWN: Final = "<p>Nothing yet: no variant has a finished seed to compare.</p>"
 
@@ -78,7 +62,7 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
     for run in runs:
         prefix = "" if alone else f"{run.slug}-"
         pictures = _draw(run)
-        tables = all_tables(run)
+        tables = family_of(run).tables(run)
         files.update(_pictures_as_files(pictures, prefix))
         files.update((f"{prefix}{t.name}.csv", t.csv().encode()) for t in tables if t.rows)
         sections.append(_section(run, pictures, tables, prefix))
@@ -114,7 +98,7 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
 
 def _draw(run: Run) -> list[_Picture]:
     pictures = []
-    for plot in all_plots(run):
+    for plot in family_of(run).plots(run):
         images = []
         for theme in THEMES if plot.draw is not None else ():
             with styled(theme):
@@ -133,17 +117,23 @@ def _pictures_as_files(pictures: Sequence[_Picture], prefix: str) -> dict[str, b
 
 
 def _section(run: Run, pictures: Sequence[_Picture], tables: Sequence[Table], prefix: str) -> str:
-    by_name = {table.name: table for table in tables}
+    family = family_of(run)
+    shown = {table.name: _table_html(table, family) for table in tables}
     parts = [
         f'<section class="run" id="{escape(run.slug)}">',
         f"<h2>{escape(text(run.info, 'recipe', run.slug))} <small>{escape(run.slug)}</small></h2>",
         f'<p class="facts">{escape(_facts(run))}</p>',
-        _missing_card(run),
-        _findings_card(run),
-        f'<div class="card"><h3>Results</h3>{_table_html(by_name["results"])}'
-        f'<div class="gap">{_table_html(by_name["costs"])}</div>{_variant_notes(run)}</div>',
+        _missing_card([*run.notes, *family.missing(run)]),
+        _findings_card(family.findings(run), family.small_print),
+        _card("Results", [shown[name] for name in family.results], family.results_note, run),
         *(_figure_html(picture, prefix) for picture in pictures),
-        _details(run, [by_name[name] for name in ("seeds", "ranks", "settings", "environment")]),
+        *(
+            _card(
+                card.title, [shown[name] for name in card.tables if name in shown], card.note(run)
+            )
+            for card in family.cards
+        ),
+        _details(run, [(family.titles[name], shown[name]) for name in family.details]),
         "</section>",
     ]
     return "\n".join(part for part in parts if part)
@@ -169,24 +159,41 @@ def _list_html(sentences: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def _missing_card(run: Run) -> str:
-    if not run.notes:
+def _card(title: str, tables: Sequence[str], note: str, run: Run | None = None) -> str:
+    """Tables in one box; the first box also tells what the variants are."""
+    first, *more = tables
+    return (
+        f'<div class="card"><h3>{escape(title)}</h3>{first}'
+        + "".join(f'<div class="gap">{table}</div>' for table in more)
+        + (f'<p class="small">{escape(note)}</p>' if note else "")
+        + (_variant_notes(run) if run is not None else "")
+        + "</div>"
+    )
+
+
+def _missing_card(notes: Sequence[str]) -> str:
+    if not notes:
         return ""
-    return f'<div class="card missing"><h3>What is missing</h3>{_list_html(run.notes)}</div>'
+    return f'<div class="card missing"><h3>What is missing</h3>{_list_html(notes)}</div>'
 
 
-def _findings_card(run: Run) -> str:
+def _findings_card(said: Sequence[Finding], small_print: str) -> str:
     blocks = "".join(
-        f"<div><h4>{escape(finding.title)}</h4>{_list_html(finding.sentences)}</div>"
-        for finding in findings(run)
+        f"<div><h4>{escape(finding.title)}</h4>{_verdict(finding)}{_list_html(finding.sentences)}"
+        "</div>"
+        for finding in said
     )
     return (
         '<div class="card"><h3>What this shows</h3>'
         f'<div class="findings">{blocks or _NOTHING_SHOWN}</div>'
-        '<p class="small">± is one standard deviation over seeds. The spread of a difference is '
-        "the root of the two summed variances; a difference inside it may be chance, one outside "
-        "it still comes from few seeds on one data split.</p></div>"
+        f'<p class="small">{escape(small_print)}</p></div>'
     )
+
+
+def _verdict(finding: Finding) -> str:
+    if not finding.verdict:
+        return ""
+    return f'<p class="verdict {finding.tone}">{escape(finding.verdict)}</p>'
 
 
 def _variant_notes(run: Run) -> str:
@@ -204,7 +211,7 @@ def _figure_html(picture: _Picture, prefix: str) -> str:
         )
     images = "".join(
         f'<img class="{theme.name}" data-file="{escape(prefix + plot.name)}'
-        f'{"" if theme is LIGHT else "-" + theme.name}.png" alt="{escape(plot.title)}" '
+        f'{"" if theme is LIGHT else "-" + theme.name}.png" alt="{escape(plot.alt or plot.title)}" '
         f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for theme, image in zip(THEMES, picture.images, strict=True)
     )
@@ -214,8 +221,8 @@ def _figure_html(picture: _Picture, prefix: str) -> str:
     )
 
 
-def _details(run: Run, tables: Sequence[Table]) -> str:
-    panels = [(_TITLES[table.name], _table_html(table)) for table in tables]
+def _details(run: Run, tables: Sequence[tuple[str, str]]) -> str:
+    panels = list(tables)
     if run.config is not None:
         panels.append(("config.yaml", f"<pre>{escape(run.config)}</pre>"))
     buttons = "".join(
@@ -230,9 +237,9 @@ def _details(run: Run, tables: Sequence[Table]) -> str:
     )
 
 
-def _table_html(table: Table) -> str:
+def _table_html(table: Table, family: Family) -> str:
     if not table.rows:
-        return f"<p>{escape(_EMPTY[table.name])}</p>"
+        return f"<p>{escape(family.empty[table.name])}</p>"
     numeric = [_is_numeric([row[i] for row in table.rows]) for i in range(len(table.head))]
     head = "".join(
         f"<th{_align(right)}>{escape(title)}</th>"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orthotrain.report.load import Row, SeedRun, Variant, number, text
+from orthotrain.report.load import SeedRun, Variant
+from orthotrain.report.rows import Row, number, text
 
 Array = npt.NDArray[np.float64]
 

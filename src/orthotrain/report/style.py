@@ -68,6 +68,7 @@ class Plot:
         caption: How to read it and what it cannot show.
         draw: Draws it in a theme; ``None`` where the run has nothing to draw.
         missing: Why there is no drawing.
+        alt: What it shows, in words and numbers; the title where empty.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Plot:
     caption: str
     draw: Callable[[Theme], Figure] | None
     missing: str = ""
+    alt: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from orthotrain.report.load import Row, Run, SeedRun, Variant, number, text
+from orthotrain.report.load import Run, Variant
+from orthotrain.report.rows import Row, number, text
 
 MISSING: Final = "\N{EN DASH}"
 MIB: Final = 2.0**20
@@ -204,7 +205,7 @@ def seeds_table(run: Run) -> Table:
         (
             Cell(variant.title),
             Cell(str(seed.seed)),
-            *(_raw_cell(seed, key) for key in _SEED_COLUMNS),
+            *(raw_cell(seed.final(key)) for key in _SEED_COLUMNS),
         )
         for variant in run.variants
         for seed in variant.seeds
@@ -213,8 +214,8 @@ def seeds_table(run: Run) -> Table:
     return Table("seeds", head, ("variant", "seed", *_SEED_COLUMNS), rows)
 
 
-def _raw_cell(seed: SeedRun, key: str) -> Cell:
-    value = seed.final(key)
+def raw_cell(value: float) -> Cell:
+    """A recorded number: five digits on the page, all of them in the CSV file."""
     if math.isnan(value):
         return Cell(MISSING)
     exact = f"{value:.0f}" if value.is_integer() else repr(value)
