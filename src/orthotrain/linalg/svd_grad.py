@@ -10,7 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError
-from orthotrain.linalg._inputs import require_matrix, without_autocast
+from orthotrain.linalg._inputs import (
+    require_finite,
+    require_matrix,
+    require_real_floating,
+    without_autocast,
+)
 from orthotrain.linalg._spectral_gradient import (
     NONNEGATIVE,
     FirstDerivative,
@@ -128,7 +133,9 @@ def svd(
         >>> s.tolist()
         [4.0, 3.0]
     """
-    require_matrix("svd", a)
+    if a.ndim < 2 or 0 in a.shape[-2:]:
+        require_matrix("svd", a)
+    require_real_floating("svd", a)
     plan = _plan("svd", a, gradient, drop_last)
     u: Tensor
     s: Tensor
@@ -237,6 +244,8 @@ def _first_unless_exact(x: Tensor, plan: _Plan, *needs: Tensor | None) -> Tensor
 class _Svd(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
+        # Here and not before, so that torch.vmap does not meet a decision on numbers.
+        require_finite(plan.function, a)
         # In the dtype of the input, whose rounding decides the route.
         u, s, vh = thin_svd(a.to(plan.dtype))
         return u, s, vh
