@@ -191,7 +191,7 @@ def across_processes(
     """
     count = mean.new_tensor([float(samples)])
     sums = _all_reduce(torch.cat([(mean * samples).flatten(), count]), group)
-    total = round(float(sums[-1]))
+    total = round(float(sums[-1].detach()))
     if total == 0:
         return mean, covariance, 0
     joint = (sums[:-1] / total).view_as(mean)

@@ -149,6 +149,11 @@ class GlobalCovariancePool(nn.Module):
                 f"{self._name()} needs x of shape (batch, {self.in_channels}, h, w), got "
                 f"{tuple(x.shape)}; pool the feature map before it is flattened"
             )
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"{self._name()} needs real floating-point numbers, got {x.dtype}; convert them "
+                f"first, for instance with x.float()"
+            )
         places = x.shape[2] * x.shape[3]
         if places < 2:
             raise ShapeError(

@@ -66,6 +66,8 @@ def insert_whitening(
     layer = _named(model, after)
     dims, channels = _channels(after, layer)
     norm = _norm_to_replace(model, after, layer, replaces, channels)
+    if norm is None:
+        _require_called(model, after, layer)
     whitening = _whitening(layer, dims, channels, norm, settings)
     whitening.train(layer.training if norm is None else norm.training)
     if norm is None:
@@ -101,6 +103,16 @@ def _channels(name: str, layer: nn.Module) -> tuple[int, int]:
             f"{type(layer).__name__}; name a layer that has out_features or out_channels"
         )
     return dims, channels
+
+
+def _require_called(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Refuse to wrap a layer whose weight another module reads instead of calling it."""
+    for parent in model.modules():
+        if isinstance(parent, nn.MultiheadAttention) and layer in parent.children():
+            raise ConfigError(
+                f"insert_whitening needs a layer that is called, got {name!r}, whose weight "
+                f"{type(parent).__name__} reads by itself; insert after the attention's next layer"
+            )
 
 
 def _norm_to_replace(
