@@ -29,6 +29,26 @@ def polar_factor_by_newton(a: Tensor, *, steps: int = 60) -> Tensor:
     return x
 
 
+def polar_factor_by_polynomials(
+    a: Tensor, polynomials: Sequence[tuple[float, float, float]]
+) -> Tensor:
+    """``a x + b x^3 + c x^5`` one after the other, applied to each singular value by itself.
+
+    They start divided by the fourth root of the sum of their fourth powers.
+    """
+    u, s, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    values = (s / s.pow(4).sum().pow(0.25)).tolist()
+    for first, third, fifth in polynomials:
+        values = [first * x + third * x**3 + fifth * x**5 for x in values]
+    return (u * torch.tensor(values, dtype=torch.float64)) @ vh
+
+
+def completed_polar_factor(a: Tensor, *, rtol: float) -> tuple[Tensor, Tensor]:
+    """``Q`` over the kept directions, and the projection onto their right singular vectors."""
+    q = polar_factor(a, rtol=rtol)
+    return q, q.mT @ q
+
+
 def numerical_rank(
     s: Tensor,
     *,

@@ -109,15 +109,25 @@ def newton_schulz_route(a: Tensor, rule: Rule) -> Route:
     A matrix that has converged is left alone, so the rest of its batch decides nothing about it.
     """
     x, gram = _scaled(a)
-    # A kept direction moves more than this until it is near one, and a null one less.
-    still = max(4 * rule.work_eps * a.shape[-1] ** 0.5, 0.1 * rule.rtol / a.shape[-1] ** 0.5)
+    n = a.shape[-1]
+    identity = torch.eye(n, dtype=a.dtype, device=a.device)
+    rounding = 4 * rule.work_eps * n**0.5
+    # A direction grows by half a step, so the least that is kept moves at least twice this far.
+    null = 0.25 * rule.rtol * n**-0.25
     moving = torch.ones_like(a[..., :1, :1], dtype=torch.bool)
     for _ in range(rule.max_iters):
-        step = product(x, gram - torch.eye(gram.shape[-1], dtype=a.dtype, device=a.device)) / 2
+        gap = gram - identity
+        step = product(x, gap) / 2
         x = torch.where(moving, x - step, x)
-        moving = moving & (torch.linalg.matrix_norm(step, keepdim=True) > still)
+        # In the second the large ones weigh in full, the null ones by their square. What is left
+        # of the large ones after this step is the square of it.
+        moving = moving & (
+            (torch.linalg.matrix_norm(step, keepdim=True) > max(rounding, null))
+            | (torch.linalg.matrix_norm(gram @ gap, keepdim=True) > rule.work_eps**0.5)
+        )
         if not bool(moving.any()):
             break
+        null *= 1.5
         gram = x.mT @ x
     return _finished(a, x, rule)
 

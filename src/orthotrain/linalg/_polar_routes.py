@@ -136,10 +136,11 @@ def _refined(a: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     The columns of ``c = a v`` are orthogonal as far as the Gram matrix was right, and carry each
     singular value to its own rounding, which that matrix does not. With ``c = b diag(d)`` and
     ``b^T b = 1 + f`` the polar factor is ``b m v^T``, to first order in ``f``, with
-    ``m_ij = -f_ij d_i / (d_i + d_j)`` off the diagonal. Between a kept and a null direction the differences
-    are those of ``1 / d`` and zero. Measured over five shapes of spectrum, the error is at most
-    ``3 condition eps`` and what is of second order, below ``|f|^2``. That is known, and kept
-    below the rounding of the result, which for float32 holds up to condition 2e5 to 2e6.
+    ``m_ij = -f_ij d_i / (d_i + d_j)`` off the diagonal. Between a kept and a null direction the
+    differences are those of ``1 / d`` and zero. Measured over five shapes of spectrum, the error
+    is at most ``3 condition eps`` and what is of second order, below ``|f|^2``. That is known,
+    and kept below the rounding of the result, which for float32 holds up to condition 2e5 where
+    half of the values are small, and to 5e5 and more elsewhere.
     """
     c = product(a, v)
     squares = lower_gram(c).tril()

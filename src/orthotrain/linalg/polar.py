@@ -64,8 +64,10 @@ def polar_factor(
             zero matrix maps to zero, also with 0. Defaults to the larger of ``4 * eps`` of the
             input's dtype (rounding of a matrix product; half precision is taken at face value,
             with the eps of float32) and ``eps * max(m, n)`` of the dtype it is computed in.
-            The methods that use products only do not cut: a null direction of rounding size
-            stays as small as it grows to, below 1e-4 in eight steps of Polar Express.
+            The methods that use products only cannot cut: a null direction that is not zero
+            grows from its rounding, by 8e3 in eight steps of Polar Express and by 1.5 a step of
+            Newton-Schulz, which ends when the kept ones have arrived. They warn where that
+            shows in the result.
         complete: Give null directions the SVD's null vectors, so that the result is orthonormal
             all the same; among these the choice is arbitrary. A zero matrix still maps to zero.
         max_iters: Steps of ``"polar_express"`` (8 unless given: right to rounding for singular

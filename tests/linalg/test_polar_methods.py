@@ -1,0 +1,324 @@
+"""What each method of ``polar_factor`` promises: accuracy, null directions, warnings."""
+
+import warnings
+
+import pytest
+import torch
+
+from orthotrain.errors import ConfigError, NumericalWarning
+from orthotrain.linalg import PolarMethod, _polar_derivative, _polar_routes, polar, polar_factor
+from orthotrain.linalg._coefficients import polar_express
+from reference import linalg as twins
+from reference.matrices import from_spectrum, generator, log_spectrum, orthonormal
+
+EPS = torch.finfo(torch.float64).eps
+EPS32 = torch.finfo(torch.float32).eps
+METHODS = ("auto", "svd", "gram", "qdwh", "newton_schulz", "polar_express")
+
+
+def spectrum(shape: str, k: int, condition: float) -> torch.Tensor:
+    """Different ways to have one condition; the Gram matrix finds "half" the hardest."""
+    small = torch.linspace(1, 3, k, dtype=torch.float64) / condition
+    match shape:
+        case "log":
+            return log_spectrum(k, condition)
+        case "half":
+            return torch.cat(
+                [
+                    torch.ones(k - k // 2, dtype=torch.float64),
+                    torch.full((k // 2,), 1 / condition, dtype=torch.float64),
+                ]
+            )
+        case "one small":
+            return torch.cat([torch.ones(k - 1, dtype=torch.float64), small[:1]])
+        case _:
+            return torch.cat([torch.ones(1, dtype=torch.float64), small[: k - 1]])
+
+
+def distance(q: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((q.double() - exact).norm()) / min(exact.shape) ** 0.5
+
+
+def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as an accelerator does: the iterations in float32."""
+    monkeypatch.setattr(polar, "working_dtype", lambda a: torch.float32)
+
+
+def counted_svds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    taken: list[tuple[int, ...]] = []
+    svd = _polar_routes.svd_route
+
+    def spy(a: torch.Tensor, rule: _polar_routes.Rule) -> _polar_routes.Route:
+        taken.append(tuple(a.shape))
+        return svd(a, rule)
+
+    for module in (_polar_routes, _polar_derivative):
+        monkeypatch.setattr(module, "svd_route", spy)
+    return taken
+
+
+@pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
+@pytest.mark.parametrize("condition", [1e3, 2e4, 1e5])
+def test_auto_is_within_a_millionth_up_to_condition_1e5_without_the_svd(
+    monkeypatch: pytest.MonkeyPatch, shape: str, condition: float
+):
+    taken = counted_svds(monkeypatch)
+    # At 140 the Gram matrix is formed in blocks of unequal size.
+    for m, n in ((27, 64), (140, 300)):
+        a = from_spectrum(spectrum(shape, m, condition), m, n).float()
+        q = polar_factor(a)
+        exact = twins.polar_factor(a)
+        assert distance(q, exact) <= 1e-6
+        # And more: right to the rounding of the result, entry by entry.
+        assert (q.double() - exact).abs().max() <= 2 * EPS32
+    assert taken == []
+
+
+@pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
+@pytest.mark.parametrize("condition", [1e6, 1e7, 1e8])
+def test_auto_is_never_worse_than_the_svd_in_float32(shape: str, condition: float):
+    a = from_spectrum(spectrum(shape, 48, condition), 300, 48).float()
+    exact = twins.polar_factor(a, rtol=0)
+    u, _, vh = torch.linalg.svd(a, full_matrices=False)
+    mine = distance(polar_factor(a, rtol=0.0), exact)
+    assert mine <= 1e-6
+    assert mine <= distance(u @ vh, exact)
+
+
+@pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
+@pytest.mark.parametrize("condition", [1e3, 1e4, 1e5, 3e5])
+@pytest.mark.parametrize("null", [0, 5])
+def test_refined_gram_route_has_the_error_of_its_second_order(
+    shape: str, condition: float, null: int
+):
+    values = spectrum(shape, 40, condition)
+    a = from_spectrum(torch.cat([values, torch.full((null,), 1e-9)]).double(), 200, 40 + null)
+    rule = _polar_routes.Rule("gram", torch.float64, EPS32, 1e-8, False, 0, True)
+    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a))
+    q, trusted = _polar_routes._refined(a, v, rule)
+    error = float((q - twins.polar_factor(a, rtol=1e-8)).norm())
+    # First order would be 1.4 condition**2 eps: 3e-6 to 3e-5 for the last two. Measured 3 and .02.
+    plain = condition**2 * EPS
+    assert error <= (8 * condition + 300) * EPS + 40 * plain**2 * 40
+    assert bool(trusted)
+
+
+def test_refined_gram_route_is_not_trusted_where_it_fails():
+    a = from_spectrum(spectrum("one large", 40, 1e7), 200, 40)
+    rule = _polar_routes.Rule("gram", torch.float64, EPS32, 1e-8, False, 0, True)
+    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a))
+    q, trusted = _polar_routes._refined(a, v, rule)
+    assert not bool(trusted)
+    assert distance(q, twins.polar_factor(a)) > 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (4, 4)], ids=str)
+def test_complete_makes_orthonormal_what_has_null_directions(
+    method: PolarMethod, dtype: torch.dtype, shape: tuple[int, int]
+):
+    deficient = from_spectrum([2.0, 0.3], *shape, seed=3).to(dtype)
+    full = from_spectrum([2.0, 1.0, 0.6, 0.3], *shape, seed=5).to(dtype)
+    a = torch.stack([deficient, full, torch.zeros(shape, dtype=dtype)])
+    with warnings.catch_warnings():
+        # "qdwh" and "gram" say that they took the SVD.
+        warnings.simplefilter("ignore", NumericalWarning)
+        q = polar_factor(a, method=method, complete=True)
+        plain = polar_factor(a, method=method)
+    eps = torch.finfo(dtype).eps
+    for each in q[:2]:
+        tall = each if each.shape[0] >= each.shape[1] else each.mT
+        assert (tall.mT @ tall - torch.eye(4, dtype=dtype)).abs().max() <= 32 * eps
+    assert torch.equal(q[1], plain[1])
+    # A zero matrix has no direction to complete.
+    assert torch.equal(q[2], torch.zeros(shape, dtype=dtype))
+    expected, onto = twins.completed_polar_factor(deficient, rtol=1e-4)
+    assert (q[0].double() @ onto - expected).abs().max() <= 64 * eps
+    if method not in ("newton_schulz", "polar_express"):
+        assert (plain[0].double() - expected).abs().max() <= 64 * eps
+
+
+def test_derivative_of_a_completed_factor_holds_what_was_completed_fixed():
+    upstream = torch.randn(5, 4, generator=generator(2), dtype=torch.float64)
+    grads = []
+    for complete in (False, True):
+        a = from_spectrum([2.0, 1.0], 5, 4, seed=1).requires_grad_()
+        with pytest.warns(NumericalWarning, match="2 of 4 directions are null"):
+            polar_factor(a, complete=complete).backward(upstream)
+        grads.append(a.grad)
+    torch.testing.assert_close(grads[1], grads[0], atol=64 * EPS, rtol=0)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e5, 1e8, 1e12])
+@pytest.mark.parametrize("shape", [(40, 25), (25, 25)], ids=str)
+def test_qdwh_is_as_exact_as_the_svd(condition: float, shape: tuple[int, int]):
+    a = from_spectrum(log_spectrum(25, condition), *shape)
+    q = polar_factor(a, method="qdwh")
+    # Measured up to 1.1 condition eps, and 9 eps from orthonormal.
+    assert (q - twins.polar_factor(a, rtol=0)).abs().max() <= 8 * condition * EPS + 32 * EPS
+    assert (q.mT @ q - torch.eye(25, dtype=torch.float64)).abs().max() <= 32 * EPS
+
+
+def test_qdwh_leaves_null_directions_to_the_svd_and_says_so():
+    a = torch.stack([from_spectrum(s, 6, 3) for s in ([2.0, 1.0], [3.0, 2.0, 1.0], [0.0])])
+    with pytest.warns(NumericalWarning, match="2 of 3 matrices may have null directions"):
+        q = polar_factor(a, method="qdwh")
+    for each, given in zip(q, a, strict=True):
+        assert (each - twins.polar_factor(given)).abs().max() <= 32 * EPS
+
+
+@pytest.mark.parametrize("method", ["qdwh", "newton_schulz", "polar_express", "gram"])
+def test_how_a_matrix_converges_does_not_depend_on_its_batch(method: PolarMethod):
+    easy = from_spectrum(log_spectrum(6, 2.0), 9, 6, seed=1)
+    others = [from_spectrum(log_spectrum(6, c), 9, 6, seed=2) for c in (2.0, 90.0)]
+    results = []
+    for other in others:
+        a = torch.stack([easy, other]).requires_grad_()
+        q = polar_factor(a, method=method)
+        q[0].sum().backward()
+        results.append((q[0].detach(), a.grad[0]))
+        assert torch.equal(a.grad[1], torch.zeros(9, 6))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_newton_schulz_stops_when_it_stands_still():
+    a = from_spectrum(log_spectrum(6, 1e3), 9, 6)
+    # A million steps would take minutes.
+    assert torch.equal(
+        polar_factor(a, method="newton_schulz", max_iters=10**6),
+        polar_factor(a, method="newton_schulz", max_iters=60),
+    )
+
+
+@pytest.mark.parametrize("condition", [1.0, 30.0, 1e3])
+def test_newton_schulz_takes_the_steps_of_the_cubic(condition: float):
+    a = from_spectrum(log_spectrum(6, condition), 9, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        q = polar_factor(a, method="newton_schulz", max_iters=5)
+    expected = twins.polar_factor_by_polynomials(a, [(1.5, -0.5, 0.0)] * 5)
+    assert (q - expected).abs().max() <= 64 * EPS
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 8, 11])
+def test_polar_express_applies_its_polynomials(steps: int):
+    a = from_spectrum(log_spectrum(6, 1e4), 6, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        q = polar_factor(a, method="polar_express", max_iters=steps)
+    expected = twins.polar_factor_by_polynomials(a, polar_express(steps))
+    # A direction that was raised by 8000 carries its rounding along.
+    assert (q - expected).abs().max() <= 1e4 * EPS
+
+
+@pytest.mark.parametrize(
+    ("method", "condition", "too_few", "enough"),
+    [
+        ("newton_schulz", 1e2, 8, 25),
+        ("newton_schulz", 1e6, 30, 60),
+        ("polar_express", 1e2, 5, 8),
+        ("polar_express", 1e5, 8, 13),
+    ],
+)
+def test_iteration_that_does_not_reach_its_accuracy_says_how_far_it_is(
+    method: PolarMethod, condition: float, too_few: int, enough: int
+):
+    a = from_spectrum(log_spectrum(20, condition), 50, 20).float()
+    with pytest.warns(NumericalWarning, match=f"{method} left 1 of 1 matrices") as caught:
+        q = polar_factor(a, method=method, max_iters=too_few).double()
+    residual = float((q @ q.mT @ q - q).norm() / 20**0.5)
+    assert f"up to {residual:.1e}" in str(caught[0].message)
+    # And silence where it does.
+    q = polar_factor(a, method=method, max_iters=enough)
+    assert distance(q, twins.polar_factor(a)) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_newton_schulz_ends_before_null_directions_have_grown(dtype: torch.dtype):
+    a = from_spectrum([2.0, 1.0], 7, 4).to(dtype)
+    s = torch.linalg.svdvals(polar_factor(a, method="newton_schulz"))
+    assert (s[:2] - 1).abs().max() <= 32 * torch.finfo(dtype).eps
+    # Nine steps of 1.5, from the rounding of the input.
+    assert s[2:].max() <= 64 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_polar_express_says_that_null_directions_have_grown(dtype: torch.dtype):
+    a = from_spectrum([2.0, 1.0], 7, 4).to(dtype)
+    with pytest.warns(NumericalWarning, match="polar_express left 1 of 1 matrices"):
+        s = torch.linalg.svdvals(polar_factor(a, method="polar_express"))
+    assert (s[:2] - 1).abs().max() <= 32 * torch.finfo(dtype).eps
+    assert s[2:].max() <= 1e4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("method", ["svd", "qdwh", "newton_schulz", "polar_express"])
+@pytest.mark.parametrize("condition", [1.0, 1e2])
+def test_float32_as_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch, method: PolarMethod, condition: float
+):
+    single_precision(monkeypatch)
+    a = from_spectrum(log_spectrum(48, condition), 48, 200).float()
+    # Measured up to .3 condition eps and 20 eps.
+    assert distance(polar_factor(a, method=method), twins.polar_factor(a)) <= (
+        (condition + 32) * EPS32
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twelve_steps_of_polar_express_in_float32_stay_finite_at_rank_one(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    # The one large value starts at the very end of the interval, where polynomials are steep.
+    single_precision(monkeypatch)
+    a = from_spectrum([1.0] + [1e-6] * 20, 300, 128, seed=seed).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        q = polar_factor(a, method="polar_express", max_iters=16)
+    assert float(torch.linalg.matrix_norm(q, 2)) <= 1 + 32 * EPS32
+
+
+@pytest.mark.parametrize("method", ["svd", "qdwh", "polar_express"])
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)], ids=str)
+def test_derivative_of_float32_is_right_whatever_the_method(
+    method: PolarMethod, shape: tuple[int, int]
+):
+    upstream = orthonormal(*sorted(shape, reverse=True), seed=4)
+    upstream = upstream if shape[0] > shape[1] else upstream.mT
+    grads = []
+    for dtype, each in ((torch.float64, "svd"), (torch.float32, method)):
+        a = from_spectrum(log_spectrum(12, 50.0), *shape).to(dtype).requires_grad_()
+        polar_factor(a, method=each).backward(upstream.to(dtype))
+        grads.append(a.grad.double())
+    # Condition 50; the input is rounded by eps of its largest value.
+    assert (grads[1] - grads[0]).norm() <= 64 * 50 * EPS32 * grads[0].norm()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("max_iters", [0, -1, 2.5, True])
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+def test_max_iters_that_counts_nothing_is_refused(method: PolarMethod, max_iters: object):
+    with pytest.raises(ConfigError, match="polar_factor needs max_iters as a whole number"):
+        polar_factor(torch.eye(2), method=method, max_iters=max_iters)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("method", ["auto", "svd", "gram", "qdwh"])
+def test_max_iters_of_no_use_is_refused(method: PolarMethod):
+    with pytest.raises(ConfigError, match="only with 'newton_schulz' or 'polar_express', got 5"):
+        polar_factor(torch.eye(2), method=method, max_iters=5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own doings at graph breaks.
+def test_code_that_calls_it_compiles():
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (2 * polar_factor(2 * x)).pow(3).sum()
+
+    found = []
+    for call in (loss, torch.compile(loss, backend="eager")):
+        a = from_spectrum([3.0, 2.0, 1.0], 5, 3).requires_grad_()
+        call(a).backward()
+        found.append(a.grad)
+    assert torch.equal(found[0], found[1])
