@@ -123,6 +123,11 @@ def pade_root(a: Tensor) -> Tensor:
     return math.sqrt(norm) * torch.linalg.solve(bottom, top)
 
 
+def inverse_pade_root(a: Tensor) -> Tensor:
+    """``p(Z)^-1 q(Z)``, the same approximant upside down."""
+    return torch.linalg.inv(pade_root(a))
+
+
 def lyapunov_gradient(root: Tensor, g: Tensor, *, steps: int = 8) -> Tensor:
     """Song, Sebe and Wang (2022), the backward pass: ``B X + X B = C`` by the sign iteration."""
     norm = float(root.norm())
