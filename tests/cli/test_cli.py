@@ -152,7 +152,7 @@ def test_help_needs_no_torch(arguments):
         (["train", "cifar10-dbn", "--variants", "gcp"], "'gcp' is not a variant; choose from bn"),
         (["train", "cifar10-dbn", "--spectral.ridge", "-1"], "spectral.ridge=-1"),
         (["train", "cifar10-dbn", "--model.depth", "20"], "model.depth"),
-        (["train", "texture-gcp", "--data.name", "image-folder"], "needs --data.dir"),
+        (["train", "texture-gcp", "--data.name", "image-folder"], "image folder: "),
         (["tune", "cifar10-dbn"], "cifar10-dbn has no settings to search for"),
         (["train", "--nope", "1"], "unrecognized arguments: --nope"),
         (["train", "--optim.lr", "fast"], "optim.lr"),

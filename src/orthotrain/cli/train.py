@@ -81,7 +81,7 @@ def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
 def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFolder) -> str:
     """One line a variant: mean and standard deviation over seeds."""
     spectral = config.family == "spectral"
-    lines = [_SPECTRAL_HEADING if spectral else _LOWRANK_HEADING]
+    lines: list[tuple[str, ...]] = [_SPECTRAL_HEADING if spectral else _LOWRANK_HEADING]
     dense = _full_size(config, folder)
     for variant in variants:
         results = folder.results(variant.name, config.seeds)

@@ -54,11 +54,6 @@ def build_data(config: DataConfig, *, device: torch.device) -> ImageData:
                 data=config.dir, image_size=size, train_limit=config.train_limit, device=device
             )
         case "image-folder":
-            if config.dir is None:
-                raise ConfigError(
-                    "data.name=image-folder needs --data.dir DIR, the folder that holds "
-                    "train/CLASS/*.jpg and val/CLASS/*.jpg"
-                )
             return load_image_folder(
                 config.dir, image_size=size, train_limit=config.train_limit, device=device
             )

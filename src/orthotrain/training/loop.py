@@ -28,8 +28,10 @@ from orthotrain.training.spectral_run import SpectralRun
 from orthotrain.training.state import TrainingState, build_training
 
 _logger = logging.getLogger("orthotrain")
-# Evaluation keeps no activations, so the batch only has to fit the memory.
+# Evaluation keeps no activations, so a batch only has to fit the memory: this many images of 32
+# by 32 pixels, fewer larger ones.
 _EVALUATION_BATCH = 1000
+_EVALUATION_PIXELS = _EVALUATION_BATCH * 32 * 32
 
 
 def train(
@@ -176,9 +178,11 @@ def evaluate(model: nn.Module, split: Split) -> Evaluation:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
     right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for start in range(0, len(split), _EVALUATION_BATCH):
-        images = to_float(split.images[start : start + _EVALUATION_BATCH])
-        labels = split.labels[start : start + _EVALUATION_BATCH]
+    pixels = split.images.shape[-2] * split.images.shape[-1]
+    size = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
+    for start in range(0, len(split), size):
+        images = to_float(split.images[start : start + size])
+        labels = split.labels[start : start + size]
         scores: Tensor = model(images)
         loss += F.cross_entropy(scores, labels, reduction="sum").double()
         right += (scores.argmax(dim=1) == labels).sum()

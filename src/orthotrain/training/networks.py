@@ -112,6 +112,8 @@ def build_resnet(
         pool_features=None if pool is None else features,
         generator=generator,
     )
+    # A step takes two thirds of the time with channels last on a CPU, and no longer on a GPU.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if "root" not in treatments:
         return model
     match spectral.layer:
@@ -164,7 +166,7 @@ def describe_network(
     job: Job, config: RunConfig, *, image_shape: ImageShape, classes: int
 ) -> dict[str, Any]:
     """What it takes to build the same network again from a checkpoint alone: plain values."""
-    described = {
+    described: dict[str, Any] = {
         "family": config.family,
         "model": asdict(job.model),
         "image_shape": list(image_shape),

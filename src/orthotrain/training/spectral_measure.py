@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orthotrain.layers import GlobalCovariancePool
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
@@ -47,14 +47,25 @@ def spectral_fields(
     root = root_seconds(model.get_submodule(SPECTRAL_LAYER[spectral.layer]), batch_size=batch_size)
     if root is not None:
         seconds["root"] = root
-    before = model.get_submodule("stem") if spectral.layer == "whitening" else None
-    if before is None and isinstance(pool := model.get_submodule("pool"), GlobalCovariancePool):
-        before = pool.reduce[0]
-    weight = None if before is None else before.weight
+    weight = _weight_before(model, spectral)
     return {
-        "weight_norm": float(weight.detach().norm()) if isinstance(weight, torch.Tensor) else None,
+        "weight_norm": None if weight is None else float(weight.detach().norm()),
         "shares": {name: value / step_seconds for name, value in seconds.items()},
     }
+
+
+@torch.no_grad()
+def _weight_before(model: nn.Module, spectral: SpectralConfig) -> Tensor | None:
+    """The weight before the layer as it acts, out of its parametrisation if it has one."""
+    if spectral.layer == "whitening":
+        weight = model.get_submodule("stem").weight
+    else:
+        pool = model.get_submodule("pool")
+        if not isinstance(pool, GlobalCovariancePool):
+            return None
+        weight = pool.get_submodule("reduce.0").weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def root_seconds(layer: nn.Module, *, batch_size: int) -> float | None:
@@ -62,20 +73,16 @@ def root_seconds(layer: nn.Module, *, batch_size: int) -> float | None:
 
     Timed on well-conditioned matrices of the size and number the layer meets in a step.
     """
-    match layer:
-        case DecorrelatedBatchNorm2d():
-            covariance = torch.eye(layer.running_covariance.shape[-1])
-            covariance = covariance.expand_as(layer.running_covariance).clone()
-            root = spd_inv_sqrt
-        case GlobalCovariancePool():
-            covariance = torch.eye(layer.channels).expand(batch_size, -1, -1).clone()
-            root = spd_sqrt
-        case _:
-            return None
+    if isinstance(layer, DecorrelatedBatchNorm2d):
+        root, count, size = spd_inv_sqrt, layer.groups, layer.num_features // layer.groups
+    elif isinstance(layer, GlobalCovariancePool):
+        root, count, size = spd_sqrt, batch_size, layer.channels
+    else:
+        return None
     device = next(layer.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(covariance.shape, generator=generator)
-    covariance = covariance + noise @ noise.mT / covariance.shape[-1]
+    noise = torch.randn(count, size, size, generator=generator)
+    covariance = torch.eye(size) + noise @ noise.mT / size
     covariance = covariance.to(device).requires_grad_()
     gradient = torch.ones_like(covariance)
     seconds = []
