@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from orthotrain.report import write_report
+from orthotrain.report.style import LIGHT
+from report import synthetic_spectral
 
 LAYERS = tuple(
     f"blocks.{block}.{part}"
@@ -67,6 +69,43 @@ def finished_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orthotrain.report.style.DOTS_PER_INCH", 60)
         return write_report([finished_run], tmp_path_factory.mktemp("finished") / "report")
+
+
+@pytest.fixture
+def write_spectral(tmp_path: Path) -> RunWriter:
+    """``write_spectral(name="run", names=..., seeds=..., steps=..., pooling=...) -> folder``."""
+
+    def write(*, name: str = "run", **settings: Any) -> Path:
+        return synthetic_spectral.spectral_run(tmp_path / name, **{"steps": 60, **settings})
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def spectral_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished whitening run of all variants with three seeds. Do not write into it."""
+    folder = tmp_path_factory.mktemp("spectral") / "run"
+    return synthetic_spectral.spectral_run(folder, steps=120)
+
+
+@pytest.fixture(scope="session")
+def pooling_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of covariance pooling, small. Do not write into it."""
+    names = ("bn", "zca", "ns", "nog", "olr")
+    folder = tmp_path_factory.mktemp("pooling") / "run"
+    return synthetic_spectral.spectral_run(folder, names=names, steps=40, pooling=True)
+
+
+@pytest.fixture(scope="session")
+def spectral_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with a variant of each group, light only; drawn once."""
+    names = ("bn", "zca", "nog", "olr", "nog-olr", "zca-fixed", "nog-fixed", "olr-fixed")
+    folder = tmp_path_factory.mktemp("spectral") / "run"
+    synthetic_spectral.spectral_run(folder, names=names, steps=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orthotrain.report.style.DOTS_PER_INCH", 40)
+        patch.setattr("orthotrain.report.page.THEMES", (LIGHT,))
+        return write_report([folder])
 
 
 def synthetic_run(

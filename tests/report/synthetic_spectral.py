@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from orthotrain.report.load import SeedRun, Variant
+
 RANK, SIZE, RIDGE = 27, 64, 1e-2
 
 
@@ -259,3 +261,39 @@ class _Training:
             "stored": 700_000,
             "dense": 700_000,
         }
+
+
+# --- single seeds and variants, without files -----------------------------------------------------
+
+
+def seed_run(
+    seed: int, *, what: str = "covariance", methods: Sequence[Mapping[str, Any]] = (),
+    result: Mapping[str, Any] | None = None, **fields: Sequence[float | None],
+) -> SeedRun:  # fmt: skip
+    """A seed whose condition records hold the given values one a step."""
+    count = max(map(len, fields.values()), default=0)
+    rows = [
+        {"step": step, "what": what, "layer": "bn1", "rank": RANK, "size": SIZE, "ridge": RIDGE}
+        | {key: values[step] for key, values in fields.items()}
+        for step in range(count)
+    ]
+    return SeedRun(seed, {"condition": rows, "method": list(methods), "step": []}, result or {})
+
+
+def treated(
+    name: str, errors: Sequence[float], *, first: int = 0, title: str = "",
+    methods: Sequence[Mapping[str, Any]] = (), **ends: Sequence[float | None],
+) -> Variant:  # fmt: skip
+    """A variant with these test errors, and these conditions at the end, one a seed."""
+    treatments = ("root", *(part for part in name.split("-") if part != "root")) if name else ()
+    seeds = tuple(
+        seed_run(
+            first + index,
+            methods=methods,
+            result={"test_accuracy": 1 - error / 100, "validation_accuracy": 1 - error / 100},
+            **{key: [values[index]] for key, values in ends.items()},
+        )
+        for index, error in enumerate(errors)
+    )
+    shown = name or "baseline"
+    return Variant(shown, title or shown, "", seeds, len(seeds), treatments)

@@ -41,7 +41,8 @@ def sense_sentence(paired: Paired) -> str:
     """Both values of one condition, their ratio, and what the seeds allow to say."""
     title = paired.measure.title
     if paired.outcome == "infinite":
-        return f"Condition {title}: not finite in {paired.infinite} seeds, so not compared."
+        seeds = f"{paired.infinite} of {paired.infinite + paired.count} seeds"
+        return f"Condition {title}: not finite in {seeds}, so not compared."
     ours, other = (_mean(v, paired.measure) for v in (paired.ours, paired.other))
     return (
         f"Condition {title}: {short(other)} becomes {short(ours)}, {times(paired)}: "
