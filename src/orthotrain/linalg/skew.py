@@ -73,11 +73,11 @@ def cayley_transform(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
     Source:
         Cayley (1846), J. reine angew. Math. 32.
     """
-    work = _skew_in_working_dtype("cayley_transform", a)
-    with without_autocast(work):
+    with without_autocast(a):
+        work = _skew_in_working_dtype("cayley_transform", a)
         one = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)
         turned: Tensor = torch.linalg.solve(one - work / 2, one + work / 2)
-        return turned.to(a.dtype)
+    return turned.to(a.dtype)
 
 
 def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
@@ -101,12 +101,12 @@ def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
     Source:
         ``torch.linalg.matrix_exp``: scaling and squaring of Taylor polynomials.
     """
-    work = _skew_in_working_dtype("skew_exponential", a)
-    if work.shape[:-2].numel() == 1:
-        # A single matrix takes a polynomial with a wrong coefficient in torch 2.13 (pytorch issue
-        # 196592): 2.5e-10 off at norm .05 in float64. Two take another one.
-        work = torch.cat((work, work)) if work.ndim > 2 else torch.stack((work, work))
-    with without_autocast(work):
+    with without_autocast(a):
+        work = _skew_in_working_dtype("skew_exponential", a)
+        if work.shape[:-2].numel() == 1:
+            # A single matrix takes a polynomial with a wrong coefficient in torch 2.13 (pytorch
+            # issue 196592): 2.5e-10 off at norm .05 in float64. Two take another one.
+            work = torch.cat((work, work)) if work.ndim > 2 else torch.stack((work, work))
         turned: Tensor = torch.linalg.matrix_exp(work)
     return turned[: a.shape[0]].to(a.dtype) if a.ndim > 2 else turned[0].to(a.dtype)
 
