@@ -624,6 +624,12 @@ def test_skipping_takes_no_step_for_that_weight_alone(bad, when):
         warnings.simplefilter("error")
         plain(model, optimizer)()
     assert handle.state_dict()["methods"][method.name] == {"skipped": 1}
+    handle.detach()
+    again = attach(model, optimizer, method)
+    again.load_state_dict(handle.state_dict())
+    assert again.state_dict() == handle.state_dict()
+    with pytest.raises(StateError, match="'skipped'"):
+        again.load_state_dict({"step": 1, "methods": {method.name: {"looks": 1}}})
 
 
 @pytest.mark.bad_input

@@ -142,7 +142,7 @@ def test_at_an_orthonormal_weight_the_least_step_is_best(shape):
     assert optimal_lr_matrix(w, g, at_least=0.01, at_most=0.1) == 0.01
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", [1e-90, 1e-12, 1e12, 1e90])
 def test_the_quartic_stands_gradients_of_any_size(scale):
     w, g = 2 * torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
     eta = optimal_lr_matrix(w, scale * g, at_most=2 / scale)
@@ -229,7 +229,7 @@ def test_the_step_is_one_with_the_optimal_learning_rate():
         "used": True,
         "cosine": pytest.approx(cosine),
     }
-    assert "used in 100.0% of their 1 steps, there 0.1 of" in str(handle.summary())
+    assert "used in 100.0% of 1 steps, there 0.1 of" in str(handle.summary())
 
 
 def test_a_smaller_learning_rate_stays_to_the_last_bit():
@@ -370,6 +370,15 @@ def test_runs_that_cannot_be():
 
     with pytest.raises(ConfigError, match="no 'lr'"):
         attach(model, NoRate(model.parameters()), OptimalLearningRate("0"))
+
+
+def test_the_summary_goes_on_where_the_state_was_saved():
+    w, g = pair()
+    _, handle = one_step(w, g, lr=10 * optimal_lr(w, g))
+    _, again = one_step(w, -g, lr=0.1)
+    again.load_state_dict(handle.state_dict())
+    assert again.summary().notes == handle.summary().notes
+    assert again.state_dict() == handle.state_dict()
 
 
 @pytest.mark.bad_input

@@ -172,12 +172,12 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
 
 
 def _layout(shape: tuple[int, ...], owner: nn.Module, attribute: str) -> Layout:
+    # Transformers' Conv1D, (in, out), needs no case: what is done to a matrix does not tell it
+    # from its transpose.
     m, n = shape[0], torch.Size(shape[1:]).numel()
     if attribute.endswith("core"):
         # A low-rank layer's core: a matrix, or a stack of them.
         return Layout(shape, (torch.Size(shape[:-2]).numel(), shape[-2], shape[-1]))
-    if type(owner).__name__ == "Conv1D" and len(shape) == 2:  # Transformers': (in, out)
-        return Layout(shape, (1, n, m), inputs_first=True)
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
         return Layout(shape, (3, m // 3, n))
     if isinstance(owner, _ConvTransposeNd) and len(shape) == 2 + len(owner.kernel_size):
@@ -207,6 +207,11 @@ class GradientBound(Bound):
                 "auto=False, call handle.before_step() right before every optimizer.step()"
             )
         self._armed = False
+
+
+def counted(targets: Sequence[Target]) -> str:
+    """``1 weight`` or ``3 weights``."""
+    return f"{len(targets)} weight{'s' if len(targets) != 1 else ''}"
 
 
 def listed(targets: Sequence[Target]) -> str:

@@ -18,6 +18,7 @@ from orthotrain.methods._spectrum import Measure, counting_rtol, measure_matrice
 from orthotrain.methods._targets import (
     GradientBound,
     Target,
+    counted,
     dense_gradient,
     find_targets,
     gradient_scale,
@@ -260,13 +261,13 @@ class _BoundNearest(GradientBound):
     def plan(self) -> list[str]:
         what = "gradient" if self._method.when == "gradient" else "executed update"
         return [
-            f"nearest orthogonal {what} of {len(self._targets)} weights at every step: "
+            f"nearest orthogonal {what} of {counted(self._targets)} at every step: "
             f"{listed(self._targets)}"
         ]
 
     def notes(self) -> list[str]:
         what = "gradient" if self._method.when == "gradient" else "executed update"
-        line = f"nearest orthogonal {what} of {len(self._targets)} weights"
+        line = f"nearest orthogonal {what} of {counted(self._targets)}"
         if self._conditions:
             gradients, updates = zip(*self._conditions, strict=True)
             line += (

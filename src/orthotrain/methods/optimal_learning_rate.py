@@ -13,6 +13,7 @@ from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._targets import (
     GradientBound,
     Target,
+    counted,
     dense_gradient,
     find_targets,
     gradient_scale,
@@ -209,7 +210,7 @@ class _BoundOptimal(GradientBound):
 
     def plan(self) -> list[str]:
         line = (
-            f"optimal learning rate of {len(self._targets)} weights at every step: "
+            f"optimal learning rate of {counted(self._targets)} at every step: "
             f"{listed(self._targets)}"
         )
         if self._method.target == "matrix" and self._method.floor == 0:
@@ -217,9 +218,9 @@ class _BoundOptimal(GradientBound):
         return [line]
 
     def notes(self) -> list[str]:
-        line = f"optimal learning rate of {len(self._targets)} weights"
+        line = f"optimal learning rate of {counted(self._targets)}"
         if self._steps:
-            line += f": used in {self._used / self._steps:.1%} of their {self._steps:,} steps"
+            line += f": used in {self._used / self._steps:.1%} of {self._steps:,} steps"
         if self._used:
             line += f", there {self._share / self._used:.3g} of the group's on average"
         return [line]

@@ -160,12 +160,10 @@ def matrix_optimum(quartic: Sequence[float], low: float, high: float) -> float |
     if size == 0 or not all(map(math.isfinite, quartic)):
         return None
     defect = np.polynomial.Polynomial(coefficients)
-    # The real part of a complex root is tried in vain but without harm; that of a double root
-    # which rounding split is the root.
-    places = [float(root.real) / size for root in defect.deriv().roots()]
-    candidates = [low, *(min(max(place, low), high) for place in places)]
-    if math.isfinite(high):
-        candidates.append(high)
+    # An end of the interval is best only where a root lies beyond it. The real part of a complex
+    # root is tried in vain but without harm; that of a double root split by rounding is the root.
+    places = (float(root.real) / size for root in defect.deriv().roots())
+    candidates = [min(max(place, low), high) for place in places]
     return min(candidates, key=lambda eta: float(defect(eta * size)))
 
 

@@ -16,6 +16,7 @@ from orthotrain.methods._spectrum import spectrum
 from orthotrain.methods._targets import (
     GradientBound,
     Target,
+    counted,
     dense_gradient,
     find_targets,
     gradient_scale,
@@ -107,7 +108,7 @@ class _BoundPenalty(GradientBound):
             float(_defect(t.layout.matrices(t.parameter.detach())).norm()) for t in self._targets
         ]
         return [
-            f"orthogonal penalty of weight {self._factor:g} on {len(sizes)} weights: "
+            f"orthogonal penalty of weight {self._factor:g} on {counted(self._targets)}: "
             f"|W W^T - 1| is {max(sizes):.3g} at most"
         ]
 
