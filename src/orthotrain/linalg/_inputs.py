@@ -5,6 +5,8 @@ Each check names the function the user called, so a message can be read without 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -91,8 +93,11 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def without_autocast(a: Tensor) -> torch.autocast:
+def without_autocast(a: Tensor) -> torch.autocast | nullcontext[None]:
     """A context in which autocast leaves the products of a kernel in their own precision."""
+    # Asking costs a tenth of the context, which counts beside a small matrix.
+    if not torch.is_autocast_enabled(a.device.type):
+        return nullcontext()
     return torch.autocast(device_type=a.device.type, enabled=False)
 
 

@@ -47,13 +47,14 @@ def exact_gradient(g: Tensor, basis: EigenBasis, dtype: torch.dtype) -> Tensor:
         dtype: Of the last products.
     """
     w = basis.w
-    inner = w.mT @ g.to(w.dtype) @ w
+    # In full precision: an upstream gradient may be small just where the division is by little.
+    inner = (w.mT @ g.to(w.dtype) @ w).to(dtype)
     inner = inner + inner.mT
     # At P^1/2: S X + X S = G_s. At Z = P^-1/2: Z Y + Y Z = G_s and X = -P^-1 Y P^-1; with the
     # columns of w divided by s that is the same division, by -(z_i + z_j).
-    sums = _sums(-2 / basis.s if basis.inverse else 2 * basis.s)
+    terms = (-2 / basis.s if basis.inverse else 2 * basis.s).to(dtype)
     outward = w.to(dtype)
-    return outward @ inner.div_(sums).to(dtype) @ outward.mT
+    return outward @ inner.div_(_sums(terms, maybe_zero=not basis.inverse)) @ outward.mT
 
 
 def differentiable_gradient(g: Tensor, root: Tensor, basis: EigenBasis) -> Tensor:
@@ -67,11 +68,13 @@ def differentiable_gradient(g: Tensor, root: Tensor, basis: EigenBasis) -> Tenso
     return -(z @ (z @ y @ z) @ z)
 
 
-def _sums(terms: Tensor) -> Tensor:
+def _sums(terms: Tensor, *, maybe_zero: bool = False) -> Tensor:
     """``t_i + t_j``; infinite where both are zero, so that nothing is given along it."""
     sums = terms.unsqueeze(-1) + terms.unsqueeze(-2)
     # On CPU a `where` costs as much as a matrix product.
-    return sums if has_zero(terms) is False else torch.where(sums == 0, torch.inf, sums)
+    if maybe_zero and has_zero(terms) is not False:
+        return torch.where(sums == 0, torch.inf, sums)
+    return sums
 
 
 def has_zero(values: Tensor) -> bool | None:
@@ -100,7 +103,7 @@ class _LyapunovSolution(torch.autograd.Function):
     def forward(root: Tensor, g: Tensor, vectors: Tensor, s: Tensor) -> Tensor:
         with without_autocast(g):
             inner = vectors.mT @ g @ vectors
-            return vectors @ ((inner + inner.mT) / _sums(2 * s)) @ vectors.mT
+            return vectors @ ((inner + inner.mT) / _sums(2 * s, maybe_zero=True)) @ vectors.mT
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -79,7 +79,7 @@ def positive_values(raw: Tensor, plan: RootPlan) -> tuple[Tensor, Tensor | None]
             inverse root.
     """
     shift = plan.shift(raw.mean(dim=-1, keepdim=True)) if plan.relative_ridge else plan.ridge
-    values = raw + shift
+    values = raw + shift if plan.ridge or plan.relative_ridge else raw
     limit = singular_rtol(plan.dtype, raw.dtype)
     if bool((values[..., 0] > limit * values[..., -1]).all()):
         return values, None

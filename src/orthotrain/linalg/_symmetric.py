@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -43,7 +44,7 @@ def symmetric_part(function: str, a: Tensor, *, dtype: torch.dtype | None = None
     dtype = a.dtype if dtype is None else dtype
     turned = a.mT
     # The usual case first, at a tenth of the cost: exactly symmetric, and a finite sum.
-    if torch.equal(a, turned) and bool(torch.isfinite(a.sum())):
+    if torch.equal(a, turned) and math.isfinite(a.sum().item()):
         return a
     require_finite(function, a)
     largest = a.abs().amax(dim=(-2, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import lru_cache
 from typing import Any, get_args
 
 import torch
@@ -101,8 +102,9 @@ def spd_sqrt(
         >>> spd_sqrt(torch.tensor([[5.0, 4.0], [4.0, 5.0]])).tolist()
         [[2.0, 1.0], [1.0, 2.0]]
     """
-    plan = _plan("spd_sqrt", a, method, gradient, ridge, relative_ridge, iterations)
-    return _root(a, plan)
+    require_square("spd_sqrt", a)
+    settings = (float(ridge), float(relative_ridge), iterations)
+    return _root(a, _plan("spd_sqrt", a.dtype, method, gradient, *settings))
 
 
 def spd_inv_sqrt(
@@ -171,20 +173,22 @@ def spd_inv_sqrt(
         >>> spd_inv_sqrt(torch.diag(torch.tensor([4.0, 0.25]))).tolist()
         [[0.5, 0.0], [0.0, 2.0]]
     """
-    plan = _plan("spd_inv_sqrt", a, method, gradient, ridge, relative_ridge, iterations)
-    return _root(a, plan)
+    require_square("spd_inv_sqrt", a)
+    settings = (float(ridge), float(relative_ridge), iterations)
+    return _root(a, _plan("spd_inv_sqrt", a.dtype, method, gradient, *settings))
 
 
+# Checked once for each call with other settings: beside a small matrix, checks take long.
+@lru_cache(maxsize=256)
 def _plan(  # noqa: PLR0913
     function: str,
-    a: Tensor,
+    dtype: torch.dtype,
     method: RootMethod,
     gradient: RootGradient,
     ridge: float,
     relative_ridge: float,
     iterations: int | None,
 ) -> RootPlan:
-    require_square(function, a)
     for name, value, choices in (
         ("method", method, get_args(RootMethod)),
         ("gradient", gradient, get_args(RootGradient)),
@@ -208,12 +212,10 @@ def _plan(  # noqa: PLR0913
             f"method={method!r}; leave it out, or name such a method"
         )
     if method == "auto":
-        method = _best_method(a)
-    return RootPlan(function, a.dtype, method, gradient, ridge, relative_ridge, iterations)
-
-
-def _best_method(a: Tensor) -> RootMethod:
-    return "eigh"
+        # On CPU faster than every other method from 64 to 256, and right: benchmarks/roots.py.
+        # Accelerators were not measured; there it is the one that is right.
+        method = "eigh"
+    return RootPlan(function, dtype, method, gradient, ridge, relative_ridge, iterations)
 
 
 def _root(a: Tensor, plan: RootPlan) -> Tensor:
@@ -294,7 +296,7 @@ def _eigenbasis(raw: Tensor, vectors: Tensor, plan: RootPlan) -> EigenBasis:
 def _exact(
     g: Tensor, root: Tensor, basis: EigenBasis, plan: RootPlan, *, dtype: torch.dtype
 ) -> Tensor:
-    if has_zero(basis.s):
+    if not basis.inverse and has_zero(basis.s):
         warnings.warn(
             f"{plan.function}: {int((basis.s == 0).sum())} of {basis.s.numel()} eigenvalues are "
             f"null, where the derivative does not exist; gave none between null directions. Add "
