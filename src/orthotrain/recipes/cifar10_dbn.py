@@ -70,7 +70,7 @@ CIFAR10_DBN = Recipe(
             spectral=replace(_SPECTRAL, monitor_every_steps=5),
             record=RecordConfig(
                 log_every_steps=5,
-                eval_every_epochs=1,
+                eval_every_epochs=4,
                 stability_every_epochs=1,
                 checkpoint_every_epochs=2,
             ),
