@@ -216,6 +216,13 @@ def test_the_sense_that_changes_a_verdict_is_named(tmp_path):
     assert agreed.verdict == "the sense decides for 0 of 1 variants"
 
 
+def test_without_a_verdict_on_the_range_no_sense_changes_it(tmp_path):
+    run = run_of(tmp_path, conditioned("root", (1.0,)), conditioned("nog", (1.0,), wide=0.1))
+    finding = found(run, "Which sense of condition changes the verdict?")
+    assert finding.verdict == "no verdict on the range to differ from"
+    assert "same verdicts" not in " ".join(finding.sentences)
+
+
 def test_a_full_rank_is_not_called_rounding(tmp_path):
     root, ours = conditioned("root"), conditioned("nog")
     for seed in root.seeds:

@@ -167,6 +167,8 @@ def test_who_is_held_against_whom(tmp_path):
     assert parts["nog-ow-olr"] == ["nog-olr", "nog-ow"]
     assert parts["nog-olr"] == ["nog", "olr"]
     assert parts["nog"] == parts["root"] == parts[""] == parts["nog-fixed"] == []
+    lonely = run_of(tmp_path, variants["root"], variants["nog-ow"])
+    assert direct_parts(lonely, variants["nog-ow"]) == ()
     groups = [group_of(run, v) for v in variants.values()]
     assert groups[:3] == ["reference", "reference", "single"]
     assert groups[5:9] == ["combination", "single", "combination", "combination"]
@@ -198,4 +200,5 @@ def test_how_often_the_optimal_rate_was_used_and_how_small_it_is():
     assert share_used(seed) == 0.5
     assert rate_ratio(rows[3]) == pytest.approx(0.4)
     assert math.isnan(rate_ratio(rows[1]))
+    assert math.isnan(rate_ratio({**row, "eta": 0.05, "used": False}))
     assert math.isnan(share_used(seed_run(0)))

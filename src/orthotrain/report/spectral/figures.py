@@ -51,7 +51,7 @@ def error_plot(run: Run) -> Plot:
                 place += 1.0
             place += 0.5
         axes.set_yticks([at for at, _ in ticks], [title for _, title in ticks])
-        axes.invert_yaxis()
+        axes.set_ylim(place - 0.8, -0.7)
         axes.set_xlabel("test error (%)")
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)

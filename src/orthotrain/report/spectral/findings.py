@@ -262,18 +262,23 @@ def _senses(run: Run) -> list[Finding]:
         for variant in run.variants
         if variant is not root and variant.treatments and "fixed" not in parts(variant)
     }
+    if not any(by_variant.values()):
+        return []
+    title = "Which sense of condition changes the verdict?"
     ranged = {
-        title: outcomes for title, outcomes in by_variant.items() if "condition_range" in outcomes
+        name: outcomes
+        for name, outcomes in by_variant.items()
+        if outcomes.get("condition_range") in TOLD
     }
     if not ranged:
-        return []
+        untold = (*_naive(root), *_order(run))
+        return [Finding(title, untold, "no verdict on the range to differ from")]
     sentences, changed = [], set()
     for sense in SENSES[1:]:
         differs = [
-            title
-            for title, outcomes in ranged.items()
+            name
+            for name, outcomes in ranged.items()
             if outcomes.get(sense.key) in TOLD
-            and outcomes["condition_range"] in TOLD
             and outcomes[sense.key] != outcomes["condition_range"]
         ]
         changed.update(differs)
@@ -283,7 +288,6 @@ def _senses(run: Run) -> list[Finding]:
         )
     sentences += [*_naive(root), *_order(run)]
     verdict = f"the sense decides for {len(changed)} of {len(ranged)} variants"
-    title = "Which sense of condition changes the verdict?"
     return [Finding(title, tuple(sentences), verdict, "mixed" if changed else "good")]
 
 
