@@ -18,7 +18,6 @@ from orthotrain.diagnostics import ConditionMonitor, conditioning
 from orthotrain.diagnostics._covariance import (
     MOST_MATRICES,
     covariance_of,
-    place_covariance,
 )
 from orthotrain.errors import ConfigError, OrthotrainWarning, ShapeError, StateError
 from orthotrain.layers import (
@@ -234,8 +233,27 @@ def test_read_is_the_covariance_that_pooling_forms(shrinkage):
     layer = GlobalCovariancePool(6, shrinkage=shrinkage)
     expected = layer.covariance(x)
     assert expected.dtype == torch.float64
-    found = place_covariance(x, shrinkage=shrinkage)
-    torch.testing.assert_close(found, expected, rtol=64 * EPS, atol=64 * EPS * 100)
+    found = covariance_of(layer, x)
+    assert found.samples == 12
+    torch.testing.assert_close(found.matrices, expected, rtol=64 * EPS, atol=64 * EPS * 100)
+
+
+@pytest.mark.parametrize("kind", [GlobalCovariancePool, DecorrelatedBatchNorm2d])
+def test_a_subclass_with_a_covariance_of_its_own_is_asked_for_it(kind):
+    class Own(kind):
+        def covariance(self, x):
+            return 3 * super().covariance(x)
+
+    layer, plain = Own(8), kind(8)
+    optimizer, handle = attached(
+        network(layer) if kind is DecorrelatedBatchNorm2d else network(nn.Identity(), pool=layer)
+    )
+    model = handle.run.model
+    x = model[0](random(6, 3, 7, 7)).detach()
+    train(model, optimizer, 1)
+    (record,) = handle.records
+    largest = torch.linalg.eigvalsh(3 * plain.covariance(x))[:, -1].median()
+    assert record["largest"] == pytest.approx(largest.item(), rel=1e-5)
 
 
 def test_groups_have_one_record_with_the_median_and_the_worst():

@@ -170,6 +170,15 @@ def test_the_ridge_is_added_to_what_a_root_would_take_it_for():
     assert r.with_ridge.item() == pytest.approx(condition_number(root).item() ** 2, rel=1e-9)
 
 
+def test_an_eigenvalue_that_rounding_left_below_zero_counts_as_zero():
+    a = torch.diag(torch.tensor([1.0, -(2.0**-20)]))
+    r = condition_readings(a, symmetric=True, ridge=2.0**-19, rtol=1e-7)
+    assert (r.rank.item(), r.on_range.item()) == (1, 1.0)
+    assert r.with_ridge.item() == 2.0**19 + 1
+    # A plain condition number does not know better and divides by its size.
+    assert r.naive_float64.item() == r.naive_float32.item() == 2.0**20
+
+
 def test_readings_of_batch_entries_are_independent():
     a = torch.stack([1e20 * spd([3.0, 1.0, 0.5]), 1e-20 * spd([1.0, 1e-3, 0.0]), spd([1.0, 1, 1])])
     together = condition_readings(a, symmetric=True, ridge=1e-3, relative_ridge=1e-4)
