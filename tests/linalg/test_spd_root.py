@@ -484,9 +484,9 @@ def test_one_matrix_that_is_not_square(name: str):
         ({"iterations": 5}, "needs iterations >= 1, and a method that iterates"),
         ({"iterations": 5, "method": "mpa"}, "got iterations=5 with method='mpa'"),
         ({"iterations": 0, "method": "newton_schulz"}, "got iterations=0"),
-        ({"ridge": -1.0}, "needs a finite ridge >= 0, got -1.0"),
-        ({"ridge": math.nan}, "needs a finite ridge >= 0, got nan"),
-        ({"relative_ridge": math.inf}, "needs a finite relative_ridge >= 0, got inf"),
+        ({"ridge": -1.0}, "needs finite ridges >= 0, got ridge=-1.0 and"),
+        ({"ridge": math.nan}, "got ridge=nan and"),
+        ({"relative_ridge": math.inf}, "relative_ridge=inf;"),
     ],
     ids=str,
 )
@@ -557,6 +557,20 @@ def test_vmap_and_functional_transforms(name: str, method: str):
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(batch), expected)
 
 
+@both_roots
+@pytest.mark.parametrize("gradient", ["lyapunov", "newton_schulz"])
+def test_vmap_of_the_other_gradients(name: str, gradient: str):
+    batch = torch.stack([spd(values) for values in SPECTRA.values()])
+
+    def root(a: Tensor) -> Tensor:
+        return ROOTS[name](a, method="newton_schulz", gradient=gradient)
+
+    mapped = torch.func.vmap(torch.func.grad(lambda a: (root(a) ** 3).sum()))(batch)
+    x = batch.clone().requires_grad_()
+    (root(x) ** 3).sum().backward()
+    torch.testing.assert_close(mapped, x.grad)
+
+
 @pytest.mark.slow
 @both_roots
 def test_compiled_code_gives_the_same(name: str):
@@ -564,7 +578,7 @@ def test_compiled_code_gives_the_same(name: str):
     a = (a + a.mT) / 2
     compiled = torch.compile(lambda x: ROOTS[name](2 * x), backend="aot_eager")
     with warnings.catch_warnings():
-        # torch's own, of its tracing.
+        # torch's own, while it traces a Function.
         warnings.simplefilter("ignore")
         actual = gradient_of(compiled, a, g)
     torch.testing.assert_close(actual, gradient_of(lambda x: ROOTS[name](2 * x), a, g))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from orthotrain.errors import ConfigError, NotPositiveDefiniteError
+from orthotrain.errors import NotPositiveDefiniteError
 from orthotrain.linalg._symmetric import eigh_each, rounding, symmetric_part
 
 RootMethod = Literal["auto", "eigh", "newton_schulz", "polar_express", "mpa", "mtp"]
 RootGradient = Literal["exact", "lyapunov", "newton_schulz"]
 
 
-@dataclass(frozen=True)
-class RootPlan:
+class RootPlan(NamedTuple):
     """A call of ``spd_sqrt`` or ``spd_inv_sqrt``, its settings checked.
 
     Attributes:
@@ -42,14 +40,6 @@ class RootPlan:
     def inverse(self) -> bool:
         """Whether the inverse root is wanted."""
         return self.function == "spd_inv_sqrt"
-
-    def __post_init__(self) -> None:
-        for name, value in (("ridge", self.ridge), ("relative_ridge", self.relative_ridge)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(
-                    f"{self.function} needs a finite {name} >= 0, got {value}; it is added to "
-                    f"the eigenvalues, and 0 leaves them as they are"
-                )
 
     def shift(self, mean: Tensor) -> Tensor | float:
         """What is added to the eigenvalues of matrices with these mean eigenvalues."""

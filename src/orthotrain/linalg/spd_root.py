@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 import warnings
-from functools import lru_cache
 from typing import Any, get_args
 
 import torch
@@ -103,8 +102,8 @@ def spd_sqrt(
         [[2.0, 1.0], [1.0, 2.0]]
     """
     require_square("spd_sqrt", a)
-    settings = (float(ridge), float(relative_ridge), iterations)
-    return _root(a, _plan("spd_sqrt", a.dtype, method, gradient, *settings))
+    plan = _plan("spd_sqrt", a.dtype, method, gradient, ridge, relative_ridge, iterations)
+    return _root(a, plan)
 
 
 def spd_inv_sqrt(
@@ -174,12 +173,13 @@ def spd_inv_sqrt(
         [[0.5, 0.0], [0.0, 2.0]]
     """
     require_square("spd_inv_sqrt", a)
-    settings = (float(ridge), float(relative_ridge), iterations)
-    return _root(a, _plan("spd_inv_sqrt", a.dtype, method, gradient, *settings))
+    plan = _plan("spd_inv_sqrt", a.dtype, method, gradient, ridge, relative_ridge, iterations)
+    return _root(a, plan)
 
 
-# Checked once for each call with other settings: beside a small matrix, checks take long.
-@lru_cache(maxsize=256)
+_METHODS, _GRADIENTS = get_args(RootMethod), get_args(RootGradient)
+
+
 def _plan(  # noqa: PLR0913
     function: str,
     dtype: torch.dtype,
@@ -189,9 +189,15 @@ def _plan(  # noqa: PLR0913
     relative_ridge: float,
     iterations: int | None,
 ) -> RootPlan:
+    if not (0 <= ridge < math.inf and 0 <= relative_ridge < math.inf):
+        raise ConfigError(
+            f"{function} needs finite ridges >= 0, got ridge={ridge} and "
+            f"relative_ridge={relative_ridge}; they are added to the eigenvalues, and 0 leaves "
+            f"these as they are"
+        )
     for name, value, choices in (
-        ("method", method, get_args(RootMethod)),
-        ("gradient", gradient, get_args(RootGradient)),
+        ("method", method, _METHODS),
+        ("gradient", gradient, _GRADIENTS),
     ):
         if value not in choices:
             raise ConfigError(
@@ -222,8 +228,7 @@ def _root(a: Tensor, plan: RootPlan) -> Tensor:
     root: Tensor
     with without_autocast(a):
         if plan.method == "eigh" and plan.gradient == "exact":
-            root, _, _ = _EighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
-            return root
+            return _eigh_root(a, plan)
         p: Tensor = PreparedMatrix.apply(a.to(working_dtype(a)), plan)  # type: ignore[no-untyped-call]
         if plan.gradient == "newton_schulz":
             root = _forward(p, plan)
@@ -242,6 +247,18 @@ def _product_dtype(a: Tensor) -> torch.dtype:
     if a.dtype != torch.float64 and a.shape[-1] >= _LARGE:
         return torch.float32
     return working_dtype(a)
+
+
+def _eigh_root(a: Tensor, plan: RootPlan) -> Tensor:
+    root: Tensor
+    try:
+        root = _PlainEighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        # Under torch.vmap and torch.func torch asks for a Function with setup_context.
+        if "setup_context" not in str(error):
+            raise
+        root, _, _ = _EighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
+    return root
 
 
 class _EighRoot(torch.autograd.Function):
@@ -279,8 +296,18 @@ class _EighRoot(torch.autograd.Function):
         return outputs, (0, 0, 0)
 
 
-# torch asks for the signature at every call; unless it is kept, that takes 25 us.
-_EighRoot.forward.__signature__ = inspect.signature(_EighRoot.forward)  # type: ignore[attr-defined]
+class _PlainEighRoot(torch.autograd.Function):
+    """The same for plain tensors: a call of the other kind of Function costs 20 to 100 us more."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, plan: RootPlan) -> Tensor:
+        outputs = _EighRoot.forward(a, plan)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*outputs)
+        return outputs[0]
+
+    backward = _EighRoot.backward
 
 
 def _eigenbasis(raw: Tensor, vectors: Tensor, plan: RootPlan) -> EigenBasis:
