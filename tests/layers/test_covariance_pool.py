@@ -350,8 +350,12 @@ def test_settings_of_the_root_reach_it():
     exact = GlobalCovariancePool(4, ridge=1.0)(x)
     iterated = GlobalCovariancePool(4, ridge=1.0, method="newton_schulz", iterations=30)(x)
     torch.testing.assert_close(iterated, exact, rtol=0, atol=1e-8)
+
+
+@pytest.mark.bad_input
+def test_unknown_method():
     with pytest.raises(ConfigError, match="method"):
-        GlobalCovariancePool(4, method="wrong")(x)
+        GlobalCovariancePool(4, method="wrong")(maps(2, 4, 5, 5))
 
 
 def test_repr():

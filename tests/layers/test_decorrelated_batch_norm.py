@@ -443,8 +443,12 @@ def test_settings_of_the_root_reach_it(settings):
     torch.testing.assert_close(
         layer(x), DecorrelatedBatchNorm1d(4, ridge=0.5)(x), rtol=0, atol=1e-6
     )
-    with pytest.raises(ConfigError):
-        DecorrelatedBatchNorm1d(4, method="wrong")(x)
+
+
+@pytest.mark.bad_input
+def test_unknown_method():
+    with pytest.raises(ConfigError, match="method"):
+        DecorrelatedBatchNorm1d(4, method="wrong")(batch((40, 4)))
 
 
 def test_shared_statistics_of_one_process_are_its_own():

@@ -113,7 +113,7 @@ class DecorrelatedBatchNorm(nn.Module):
                 y = self._by_running_statistics(matrices, layout)
             return layout.activation(y, like=x).to(x.dtype)
 
-    def covariance(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "groups c c"]:
+    def covariance(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "groups size size"]:
         """Biased covariance of a batch as training forms it, without the ridge.
 
         Differentiable, in float32 (float64 for float64 input). Of the samples of this process
