@@ -145,6 +145,8 @@ def test_a_variant_that_was_not_run_is_named(tmp_path):
         (LESS, LESS, "still better in all 2 senses"),
         (LESS, {"wide": 0.1}, "still better in 1 of 2 senses"),
         ({"ridged": 0.1}, {}, "nothing beyond the spread"),
+        ({"ridged": 0.1}, {"wide": 0.1}, "better, but in no sense that it improved before"),
+        (LESS, {"wide": 0.1, "double": 0.1}, "still better in 1 of 2 senses"),
         ({}, {}, "no better, norm free or fixed"),
         ({}, {"wide": 0.1}, "better in 1 of 4 senses, only when fixed"),
     ],

@@ -243,6 +243,8 @@ def _left(held: Sequence[Paired], free: Sequence[Paired]) -> tuple[str, Tone]:
             return f"better in {senses_count(len(kept), len(held))}, only when fixed", "mixed"
         return "no better, norm free or fixed", "bad"
     left = len(kept & gained)
+    if not left and kept:
+        return "better, but in no sense that it improved before", "mixed"
     if not left:
         return "nothing beyond the spread", "bad"
     tone: Tone = "good" if left == len(gained) else "mixed"
