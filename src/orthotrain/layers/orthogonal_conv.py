@@ -185,7 +185,6 @@ class OrthogonalConv2d(nn.Module):
             conv_skew_part(self.weight), left=kept, rounds=rounds, skew=True
         ).left
         if self.training:
-            # The new ones go on into the graph: what a backward needs is not written to again.
             for old, new in zip(kept, left, strict=True):
                 old.copy_(new)
             self.passes.add_(1)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import polar_factor
-from orthotrain.linalg._inputs import result_dtype, without_autocast
+from orthotrain.linalg._inputs import result_dtype
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -99,10 +99,10 @@ class _FlatOrthogonal(nn.Module):
         self.register_buffer("signs", matrix.new_ones(*matrix.shape[:-2], min(matrix.shape[-2:])))
 
     def forward(self, original: Tensor) -> Tensor:
-        with without_autocast(original):
-            flat = self._flat(original)
-            flat = torch.diagonal_scatter(flat, self.signs.to(flat), dim1=-2, dim2=-1)
-            weight: Tensor = self.reflections(flat)
+        flat = self._flat(original)
+        flat = torch.diagonal_scatter(flat, self.signs.to(flat), dim1=-2, dim2=-1)
+        # Autocast leaves products of reflections alone.
+        weight: Tensor = self.reflections(flat)
         return self._shaped(weight, original)
 
     @torch.no_grad()
