@@ -380,6 +380,13 @@ def test_gradient_at_a_singular_matrix_is_finite_and_announced(method: str):
     )
 
 
+@pytest.mark.parametrize("gradient", ["exact", "lyapunov"])
+def test_small_eigenvalue_is_taken_at_face_value(gradient: str):
+    # Too small to have a derivative in float32, but its root is that of the number given.
+    a = torch.diag(torch.tensor([1.0, 1e-7, 1e-12]))
+    assert torch.equal(spd_sqrt(a, gradient=gradient), a.sqrt())
+
+
 def test_gradient_at_zero_is_zero():
     zero = torch.zeros(2, 3, 3)
     with pytest.warns(NumericalWarning, match="6 of 6"):

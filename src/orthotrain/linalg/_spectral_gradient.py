@@ -126,7 +126,7 @@ class FirstDerivative(torch.autograd.Function):
     """Ties an approximate gradient to what it depends on, so that a second one is refused."""
 
     @staticmethod
-    def forward(ctx: Any, function: str, gradient: Tensor, *needs: Tensor) -> Tensor:
+    def forward(ctx: Any, function: str, gradient: Tensor, *needs: Tensor | None) -> Tensor:
         """The gradient as it is."""
         ctx.function, ctx.count = function, len(needs)
         return gradient.clone()

@@ -266,9 +266,15 @@ class _EighRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, plan: RootPlan) -> tuple[Tensor, Tensor, Tensor]:
-        symmetric = symmetric_part(plan.function, a)
-        basis = _eigenbasis(*eigh_each(plan.function, symmetric.to(working_dtype(a))), plan)
-        return basis.root(_product_dtype(a)).to(a.dtype), basis.w, basis.s
+        symmetric = symmetric_part(plan.function, a).to(working_dtype(a))
+        raw, vectors = eigh_each(plan.function, symmetric)
+        values, null = positive_values(raw, plan)
+        s = values.sqrt()
+        # In place: the vectors are ours, and beside a product a new matrix is not free.
+        w = vectors.div_(s.unsqueeze(-2)) if plan.inverse else vectors
+        root = EigenBasis(w, s, plan.inverse).root(_product_dtype(a)).to(a.dtype)
+        # For the derivative exactly zero where nothing tells an eigenvalue from zero.
+        return root, w, s if null is None else torch.where(null, 0.0, s)
 
     @staticmethod
     def setup_context(
@@ -280,7 +286,7 @@ class _EighRoot(torch.autograd.Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None]:
         if g is None:
             return None, None
         root, w, s = ctx.saved_tensors
@@ -308,16 +314,6 @@ class _PlainEighRoot(torch.autograd.Function):
         return outputs[0]
 
     backward = _EighRoot.backward
-
-
-def _eigenbasis(raw: Tensor, vectors: Tensor, plan: RootPlan) -> EigenBasis:
-    """From eigenvalues without the ridge, and vectors, which are overwritten."""
-    values, null = positive_values(raw, plan)
-    s = values.sqrt()
-    if plan.inverse:
-        return EigenBasis(vectors.div_(s.unsqueeze(-2)), s, inverse=True)
-    # Exactly zero where nothing tells an eigenvalue from zero.
-    return EigenBasis(vectors, s if null is None else torch.where(null, 0.0, s), inverse=False)
 
 
 def _exact(
@@ -359,7 +355,7 @@ class _RootOfPrepared(torch.autograd.Function):
         if plan.gradient == "lyapunov":
             return lyapunov_gradient(g, p, root, inverse=plan.inverse), None
         with torch.no_grad():
-            basis = _basis_of_prepared(p, plan)
+            basis = _without_null(_basis_of_prepared(p, plan), plan)
         return _exact(g, root, basis, plan, dtype=p.dtype), None
 
 
@@ -374,8 +370,15 @@ def _forward(p: Tensor, plan: RootPlan) -> Tensor:
 def _basis_of_prepared(p: Tensor, plan: RootPlan) -> EigenBasis:
     """Of a matrix that was checked and has its ridge."""
     values, vectors = eigh_each(plan.function, p)
+    s = values.clamp(min=0).sqrt()
+    w = vectors / s.unsqueeze(-2) if plan.inverse else vectors
+    return EigenBasis(w, s, plan.inverse)
+
+
+def _without_null(basis: EigenBasis, plan: RootPlan) -> EigenBasis:
+    """Roots exactly zero where nothing tells an eigenvalue from zero."""
     if plan.inverse:
-        s = values.sqrt()
-        return EigenBasis(vectors / s.unsqueeze(-2), s, inverse=True)
-    kept = values > singular_rtol(plan.dtype, p.dtype) * values[..., -1:]
-    return EigenBasis(vectors, torch.where(kept, values.clamp(min=0), 0.0).sqrt(), inverse=False)
+        return basis
+    limit = singular_rtol(plan.dtype, basis.s.dtype) ** 0.5
+    kept = basis.s > limit * basis.s[..., -1:]
+    return basis._replace(s=torch.where(kept, basis.s, 0.0))
