@@ -139,7 +139,7 @@ def main() -> None:
     arguments.picture.write_bytes(picture)
     last = trained.records[-1]
     for key in ("step", "rank", "size", "rtol", "largest", "ridge", *SENSES):
-        print(f"{key} {last[key]}")  # noqa: T201 - a script
+        print(f"{key} {last[key]}")
 
 
 if __name__ == "__main__":

@@ -152,7 +152,6 @@ def test_help_needs_no_torch(arguments):
         (["train", "cifar10-dbn", "--variants", "gcp"], "'gcp' is not a variant; choose from bn"),
         (["train", "cifar10-dbn", "--spectral.ridge", "-1"], "spectral.ridge=-1"),
         (["train", "cifar10-dbn", "--model.depth", "20"], "model.depth"),
-        (["train", "texture-gcp", "--data.name", "image-folder"], "image folder: "),
         (["tune", "cifar10-dbn"], "cifar10-dbn has no settings to search for"),
         (["train", "--nope", "1"], "unrecognized arguments: --nope"),
         (["train", "--optim.lr", "fast"], "optim.lr"),
@@ -211,6 +210,11 @@ def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
         tmp_path / "d",
     )  # fmt: skip
     assert "cifar10_jpeg.npz" in error
+    error = fails(
+        capsys, "train", "texture-gcp", "--scale", "smoke", "--data.name", "image-folder",
+        "--data.dir", tmp_path, "--jobs", "1", "--run-dir", tmp_path / "e",
+    )  # fmt: skip
+    assert "has no folder train" in error
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):

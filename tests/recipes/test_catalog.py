@@ -13,13 +13,40 @@ from orthotrain.training.loop import train
 from orthotrain.training.record import SeedFolder
 from orthotrain.training.reproducibility import resolve_device
 
+# The plainest and the fullest way to train of each recipe; all ways are trained elsewhere.
+TRAINED = {
+    "digits-minivit": ("dense", "oialr-paper", "oialr-tuned"),
+    "cifar10-minivit": ("dense", "oialr-paper", "oialr-tuned"),
+    "cifar10-dbn": ("bn", "nog-ow-olr"),
+    "texture-gcp": ("avg", "nog-olr"),
+    "clothing-gcp": ("gcp",),
+}
+# Packed files as small as each reader takes them.
+PACKED = {
+    "cifar10": ("cifar10_jpeg.npz", {"train_per_class": 10}),
+    "textures": (
+        "dtd10_128_jpeg.npz",
+        {"train_per_class": 12, "marks": (0,), "shape": (128, 128), "split": None},
+    ),
+    "clothing": (
+        "clothing128_jpeg.npz",
+        {"train_per_class": 4, "marks": (0, 1, 2), "shape": (128, 128)},
+    ),
+}
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("variant", ["dense", "oialr-paper", "oialr-tuned"])
+
+def test_every_recipe_is_trained_here():
+    assert list(TRAINED) == list(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in TRAINED for variant in TRAINED[name]]
+)
 def test_every_recipe_trains_two_steps(name, variant, tmp_path):
     config = recipe_config(name, "smoke")
-    if config.data.name == "cifar10":
-        packed = write_packed(tmp_path / "cifar10_jpeg.npz", train_per_class=10)
+    if config.data.name in PACKED:
+        file, settings = PACKED[config.data.name]
+        packed = write_packed(tmp_path / file, **settings)
         config = replace(config, data=replace(config.data, dir=str(packed), train_limit=None))
     data = build_data(config.data, device=resolve_device(config.device))
     config = replace(
@@ -38,6 +65,27 @@ def test_scales_say_which_they_are_and_search_other_seeds(recipe):
     for scale, config in recipe.scales.items():
         assert (config.recipe, config.scale) == (recipe.name, scale)
         assert recipe.grid is None or not set(config.seeds) & set(recipe.grid.seeds)
+
+
+def test_the_full_whitening_recipe_has_the_published_settings():
+    config = recipe_config("cifar10-dbn", "full")
+    model, optim, data = config.model, config.optim, config.data
+    assert (model.depth, model.width, model.stem_channels, model.stem) == (18, 64, 64, "cifar")
+    assert (optim.epochs, optim.lr, optim.momentum, optim.weight_decay) == (350, 0.1, 0.9, 5e-4)
+    assert [round(350 * share) for share in optim.decay_at] == [100, 200, 300]
+    assert (data.batch_size, data.crop_padding, data.flip) == (128, 4, True)
+    assert (config.spectral.layer, config.spectral.ridge) == ("whitening", 1e-2)
+    assert len(config.variants) == 1 + 13 + 3
+
+
+def test_the_full_pooling_recipe_has_the_published_settings():
+    for name in ("texture-gcp", "clothing-gcp"):
+        config = recipe_config(name, "full")
+        model, optim = config.model, config.optim
+        assert (model.depth, model.reduced_channels, model.last_stride) == (50, 256, 1)
+        assert (optim.epochs, optim.weight_decay, optim.head_lr_factor) == (200, 1e-4, 20.0)
+        assert [round(200 * share) for share in optim.decay_at] == [50, 100]
+        assert config.data.batch_size == 10
 
 
 def test_the_full_cifar_recipe_has_the_published_settings():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -63,12 +63,15 @@ def _run_like(defaults: RunConfig, given: Mapping[str, Any]) -> RunConfig:
 
 def _built(default: object, given: object) -> Any:
     """``given`` as a value of the kind of ``default``, or that where there is no such option."""
+    return default if given is None else _like(default, given)
+
+
+def _like(default: object, given: object) -> Any:
+    """What was parsed or read, with the dataclasses and tuples that ``default`` has."""
     if isinstance(given, dict) and hasattr(type(default), "__dataclass_fields__"):
-        kind = type(default)
-        return kind(**{name: _built(getattr(default, name, None), v) for name, v in given.items()})
-    if isinstance(default, tuple):
-        return default if given is None else tuple(cast("list[Any]", given))
-    return default if given is None else given
+        kept = {name: _like(getattr(default, name, None), v) for name, v in given.items()}
+        return type(default)(**kept)
+    return tuple(given) if isinstance(default, tuple) and isinstance(given, list) else given
 
 
 def parse(arguments: list[str]) -> Command:

@@ -143,6 +143,8 @@ def _orthogonal_stem(stem: nn.Module, *, generator: torch.Generator | None) -> O
         stem.kernel_size[0],
         stride=stem.stride[0],
         bias=False,
+        # As published: the bound of the norm leaves out the root of the kernel's area.
+        max_norm=0.7 * stem.kernel_size[0],
         generator=generator,
     )
 
