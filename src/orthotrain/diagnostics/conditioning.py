@@ -59,8 +59,8 @@ class ConditionMonitor(Method):
       (groups of a convolution) of its outputs by all else. Of a low-rank layer that is the
       core, which has those of the weight; of a parametrized weight the tensor that is trained.
     - ``"gradient"``: of the gradient the optimizer gets, after every method that changes it.
-    - ``"update"``: of what the step did to the weight, new less old, whatever did it. Not
-      recorded for a step after which the weight has another shape.
+    - ``"update"``: of what the step did to the weight, new less old, whatever did it, but for a
+      change of its structure (a rank update), which comes after.
 
     A layer with several matrices (groups of channels, one matrix a sample in covariance pooling,
     of which at most eight a batch are read, evenly spaced) has one record: every number is the
@@ -216,10 +216,8 @@ class _BoundMonitor(Bound):
         if self._has_closure:
             self._pending = self._gradients()
         for target, old in before.items():
-            if target.parameter.shape == old.shape:
-                new = target.parameter.detach().cpu().double()
-                delta = new - old.cpu().double()
-                self._pending.append(self._read("update", target, delta, old=old))
+            delta = target.parameter.detach().cpu().double() - old.cpu().double()
+            self._pending.append(self._read("update", target, delta, old=old))
 
     def _gradients(self) -> list[Record]:
         scale = gradient_scale(self._run.optimizer)
