@@ -94,17 +94,17 @@ def test_a_change_with_the_ridge_that_is_scale_alone_is_called_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("errors", "verdict", "side"),
+    ("errors", "verdict", "tone", "side"),
     [
-        ((9.0, 11.1, 13.0), "yes, 0.97 points less error", "outside"),
-        ((11.0, 13.1, 15.0), "no, 1.03 points more error", "outside"),
-        ((9.9, 12.2, 13.9), "inside the spread", "inside"),
+        ((9.0, 11.1, 13.0), "yes, 0.97 points less error", "good", "outside"),
+        ((11.0, 13.1, 15.0), "no, 1.03 points more error", "bad", "outside"),
+        ((9.9, 12.2, 13.9), "inside the spread", "unclear", "inside"),
     ],
 )
-def test_the_verdict_on_accuracy_flips_with_the_numbers(tmp_path, errors, verdict, side):
+def test_the_verdict_on_accuracy_flips_with_the_numbers(tmp_path, errors, verdict, tone, side):
     run = run_of(tmp_path, conditioned("root"), conditioned("nog", errors))
     finding = found(run, CLAIMS[2])
-    assert finding.verdict == verdict
+    assert (finding.verdict, finding.tone) == (verdict, tone)
     assert "paired over 3 seeds (95 %: " in finding.sentences[0]
     assert finding.sentences[0].endswith(f"{side} the spread between seeds.")
 
@@ -202,7 +202,8 @@ def test_how_the_optimal_rate_acts_is_counted(tmp_path):
 
 def test_the_sense_that_changes_a_verdict_is_named(tmp_path):
     change = {"wide": 0.1, "ridged": 0.1, "single": 0.1, "double": 9}
-    run = run_of(tmp_path, conditioned("root"), conditioned("nog", **change))
+    batch_norm = conditioned("", ridged=1e-3)
+    run = run_of(tmp_path, batch_norm, conditioned("root"), conditioned("nog", **change))
     title = "Which sense of condition changes the verdict?"
     finding = found(run, title)
     assert finding.verdict == "the sense decides for 1 of 1 variants"
@@ -211,7 +212,8 @@ def test_the_sense_that_changes_a_verdict_is_named(tmp_path):
     said = " ".join(finding.sentences)
     assert "numerical rank 27 of 64" in said
     assert "eigenvalues that are rounding: 1.0e9 in float32 and 1.0e16 in float64" in said
-    assert "on the range NOG (1.0e4)" in said
+    # The ridge of the batch norm is another one, so its lowest number wins nothing.
+    assert "on the range NOG (1.0e4); with the ridge NOG (100)" in said
     assert "naive, float64 ROOT (1.0e16)" in said
     change["double"] = 0.1
     agreed = found(run_of(tmp_path, conditioned("root"), conditioned("nog", **change)), title)

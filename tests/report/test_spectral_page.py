@@ -274,6 +274,9 @@ def test_every_variant_of_a_figure_looks_different(spectral_run):
             shown = [look[v.name] for v in shown_in(run, group)]
             assert len({(hue.color, hue.line) for hue in shown}) == len(shown)
             assert len({hue.label for hue in shown}) == len(shown)
+        for treatment in ("nog", "olr"):
+            shown = [look[v.name] for v in run.variants if treatment in v.treatments]
+            assert len({(hue.color, hue.line) for hue in shown}) == len(shown)
     assert [v.name for v in shown_in(run, "fixed")] == [
         "zca", "nog", "olr", "zca-fixed", "nog-fixed", "olr-fixed",
     ]  # fmt: skip
