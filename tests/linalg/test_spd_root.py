@@ -475,6 +475,7 @@ def test_asymmetry_beyond_rounding_is_named(name: str):
 
 
 @both_roots
+@pytest.mark.bad_input
 def test_one_matrix_that_is_not_square(name: str):
     with pytest.raises(ShapeError, match=rf"spd_{name} needs a of shape .*got \(3, 4\); form"):
         ROOTS[name](torch.ones(3, 4))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from orthotrain.linalg._inputs import without_autocast
 
@@ -106,7 +105,7 @@ class _LyapunovSolution(torch.autograd.Function):
             return vectors @ ((inner + inner.mT) / _sums(2 * s, maybe_zero=True)) @ vectors.mT
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         root, _, vectors, s = inputs
         ctx.save_for_backward(root, output, vectors, s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class PreparedMatrix(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: object, in_dims: tuple[int, None], a: Tensor, plan: RootPlan
+        info: object, in_dims: tuple[Any, ...], a: Tensor, plan: RootPlan
     ) -> tuple[Tensor, int]:
         """One more batch dimension."""
         p: Tensor = PreparedMatrix.apply(a.movedim(in_dims[0], 0), plan)  # type: ignore[no-untyped-call]

@@ -296,7 +296,7 @@ class _EighRoot(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int, None], a: Tensor, plan: RootPlan
+        info: Any, in_dims: tuple[Any, ...], a: Tensor, plan: RootPlan
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         outputs = _EighRoot.apply(a.movedim(in_dims[0], 0), plan)  # type: ignore[no-untyped-call]
         return outputs, (0, 0, 0)

@@ -205,7 +205,7 @@ class _Eigh(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int, None], a: Tensor, plan: _Plan
+        info: Any, in_dims: tuple[Any, ...], a: Tensor, plan: _Plan
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         outputs = _Eigh.apply(a.movedim(in_dims[0], 0), plan)  # type: ignore[no-untyped-call]
         return outputs, (0, 0)
@@ -273,7 +273,7 @@ class _Svd(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int, None], a: Tensor, plan: _Plan
+        info: Any, in_dims: tuple[Any, ...], a: Tensor, plan: _Plan
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         outputs = _Svd.apply(a.movedim(in_dims[0], 0), plan)  # type: ignore[no-untyped-call]
         return outputs, (0, 0, 0)
