@@ -442,6 +442,18 @@ def test_negative_eigenvalue_is_named_with_a_ridge_that_helps(name: str, method:
     assert torch.isfinite(ROOTS[name](batch, method=method, ridge=ridge)).all()
 
 
+@both_roots
+@every_method
+def test_large_entry_does_not_hide_a_negative_one(name: str, method: str):
+    batch = torch.stack([1e20 * spd([1.0, 2.0, 3.0]), spd([-0.5, 1.0, 2.0])])
+    with pytest.raises(
+        NotPositiveDefiniteError, match=r"got 1 of 2 with smallest eigenvalue -0\.5"
+    ):
+        ROOTS[name](batch, method=method)
+    with pytest.raises(NotPositiveDefiniteError):
+        ROOTS[name](batch, method=method, ridge=0.1)
+
+
 @every_method
 def test_rounding_below_zero_is_zero(method: str):
     a = torch.diag(torch.tensor([1.0, 0.5, -1e-7]))
