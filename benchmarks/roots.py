@@ -253,7 +253,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # Freed large tensors let the allocator keep memory, as in any process that trains.
     for _ in range(2):
-        torch.zeros(1 << 23)
+        torch.zeros(1 << 22)
     warnings.simplefilter("ignore", NumericalWarning)
     report(
         f"spd_{name} on {device}, forward plus backward: ratios to {BASELINE}",

@@ -101,7 +101,7 @@ def test_change_of_basis_is_taken_along(a: Tensor):
 
 
 @both_roots
-@pytest.mark.parametrize("n", [6, 64, 160])
+@pytest.mark.parametrize("n", [6, 40, 64, 160])
 @pytest.mark.parametrize("condition", [1e2, 1e6])
 def test_float32_is_right_up_to_condition_1e6(name: str, n: int, condition: float):
     a = spd(log_spectrum(n, condition)).float()
@@ -111,7 +111,7 @@ def test_float32_is_right_up_to_condition_1e6(name: str, n: int, condition: floa
     expected = gradient_of(ROOTS[name], a.double(), g.double())
     actual = gradient_of(ROOTS[name], a, g)
     assert relative(actual, expected) <= 1e-6
-    if n < 128:
+    if n < 64:
         # One rounding of the result.
         assert torch.equal(ROOTS[name](a), exact.float())
         assert relative(actual, expected) <= 6e-8

@@ -33,7 +33,7 @@ class EigenBasis(NamedTuple):
 
     def root(self, dtype: torch.dtype) -> Tensor:
         """The (inverse) root, its last product in ``dtype``; symmetric."""
-        half = (self.w * self.s.sqrt().unsqueeze(-2)).to(dtype)
+        half = self.w.to(dtype) * self.s.sqrt().unsqueeze(-2).to(dtype)
         return half @ half.mT
 
 

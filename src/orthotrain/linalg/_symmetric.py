@@ -60,9 +60,13 @@ def symmetric_part(function: str, a: Tensor, *, dtype: torch.dtype | None = None
 
 
 def eigh_each(function: str, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues and eigenvectors; an entry that fails does not spoil the others."""
+    """Ascending eigenvalues and eigenvectors; an entry that fails does not spoil the others.
+
+    ``a`` is exactly symmetric.
+    """
     try:
-        values, vectors = torch.linalg.eigh(a)
+        # Transposed, so that LAPACK's column-major copy is straight: 1 % of a root at 256.
+        values, vectors = torch.linalg.eigh(a.mT)
     except (LinAlgError, NotImplementedError):
         return _one_by_one(function, a)
     # An accelerator's driver may return NaN where it should raise.

@@ -64,7 +64,7 @@ def spd_sqrt(
 
     Returns:
         Same shape, dtype and device as ``a``, symmetric. Computed in float64 on CPU and in
-        float32 on an accelerator (float64 stays float64); for ``n >= 128`` and input below
+        float32 on an accelerator (float64 stays float64); for ``n >= 64`` and input below
         float64 the last product is in float32. Autocast changes nothing.
 
     Raises:
@@ -137,7 +137,7 @@ def spd_inv_sqrt(
 
     Returns:
         Same shape, dtype and device as ``a``, symmetric. Computed in float64 on CPU and in
-        float32 on an accelerator (float64 stays float64); for ``n >= 128`` and input below
+        float32 on an accelerator (float64 stays float64); for ``n >= 64`` and input below
         float64 the last product is in float32. Autocast changes nothing.
 
     Raises:
@@ -237,10 +237,10 @@ def _root(a: Tensor, plan: RootPlan) -> Tensor:
         return root.to(a.dtype)
 
 
-# Matrices from this size on take their last product in float32, where the result is float32 or
-# less: of five products of float64 three, which cost half. The error is then 3e-7 for the root
-# and 4e-7 for the gradient (relative Frobenius, 128 and 256, condition 1e6), else 3e-8.
-_LARGE = 128
+# Matrices from this size on take their last products in float32, where the result is float32 or
+# less: of five products of float64 three, which cost half. The error is then up to 3e-7 for the
+# root and 4e-7 for the gradient (relative Frobenius, 64 to 256, condition 1e6), else 3e-8.
+_LARGE = 64
 
 
 def _product_dtype(a: Tensor) -> torch.dtype:
