@@ -47,7 +47,8 @@ def exact_gradient(g: Tensor, basis: EigenBasis, dtype: torch.dtype) -> Tensor:
     """
     w = basis.w
     # In full precision: an upstream gradient may be small just where the division is by little.
-    inner = (w.mT @ g.to(w.dtype) @ w).to(dtype)
+    # In this order the two products take 9 % less, for w is stored by columns (256x256, MKL).
+    inner = (w.mT @ (g.to(w.dtype) @ w)).to(dtype)
     inner = inner + inner.mT
     # At P^1/2: S X + X S = G_s. At Z = P^-1/2: Z Y + Y Z = G_s and X = -P^-1 Y P^-1; with the
     # columns of w divided by s that is the same division, by -(z_i + z_j).
