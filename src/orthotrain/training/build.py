@@ -29,7 +29,7 @@ from orthotrain.methods import (
 )
 from orthotrain.training.config import DataConfig, Job, OptimConfig, RunConfig, SgdConfig
 from orthotrain.training.lowrank_run import LowRankConfig, LowRankRun, LowRankVariant
-from orthotrain.training.networks import SPECTRAL_LAYER, weight_before
+from orthotrain.training.networks import LAYER_BEFORE, SPECTRAL_LAYER
 from orthotrain.training.schedule import step_decay_scheduler, warmup_cosine_scheduler
 from orthotrain.training.spectral_run import SpectralRun, SpectralVariant
 
@@ -139,12 +139,12 @@ def _spectral_methods(variant: SpectralVariant, config: SpectralRun) -> list[Met
         batch_norm = spectral.layer == "whitening"
         return [
             ConditionMonitor(
-                "stem.weight" if batch_norm else "head.weight",
+                "stem" if batch_norm else "head",
                 every_steps=every,
                 covariances=("norm",) if batch_norm else (),
             )
         ]
-    weight = weight_before(spectral, treatments)
+    weight = LAYER_BEFORE[spectral.layer]
     available: dict[str, Method] = {
         "ol": OrthogonalPenalty(weight, weight=spectral.penalty),
         "nog": NearestOrthogonalGradient(

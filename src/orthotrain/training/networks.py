@@ -23,20 +23,9 @@ from orthotrain.training.spectral_run import SpectralConfig, SpectralRun, Spectr
 
 ImageShape = tuple[int, int, int]
 
-# The spectral layer, and the weight before it that the treatments act on. An orthogonal weight
-# is kept by a parametrisation, and what is trained is the tensor inside it.
+# The spectral layer, and the layer before it, whose weight the treatments act on.
 SPECTRAL_LAYER: Final = {"whitening": "norm", "pooling": "pool"}
-_WEIGHT_BEFORE: Final = {"whitening": "stem.weight", "pooling": "pool.reduce.0.weight"}
-_ORTHOGONAL_WEIGHT: Final = {
-    "whitening": "stem.weight",
-    "pooling": "pool.reduce.0.parametrizations.weight.original",
-}
-
-
-def weight_before(spectral: SpectralConfig, treatments: tuple[Treatment, ...]) -> str:
-    """Name pattern of the trained weight before the spectral layer."""
-    names = _ORTHOGONAL_WEIGHT if "ow" in treatments else _WEIGHT_BEFORE
-    return names[spectral.layer]
+LAYER_BEFORE: Final = {"whitening": "stem", "pooling": "pool.reduce.0"}
 
 
 def build_vit(

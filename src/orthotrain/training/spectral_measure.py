@@ -13,7 +13,7 @@ from orthotrain.layers import GlobalCovariancePool
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from orthotrain.linalg import spd_inv_sqrt, spd_sqrt
 from orthotrain.methods.handle import Handle
-from orthotrain.training.networks import SPECTRAL_LAYER
+from orthotrain.training.networks import LAYER_BEFORE, SPECTRAL_LAYER
 from orthotrain.training.spectral_run import SpectralConfig
 
 _ROUNDS = 7
@@ -43,29 +43,27 @@ def spectral_fields(
         and ``shares``: seconds of one root, forward and backward, timed alone on matrices of the
         layer's size, and of each method's hooks, over ``step_seconds``.
     """
-    seconds = {name: value / steps_here for name, value in handle.seconds.items() if steps_here > 0}
+    # A run that goes on from its last checkpoint has no step of its own.
+    measured = handle.seconds if steps_here > 0 else {}
+    seconds = {name: value / steps_here for name, value in measured.items()}
     root = root_seconds(model.get_submodule(SPECTRAL_LAYER[spectral.layer]), batch_size=batch_size)
     if root is not None:
         seconds["root"] = root
     weight = _weight_before(model, spectral)
     return {
-        "weight_norm": None if weight is None else float(weight.detach().norm()),
+        "weight_norm": None if weight is None else float(weight.norm()),
         "shares": {name: value / step_seconds for name, value in seconds.items()},
     }
 
 
-@torch.no_grad()
 def _weight_before(model: nn.Module, spectral: SpectralConfig) -> Tensor | None:
     """The weight before the layer as it acts, out of its parametrisation if it has one."""
-    if spectral.layer == "whitening":
-        weight = model.get_submodule("stem").weight
-    else:
-        pool = model.get_submodule("pool")
-        if not isinstance(pool, GlobalCovariancePool):
-            return None
-        weight = pool.get_submodule("reduce.0").weight
+    before = dict(model.named_modules()).get(LAYER_BEFORE[spectral.layer])
+    if before is None:
+        return None
+    weight = before.weight
     assert isinstance(weight, Tensor)
-    return weight
+    return weight.detach()
 
 
 def root_seconds(layer: nn.Module, *, batch_size: int) -> float | None:
