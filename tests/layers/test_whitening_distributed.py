@@ -1,71 +1,20 @@
 """Two processes whiten together: what each holds is its part of the whole batch's result."""
 
-import fcntl
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
 from layers import whitening_worker as worker
 from layers.whitening_worker import CHANNELS, SETTINGS, SPLITS, STEPS, WORLD, batch, part
 from orthotrain.layers import DecorrelatedBatchNorm2d
-
-TIMEOUT_SECONDS = 90
+from processes import outcomes_of
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Outcomes of every scenario, on the first and on the other process.
-
-    Started once, also where the tests of this file are spread over several pytest processes.
-    """
-    spread = "PYTEST_XDIST_WORKER" in os.environ
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if spread else base) / "two-processes-whiten"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "failed").exists() and not (folder / "rank1.pt").exists():
-            run_workers(folder)
-    if (folder / "failed").exists():
-        pytest.fail((folder / "failed").read_text())
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
-
-
-def run_workers(folder):
-    """Start the processes and wait; none outlives this, whatever happens."""
-    script = Path(worker.__file__)
-    tests = script.parent.parent
-    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    logs = [folder / f"log{rank}.txt" for rank in range(WORLD)]
-    workers = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as stream:
-                workers.append(
-                    subprocess.Popen(
-                        [sys.executable, str(script), str(rank), str(folder)],
-                        stdout=stream,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                    )
-                )
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        codes = [each.wait(max(0.1, deadline - time.monotonic())) for each in workers]
-    except subprocess.TimeoutExpired:
-        codes = ["timeout"]
-    finally:
-        for each in workers:
-            each.kill()
-            each.wait()
-    if any(codes):
-        tails = "\n".join(log.read_text()[-3000:] for log in logs)
-        (folder / "failed").write_text(f"exit codes {codes}\n{tails}")
+    """Outcomes of every scenario, on the first and on the other process."""
+    return outcomes_of(
+        worker.__file__, WORLD, name="two-processes-whiten", tmp_path_factory=tmp_path_factory
+    )
 
 
 def close(actual, expected):

@@ -1,11 +1,6 @@
 """Two processes train one model: what they hold must be the same to the last bit."""
 
-import fcntl
 import inspect
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +29,9 @@ from orthotrain.methods._compat import (
     may_run_out_of_inputs_alone,
     rebuild_reducer,
 )
+from processes import outcomes_of
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
-TIMEOUT_SECONDS = 90
 
 AGREEING = [
     *MODES,
@@ -56,52 +51,8 @@ AGREEING = [
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Outcomes of every scenario, on the first and on the other process.
-
-    Started once, also where the tests of this file are spread over several pytest processes.
-    """
-    spread = "PYTEST_XDIST_WORKER" in os.environ
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if spread else base) / "two-processes"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "failed").exists() and not (folder / "rank1.pt").exists():
-            run_workers(folder)
-    if (folder / "failed").exists():
-        pytest.fail((folder / "failed").read_text())
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
-
-
-def run_workers(folder):
-    """Start the processes and wait; none outlives this, whatever happens."""
-    tests = WORKER.parent.parent
-    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    logs = [folder / f"log{rank}.txt" for rank in range(WORLD)]
-    workers = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as stream:
-                workers.append(
-                    subprocess.Popen(
-                        [sys.executable, str(WORKER), str(rank), str(folder)],
-                        stdout=stream,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                    )
-                )
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        codes = [worker.wait(max(0.1, deadline - time.monotonic())) for worker in workers]
-    except subprocess.TimeoutExpired:
-        codes = ["timeout"]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    if any(codes):
-        tails = "\n".join(log.read_text()[-3000:] for log in logs)
-        (folder / "failed").write_text(f"exit codes {codes}\n{tails}")
+    """Outcomes of every scenario, on the first and on the other process."""
+    return outcomes_of(WORKER, WORLD, name="two-processes", tmp_path_factory=tmp_path_factory)
 
 
 def differing(one, other):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +18,7 @@ from orthotrain.linalg import polar_factor
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate
 from orthotrain.methods.attach import attach
+from processes import outcomes_of
 from reference import gradient_methods as reference
 from reference.gradient_methods import Settings
 from reference.matrices import from_spectrum, log_spectrum
@@ -555,23 +552,11 @@ def test_a_missing_gradient_moves_nothing(when):
 
 
 @pytest.mark.slow
-def test_two_processes_act_as_one(tmp_path):
-    tests = Path(nog_worker.__file__).parent.parent
-    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, nog_worker.__file__, str(rank), str(tmp_path)], env=environment
-        )
-        for rank in range(nog_worker.WORLD)
-    ]
-    try:
-        assert [process.wait(90) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    first, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(nog_worker.WORLD))
+def test_two_processes_act_as_one(tmp_path_factory):
+    first, other = outcomes_of(
+        nog_worker.__file__, nog_worker.WORLD, name="two-processes-nog",
+        tmp_path_factory=tmp_path_factory,
+    )  # fmt: skip
     assert same(first, other)
     for when, (weights, _) in first.items():
         model = small_model()
