@@ -378,6 +378,15 @@ def test_the_first_training_pass_of_a_step_is_read_and_no_other(looks):
     assert handle.records == alone.records
 
 
+def test_a_look_in_the_forward_pass_counts_as_time_of_the_monitor():
+    model = network()
+    _, handle = attached(model)
+    model.eval()(random(6, 3, 7, 7))
+    assert handle.seconds == {"condition_monitor": 0.0}
+    model.train()(random(6, 3, 7, 7))
+    assert handle.seconds["condition_monitor"] > 0
+
+
 def test_a_layer_used_twice_or_with_a_keyword_is_read_at_its_first_use():
     class Twice(nn.Module):
         def __init__(self):

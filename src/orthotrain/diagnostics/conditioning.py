@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -98,8 +99,7 @@ class ConditionMonitor(Method):
         hooks of its parts: there is a warning and no record. To see it, leave it out of what is
         compiled: ``model.norm = torch.compiler.disable(model.norm)`` first. With ``auto=False``,
         call ``handle.before_step()``, too; without it, gradients and updates are not recorded.
-        With several processes each reads what it has itself. ``handle.seconds`` does not hold
-        the time spent in the forward pass.
+        With several processes each reads what it has itself.
 
     Source:
         The four senses and the tolerances are ours. What is watched: Song, Sebe and Wang,
@@ -194,7 +194,9 @@ class _BoundMonitor(Bound):
 
     def look(self, layer: str, x: Tensor) -> None:
         """Keep the covariance until the step is done."""
+        start = time.perf_counter()
         covariance = covariance_of(self._layers[layer], x)
+        self.forward_seconds += time.perf_counter() - start
         if covariance is not None:
             self._covariances[layer] = covariance
 

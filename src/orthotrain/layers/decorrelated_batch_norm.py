@@ -325,7 +325,8 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
 
     Note:
         The derivative exists wherever ``P + ridge`` is positive definite, repeated eigenvalues
-        included.
+        included. ``torch.optim.swa_utils.update_bn`` leaves this layer's running statistics as
+        they are; docs/whitening.md has the loop that renews them.
 
     Source:
         Huang, Yang, Lang and Deng (2018), arXiv:1804.08450. The running covariance, the exact

@@ -29,8 +29,6 @@ class Handle:
         run: Model, optimizer, step count and records, as the methods see them.
         auto: Whether the optimizer's own step calls the methods.
         methods: The methods by name, in the order they act.
-        seconds: Wall-clock seconds that the hooks of each method took since ``attach``. On an
-            accelerator that is the time to launch their work, not the work.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class Handle:
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
         bounds = list(self._bound.values())
-        self.seconds = dict.fromkeys(self._bound, 0.0)
+        self._seconds = dict.fromkeys(self._bound, 0.0)
         # What a method does not override is not called, so a step with nothing due stays cheap.
         self._before = self._acts("before_step")
         self._after = [
@@ -183,7 +181,7 @@ class Handle:
             for name, act in acts:
                 start = time.perf_counter()
                 act()
-                self.seconds[name] += time.perf_counter() - start
+                self._seconds[name] += time.perf_counter() - start
         finally:
             self._in_step = False
 
@@ -252,6 +250,14 @@ class Handle:
             rows=[row for bound in bounds for row in bound.rows()],
             notes=[note for bound in bounds for note in bound.notes()],
         )
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds that the hooks of each method took since ``attach``.
+
+        On an accelerator that is the time to launch their work, not the work.
+        """
+        return {name: self._seconds[name] + b.forward_seconds for name, b in self._bound.items()}
 
     @property
     def records(self) -> list[Record]:

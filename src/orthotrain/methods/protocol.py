@@ -40,7 +40,13 @@ class Bound:
     between the methods that change values and those that change shapes. In ``before_step``,
     ``run.step`` counts the steps finished so far; after the step it includes the one that just
     ended. A step that ``GradScaler`` skips calls none of them.
+
+    Attributes:
+        forward_seconds: Wall-clock seconds that hooks of its own took in forward passes, which
+            the handle does not see. It adds them to what it measured itself.
     """
+
+    forward_seconds: float = 0.0
 
     def before_step(self) -> None:
         """Act when gradients are ready and parameters are not yet updated."""
