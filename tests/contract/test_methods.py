@@ -41,6 +41,7 @@ METHODS = {
     "orthogonal_penalty": OrthogonalPenalty("0", weight=0.1),
     "spectral_normalization": SpectralNormalization(("0", "2")),
     "retraction": Retraction("0"),
+    "retraction_polar": Retraction("0", onto="polar"),
     "retraction_norm": Retraction("0", onto="norm"),
 }
 

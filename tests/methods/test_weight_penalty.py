@@ -11,6 +11,7 @@ from torch import nn
 from methods.doubles import same, small_model
 from methods.lockstep import KINDS, lockstep, make_layer, seeded
 from orthotrain.errors import ConfigError, NonFiniteError, StateError
+from orthotrain.linalg import polar_factor
 from orthotrain.methods import (
     NearestOrthogonalGradient,
     OptimalLearningRate,
@@ -144,7 +145,19 @@ def test_the_nearest_multiple_keeps_the_mean_of_the_singular_values():
     torch.testing.assert_close(again, after)
 
 
-@pytest.mark.parametrize("method", [SpectralNormalization("0"), Retraction("0")], ids=repr)
+def test_onto_the_polar_factor_every_singular_value_is_one():
+    weight = from_spectrum([4.0, 2.0, 0.5], 5, 3)
+    after, _ = step_once(Retraction("0", onto="polar"), weight)
+    torch.testing.assert_close(after, polar_factor(weight))
+    deficient, _ = step_once(Retraction("0", onto="polar"), from_spectrum([4.0, 2.0, 0.0], 5, 3))
+    torch.testing.assert_close(torch.linalg.svdvals(deficient), torch.ones(3, dtype=weight.dtype))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SpectralNormalization("0"), Retraction("0"), Retraction("0", onto="polar")],
+    ids=repr,
+)
 def test_a_zero_weight_stays_zero(method):
     after, _ = step_once(method, torch.zeros(3, 4))
     assert torch.equal(after, torch.zeros(3, 4))

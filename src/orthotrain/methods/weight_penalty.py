@@ -26,7 +26,7 @@ from orthotrain.methods._targets import (
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern
 
-Onto = Literal["orthonormal", "norm"]
+Onto = Literal["orthonormal", "polar", "norm"]
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ class Retraction(Method):
         onto: ``"orthonormal"``: the nearest multiple of a matrix with orthonormal rows (columns,
             if tall), that is the polar factor times the mean singular value, each matrix for
             itself; directions that are null get the same length in an arbitrary direction.
+            ``"polar"``: the polar factor itself, every singular value one, as on the Stiefel
+            manifold; for a layer that has a scale of its own, such as ``EigenSubspace``.
             ``"norm"``: the whole weight is scaled to the Frobenius norm it had at ``attach``
             (or at a ``load_state_dict`` of the model before the first step). That norm is part
             of ``handle.state_dict()``.
@@ -218,7 +220,9 @@ class Retraction(Method):
         targets = find_targets(type(self).__name__, run, self.params, reads_gradient=False)
         match self.onto:
             case "orthonormal":
-                return _BoundOrthonormal(targets)
+                return _BoundOrthonormal(targets, scaled=True)
+            case "polar":
+                return _BoundOrthonormal(targets, scaled=False)
             case "norm":
                 return _BoundNorm(run, targets)
             case _:
@@ -226,23 +230,26 @@ class Retraction(Method):
 
 
 class _BoundOrthonormal(Bound):
-    def __init__(self, targets: Sequence[Target]) -> None:
+    def __init__(self, targets: Sequence[Target], *, scaled: bool) -> None:
         self._targets = targets
+        self._scaled = scaled
+        self._what = "multiple of an orthonormal matrix" if scaled else "orthonormal matrix"
 
     @torch.no_grad()
     def after_step(self) -> None:
         for target in self._targets:
             w = _finite_matrices("Retraction", target).to(working_dtype(target.parameter))
             q = polar_factor(w, complete=True)
-            # <W, Q> sums the singular values.
-            mean = (w * q).sum(dim=(-2, -1), keepdim=True) / min(w.shape[-2:])
-            target.parameter.copy_(target.layout.tensor(mean * q))
+            if self._scaled:
+                # <W, Q> sums the singular values.
+                q = (w * q).sum(dim=(-2, -1), keepdim=True) / min(w.shape[-2:]) * q
+            target.parameter.copy_(target.layout.tensor(q))
 
     def plan(self) -> list[str]:
-        return [f"multiple of an orthonormal matrix after every step: {listed(self._targets)}"]
+        return [f"{self._what} after every step: {listed(self._targets)}"]
 
     def notes(self) -> list[str]:
-        return [f"multiple of an orthonormal matrix held for {listed(self._targets)}"]
+        return [f"{self._what} held for {listed(self._targets)}"]
 
 
 class _BoundNorm(Bound):
