@@ -19,6 +19,7 @@ from orthotrain.layers import (
     DecorrelatedBatchNorm1d,
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
+    EigenSubspace,
     GlobalCovariancePool,
     OrthogonalConv2d,
     orthogonal_weight,
@@ -81,6 +82,8 @@ LAYERS = (
     Layer("covariance-pool-few-places", lambda: GlobalCovariancePool(8), (3, 8, 2, 2)),
     Layer("covariance-pool-reduced",
           lambda: GlobalCovariancePool(6, reduced_channels=3, shrinkage=0.1), (4, 6, 4, 3)),
+    Layer("eigen-subspace", lambda: EigenSubspace(3, out_shape=(2, 4, 5)), (5, 3)),
+    Layer("eigen-subspace-vectors", lambda: EigenSubspace(4, out_shape=(4,)), (5, 4)),
 )  # fmt: skip
 
 every_layer = pytest.mark.parametrize("row", LAYERS, ids=str)

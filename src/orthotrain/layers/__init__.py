@@ -7,6 +7,7 @@ from orthotrain.layers.decorrelated_batch_norm import (
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
 )
+from orthotrain.layers.eigen_subspace import EigenSubspace
 from orthotrain.layers.insert_whitening import insert_whitening
 from orthotrain.layers.low_rank import (
     LowRankConv1d,
@@ -23,6 +24,7 @@ __all__ = [
     "DecorrelatedBatchNorm1d",
     "DecorrelatedBatchNorm2d",
     "DecorrelatedBatchNorm3d",
+    "EigenSubspace",
     "GlobalCovariancePool",
     "LowRankConv1d",
     "LowRankConv2d",

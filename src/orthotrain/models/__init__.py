@@ -1,1 +1,11 @@
-"""Small models for the recipes."""
+"""Small models for the recipes, and generators for latent disentanglement."""
+
+from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
+from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
+
+__all__ = [
+    "EigenDiscriminator",
+    "EigenGenerator",
+    "SimpleDiscriminator",
+    "SimpleGenerator",
+]
