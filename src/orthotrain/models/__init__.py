@@ -1,5 +1,6 @@
 """Small models for the recipes, and generators for latent disentanglement."""
 
+from orthotrain.models.average import ema_of
 from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
 from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 
@@ -8,4 +9,5 @@ __all__ = [
     "EigenGenerator",
     "SimpleDiscriminator",
     "SimpleGenerator",
+    "ema_of",
 ]
