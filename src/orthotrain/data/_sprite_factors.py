@@ -52,7 +52,8 @@ def uniform_to_values(
     uniform: Float64[Tensor, "n f"], names: Sequence[str]
 ) -> Float64[Tensor, "n f"]:
     """Value of each factor from its number in [0, 1]: linear, but for the shape."""
-    low, high = torch.tensor([RANGES[name] for name in names], dtype=torch.float64).T
+    ranges = torch.tensor([RANGES[name] for name in names], dtype=torch.float64)
+    low, high = ranges.unbind(1)
     values = low + (high - low) * uniform
     if "shape" in names:
         column = names.index("shape")
