@@ -46,7 +46,7 @@ def averaged_over(values, **settings):
 
 def test_without_warm_up_the_weight_of_a_step_halves_over_the_half_life():
     # One at the first step and zero from then on: what is left of the first step.
-    left = averaged_over([1.0] + [0.0] * 40, half_life_images=80, batch_size=8, warmup=0.0)
+    left = averaged_over([1.0] + [0.0] * 40, half_life_images=80.0, batch_size=8, warmup=0.0)
     assert left[0] == 1
     for steps in (10, 20, 30, 40):
         assert left[steps] == pytest.approx(0.5 ** (steps / 10), rel=1e-12)
@@ -54,10 +54,10 @@ def test_without_warm_up_the_weight_of_a_step_halves_over_the_half_life():
 
 def test_the_half_life_is_in_images_not_in_steps():
     values = torch.rand(120, generator=generator(0)).tolist()
-    small = averaged_over(values, half_life_images=100, batch_size=5, warmup=0.0)
+    small = averaged_over(values, half_life_images=100.0, batch_size=5, warmup=0.0)
     pairs = [x for value in values[:60] for x in (value, value)]
-    large = averaged_over(values[:60], half_life_images=100, batch_size=10, warmup=0.0)
-    doubled = averaged_over(pairs, half_life_images=100, batch_size=5, warmup=0.0)
+    large = averaged_over(values[:60], half_life_images=100.0, batch_size=10, warmup=0.0)
+    doubled = averaged_over(pairs, half_life_images=100.0, batch_size=5, warmup=0.0)
     assert large == pytest.approx(doubled[1::2], rel=1e-12)
     assert small[:60] != pytest.approx(large, rel=1e-3)
 
@@ -77,7 +77,7 @@ def test_warm_up_starts_as_the_model_and_forgets_the_start():
 
 def test_warm_up_ends_where_the_half_life_is_reached():
     # A twentieth of 2,000 images is the half-life, so from step 200 on nothing is different.
-    settings = {"half_life_images": 100, "batch_size": 10}
+    settings = {"half_life_images": 100.0, "batch_size": 10}
     values = torch.rand(260, generator=generator(2), dtype=torch.float64).tolist()
     found = averaged_over(values, **settings)
     for step in (199, 200, 201, 250):
@@ -120,7 +120,7 @@ def test_the_copy_is_apart_and_takes_no_gradient():
     model = small_net().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, [0])
-    ema = ema_of(model, half_life_images=100, batch_size=8)
+    ema = ema_of(model, half_life_images=100.0, batch_size=8)
     assert not ema.module.training
     assert model.training
     for mine, theirs in zip(model.parameters(), ema.module.parameters(), strict=True):
@@ -139,7 +139,7 @@ def test_the_copy_is_apart_and_takes_no_gradient():
 def test_buffers_are_those_of_the_model():
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ema = ema_of(model, half_life_images=1000, batch_size=8, warmup=0.0)
+    ema = ema_of(model, half_life_images=1000.0, batch_size=8, warmup=0.0)
     for step in range(4):
         train(model, optimizer, [step])
         ema.update_parameters(model)
@@ -151,7 +151,7 @@ def test_buffers_are_those_of_the_model():
 
 
 def test_state_dict_goes_on_with_the_warm_up():
-    settings = {"half_life_images": 1000, "batch_size": 8}
+    settings = {"half_life_images": 1000.0, "batch_size": 8}
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ema = ema_of(model, **settings)
@@ -175,13 +175,13 @@ def test_state_dict_goes_on_with_the_warm_up():
 
 def test_wrappers_are_looked_through():
     model = small_net()
-    ema = ema_of(torch.optim.swa_utils.AveragedModel(model), half_life_images=10, batch_size=1)
+    ema = ema_of(torch.optim.swa_utils.AveragedModel(model), half_life_images=10.0, batch_size=1)
     assert type(ema.module) is nn.Sequential
 
 
 def test_a_generator_samples_from_its_average():
     model = EigenGenerator(8, noise_dim=3, base_channels=1, generator=generator(0))
-    ema = ema_of(model, half_life_images=100, batch_size=4)
+    ema = ema_of(model, half_life_images=100.0, batch_size=4)
     images = model.sample(2, generator=generator(1))
     with torch.no_grad():
         model.to_image.bias.add_(1)
@@ -204,7 +204,7 @@ def test_a_tracked_average_follows_the_structure_of_the_model():
         layer_fraction=1.0,
     )  # fmt: skip
     handle = orthotrain.attach(model, optimizer, method)
-    ema = ema_of(model, half_life_images=100, batch_size=10)
+    ema = ema_of(model, half_life_images=100.0, batch_size=10)
     handle.track(ema)
     x = torch.randn(10, 12, generator=random, dtype=torch.float64)
     for _ in range(8):
@@ -227,7 +227,7 @@ def test_a_tracked_average_follows_the_structure_of_the_model():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"half_life_images": 0}, "half_life_images, got 0"),
+        ({"half_life_images": 0.0}, "half_life_images, got 0.0"),
         ({"half_life_images": math.inf}, "half_life_images, got inf"),
         ({"half_life_images": math.nan}, "half_life_images, got nan"),
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
@@ -237,4 +237,4 @@ def test_a_tracked_average_follows_the_structure_of_the_model():
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        ema_of(Scalar(), **{"half_life_images": 10, "batch_size": 2} | changes)
+        ema_of(Scalar(), **{"half_life_images": 10.0, "batch_size": 2} | changes)
