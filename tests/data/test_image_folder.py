@@ -10,7 +10,7 @@ from data.packed import write_folder
 from orthotrain.data import image_folder
 from orthotrain.data.batches import BatchStream
 from orthotrain.data.image_folder import load_image_folder
-from orthotrain.data.lazy import LazyImages
+from orthotrain.data.lazy import ImageFiles, LazyImages
 from orthotrain.errors import ConfigError, DataError
 
 
@@ -90,7 +90,7 @@ def test_lazy_images_are_those_decoded_at_once(tmp_path):
 
 def test_the_number_of_threads_changes_nothing(tmp_path):
     files = sorted(write_folder(tmp_path).rglob("*.png"))
-    images = LazyImages(files, size=8, title="set")
+    images = LazyImages(ImageFiles(files, title="set"), size=8)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from orthotrain.data.splits import ImageData, Split, limited, stratified_split
+from orthotrain.data.splits import SPLIT_SEED, ImageData, Split, limited, stratified_split
 from orthotrain.errors import DataError
 
-# The split belongs to the data set, not to a run: every seed of every variant sees the same one.
-SPLIT_SEED = 20240807
 VALIDATION_FRACTION = 0.2
 TEST_FRACTION = 0.2
 # scikit-learn documents the pixels as integers 0..16.

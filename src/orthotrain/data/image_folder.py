@@ -1,4 +1,4 @@
-"""Any data set laid out like ImageNet: one folder a part, in it one folder a class."""
+"""Folders of images: laid out like ImageNet, by part and class, or in any other way."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from orthotrain.data.lazy import LazyImages
-from orthotrain.data.packed import SPLIT_SEED, data_path
-from orthotrain.data.splits import ImageData, Split, limited, stratified_split
+from orthotrain.data.lazy import ImageFiles, LazyImages
+from orthotrain.data.packed import data_path
+from orthotrain.data.splits import (
+    SPLIT_SEED,
+    ImageData,
+    Part,
+    Split,
+    limited,
+    random_parts,
+    stratified_split,
+)
 from orthotrain.errors import DataError
 
 _logger = logging.getLogger("orthotrain")
@@ -114,6 +122,62 @@ def load_image_folder(
     )
 
 
+def lazy_folder(folder: str | None, *, image_size: int, part: Part) -> tuple[str, LazyImages]:
+    """Images without labels: every image file below a folder, whatever its layout.
+
+    A folder with a folder ``train`` in it has parts: ``train``, ``val`` and ``test``, each in
+    any layout. With one of the latter two that one is the test part, as in
+    ``load_image_folder``, and a tenth of ``train`` is held out to validate. A part without
+    images counts as absent. Without any, all images are cut at random (always the same) into
+    eight tenths, one and one. Hidden files and folders are left out.
+
+    Args:
+        folder: The folder; ORTHOTRAIN_DATA when None.
+        image_size: Side of the square cut from the centre, after the shorter side was resized
+            to it (antialiased).
+        part: Which part.
+
+    Returns:
+        The folder's name, and images ``(n, 3, image_size, image_size)`` in the order of their
+        paths.
+
+    Raises:
+        ConfigError: ``image_size`` is below one.
+        DataError: The folder is missing, holds no image or too few to hold some of them out. A
+            file that does not decode is named where it is indexed.
+    """
+    path, origin = data_path(folder, title="image folder", need="a folder of images")
+    if not path.is_dir():
+        raise DataError(
+            f"image folder: {path} (from {origin}) is no folder; need one that holds images"
+        )
+    return path.name, _lazy(_unlabelled(path)[part], image_size)
+
+
+def _unlabelled(folder: Path) -> dict[Part, tuple[Path, ...]]:
+    whole = folder / "train" if (folder / "train").is_dir() else folder
+    files = _images_below(whole)
+    if not files:
+        raise DataError(
+            f"image folder: {whole} holds no image; need files that end in "
+            f"{', '.join(sorted(SUFFIXES))}, in it or in folders below"
+        )
+    held = [_images_below(folder / part) for part in ("val", "test") if whole != folder]
+    held = [found for found in held if found]
+    parts: list[Part] = ["train", "validation", "test"]
+    cut: dict[Part, tuple[Path, ...]] = dict(zip(parts[3 - len(held) :], held, strict=True))
+    if len(held) == 2:
+        return cut | {"train": files}
+    index = random_parts(len(files), parts=parts[: 3 - len(held)], title=f"image folder: {whole}")
+    return cut | {part: tuple(files[i] for i in chosen.tolist()) for part, chosen in index.items()}
+
+
+def _images_below(folder: Path) -> tuple[Path, ...]:
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
+    shown = (p for p in found if not any(name.startswith(".") for name in p.parts))
+    return tuple(found[p] for p in sorted(shown) if found[p].is_file())
+
+
 def _class_folders(part: Path) -> list[Path]:
     if not part.is_dir():
         return []
@@ -157,7 +221,7 @@ def _subset(part: _Part, index: Int64[Tensor, " k"]) -> _Part:
 
 
 def _read(part: _Part, *, size: int, lazy: bool, cached: bool = True) -> Split:
-    images = LazyImages(part.files, size=size, title="image folder")
+    images = _lazy(part.files, size)
     if lazy:
         return Split(images, part.labels)
     if not cached:
@@ -172,4 +236,8 @@ def _read(part: _Part, *, size: int, lazy: bool, cached: bool = True) -> Split:
 def _decoded(
     files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...], size: int
 ) -> UInt8[Tensor, "n 3 size size"]:
-    return LazyImages(files, size=size, title="image folder")[:]
+    return _lazy(files, size)[:]
+
+
+def _lazy(files: tuple[Path, ...], size: int) -> LazyImages:
+    return LazyImages(ImageFiles(files, title="image folder"), size=size)

@@ -1,4 +1,4 @@
-"""Packed JPEG archives: one file with all images end to end; decoded once, kept as uint8."""
+"""Packed JPEG archives: one file with all images end to end; decoded once, or batch by batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orthotrain.data._pixels import centre_square, pillow
-from orthotrain.data.splits import ImageData, Split, limited, stratified_split
+from orthotrain.data._pixels import centre_square
+from orthotrain.data.lazy import LazyImages
+from orthotrain.data.splits import (
+    SPLIT_SEED,
+    ImageData,
+    Part,
+    Split,
+    limited,
+    stratified_split,
+)
 from orthotrain.errors import ConfigError, DataError
 
 ENVIRONMENT_VARIABLE = "ORTHOTRAIN_DATA"
-# Splits belong to the data set, not to a run: every seed of every variant sees the same ones.
-SPLIT_SEED = 20240807
 TRAIN = 0
 
 
@@ -32,13 +39,14 @@ class PackedSource:
         name: Name of the data set in a run's record.
         title: Its name in messages.
         file_name: The file that is looked for in a folder.
-        classes: Number of classes; labels run from 0.
+        classes: Number of classes; labels run from 0. 0 where the file has no column ``label``.
         side: Shorter side of every stored image in pixels.
         square: Whether both sides must have that length.
         validation: Split mark of the validation part, or the share of the training part (mark
             0) that is held out for it, stratified.
         test: Split mark of the test part.
-        marks: Split mark of each image from its label, where the file has no column ``split``.
+        marks: Split mark of each image from its label (all zero without labels), where the file
+            has no column ``split``.
     """
 
     name: str
@@ -136,14 +144,9 @@ def load_packed(
         ConfigError: ``image_size`` is below one or above what is stored.
         DataError: The file is missing, truncated, or not the packed format.
     """
-    if not 1 <= image_size <= source.side:
-        raise ConfigError(
-            f"{source.title}: image_size={image_size} must lie between 1 and {source.side}, the "
-            "shorter side of the stored images"
-        )
-    path = find_packed(source, data=data)
-    stamp = path.stat()
-    version = _Version(path, stamp.st_size, stamp.st_mtime_ns)
+    _require_size(source, image_size)
+    version = _find_version(source, data)
+    path = version.path
     place = device or torch.device("cpu")
     train, validation = _train_and_validation(source, version, image_size, train_limit)
 
@@ -160,12 +163,88 @@ def load_packed(
     )
 
 
+def lazy_packed(
+    source: PackedSource, *, data: str | None, image_size: int, part: Part
+) -> LazyImages:
+    """The images of one part, in the split of ``load_packed``, decoded where they are indexed.
+
+    The encoded file is kept in memory.
+
+    Args:
+        source: Which file, and how it is split.
+        data: Folder with the file or the file itself; ORTHOTRAIN_DATA when None.
+        image_size: As in ``load_packed``.
+        part: The whole part; there is no ``train_limit``.
+
+    Raises:
+        ConfigError: ``image_size`` is below one or above what is stored.
+        DataError: The file is missing, truncated, or not the packed format. An image that does
+            not decode is named where it is indexed.
+    """
+    _require_size(source, image_size)
+    archive = _kept_archive(source, _find_version(source, data))
+    if part == "test":
+        index = _marked(source, archive, source.test)
+    else:
+        train, validation = _train_and_validation_index(source, archive, None)
+        index = train if part == "train" else validation
+    return LazyImages(_PackedImages(source, archive, index), size=image_size)
+
+
+class _PackedImages:
+    """Some images of an archive, in a given order."""
+
+    def __init__(self, source: PackedSource, archive: _Archive, index: NDArray[np.int64]) -> None:
+        self.title = source.title
+        self._source = source
+        self._archive = archive
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def decode(self, i: int, *, size: int, image: ModuleType) -> NDArray[np.uint8]:
+        source, archive, k = self._source, self._archive, self._index[i]
+        blob = archive.data[archive.offsets[k] : archive.offsets[k + 1]].tobytes()
+        try:
+            pixels, stored = centre_square(blob, size=size, image=image)
+        except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
+            raise _damaged(source, archive.path, f"image {k} does not decode: {error}") from error
+        if min(stored) != source.side or (source.square and max(stored) != source.side):
+            raise _damaged(source, archive.path, f"image {k} has size {stored}")
+        return pixels
+
+
+def _require_size(source: PackedSource, image_size: int) -> None:
+    if not 1 <= image_size <= source.side:
+        raise ConfigError(
+            f"{source.title}: image_size={image_size} must lie between 1 and {source.side}, the "
+            "shorter side of the stored images"
+        )
+
+
+def _find_version(source: PackedSource, data: str | None) -> _Version:
+    path = find_packed(source, data=data)
+    stamp = path.stat()
+    return _Version(path, stamp.st_size, stamp.st_mtime_ns)
+
+
 # A worker trains several seeds and variants one after another on the same images.
 @lru_cache(maxsize=1)
 def _train_and_validation(
     source: PackedSource, version: _Version, image_size: int, train_limit: int | None
 ) -> tuple[Split, Split]:
     archive = _open_archive(source, version.path)
+    train, validation = _train_and_validation_index(source, archive, train_limit)
+    return (
+        _decode(source, archive, train, image_size),
+        _decode(source, archive, validation, image_size),
+    )
+
+
+def _train_and_validation_index(
+    source: PackedSource, archive: _Archive, train_limit: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     train = _marked(source, archive, TRAIN)
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     labels = torch.from_numpy(archive.label[train])
@@ -178,21 +257,28 @@ def _train_and_validation(
         )
         validation = train[held_out.numpy()]
     kept = limited(kept, labels=labels, limit=train_limit, generator=generator)
-    return (
-        _decode(source, archive, train[kept.numpy()], image_size),
-        _decode(source, archive, validation, image_size),
-    )
+    return train[kept.numpy()], validation
+
+
+# The parts of one data set share its bytes.
+@lru_cache(maxsize=1)
+def _kept_archive(source: PackedSource, version: _Version) -> _Archive:
+    return _open_archive(source, version.path)
 
 
 def _open_archive(source: PackedSource, path: Path) -> _Archive:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
-            label = packed["label"].astype(np.int64)
+            offsets = packed["offsets"].astype(np.int64)
+            if source.classes:
+                label = packed["label"].astype(np.int64)
+            else:
+                label = np.zeros_like(offsets[1:])
             marks = source.marks
             archive = _Archive(
                 path=path,
                 data=packed["data"],
-                offsets=packed["offsets"].astype(np.int64),
+                offsets=offsets,
                 label=label,
                 split=packed["split"].astype(np.int64) if marks is None else marks(label),
             )
@@ -209,7 +295,7 @@ def _open_archive(source: PackedSource, path: Path) -> _Archive:
         raise _damaged(source, path, f"offsets do not end at the {len(archive.data)} bytes of data")
     if np.diff(archive.offsets, prepend=0).min() < 0:
         raise _damaged(source, path, "offsets go back")
-    if label.min() < 0 or label.max() >= source.classes:
+    if source.classes and (label.min() < 0 or label.max() >= source.classes):
         raise _damaged(
             source, path, f"labels {label.min()} to {label.max()} for {source.classes} classes"
         )
@@ -226,22 +312,14 @@ def _marked(source: PackedSource, archive: _Archive, mark: int) -> NDArray[np.in
 def _decode(
     source: PackedSource, archive: _Archive, index: NDArray[np.int64], image_size: int
 ) -> Split:
-    image = pillow(source.title)
-    images = np.empty((len(index), image_size, image_size, 3), dtype=np.uint8)
-    for row, i in enumerate(index):
-        blob = archive.data[archive.offsets[i] : archive.offsets[i + 1]].tobytes()
-        try:
-            images[row], stored = centre_square(blob, size=image_size, image=image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(source, archive.path, f"image {i} does not decode: {error}") from error
-        if min(stored) != source.side or (source.square and max(stored) != source.side):
-            raise _damaged(source, archive.path, f"image {i} has size {stored}")
-    labels = torch.from_numpy(archive.label[index])
-    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    images = LazyImages(_PackedImages(source, archive, index), size=image_size)
+    return Split(images[:], torch.from_numpy(archive.label[index]))
 
 
 def _damaged(source: PackedSource, path: Path, found: str) -> DataError:
-    columns = "data, offsets, label and split" if source.marks is None else "data, offsets, label"
+    columns = "data, offsets"
+    columns += ", label" if source.classes else ""
+    columns += "" if source.marks else ", split"
     return DataError(
         f"{source.title}: {path} is damaged or of another format ({found}); need the packed arrays "
         f"{columns}; copy the file again and compare its size and checksum"

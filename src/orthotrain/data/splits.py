@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int64, Num
 from torch import Tensor
 
-from orthotrain.data.lazy import LazyImages
+from orthotrain.data.lazy import ImageArray
 from orthotrain.errors import DataError, ShapeError
+
+# Splits belong to the data set, not to a run: every seed of every variant sees the same ones.
+SPLIT_SEED = 20240807
+Part = Literal["train", "validation", "test"]
+# Of what has no parts of its own: a tenth to validate, a tenth to test.
+HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Split:
     Images that are too many for memory are decoded where a batch of them is indexed.
     """
 
-    images: Num[Tensor, "n channels height width"] | LazyImages
+    images: Num[Tensor, "n channels height width"] | ImageArray
     labels: Int64[Tensor, " n"]
 
     def __post_init__(self) -> None:
@@ -115,3 +122,28 @@ def limited(
         return index
     _, kept = stratified_split(labels[index], fractions=(limit / len(index),), generator=generator)
     return index[kept]
+
+
+def random_parts(
+    count: int, *, parts: Sequence[Part], title: str
+) -> dict[Part, Int64[Tensor, " part"]]:
+    """Indices of unlabelled images, always the same: a tenth for each part but the first.
+
+    Args:
+        count: Number of images.
+        parts: Names of the parts; the first gets what is left.
+        title: Names what is cut in the message.
+
+    Raises:
+        DataError: A tenth is no image.
+    """
+    if round(HELD_OUT * count) < 1:
+        raise DataError(
+            f"{title}: {count} images are too few to hold a tenth of them out; need at least 6"
+        )
+    indices = stratified_split(
+        torch.zeros(count, dtype=torch.int64),
+        fractions=[HELD_OUT] * (len(parts) - 1),
+        generator=torch.Generator().manual_seed(SPLIT_SEED),
+    )
+    return dict(zip(parts, indices, strict=True))
