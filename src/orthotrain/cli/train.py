@@ -8,7 +8,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from orthotrain.cli.parser import Command
 from orthotrain.cli.progress import shown_progress
@@ -80,14 +80,23 @@ def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
 
 def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFolder) -> str:
     """One line a variant: mean and standard deviation over seeds."""
-    spectral = config.family == "spectral"
-    lines: list[tuple[str, ...]] = [_SPECTRAL_HEADING if spectral else _LOWRANK_HEADING]
-    dense = _full_size(config, folder)
-    for variant in variants:
-        results = folder.results(variant.name, config.seeds)
-        cells = _spectral_cells(results) if spectral else _lowrank_cells(results, dense=dense)
-        lines.append((variant.title, *cells))
-    heading = lines[0]
+    results = {v.name: folder.results(v.name, config.seeds) for v in variants}
+    match config.family:
+        case "lowrank":
+            dense = _full_size(config, folder)
+            heading = _LOWRANK_HEADING
+            cells = {name: _lowrank_cells(found, dense=dense) for name, found in results.items()}
+        case "spectral":
+            heading = _SPECTRAL_HEADING
+            cells = {name: _spectral_cells(found) for name, found in results.items()}
+        case "latent":
+            scores = [name for found in results.values() for name in found[0]["scores"]]
+            scores = list(dict.fromkeys(scores))
+            heading = ("variant", *(name.replace("_", " ") for name in scores), "ms/step")
+            cells = {name: _latent_cells(found, scores) for name, found in results.items()}
+        case _:
+            assert_never(config.family)
+    lines = [heading, *((variant.title, *cells[variant.name]) for variant in variants)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     return "\n".join(
         "  ".join(
@@ -118,6 +127,18 @@ def _spectral_cells(results: Sequence[dict[str, Any]]) -> tuple[str, ...]:
         spread([100 * (1 - result["validation_accuracy"]) for result in results], digits=2),
         spread(norms, digits=2) if norms else "-",
         spread([result["step_ms_final"] for result in results], digits=1),
+    )
+
+
+def _latent_cells(
+    results: Sequence[dict[str, Any]], scores: Sequence[str]
+) -> tuple[str, ...]:
+    return (
+        *(
+            spread([r["scores"][name] for r in results if name in r["scores"]], digits=3)
+            for name in scores
+        ),
+        spread([result["step_ms"] for result in results], digits=1),
     )
 
 

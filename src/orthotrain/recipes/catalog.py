@@ -9,6 +9,7 @@ from orthotrain.recipes.cifar10_dbn import CIFAR10_DBN
 from orthotrain.recipes.cifar10_minivit import CIFAR10_MINIVIT
 from orthotrain.recipes.clothing_gcp import CLOTHING_GCP
 from orthotrain.recipes.digits_minivit import DIGITS_MINIVIT
+from orthotrain.recipes.latent_linear import LATENT_LINEAR
 from orthotrain.recipes.recipe import Recipe
 from orthotrain.recipes.texture_gcp import TEXTURE_GCP
 from orthotrain.training.config import RunConfig, Scale
@@ -16,7 +17,14 @@ from orthotrain.training.config import RunConfig, Scale
 DEFAULT_RECIPE = DIGITS_MINIVIT.name
 RECIPES = {
     recipe.name: recipe
-    for recipe in (DIGITS_MINIVIT, CIFAR10_MINIVIT, CIFAR10_DBN, TEXTURE_GCP, CLOTHING_GCP)
+    for recipe in (
+        DIGITS_MINIVIT,
+        CIFAR10_MINIVIT,
+        CIFAR10_DBN,
+        TEXTURE_GCP,
+        CLOTHING_GCP,
+        LATENT_LINEAR,
+    )
 }
 
 

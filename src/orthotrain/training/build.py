@@ -27,7 +27,7 @@ from orthotrain.methods import (
     Retraction,
     SpectralNormalization,
 )
-from orthotrain.training.config import DataConfig, Job, OptimConfig, RunConfig, SgdConfig
+from orthotrain.training.config import ClassifierRun, DataConfig, Job, OptimConfig, SgdConfig
 from orthotrain.training.lowrank_run import LowRankConfig, LowRankRun, LowRankVariant
 from orthotrain.training.networks import LAYER_BEFORE, SPECTRAL_LAYER
 from orthotrain.training.schedule import step_decay_scheduler, warmup_cosine_scheduler
@@ -112,7 +112,7 @@ def build_scheduler(
 
 
 def build_methods(
-    job: Job, config: RunConfig, *, steps_per_epoch: int, total_steps: int
+    job: Job, config: ClassifierRun, *, steps_per_epoch: int, total_steps: int
 ) -> list[Method]:
     """What is attached: the watcher of the family, and what the variant asks for."""
     if isinstance(config, SpectralRun) and isinstance(job.variant, SpectralVariant):

@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 DataName = Literal["digits", "cifar10", "textures", "clothing", "image-folder"]
 _FIXED_SIZE = ("digits", "cifar10")
-Family = Literal["lowrank", "spectral"]
+Family = Literal["lowrank", "spectral", "latent"]
 
 
 def need(condition: bool, message: str) -> None:
@@ -271,15 +271,11 @@ class Job:
 
 @dataclass(frozen=True)
 class RunConfig(ABC):
-    """Everything that decides the numbers of a run, whatever its family of experiments.
+    """What every run has, whatever its family of experiments.
 
     Attributes:
         recipe: Name in the catalog.
         scale: Size of the run.
-        data: Images and batches.
-        model: Network.
-        optim: Optimizer and schedule.
-        record: What is written how often.
         variants: Variants to train.
         seeds: Seeds of every variant.
         device: Where to train; auto takes a GPU when there is one.
@@ -289,10 +285,6 @@ class RunConfig(ABC):
 
     recipe: str
     scale: Scale = "cpu"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: NetworkConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig | SgdConfig = field(default_factory=OptimConfig)
-    record: RecordConfig = field(default_factory=RecordConfig)
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     device: Device = "auto"
@@ -322,6 +314,23 @@ class RunConfig(ABC):
     @abstractmethod
     def known_variants(self) -> tuple[Variant, ...]:
         """Every variant of the family, in an order in which each finds what it needs."""
+
+
+@dataclass(frozen=True)
+class ClassifierRun(RunConfig):
+    """Everything that decides the numbers of a run that trains a classifier.
+
+    Attributes:
+        data: Images and batches.
+        model: Network.
+        optim: Optimizer and schedule.
+        record: What is written how often.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: NetworkConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig | SgdConfig = field(default_factory=OptimConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
 
 
 def variants_of(config: RunConfig) -> tuple[Variant, ...]:

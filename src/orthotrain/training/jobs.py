@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from orthotrain.errors import ConfigError
+from orthotrain.training.adversarial.loop import train_generator
 from orthotrain.training.build import build_data
-from orthotrain.training.config import Job, NetworkConfig, RunConfig, Variant
+from orthotrain.training.config import ClassifierRun, Job, NetworkConfig, RunConfig, Variant
+from orthotrain.training.latent_run import LatentRun, LatentVariant
 from orthotrain.training.loop import train
 from orthotrain.training.networks import narrow_to
 from orthotrain.training.progress import OnProgress, Progress, ignore
@@ -99,7 +101,7 @@ def _open_tasks(
                     stage="skipped",
                     step=result["steps"],
                     total_steps=result["steps"],
-                    accuracy=result["validation_accuracy"],
+                    accuracy=result.get("validation_accuracy"),
                 )
             )
 
@@ -116,7 +118,7 @@ def _check_needs(tasks: Sequence[Task], config: RunConfig, *, folder: RunFolder)
             )
 
 
-def _model_of(task: Task, config: RunConfig, folder: RunFolder) -> NetworkConfig:
+def _model_of(task: Task, config: ClassifierRun, folder: RunFolder) -> NetworkConfig:
     if task.needs is None:
         return config.model
     stored = [result["stored"] for result in folder.results(task.needs, config.seeds)]
@@ -132,10 +134,18 @@ def _model_of(task: Task, config: RunConfig, folder: RunFolder) -> NetworkConfig
 def _train_task(
     task: Task, config: RunConfig, folder: RunFolder, *, read_test: bool, on_progress: OnProgress
 ) -> None:
+    place = folder.seed(task.variant.name, task.seed)
+    if isinstance(config, LatentRun):
+        assert isinstance(task.variant, LatentVariant)
+        train_generator(
+            task.variant, task.seed, config, folder=place, on_progress=on_progress
+        )
+        return
+    assert isinstance(config, ClassifierRun)
     train(
         Job(task.variant, task.seed, _model_of(task, config, folder)),
         config,
-        folder=folder.seed(task.variant.name, task.seed),
+        folder=place,
         data=build_data(config.data, device=resolve_device(config.device)),
         read_test=read_test,
         on_progress=on_progress,

@@ -17,7 +17,7 @@ from orthotrain.data.batches import to_float
 from orthotrain.data.splits import ImageData, Split
 from orthotrain.errors import NonFiniteError
 from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
-from orthotrain.training.config import Job, RunConfig
+from orthotrain.training.config import ClassifierRun, Job
 from orthotrain.training.measure import Measurements
 from orthotrain.training.networks import describe_network
 from orthotrain.training.progress import OnProgress, ignore
@@ -36,7 +36,7 @@ _EVALUATION_PIXELS = _EVALUATION_BATCH * 32 * 32
 
 def train(
     job: Job,
-    config: RunConfig,
+    config: ClassifierRun,
     *,
     folder: SeedFolder,
     data: ImageData,
@@ -124,7 +124,7 @@ def train(
     return result
 
 
-def _train_step(state: TrainingState, config: RunConfig) -> tuple[Tensor, float]:
+def _train_step(state: TrainingState, config: ClassifierRun) -> tuple[Tensor, float]:
     """One optimizer step; the loss before it, still on its device, and its learning rate."""
     images, labels = state.batches.next_batch()
     half = config.precision == "bfloat16"
@@ -144,7 +144,7 @@ def _train_step(state: TrainingState, config: RunConfig) -> tuple[Tensor, float]
 
 
 def _family_fields(
-    state: TrainingState, config: RunConfig, sizes: dict[str, Any], *, steps_here: int
+    state: TrainingState, config: ClassifierRun, sizes: dict[str, Any], *, steps_here: int
 ) -> dict[str, Any]:
     """What only one family of experiments tells about its end."""
     if not isinstance(config, SpectralRun):

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal
 
 from orthotrain.training.config import (
+    ClassifierRun,
     Family,
     ModelConfig,
     OptimConfig,
-    RunConfig,
     Variant,
     need,
 )
@@ -75,7 +75,7 @@ class LowRankVariant(Variant):
 
 
 @dataclass(frozen=True)
-class LowRankRun(RunConfig):
+class LowRankRun(ClassifierRun):
     """A mini vision transformer, dense and low-rank side by side.
 
     Attributes:

@@ -18,7 +18,7 @@ from orthotrain.layers import (
 )
 from orthotrain.models.mini_vit import MiniViT
 from orthotrain.models.resnet import ResNet, feature_channels
-from orthotrain.training.config import Job, ModelConfig, NetworkConfig, ResNetConfig, RunConfig
+from orthotrain.training.config import ClassifierRun, Job, ModelConfig, NetworkConfig, ResNetConfig
 from orthotrain.training.spectral_run import SpectralConfig, SpectralRun, SpectralVariant, Treatment
 
 ImageShape = tuple[int, int, int]
@@ -140,7 +140,7 @@ def _orthogonal_stem(stem: nn.Module, *, generator: torch.Generator | None) -> O
 
 def build_network(
     job: Job,
-    config: RunConfig,
+    config: ClassifierRun,
     *,
     image_shape: ImageShape,
     classes: int,
@@ -156,7 +156,7 @@ def build_network(
 
 
 def describe_network(
-    job: Job, config: RunConfig, *, image_shape: ImageShape, classes: int
+    job: Job, config: ClassifierRun, *, image_shape: ImageShape, classes: int
 ) -> dict[str, Any]:
     """What it takes to build the same network again from a checkpoint alone: plain values."""
     described: dict[str, Any] = {

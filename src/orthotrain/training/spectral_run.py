@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
-from orthotrain.training.config import Family, ResNetConfig, RunConfig, SgdConfig, Variant, need
+from orthotrain.training.config import ClassifierRun, Family, ResNetConfig, SgdConfig, Variant, need
 
 Treatment = Literal["root", "ns", "sn", "ol", "ow", "nog", "olr", "fixed"]
 SpectralLayer = Literal["whitening", "pooling"]
@@ -103,7 +103,7 @@ class SpectralVariant(Variant):
 
 
 @dataclass(frozen=True)
-class SpectralRun(RunConfig):
+class SpectralRun(ClassifierRun):
     """A residual network with a spectral layer, and every treatment of the weight before it.
 
     Attributes:

@@ -15,7 +15,7 @@ from orthotrain.data.splits import ImageData
 from orthotrain.methods.attach import attach
 from orthotrain.methods.handle import Handle
 from orthotrain.training.build import build_methods, build_optimizer, build_scheduler
-from orthotrain.training.config import Job, RunConfig
+from orthotrain.training.config import ClassifierRun, Job
 from orthotrain.training.networks import build_network
 from orthotrain.training.reproducibility import stream_seed
 
@@ -62,7 +62,7 @@ class TrainingState:
         self.step = int(state["step"])
 
 
-def build_training(job: Job, config: RunConfig, *, data: ImageData) -> TrainingState:
+def build_training(job: Job, config: ClassifierRun, *, data: ImageData) -> TrainingState:
     """Build a training at its step 0, with its methods attached.
 
     Raises:
