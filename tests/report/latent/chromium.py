@@ -109,14 +109,21 @@ class Browser:
     def _said(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]
 
-    def open(self, path: Path, **look: Any) -> Tab:
-        """A new tab with the file, loaded; ``look`` as for ``Tab.look``."""
+    def open(self, path: Path, *, before: str = "", **look: Any) -> Tab:
+        """A new tab with the file, loaded.
+
+        Args:
+            path: The file.
+            before: JavaScript that runs before the page's own.
+            look: As for ``Tab.look``.
+        """
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, target, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
         tab.look(**look)
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         tab.call("Page.navigate", url=path.as_uri())
         tab.wait("document.readyState === 'complete' && location.protocol === 'file:'")
         return tab

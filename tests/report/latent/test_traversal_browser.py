@@ -41,8 +41,8 @@ def show(browser, tmp_path):
         tab.close()
 
 
-def picture(tab, tile=0):
-    """What a tile's canvas holds."""
+def picture(tab, index=0, canvas=".tile canvas"):
+    """What a canvas holds, the first tile's unless told."""
     # Through a copy made for reading: the browser complains of repeated reading from a canvas.
     width, height, *channels = tab.run(
         f"""(canvas => {{
@@ -51,15 +51,15 @@ def picture(tab, tile=0):
             const copy = blank.getContext("2d", {{ willReadFrequently: true }});
             copy.drawImage(canvas, 0, 0);
             return [width, height, ...copy.getImageData(0, 0, width, height).data];
-        }})(document.querySelectorAll(".tile canvas")[{tile}])"""
+        }})(document.querySelectorAll("{canvas}")[{index}])"""
     )
     return np.array(channels, np.uint8).reshape(height, width, 4)[..., :3]
 
 
-def shows(tab, frame, tile=0):
-    """Whether a tile comes to show this very frame."""
+def shows(tab, frame, index=0, canvas=".tile canvas"):
+    """Whether a canvas comes to show this very frame."""
     for _ in range(100):
-        if np.array_equal(picture(tab, tile), frame):
+        if np.array_equal(picture(tab, index, canvas), frame):
             return True
         tab.run("new Promise((done) => setTimeout(done, 10))")
     return False
@@ -109,10 +109,12 @@ def test_dragging_a_slider_changes_the_picture_on_the_screen(show):
 
 def test_a_slider_stops_at_the_nearest_frame(show):
     tab = show()
-    # From -2.5, the sample's own, to 3: 0.75 of the way is 1.625, nearest to 1.5.
-    drag(tab, 0, 0.0, 0.75)
-    assert slider_value(tab, 0) == 1.5
-    assert shows(tab, NONE.frames[0, 2, 0])
+    # From -2.5, the sample's own, to 3: these are 1.625 and 1.075, on both sides of 1.5.
+    for share in (0.75, 0.65):
+        drag(tab, 0, 0.0, share)
+        assert slider_value(tab, 0) == 1.5
+        assert shows(tab, NONE.frames[0, 2, 0])
+        tab.click("#reset")
 
 
 def test_moving_one_slider_returns_the_others(show):
@@ -166,12 +168,32 @@ def test_another_sample_keeps_what_is_moved(show):
     assert shows(tab, NONE.frames[1, LAST, 1], 0)
 
 
+def test_a_picture_that_is_decoded_late_does_not_replace_a_newer_one(show):
+    # Pictures never say that they are complete; the test says when each has loaded.
+    late = """
+        const late = [];
+        Object.defineProperty(HTMLImageElement.prototype, "complete", { get: () => false });
+        HTMLImageElement.prototype.addEventListener = function (_, paint) {
+            late.push({ image: this, paint });
+        };
+    """
+    tab = show(NONE, before=late)
+    tab.wait("late.length")
+    tab.click("#samples label:nth-of-type(2)")
+    tab.wait("document.querySelector('#samples label:nth-of-type(2) input').checked")
+    tab.run("Promise.all(late.map(({ image }) => image.decode())).then(() => {})")
+    tab.run("late.reverse().forEach(({ paint }) => paint())")
+    assert shows(tab, NONE.base[1])
+
+
 def test_another_method_takes_its_place(show):
     tab = show()
     tab.click("#beside")
     drag(tab, 0, 0.0, 1.0)
     assert tab.run("document.querySelectorAll('.tile')[1].checkVisibility()") is False
+    assert shows(tab, NONE.base[2], 2, "#samples canvas")
     pick(tab, "method", 1)
+    assert shows(tab, NOG.base[2], 2, "#samples canvas")
     assert tab.run("[...document.querySelectorAll('.tile')].map(t => t.checkVisibility())") == [
         False,
         True,

@@ -65,6 +65,11 @@ def test_image_frames_round_clip_and_move_channels(dtype):
     assert outside[..., 0].tolist() == [[0, 125, 255, 255]]
 
 
+def test_half_precision_is_rounded_once():
+    halves = np.linspace(-1, 1, 4096).astype(np.float16).reshape(1, 64, 64)
+    np.testing.assert_array_equal(image_frames(halves), image_frames(halves.astype(np.float64)))
+
+
 def test_image_frames_are_what_traversals_take():
     images = np.zeros((2, 4, 3, 1, 12, 8), np.float32)
     drawn = Traversals("gray", image_frames(images))
