@@ -1,7 +1,9 @@
 """Disentanglement, completeness, informativeness: known values and the twin."""
 
+import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
@@ -18,10 +20,14 @@ MODELS = ("gradient_boosting", "random_forest")
 every_model = pytest.mark.parametrize("model", MODELS)
 
 
-def turned(n: int, *sizes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def turned(
+    n: int, *sizes: int, seed: int, degrees: float = 20
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two factors, turned in their plane and blurred."""
     factors = drawn(n, *sizes, seed=seed)
-    q = torch.linalg.qr(noise(len(sizes), len(sizes), seed=seed)).Q
-    return factors.double() @ q + 0.2 * noise(n, len(sizes), seed=seed + 1), factors
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    return factors.double() @ turn + 0.2 * noise(n, 2, seed=seed + 1), factors
 
 
 @every_model
@@ -117,6 +123,24 @@ def test_dead_dimensions_count_in_the_base_of_completeness():
     assert beside.disentanglement == pytest.approx(live.disentanglement, rel=1e-6)
 
 
+def test_importance_below_zero_by_rounding_is_none(monkeypatch):
+    class Fake:
+        feature_importances_ = np.array([-2e-17, 1.0])
+
+        def fit(self, inputs, known):
+            self.first = known[0]
+
+        def predict(self, inputs):
+            return np.full(len(inputs), self.first)
+
+    module = importlib.import_module("orthotrain.disentangle.dci")
+    monkeypatch.setattr(module, "_classifier", lambda model, seed: Fake())
+    factors = grid(2, 2, copies=10)
+    found = dci(factors.double(), factors)
+    assert found.importance.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert (found.disentanglement, found.completeness) == (0.0, 1.0)
+
+
 def test_importance_of_noise_is_spread():
     factors = drawn(400, 2, 3, seed=2)
     found = dci(noise(400, 4, seed=3), factors, model="random_forest")
@@ -126,10 +150,13 @@ def test_importance_of_noise_is_spread():
 
 
 def test_a_turn_lowers_disentanglement_and_completeness():
-    codes, factors = turned(150, 2, 3, seed=0)
-    found = dci(codes, factors)
-    assert found.disentanglement < 0.8
-    assert found.completeness < 0.8
+    straight, leaning, diagonal = (
+        dci(*turned(150, 2, 2, seed=0, degrees=degrees)) for degrees in (0, 20, 45)
+    )
+    assert straight.disentanglement > leaning.disentanglement > diagonal.disentanglement
+    assert straight.completeness > leaning.completeness > diagonal.completeness
+    assert straight.disentanglement > 0.9
+    assert diagonal.disentanglement < 0.1
 
 
 @every_model

@@ -116,6 +116,8 @@ def squared_hinge_line(x: Floats, sign: Floats, weight: Floats) -> Floats:
         while objective(w - size * step) > objective(w) and size > 1e-12:
             size /= 2
         w = w - size * step
+        if abs(step).max() < 1e-14:
+            break
     return w
 
 
@@ -250,6 +252,9 @@ def logistic_accuracy(x: Floats, y: Integers, x_test: Floats, y_test: Integers) 
         for row, share in zip(inputs, p, strict=True):
             curvature = np.diag(share) - np.outer(share, share)
             hessian = hessian + np.kron(curvature, np.outer(row, row))
-        w = w - np.linalg.solve(hessian, gradient)
+        step = np.linalg.solve(hessian, gradient)
+        w = w - step
+        if abs(step).max() < 1e-10:
+            break
     guess = [values[int(i)] for i in shares(tests).argmax(axis=1)]
     return sum(g == t for g, t in zip(guess, y_test.tolist(), strict=True)) / len(y_test)

@@ -145,7 +145,7 @@ def encoded_once(
         require_codes(function, codes, name="encode(images)")
         if len(codes) != len(part) or codes.shape[1] != (parts or [codes])[0].shape[1]:
             raise ShapeError(
-                f"{function} needs one code a image from encode, all of one length, got "
+                f"{function} needs one code an image from encode, all of one length, got "
                 f"{tuple(codes.shape)} for {len(part)} images"
             )
         parts.append(codes.cpu())

@@ -113,7 +113,9 @@ def dci(
         if inputs.shape[1] > 0:
             classifier = _classifier(model, seed)
             classifier.fit(inputs[train], known.numpy())
-            table[samples.live, j] = torch.from_numpy(classifier.feature_importances_).double()
+            # Boosting gives a useless dimension a gain of rounding, of either sign.
+            importance = torch.from_numpy(classifier.feature_importances_).clamp(min=0)
+            table[samples.live, j] = importance.double()
             named = torch.from_numpy(classifier.predict(inputs[test]))
         accuracy.append(float((named == truth).double().mean()))
     return DciScore(
