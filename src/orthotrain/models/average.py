@@ -86,5 +86,4 @@ def ema_of(
     ema = AveragedModel(unwrap(model), multi_avg_fn=rule)
     ema.eval()
     ema.requires_grad_(False)
-    ema.module.zero_grad()
     return ema
