@@ -35,6 +35,7 @@ class ImageArray(Protocol):
     def to(self, device: torch.device) -> ImageArray: ...  # noqa: D102
 
 
+@runtime_checkable
 class EncodedImages(Protocol):
     """Encoded images by number, from files or out of an archive."""
 

@@ -243,8 +243,9 @@ class Sprites:
                 independently. Each factor is drawn as a uniform number in [0, 1), then cut into
                 its classes. The numbers of these two are joined by a Gaussian copula whose
                 parameter ``2 sin(pi r / 6)`` makes ``r`` their Pearson (and rank) correlation.
-                Each factor alone stays uniform. Cutting weakens it: measured, to .98 ``r``
-                between scale and a position, to .999 ``r`` between orientation and a position.
+                Each factor alone stays uniform. Cutting weakens it: measured on two million
+                pairs, to .975 to .986 ``r`` between scale and a position, and to .999 ``r``
+                between orientation and a position.
 
         Returns:
             ``(n, f)`` for ``render`` and ``index_of``.
