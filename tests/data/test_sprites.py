@@ -10,6 +10,7 @@ import torch
 
 import orthotrain.data
 from orthotrain.data import Sprites
+from orthotrain.data._correlated import correlated_uniforms
 from orthotrain.errors import ConfigError, ShapeError
 from reference.matrices import generator
 from reference.sprites import heart_area, sprite
@@ -288,6 +289,15 @@ def test_correlated_factors_have_the_stated_coefficient_and_stay_uniform(r):
         expected = (torch.arange(n) + 0.5) / n
         # Kolmogorov's bound; 1.95 / sqrt(n) is passed by chance once in a thousand.
         assert (column.sort().values - expected).abs().max() < 1.95 / n**0.5
+
+
+@pytest.mark.parametrize("r", [-0.8, 0.6])
+def test_the_coefficient_is_that_of_the_uniform_numbers_not_of_normal_ones(r):
+    n = 10**6
+    pairs = correlated_uniforms(n, r=r, generator=generator(0))
+    # With r as the parameter of the copula it would be .014 or more from r.
+    found = torch.corrcoef(pairs.T)[0, 1].item()
+    assert found == pytest.approx(r, abs=5 * (1 - r**2) / n**0.5)
 
 
 @pytest.mark.parametrize("r", [-1.0, 0.3, 0.9])
