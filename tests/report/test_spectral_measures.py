@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from orthotrain.report.load import Run, Variant
+from orthotrain.report.paired import T_QUANTILES, over_seeds
 from orthotrain.report.spectral.measures import (
     LARGEST,
     RIDGED,
     SENSES,
-    T_QUANTILES,
     TEST_ERROR,
     compare,
     condition_outcomes,
@@ -19,7 +19,6 @@ from orthotrain.report.spectral.measures import (
     find,
     group_of,
     is_pooling,
-    over_seeds,
     rate_ratio,
     reference_of,
     share_used,

@@ -8,7 +8,11 @@ from typing import Final
 
 from orthotrain.report import figures, findings, tables
 from orthotrain.report.findings import Finding
-from orthotrain.report.load import LOW_RANK, SPECTRAL, Run
+from orthotrain.report.latent import figures as latent_figures
+from orthotrain.report.latent import findings as latent_findings
+from orthotrain.report.latent import tables as latent_tables
+from orthotrain.report.latent.measures import MIN_SEEDS
+from orthotrain.report.load import LATENT, LOW_RANK, SPECTRAL, Run
 from orthotrain.report.spectral import figures as spectral_figures
 from orthotrain.report.spectral import findings as spectral_findings
 from orthotrain.report.spectral import method_figures, notes, published_tables
@@ -96,6 +100,17 @@ def _spectral_tables(run: Run) -> tuple[Table, ...]:
     )
 
 
+def _latent_tables(run: Run) -> tuple[Table, ...]:
+    return (
+        latent_tables.results_table(run),
+        latent_tables.costs_table(run),
+        latent_tables.comparisons_table(run),
+        latent_tables.seeds_table(run),
+        tables.settings_table(run),
+        tables.environment_table(run),
+    )
+
+
 def _spectral_plots(run: Run) -> tuple[Plot, ...]:
     published = () if is_pooling(run) else (spectral_figures.published_plot(run),)
     groups = {group_of(run, variant) for variant in run.variants}
@@ -123,6 +138,19 @@ _FAMILIES: Final = {
         "it still comes from few seeds on one data split.",
         results=("results", "costs"),
         details=("seeds", "ranks", "settings", "environment"),
+    ),
+    LATENT: Family(
+        tables=_latent_tables,
+        plots=latent_figures.all_plots,
+        findings=latent_findings.findings,
+        missing=latent_figures.missing,
+        small_print="± is one standard deviation over seeds. Variants are compared seed by seed, "
+        "because the same seed has the same initial weights and data. A difference is outside the "
+        "spread where Student's t over the seeds leaves no change outside its 95 % interval; of "
+        "comparisons without any effect about one in twenty lies outside as well. No winner is "
+        f"named on fewer than {MIN_SEEDS} seeds.",
+        results=("results", "costs"),
+        details=("comparisons", "seeds", "settings", "environment"),
     ),
     SPECTRAL: Family(
         tables=_spectral_tables,

@@ -19,6 +19,9 @@ _SAME_SIZE: Final = 0.05
 _SAME_TIME: Final = 0.02
 
 
+Tone = Literal["good", "bad", "mixed", "unclear"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """What the numbers say about one variant, a pair, or a claim.
@@ -33,7 +36,7 @@ class Finding:
     title: str
     sentences: tuple[str, ...]
     verdict: str = ""
-    tone: Literal["good", "bad", "mixed", "unclear"] = "unclear"
+    tone: Tone = "unclear"
 
 
 def findings(run: Run) -> list[Finding]:

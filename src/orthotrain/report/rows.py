@@ -22,6 +22,7 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "event": ("step",),
     "condition": ("step", "what", "layer"),
     "method": ("step", "method"),
+    "latent": ("step", "layer", "gram_deviation"),
 }
 # A resumed run records some steps twice; the fields that tell two lines of a step apart.
 _IDENTITY: Final = ("step", "layer", "split", "method", "event", "what")

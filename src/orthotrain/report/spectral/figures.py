@@ -12,8 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from orthotrain.report import style
 from orthotrain.report.load import Run, Variant
+from orthotrain.report.paired import over_seeds
 from orthotrain.report.rows import Row, number
-from orthotrain.report.spectral.measures import SENSES, TEST_ERROR, find, group_of, over_seeds
+from orthotrain.report.spectral.measures import (
+    SENSES,
+    TEST_ERROR,
+    find,
+    group_of,
+)
 from orthotrain.report.spectral.panels import BANDS, Panel, curves_of, draw_panels, end_alt, field
 from orthotrain.report.spectral.published import PUBLISHED_CONDITIONS, PUBLISHED_STEPS
 from orthotrain.report.spectral.published_tables import twin_of
@@ -113,7 +119,7 @@ def condition_plot(run: Run, group: str) -> Plot:
     def paint(theme: Theme) -> Figure:
         figure = style.new_figure(7.6)
         grid = figure.subplots(2, 2, sharex=True)
-        draw_panels(run, theme, list(grid.flat), panels)
+        draw_panels(hues(run, theme), theme, list(grid.flat), panels)
         for axes in grid[1]:
             axes.set_xlabel("optimizer step")
         for axes in grid[:, 0]:
@@ -158,7 +164,7 @@ def published_plot(run: Run) -> Plot:
         left.set_xlim(0, 1.02 * PUBLISHED_STEPS[-1])
         left.set_title("Published (digitised, ±10 %)")
         left.set_ylabel("condition of the covariance")
-        draw_panels(run, theme, [right], [Panel("This run, naive in float32", curves)])
+        draw_panels(hues(run, theme), theme, [right], [Panel("This run, naive in float32", curves)])
         for axes in (left, right):
             axes.set_xlabel("optimizer step")
         left.set_xticks(PUBLISHED_STEPS, [f"{step // 1000}k" for step in PUBLISHED_STEPS])
@@ -204,7 +210,7 @@ def scale_plot(run: Run) -> Plot:
         grid = figure.subplots(3, len(columns), sharex=True, sharey="row", squeeze=False)
         for axes in grid[-1]:
             axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        draw_panels(run, theme, list(grid.flat), panels)
+        draw_panels(hues(run, theme), theme, list(grid.flat), panels)
         for axes in grid[-1]:
             axes.set_xlabel("optimizer step")
         return figure
@@ -242,7 +248,7 @@ def training_plot(run: Run) -> Plot:
     def paint(theme: Theme) -> Figure:
         figure = style.new_figure(0.6 + 3.4 * len(columns))
         grid = figure.subplots(len(columns), 2, sharex=True, squeeze=False)
-        draw_panels(run, theme, list(grid.flat), panels)
+        draw_panels(hues(run, theme), theme, list(grid.flat), panels)
         for axes in grid[-1]:
             axes.set_xlabel("optimizer step")
         return figure

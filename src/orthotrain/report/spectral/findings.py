@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from orthotrain.report.findings import Finding
+from orthotrain.report.findings import Finding, Tone
 from orthotrain.report.load import Run, Variant
+from orthotrain.report.paired import Paired, over_seeds
 from orthotrain.report.rows import Row, number
 from orthotrain.report.spectral.measures import (
     LARGEST,
@@ -16,7 +17,6 @@ from orthotrain.report.spectral.measures import (
     RIDGED,
     SENSES,
     TEST_ERROR,
-    Paired,
     compare,
     condition_outcomes,
     direct_parts,
@@ -24,14 +24,12 @@ from orthotrain.report.spectral.measures import (
     find,
     group_of,
     median_of,
-    over_seeds,
     parts,
     rate_ratio,
     share_used,
 )
 from orthotrain.report.spectral.sentences import (
     TOLD,
-    Tone,
     error_in_short,
     error_sentence,
     error_verdict,

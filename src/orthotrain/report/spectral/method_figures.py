@@ -14,6 +14,7 @@ from orthotrain.report.load import Run, Variant
 from orthotrain.report.rows import Row, number
 from orthotrain.report.spectral.measures import NOG, OLR, find, parts, rate_ratio
 from orthotrain.report.spectral.panels import BANDS, Panel, curves_of, draw_panels, end_alt, field
+from orthotrain.report.spectral.style import hues
 from orthotrain.report.spectral.tables import PART_NAMES, share_keys, share_over_seeds
 from orthotrain.report.style import Plot, Theme
 
@@ -40,7 +41,7 @@ def steps_plot(run: Run) -> Plot:
 
     def paint(theme: Theme) -> Figure:
         figure = style.new_figure(4.4)
-        draw_panels(run, theme, list(figure.subplots(1, 2)), panels)
+        draw_panels(hues(run, theme), theme, list(figure.subplots(1, 2)), panels)
         for axes in figure.axes:
             axes.set_xlabel("optimizer step")
         figure.axes[0].set_ylabel("condition (largest / smallest singular value)")
@@ -73,7 +74,7 @@ def rates_plot(run: Run) -> Plot:
         grid = list(figure.subplots(3, 1, sharex=True))
         grid[1].set_ylim(-0.03, 1.03)
         grid[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        draw_panels(run, theme, grid, panels)
+        draw_panels(hues(run, theme), theme, grid, panels)
         figure.axes[-1].set_xlabel("optimizer step")
         return figure
 

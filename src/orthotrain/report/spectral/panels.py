@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from matplotlib.axes import Axes
 
 from orthotrain.report import style
-from orthotrain.report.load import Run, Variant
+from orthotrain.report.load import Variant
 from orthotrain.report.rows import Row, number
 from orthotrain.report.series import Curve
 from orthotrain.report.spectral.style import (
+    Hue,
     Reduce,
     draw,
-    hues,
     logarithmic,
     name_ends,
     power_of_ten,
@@ -61,9 +61,17 @@ class Panel:
     late: bool = False
 
 
-def draw_panels(run: Run, theme: Theme, every: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Draw all panels of a figure, then name the lines, once shared limits are settled."""
-    look = hues(run, theme)
+def draw_panels(
+    look: Mapping[str, Hue], theme: Theme, every: Sequence[Axes], panels: Sequence[Panel]
+) -> None:
+    """Draw all panels of a figure, then name the lines, once shared limits are settled.
+
+    Args:
+        look: How each variant is drawn, by its name.
+        theme: Of the page.
+        every: The axes.
+        panels: As many.
+    """
     for axes, panel in zip(every, panels, strict=True):
         axes.set_title(panel.title)
         if panel.log and panel.curves:

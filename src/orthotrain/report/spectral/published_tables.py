@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from orthotrain.report.load import Run, Variant
+from orthotrain.report.paired import over_seeds
 from orthotrain.report.spectral.measures import (
     SENSES,
     TEST_ERROR,
     VALIDATION_ERROR,
     find,
     is_pooling,
-    over_seeds,
 )
 from orthotrain.report.spectral.published import (
     BASELINE_TWIN,

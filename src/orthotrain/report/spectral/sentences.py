@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
+from orthotrain.report.findings import Tone
 from orthotrain.report.load import Variant
-from orthotrain.report.spectral.measures import Measure, Paired, over_seeds
+from orthotrain.report.paired import Measure, Paired, over_seeds
 from orthotrain.report.spectral.tables import interval, short
 
-Tone = Literal["good", "bad", "mixed", "unclear"]
 TOLD: Final = ("lower", "higher", "inside")
 ENDS: Final = {
     "lower": "better conditioned",

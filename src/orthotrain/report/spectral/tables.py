@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from typing import Final
 
 from orthotrain.report.load import Run, SeedRun, Variant
+from orthotrain.report.paired import Measure, Paired, over_seeds
 from orthotrain.report.spectral.measures import (
     LARGEST,
     RIDGE,
     SENSES,
     TEST_ERROR,
     VALIDATION_ERROR,
-    Measure,
-    Paired,
     compare,
     direct_parts,
     end_rank,
     end_values,
     find,
-    over_seeds,
     reference_of,
 )
 from orthotrain.report.tables import (

@@ -1,0 +1,238 @@
+"""A generator as the metrics see it: latents from the prior in, checked images out.
+
+Every metric draws, batches and checks through this file, so that what counts as an image, and in
+which range it is measured, is decided once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, assert_never, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from orthotrain.disentangle._codes import require_count, require_seed
+from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+
+#: Latents ``(n, latent_dim)`` in, images ``(n, c, h, w)`` out.
+Generate = Callable[[Tensor], Tensor]
+
+#: ``"signed"`` is [-1, 1], as tanh gives it; ``"unit"`` is [0, 1]; ``"any"`` is not checked.
+ValueRange = Literal["signed", "unit", "any"]
+
+# Above the rounding of a tanh or sigmoid in half precision (4e-3 at one, rounded towards it), and
+# far below a wrong range, which is off by one.
+_RANGE_SLACK = 1e-2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Draws latents for, calls and checks one generator.
+
+    Attributes:
+        function: The public function the user called, for messages.
+        generate: The generator.
+        latent_dim: Length of a latent.
+        factors: How many coordinates, from the first, are moved; the others are drawn and kept.
+        batch_size: Images a call.
+        value_range: Of the images that ``generate`` returns.
+    """
+
+    function: str
+    generate: Generate
+    latent_dim: int
+    factors: int
+    batch_size: int
+    value_range: ValueRange
+
+    @classmethod
+    def of(
+        cls,
+        function: str,
+        generate: Generate,
+        latent_dim: int,
+        *,
+        factors: int | None,
+        batch_size: int,
+        value_range: ValueRange,
+    ) -> Source:
+        """Check the settings; ``factors=None`` stands for all coordinates."""
+        require_count(function, "latent_dim", latent_dim, at_least=1)
+        require_count(function, "batch_size", batch_size, at_least=1)
+        require_range(function, value_range)
+        if not callable(generate):
+            raise ConfigError(
+                f"{function} needs generate as a callable from latents (n, latent_dim) to images, "
+                f"got {type(generate).__name__}; pass the generator itself or a function around it"
+            )
+        if factors is None:
+            factors = latent_dim
+        if isinstance(factors, bool) or not 1 <= factors <= latent_dim:
+            raise ConfigError(
+                f"{function} needs factors between 1 and latent_dim = {latent_dim}, got {factors}; "
+                f"leave it out to move every coordinate"
+            )
+        return cls(function, generate, latent_dim, factors, batch_size, value_range)
+
+    def latents(self, n: int, random: torch.Generator) -> Float[Tensor, "n d"]:
+        """``n`` latents from the prior N(0, 1), in the generator's dtype, on the CPU.
+
+        Drawn in float64 and rounded, so that a generator's dtype does not change the draw, and by
+        sixteen rows, since torch draws its last numbers anew where sixteen does not divide them:
+        the first latents are the same however many are asked for.
+        """
+        rows = -(-n // 16) * 16
+        z = torch.randn(rows, self.latent_dim, generator=random, dtype=torch.float64)
+        return z[:n].to(self._place()[1])
+
+    def images(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
+        """Images of one batch of latents, in [-1, 1] unless the range is ``"any"``."""
+        place, dtype = self._place()
+        out = self.generate(z.to(place, dtype))
+        self._require_images(out, len(z))
+        return signed(out, self.value_range)
+
+    def batches(self, *latents: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The images of several latents, batch by batch; row ``i`` of each goes together.
+
+        A generator that gives every row of a batch a nuisance of its own gives it to all alike.
+        """
+        for parts in zip(*(torch.split(z, self.batch_size) for z in latents), strict=True):
+            yield tuple(self.images(z) for z in parts)
+
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        module = module_of(self.generate)
+        if module is not None:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point():
+                    return tensor.device, tensor.dtype
+        return torch.device("cpu"), torch.float32
+
+    def _require_images(self, out: object, n: int) -> None:
+        if not isinstance(out, Tensor):
+            raise ConfigError(
+                f"{self.function} needs generate to return one tensor of images, got "
+                f"{type(out).__name__}; wrap it in a function that returns the images alone"
+            )
+        if out.ndim != 4 or len(out) != n or 0 in out.shape:
+            raise ShapeError(
+                f"{self.function} needs images of shape (n, c, h, w) with n = {n}, got "
+                f"{tuple(out.shape)} from generate; view its output as images"
+            )
+        require_image_values(f"{self.function}: generate", out, self.value_range)
+
+
+def require_image_values(source: str, images: Tensor, value_range: ValueRange) -> None:
+    """Raise unless floating-point ``images`` are finite and in their range."""
+    if not images.is_floating_point():
+        raise ConfigError(
+            f"{source} needs floating-point images, got {images.dtype}; bytes become [-1, 1] by "
+            f"x / 127.5 - 1"
+        )
+    low, high = (float(x) for x in torch.aminmax(images))
+    if not (abs(low) < torch.inf and abs(high) < torch.inf):
+        bad = int((~torch.isfinite(images)).sum())
+        raise NonFiniteError(
+            f"{source} needs finite images, got {bad} of {images.numel()} numbers that are not, in "
+            f"images of shape {tuple(images.shape)}; look at the generator's weights, or take an "
+            f"earlier checkpoint"
+        )
+    bounds = _bounds(value_range)
+    if bounds is not None and (low < bounds[0] - _RANGE_SLACK or high > bounds[1] + _RANGE_SLACK):
+        raise ConfigError(
+            f"{source} needs images in [{bounds[0]:g}, {bounds[1]:g}] for value_range="
+            f"{value_range!r}, got values from {low:.4g} to {high:.4g}; name the range the images "
+            f"have ({', '.join(get_args(ValueRange))}) or scale them"
+        )
+
+
+def signed(images: Tensor, value_range: ValueRange) -> Tensor:
+    """Floating-point images in [-1, 1]; as they are where the range is ``"any"``."""
+    return 2 * images - 1 if value_range == "unit" else images
+
+
+def module_of(generate: object) -> nn.Module | None:
+    """The module behind a generator: itself, the owner of a bound method, or what is wrapped."""
+    while not isinstance(generate, nn.Module):
+        inner = getattr(generate, "__self__", None)
+        inner = getattr(generate, "generate", None) if inner is None else inner
+        if inner is None or inner is generate:
+            return None
+        generate = inner
+    return generate
+
+
+@contextmanager
+def measuring(*functions: object) -> Iterator[None]:
+    """No gradient, and modules in evaluation mode; afterwards every submodule is as it was."""
+    modules = [m for m in map(module_of, functions) if m is not None]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        with torch.no_grad():
+            for module in modules:
+                module.eval()
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def seeded_initialization(random: torch.Generator) -> Iterator[None]:
+    """Let modules that draw from torch's global state follow ``random``; the state is restored."""
+    seed = torch.randint(2**62, (), generator=random, device=random.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
+
+
+def stream(function: str, seed: int) -> torch.Generator:
+    """A CPU generator of its own for a function's draws."""
+    return torch.Generator().manual_seed(require_seed(function, seed))
+
+
+def moved(z: Tensor, dim: int, value: float) -> Tensor:
+    """A copy of the latents with one coordinate set."""
+    z = z.clone()
+    z[:, dim] = value
+    return z
+
+
+def require_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of its names; the first is the usual one."""
+    if value not in choices:
+        raise ConfigError(
+            f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
+            f"{choices[0]!r} is the usual one"
+        )
+
+
+def require_range(function: str, value_range: ValueRange) -> None:
+    """Raise ConfigError unless ``value_range`` is one of its names."""
+    require_choice(function, "value_range", value_range, get_args(ValueRange))
+
+
+def require_dims(function: str, dims: Sequence[int], factors: int) -> None:
+    """Raise ConfigError unless ``dims`` are coordinates that are moved."""
+    wrong = [d for d in dims if isinstance(d, bool) or not 0 <= d < factors]
+    if wrong or not dims:
+        raise ConfigError(
+            f"{function} needs dims between 0 and {factors - 1}, got {list(dims)}; name at least "
+            f"one coordinate of the latent"
+        )
+
+
+def _bounds(value_range: ValueRange) -> tuple[float, float] | None:
+    match value_range:
+        case "signed":
+            return -1.0, 1.0
+        case "unit":
+            return 0.0, 1.0
+        case "any":
+            return None
+        case _:
+            assert_never(value_range)

@@ -1,0 +1,179 @@
+"""Every score of a generator by one call, each with its spread and with what chance gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from orthotrain.disentangle._codes import require_count
+from orthotrain.disentangle._factor_rows import factor_rows
+from orthotrain.disentangle._fidelity_rows import RANDOM_SPACES, fidelity_rows
+from orthotrain.disentangle._generator import (
+    Generate,
+    Source,
+    ValueRange,
+    measuring,
+    stream,
+)
+from orthotrain.disentangle._reference import Reference
+from orthotrain.disentangle.activeness import activeness_of_latents
+from orthotrain.disentangle.budget import Budget
+from orthotrain.disentangle.evaluation import Evaluation, Score
+from orthotrain.disentangle.features import FeatureSpace, pixel_features, random_features
+from orthotrain.disentangle.path_length import path_length
+from orthotrain.disentangle.rotation import random_rotation, rotated
+from orthotrain.disentangle.variation_predictability import variation_predictability
+from orthotrain.errors import ConfigError
+from orthotrain.linalg import effective_rank
+
+# Two calls on the same latents may differ by the order of sums on an accelerator, not by this.
+_SAME_IMAGE = 1e-3
+
+
+def evaluate(  # noqa: PLR0913 - what is scored, by name
+    generate: Generate,
+    *,
+    latent_dim: int,
+    seed: int,
+    reference: Reference | None = None,
+    reference_range: ValueRange | None = None,
+    spaces: Sequence[FeatureSpace] = (),
+    encode: Callable[[Tensor], Tensor] | None = None,
+    dataset: object | None = None,
+    factor_scores: Mapping[str, float] | None = None,
+    factors: int | None = None,
+    budget: Budget | None = None,
+    batch_size: int = 64,
+    value_range: ValueRange = "signed",
+) -> Evaluation:
+    """Score a generator: its latents and paths, its images, and its factors where known.
+
+    Always: activeness, how many coordinates are active, VP, VP with the latents turned at random
+    (what is left of it where axes mean nothing), and PPL. With ``reference``: Frechet and kernel
+    distance, precision, recall, density and coverage in every feature space, each beside real
+    against real. With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI, FactorVAE and
+    beta-VAE score, each beside its chance.
+
+    Args:
+        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
+            latent must give the same image. A module is put into evaluation mode for the call and
+            back, and gets latents where its weights are; another callable gets float32 latents on
+            the CPU. A generator with a noise input besides its factors takes both in one latent:
+            ``lambda v: model(v[:, :6], v[:, 6:])`` with ``factors=6``.
+        latent_dim: Length of a latent, at least 2.
+        seed: Of everything.
+        reference: Real images: a tensor, uint8 or floating-point, or an object with ``len`` and
+            ``[indices]``, in the size and crop of the generated ones.
+        reference_range: Of floating-point real images; None is ``value_range``.
+        spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
+        encode: Images of ``dataset`` to codes ``(n, d)``.
+        dataset: Images with true factors, such as ``data.Sprites``; with ``encode`` only.
+        factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
+        factors: How many coordinates, from the first, are factors; None is all. At least two.
+        budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.
+        batch_size: Images a call.
+        value_range: Of the generated images: ``"signed"`` [-1, 1], ``"unit"`` [0, 1], or
+            ``"any"``. The first two are checked and measured alike, in [-1, 1].
+
+    Returns:
+        ``.scores``, ``.activeness`` and ``.settings``; it prints as a table and has
+        ``.to_dict()``.
+
+    Raises:
+        ConfigError: A setting out of its range; images out of theirs; a generator that gives two
+            images for one latent; one of ``encode`` and ``dataset`` without the other.
+        ShapeError: ``generate`` does not return ``(n, c, h, w)``; real images of another shape;
+            too few of them.
+        NonFiniteError: An image or feature holds NaN or infinity.
+
+    Note:
+        The spread is over draws, splits or classifiers of this one generator. What tells two
+        methods apart is the spread over trained generators, which is larger.
+    """
+    budget = Budget() if budget is None else budget
+    source = Source.of(
+        "evaluate", generate, latent_dim,
+        factors=factors, batch_size=batch_size, value_range=value_range,
+    )  # fmt: skip
+    if (encode is None) != (dataset is None):
+        raise ConfigError(
+            f"evaluate needs encode and dataset together, got only "
+            f"{'dataset' if encode is None else 'encode'}; the scores of true factors need both"
+        )
+    require_count("evaluate", "latents", budget.latents, at_least=2)
+    image_shape = _image_shape(source, seed)
+    active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=(-2, 0, 2))
+    rows = [_active_dimensions(active), *_latent_rows(source, seed, budget)]
+    if reference is not None:
+        rows += fidelity_rows(
+            source, reference, spaces=spaces, image_shape=image_shape, seed=seed, budget=budget,
+            reference_range=value_range if reference_range is None else reference_range,
+        )  # fmt: skip
+    if encode is not None and dataset is not None:
+        rows += factor_rows(encode, dataset, seed=seed, budget=budget.factors)
+    for name, value in (factor_scores or {}).items():
+        rows.append(Score(name, float(value), note="given"))
+    return Evaluation(
+        scores=tuple(rows),
+        activeness=tuple(active.mean(dim=0).tolist()),
+        activeness_spread=tuple((active.std(dim=0) / math.sqrt(len(active))).tolist()),
+        settings={
+            "seed": seed,
+            "latent_dim": latent_dim,
+            "factors": source.factors,
+            "value_range": value_range,
+            "image_shape": list(image_shape),
+            "budget": asdict(budget),
+        },
+    )
+
+
+def _image_shape(source: Source, seed: int) -> tuple[int, ...]:
+    """Shape of an image; raises unless the same latents give the same images."""
+    z = source.latents(2, stream(source.function, seed))
+    with measuring(source.generate):
+        first, second = source.images(z), source.images(z)
+    apart = float((first - second).abs().max())
+    if apart > _SAME_IMAGE:
+        raise ConfigError(
+            f"evaluate needs a generator that gives one image for one latent, got two that differ "
+            f"by {apart:.3g}; make its noise part of the latent and pass factors, or fix it"
+        )
+    return tuple(first.shape[1:])
+
+
+def _active_dimensions(active: Float[Tensor, "n d"]) -> Score:
+    n = len(active)
+    mean = active.mean(dim=0)
+    # Jackknife: the mean without each latent in turn. Rounding may leave it below zero.
+    left_out = effective_rank(((n * mean - active) / (n - 1)).clamp(min=0))
+    return Score(
+        "active dimensions",
+        float(effective_rank(mean)),
+        float(left_out.std(correction=0)) * math.sqrt(n - 1),
+        note=f"of {active.shape[1]}; spread: standard error",
+    )
+
+
+def _latent_rows(source: Source, seed: int, budget: Budget) -> list[Score]:
+    turned = rotated(source.generate, random_rotation(source.factors, seed=seed))
+    rows = []
+    for name, generate in (("VP", source.generate), ("VP, latents rotated", turned)):
+        found = variation_predictability(
+            generate, source.latent_dim, seed=seed, budget=budget.classifier,
+            factors=source.factors, batch_size=source.batch_size, value_range=source.value_range,
+        )  # fmt: skip
+        note = f"higher; spread over {len(found.accuracies)} classifiers"
+        rows.append(Score(name, found.accuracy, found.spread, chance=found.chance, note=note))
+    for space in (pixel_features(), *(random_features(seed=number) for number in RANDOM_SPACES)):
+        path = path_length(
+            source.generate, source.latent_dim, seed=seed, space=space, samples=budget.paths,
+            batch_size=source.batch_size, value_range=source.value_range,
+        )  # fmt: skip
+        note = "lower; spread: standard error"
+        rows.append(Score(path.label, path.mean, path.spread, note=note))
+    return rows

@@ -1,0 +1,248 @@
+"""Householder projector: a latent weight held as reflections, orthonormal by construction."""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from orthotrain.disentangle._generator import require_choice
+from orthotrain.disentangle.sefa import axis_of_latent, latent_matrix
+from orthotrain.errors import ConfigError, RankError, ShapeError
+from orthotrain.linalg import thin_svd
+
+#: What stands on the diagonal: ones, the mean of the kept singular values, or these themselves.
+Scales = Literal["one", "mean", "singular"]
+
+
+def reflection_product(
+    vectors: Float[Tensor, "n k"], *, columns: int | None = None
+) -> Float[Tensor, "n r"]:
+    """First columns of ``H_1 H_2 ... H_k`` with ``H_i = 1 - 2 v_i v_i^T / (v_i^T v_i)``.
+
+    Args:
+        vectors: ``(n, k)``, one ``v_i`` a column, none of them zero.
+        columns: How many columns of the product; None is ``k``.
+
+    Returns:
+        ``(n, columns)`` with orthonormal columns, whatever the vectors are.
+
+    Raises:
+        ShapeError: Not a matrix, or ``columns`` outside ``[1, n]``.
+
+    Note:
+        Differentiable any number of times.
+    """
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise ShapeError(
+            f"reflection_product needs vectors (n, k), one a column, got {tuple(vectors.shape)}; "
+            f"make a single vector a matrix with v.unsqueeze(-1)"
+        )
+    n, k = vectors.shape
+    columns = k if columns is None else columns
+    if not 1 <= columns <= n:
+        raise ShapeError(
+            f"reflection_product needs columns between 1 and {n}, got {columns} for vectors of "
+            f"shape {tuple(vectors.shape)}; a product has no more columns than rows"
+        )
+    unit = vectors / vectors.norm(dim=0, keepdim=True)
+    product = torch.eye(n, columns, dtype=vectors.dtype, device=vectors.device)
+    for v in unit.unbind(1)[::-1]:
+        product = product - 2 * torch.outer(v, v @ product)
+    return product
+
+
+class HouseholderProjector(nn.Module):
+    """Parametrisation of a weight as ``U diag(s) V^T``, ``U`` and ``V`` products of reflections.
+
+    For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. What is trained
+    are the reflection vectors; ``s`` is a buffer, zero beyond ``rank``, so the weight stays low
+    rank and its directions orthonormal at every step of any optimizer. ``V``, on the side of the
+    latent, holds the directions as columns: ``.directions``.
+
+    Args:
+        rank: Directions that are kept; None keeps all that the weight can have.
+        scales: ``"one"``, as published, is for a layer that is trained further; ``"mean"`` and
+            ``"singular"`` keep the size of the weight, and ``"singular"`` at full rank the weight
+            itself.
+        latent_axis: See ``sefa_directions``.
+    """
+
+    scales: Tensor
+
+    def __init__(
+        self, *, rank: int | None = None, scales: Scales = "one", latent_axis: int | None = None
+    ) -> None:
+        super().__init__()
+        require_choice("HouseholderProjector", "scales", scales, get_args(Scales))
+        self.rank = rank
+        self.kind: Scales = scales
+        self.latent_axis = latent_axis
+        self.weight_shape: tuple[int, ...] = ()
+        self.register_buffer("scales", torch.empty(0))
+
+    def forward(
+        self, feature_vectors: Float[Tensor, "m r"], latent_vectors: Float[Tensor, "d r"]
+    ) -> Float[Tensor, "*shape"]:
+        """The weight, in its own shape."""
+        u = reflection_product(feature_vectors)
+        v = reflection_product(latent_vectors)
+        return self._shaped((v * self.scales.to(v.dtype)) @ u.mT)
+
+    def right_inverse(
+        self, weight: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "d r"]]:
+        """Reflections of the nearest weight of this kind; also sets the scales.
+
+        Raises:
+            RankError: ``rank`` is outside ``[1, min(latent, features)]``.
+        """
+        self.weight_shape = tuple(weight.shape)
+        v, s, u = _kept(weight, self.rank, self.latent_axis)
+        pairs = [_reflections(side) for side in (u, v)]
+        signs = pairs[0][1] * pairs[1][1]
+        self.scales = (_diagonal(s, self.kind) * signs).to(weight.dtype)
+        feature_vectors, latent_vectors = (vectors.to(weight.dtype) for vectors, _ in pairs)
+        return feature_vectors, latent_vectors
+
+    def extra_repr(self) -> str:
+        """The rank that is kept, and the kind of scales."""
+        return f"rank={len(self.scales) or self.rank}, scales={self.kind!r}"
+
+    def _shaped(self, matrix: Tensor) -> Tensor:
+        axis = axis_of_latent(len(self.weight_shape), self.latent_axis)
+        shape = list(self.weight_shape)
+        latent = shape.pop(axis)
+        return matrix.reshape(latent, *shape).movedim(0, axis)
+
+
+def householder_projection(
+    weight: Float[Tensor, "*shape"],
+    *,
+    rank: int | None = None,
+    scales: Scales = "one",
+    latent_axis: int | None = None,
+) -> Float[Tensor, "*shape"]:
+    """The weight with orthonormal directions in place of its own: where the projector starts.
+
+    With the SVD of the weight as ``(latent, features)``, ``W = V diag(s) U^T``, the first ``rank``
+    directions are kept and their singular values replaced.
+
+    Args:
+        weight: What multiplies the latent, in the shapes of ``sefa_directions``.
+        rank: Directions that are kept; None is ``min(latent, features)``.
+        scales: In place of the singular values: ``"one"``; their ``"mean"``; or the
+            ``"singular"`` values themselves, which cuts the rank and changes nothing else.
+        latent_axis: See ``sefa_directions``.
+
+    Returns:
+        Same shape, dtype and device as ``weight``.
+
+    Raises:
+        ShapeError: Fewer than two axes, or an empty one.
+        ConfigError: Not real floating-point, no such axis, or unknown ``scales``.
+        RankError: ``rank`` is outside ``[1, min(latent, features)]``.
+        NonFiniteError: ``weight`` holds NaN or infinity.
+
+    Note:
+        Not differentiable; train ``householder_projector``.
+
+    Source:
+        Song, Zhang, Sebe and Wang (2023), arXiv:2307.08012.
+    """
+    require_choice("householder_projection", "scales", scales, get_args(Scales))
+    v, s, u = _kept(weight, rank, latent_axis)
+    axis = axis_of_latent(weight.ndim, latent_axis)
+    shape = list(weight.shape)
+    latent = shape.pop(axis)
+    matrix = (v * _diagonal(s, scales)) @ u.mT
+    return matrix.reshape(latent, *shape).movedim(0, axis).to(weight.dtype).contiguous()
+
+
+def householder_projector(
+    module: nn.Module,
+    name: str = "weight",
+    *,
+    rank: int | None = None,
+    scales: Scales = "one",
+    latent_axis: int | None = None,
+) -> nn.Module:
+    """Hold a latent weight of a trained module by reflections from now on, in place.
+
+    The weight becomes ``householder_projection`` of what it was and keeps that form under
+    training; an optimizer must be built (again) on the parameters, which are new. Undo it with
+    ``torch.nn.utils.parametrize.remove_parametrizations``, which keeps the present weight.
+
+    The published projector is then trained on for about 1 % of the steps, with ones on the
+    diagonal and a rank of ten. What is left out of it: scales that the layer multiplies by
+    outside of its weight.
+
+    Args:
+        module: Its owner, for instance the first transposed convolution of a generator.
+        name: The weight's attribute.
+        rank: Directions that are kept; None is all.
+        scales: See ``householder_projection``.
+        latent_axis: See ``sefa_directions``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ConfigError: No such parameter, or a setting out of its range.
+        RankError: ``rank`` is outside ``[1, min(latent, features)]``.
+
+    Source:
+        Song, Zhang, Sebe and Wang (2023), arXiv:2307.08012.
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, nn.Parameter):
+        raise ConfigError(
+            f"householder_projector needs a parameter {name!r} of {type(module).__name__}, got "
+            f"{type(weight).__name__}; name the weight that multiplies the latent"
+        )
+    latent_matrix("householder_projector", weight, latent_axis)
+    projector = HouseholderProjector(rank=rank, scales=scales, latent_axis=latent_axis)
+    # The weight changes on purpose: it becomes the nearest of its kind.
+    parametrize.register_parametrization(module, name, projector, unsafe=True)
+    return module
+
+
+def _kept(weight: Tensor, rank: int | None, latent_axis: int | None) -> tuple[Tensor, ...]:
+    """Leading ``(v, s, u)`` in working precision, columns on the latent and the feature side."""
+    matrix = latent_matrix("householder_projection", weight, latent_axis).detach()
+    most = min(matrix.shape)
+    kept = most if rank is None else rank
+    if isinstance(kept, bool) or not 1 <= kept <= most:
+        raise RankError(
+            f"householder_projection needs rank between 1 and {most}, got {rank} for a weight of "
+            f"shape {tuple(weight.shape)}; leave it out to keep every direction"
+        )
+    v, s, uh = thin_svd(matrix)
+    return v[:, :kept], s[:kept], uh[:kept].mT
+
+
+def _diagonal(s: Tensor, scales: Scales) -> Tensor:
+    match scales:
+        case "one":
+            return torch.ones_like(s)
+        case "mean":
+            return s.mean().expand_as(s)
+        case "singular":
+            return s
+        case _:
+            assert_never(scales)
+
+
+def _reflections(q: Float[Tensor, "n r"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, " r"]]:
+    """Vectors whose product of reflections is ``q`` up to the sign of each column, and the signs.
+
+    LAPACK gives reflectors with ``v_i = 1`` at place ``i``, and the identity where nothing is to
+    be reflected. Ours reflects there, too, which turns a sign.
+    """
+    lower, _ = torch.geqrf(q)
+    vectors = lower.tril(-1) + torch.eye(*q.shape, dtype=q.dtype, device=q.device)
+    signs = (reflection_product(vectors) * q).sum(dim=0).sign()
+    return vectors, signs

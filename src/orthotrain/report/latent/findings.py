@@ -1,0 +1,214 @@
+"""A verdict on each claim about latent weights, computed from the numbers, whichever way."""
+
+from __future__ import annotations
+
+import math
+
+from orthotrain.report.findings import Finding, Tone
+from orthotrain.report.latent.measures import (
+    MIN_SEEDS,
+    Score,
+    compare,
+    fidelity,
+    find,
+    identical,
+    main_score,
+    named_score,
+    reference_of,
+    scores_of,
+    share_used,
+)
+from orthotrain.report.latent.tables import verdict_of
+from orthotrain.report.load import Run
+from orthotrain.report.paired import Paired, over_seeds
+from orthotrain.report.tables import Spread
+
+
+def findings(run: Run) -> list[Finding]:
+    """A verdict per claim; empty where no variant has a finished seed."""
+    main = main_score(run)
+    if main is None:
+        return []
+    said = [
+        _better("Does NOG separate the latents better than nothing?", run, main, "nog"),
+        _better("Does OLR?", run, main, "olr"),
+        _inert(run),
+        _weight_or_gradient(run, main),
+        _rates(run, main),
+        _sefa(run, main),
+        *_others(run, main),
+    ]
+    return [finding for finding in said if finding is not None and finding.sentences]
+
+
+def _better(title: str, run: Run, main: Score, name: str) -> Finding:
+    ours, other = find(run, name), find(run, run.baseline_name)
+    if ours is None or other is None:
+        return Finding(title, ("One of the two has no finished seed.",), "not measured")
+    paired, sentences = compare(ours, other, main), []
+    sentences.append(sentence(paired, main))
+    near = fidelity(run)
+    beside = None if near is None else compare(ours, other, near)
+    if near is not None and beside is not None and beside.count:
+        sentences.append(sentence(beside, near))
+    return Finding(title, tuple(sentences), *_verdict(paired, main, beside, near))
+
+
+def _verdict(
+    paired: Paired, main: Score, beside: Paired | None, near: Score | None
+) -> tuple[str, Tone]:
+    """Better counts only with enough seeds, and beside what it did to fidelity."""
+    word = verdict_of(paired, main)
+    if word not in ("better", "worse"):
+        return word, "unclear"
+    if paired.count < MIN_SEEDS:
+        return f"{word}, but of fewer than {MIN_SEEDS} seeds: no winner is named", "unclear"
+    if word == "worse":
+        return "no, worse", "bad"
+    if near is None or beside is None or not beside.count:
+        return "yes; fidelity not measured", "mixed"
+    other = verdict_of(beside, near)
+    if other == "worse":
+        return "yes, at worse fidelity", "mixed"
+    return ("yes, at better fidelity" if other == "better" else "yes, at equal fidelity"), "good"
+
+
+def sentence(paired: Paired, score: Score) -> str:
+    """Both values, their difference, and what the seeds allow to say."""
+    if not paired.count:
+        return f"{score.title}: not measured in the same seed of both."
+    digits = score.digits
+    ours, theirs = (over_seeds(v, score.measure) for v in (paired.ours, paired.other))
+    said = (
+        f"{score.title}: {paired.ours.title} {ours.show(digits)}, {paired.other.title} "
+        f"{theirs.show(digits)}, difference {paired.difference.mean:+.{digits}f}"
+    )
+    low, high = paired.interval
+    if math.isnan(low):
+        return f"{said}; a single seed says nothing about chance."
+    word = {"better": "better", "worse": "worse"}.get(verdict_of(paired, score))
+    tail = "inside the spread" if paired.outcome == "inside" else f"outside the spread, {word}"
+    if word is None and paired.outcome != "inside":
+        tail = f"outside the spread, {paired.outcome}"
+    return f"{said} (95 %: {low:+.{digits}f} to {high:+.{digits}f}), {tail}."
+
+
+def _inert(run: Run) -> Finding:
+    """How often OLR acted, and whether anything came of it."""
+    title = "Does OLR do anything under Adam?"
+    sentences, acted = [], None
+    for name, other_name in (("olr", run.baseline_name), ("olr-sgd", f"{run.baseline_name}-sgd")):
+        ours, other = find(run, name), find(run, other_name)
+        if ours is None or other is None:
+            continue
+        used = Spread.of(100 * share_used(seed) for seed in ours.finished)
+        same = identical(ours, other, scores_of(run))
+        what = (
+            "the scores are those of nothing done, to the last digit"
+            if same
+            else ("its scores differ from those of nothing done")
+        )
+        sentences.append(f"{ours.title}: used in {used.show(1)} % of the recorded steps; {what}.")
+        if name == "olr":
+            acted = not same
+    if acted is None:
+        return Finding(title, tuple(sentences), "not measured" if sentences else "")
+    verdict = "it acts" if acted else "no: it never acted"
+    return Finding(title, tuple(sentences), verdict, "mixed" if acted else "bad")
+
+
+def _weight_or_gradient(run: Run, main: Score) -> Finding | None:
+    """Treatments of the weight and of the gradient, beside nothing done."""
+    title = "Is it the orthogonality of the weight, not of the gradient?"
+    baseline = find(run, run.baseline_name)
+    if baseline is None:
+        return None
+    words: dict[str, list[str]] = {"weight": [], "gradient": []}
+    sentences, few = [], False
+    for kind, names in (("weight", ("ol", "retraction")), ("gradient", ("nog", "nog-update"))):
+        for name in names:
+            variant = find(run, name)
+            if variant is None:
+                continue
+            paired = compare(variant, baseline, main)
+            few |= paired.count < MIN_SEEDS
+            words[kind].append(verdict_of(paired, main))
+            sentences.append(f"Of the {kind}: {sentence(paired, main)}")
+    both, held = find(run, "nog-retraction"), find(run, "retraction")
+    if both is not None and held is not None:
+        sentences.append(f"Gradient on top of weight: {sentence(compare(both, held, main), main)}")
+    if not all(words.values()):
+        return Finding(title, tuple(sentences), "not measured" if sentences else "")
+    if few:
+        verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
+        return Finding(title, tuple(sentences), verdict, "unclear")
+    weight, gradient = ("better" in words[kind] for kind in ("weight", "gradient"))
+    answers: dict[tuple[bool, bool], tuple[str, Tone]] = {
+        (True, False): ("yes: only treatments of the weight are better than nothing", "good"),
+        (True, True): ("both are better than nothing in some treatment", "mixed"),
+        (False, True): ("no: only treatments of the gradient are better", "bad"),
+        (False, False): ("neither is better than nothing", "unclear"),
+    }
+    return Finding(title, tuple(sentences), *answers[weight, gradient])
+
+
+def _rates(run: Run, main: Score) -> Finding | None:
+    """NOG changes the norm of the gradient, so it is held against nothing at three rates."""
+    baseline = find(run, run.baseline_name)
+    shown = [v for v in run.variants if v.name.startswith("nog-lr") or v.name == "nog"]
+    shown = [variant for variant in shown if variant.finished]
+    if baseline is None or len(shown) < 2:
+        return None
+    pairs = [compare(variant, baseline, main) for variant in shown]
+    words = {verdict_of(paired, main) for paired in pairs}
+    verdict = "the same at every rate" if len(words) == 1 else "depends on the rate"
+    return Finding(
+        "Does the learning rate decide what NOG does?",
+        tuple(sentence(paired, main) for paired in pairs),
+        verdict,
+        "unclear" if len(words) == 1 else "mixed",
+    )
+
+
+def _sefa(run: Run, main: Score) -> Finding | None:
+    """What SeFa finds without any treatment, and whether a treatment is better than that."""
+    after, floor = named_score(run, f"{main.key}_sefa"), named_score(run, f"{main.key}_rotated")
+    baseline = find(run, run.baseline_name)
+    if after is None or baseline is None:
+        return None
+    untreated = over_seeds(baseline, after.measure)
+    best = max(
+        (v for v in run.variants if v.finished and not v.name.endswith("-sgd")),
+        key=lambda v: over_seeds(v, main.measure).mean,
+    )
+    own = over_seeds(best, main.measure)
+    sentences = [
+        f"{baseline.title}: {over_seeds(baseline, main.measure).show(main.digits)} as trained, "
+        f"{untreated.show(after.digits)} after SeFa."
+        + (f" Rotated at random: {over_seeds(baseline, floor.measure).show(3)}." if floor else ""),
+        f"The best as trained is {best.title}, {own.show(main.digits)}; after SeFa it has "
+        f"{over_seeds(best, after.measure).show(after.digits)}.",
+    ]
+    enough = untreated.mean >= own.mean
+    verdict = (
+        "SeFa on nothing done reaches what the best treatment reaches"
+        if enough
+        else "no: the best treatment is above SeFa on nothing done"
+    )
+    if min(len(baseline.finished), len(best.finished)) < MIN_SEEDS:
+        verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
+    title = "Is SeFa after training enough?"
+    return Finding(title, tuple(sentences), verdict, "mixed" if enough else "unclear")
+
+
+def _others(run: Run, main: Score) -> list[Finding]:
+    """Everything else in one block, against nothing done with the same optimizer."""
+    told = {"nog", "olr", "ol", "retraction", "nog-update", "nog-retraction"}
+    sentences = []
+    for variant in run.variants:
+        other = reference_of(run, variant)
+        if other is None or not variant.finished or variant.name in told:
+            continue
+        if not variant.name.startswith("nog-lr"):
+            sentences.append(sentence(compare(variant, other, main), main))
+    return [Finding("Everything else", tuple(sentences))]

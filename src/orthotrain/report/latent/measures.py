@@ -1,0 +1,131 @@
+"""What a run of generators measured: its scores, and which way each is better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from orthotrain.report.load import Run, SeedRun, Variant
+from orthotrain.report.paired import Measure, Paired, paired_by_seed
+from orthotrain.report.rows import Row, number
+
+OLR: Final = "optimal_learning_rate"
+#: Below this many seeds nobody is called better than another.
+MIN_SEEDS: Final = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of a generator.
+
+    Attributes:
+        key: Its name in ``result.json``.
+        title: What the page calls it.
+        better: 1 where more is better, -1 where less is, 0 where neither is.
+        digits: Decimals shown.
+    """
+
+    key: str
+    title: str
+    better: int
+    digits: int = 3
+
+    @property
+    def measure(self) -> Measure:
+        """The score of one finished seed."""
+        return Measure(self.key, self.title, lambda seed: score_of(seed, self.key), False)
+
+
+_KNOWN: Final = (
+    Score("alignment", "Alignment with the true directions", 1),
+    Score("alignment_sefa", "Alignment after SeFa", 1),
+    Score("alignment_rotated", "Alignment, latents rotated at random", 0),
+    Score("disentanglement", "Disentanglement by intervention", 1),
+    Score("disentanglement_sefa", "Disentanglement after SeFa", 1),
+    Score("disentanglement_rotated", "Disentanglement, latents rotated at random", 0),
+    Score("completeness", "Completeness by intervention", 1),
+    Score("vp", "Variation predictability", 1),
+    Score("vp_rotated", "Variation predictability, latents rotated", 0),
+    Score("ppl", "Perceptual path length", -1),
+    Score("frechet", "Frechet distance", -1),
+    Score("frechet_floor", "Frechet distance, real against real", 0),
+    Score("orthonormality_error", "|U U^T - I|", 0),
+)
+#: What the verdicts are about, fixed before any run: the first of these that a run has.
+_MAIN: Final = ("alignment", "disentanglement")
+_FIDELITY: Final = "frechet"
+
+
+def score_of(seed: SeedRun, key: str) -> float:
+    """A score of a finished seed; NaN where it has none."""
+    scores = seed.result.get("scores") if seed.result is not None else None
+    return number(scores, key) if isinstance(scores, dict) else math.nan
+
+
+def scores_of(run: Run) -> tuple[Score, ...]:
+    """The scores that any seed has: those known here in their order, then the others."""
+    found: dict[str, None] = {}
+    for variant in run.variants:
+        for seed in variant.finished:
+            scores = seed.result.get("scores") if seed.result is not None else None
+            found.update(dict.fromkeys(scores if isinstance(scores, dict) else ()))
+    known = [score for score in _KNOWN if score.key in found]
+    others = [key for key in found if key not in {score.key for score in _KNOWN}]
+    return (*known, *(Score(key, key.replace("_", " "), 0) for key in others))
+
+
+def main_score(run: Run) -> Score | None:
+    """The score that says how far the latents are separated."""
+    by_key = {score.key: score for score in scores_of(run)}
+    return next((by_key[key] for key in _MAIN if key in by_key), None)
+
+
+def named_score(run: Run, key: str) -> Score | None:
+    """A score by its key, where the run has it."""
+    return next((score for score in scores_of(run) if score.key == key), None)
+
+
+def fidelity(run: Run) -> Score | None:
+    """The score that says how near the samples are to the data."""
+    return named_score(run, _FIDELITY)
+
+
+def find(run: Run, name: str) -> Variant | None:
+    """The variant of this name, where it has a finished seed."""
+    return next((v for v in run.variants if v.name == name and v.finished), None)
+
+
+def compare(ours: Variant, other: Variant, score: Score) -> Paired:
+    """Compare one score by seed."""
+    return paired_by_seed(ours, other, score.measure)
+
+
+def reference_of(run: Run, variant: Variant) -> Variant | None:
+    """What a variant is held against: nothing done, with the same optimizer."""
+    name = run.baseline_name + ("-sgd" if variant.name.endswith("-sgd") else "")
+    found = find(run, name)
+    return None if found is variant else found
+
+
+def olr_rows(seed: SeedRun) -> list[Row]:
+    """The records of the optimal learning rate."""
+    return [row for row in seed.rows.get("method", ()) if row.get("method") == OLR]
+
+
+def share_used(seed: SeedRun) -> float:
+    """The share of its records in which the optimal learning rate was used; NaN without any."""
+    rows = olr_rows(seed)
+    return sum(row.get("used") is True for row in rows) / len(rows) if rows else math.nan
+
+
+def identical(ours: Variant, other: Variant, scores: tuple[Score, ...]) -> bool:
+    """Whether two variants gave the same scores to the last digit in every seed of both."""
+    theirs = {seed.seed: seed for seed in other.finished}
+    pairs = [(seed, theirs[seed.seed]) for seed in ours.finished if seed.seed in theirs]
+    return bool(pairs) and all(
+        score_of(a, score.key) == score_of(b, score.key)
+        for a, b in pairs
+        for score in scores
+        if not (math.isnan(score_of(a, score.key)) and math.isnan(score_of(b, score.key)))
+    )

@@ -1,0 +1,206 @@
+"""Frechet and kernel distance: closed forms, twins, floors, and few samples."""
+
+import pytest
+import torch
+
+from orthotrain.disentangle import Fidelity, fidelity, frechet_distance, kernel_distance
+from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from reference import generator_metrics as twins
+from reference.matrices import generator, orthonormal
+from reference.spd_root import spd, sqrt
+
+
+def normal(n, d=3, seed=0):
+    return torch.randn(n, d, generator=generator(seed), dtype=torch.float64)
+
+
+def exactly(n, mean, covariance, *, seed):
+    """A sample whose mean and unbiased covariance are these to rounding."""
+    x = normal(n, len(mean), seed=seed)
+    x = x - x.mean(dim=0)
+    x = x @ torch.linalg.inv(sqrt(torch.cov(x.T)))
+    return x @ sqrt(covariance) + mean
+
+
+# --- Frechet --------------------------------------------------------------------------------------
+
+
+def test_of_two_gaussians_with_known_moments():
+    """Of covariances that commute it is the distance of means and of standard deviations."""
+    q = orthonormal(4, 4, seed=3)
+    deviations = torch.tensor([[1.0, 2.0, 3.0, 0.5], [2.0, 1.0, 0.1, 0.5]], dtype=torch.float64)
+    means = torch.tensor([[0.0, 1.0, 0.0, 2.0], [1.0, 0.0, 0.0, 2.0]], dtype=torch.float64)
+    a, b = (
+        exactly(50, mean, (q * s**2) @ q.mT, seed=i)
+        for i, (mean, s) in enumerate(zip(means, deviations, strict=True))
+    )
+    expected = float((means[0] - means[1]).square().sum())
+    expected += float((deviations[0] - deviations[1]).square().sum())
+    assert float(frechet_distance(a, b)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_of_gaussians_whose_covariances_do_not_commute():
+    """For 2x2 matrices ``tr (A B)^1/2 = sqrt(tr A B + 2 sqrt(det A B))``."""
+    a, b = spd([3.0, 1.0], seed=1), spd([2.0, 0.2], seed=5)
+    product = a @ b
+    cross = float((product.trace() + 2 * product.det().sqrt()).sqrt())
+    expected = float(a.trace() + b.trace()) - 2 * cross
+    x, y = (exactly(30, torch.zeros(2).double(), c, seed=i) for i, c in enumerate((a, b)))
+    assert float(frechet_distance(x, y)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("sizes", [(40, 40), (25, 60)], ids=str)
+def test_agrees_with_the_twin(sizes):
+    a, b = normal(sizes[0], 6, seed=1), normal(sizes[1], 6, seed=2) * 1.5 + 0.2
+    assert float(frechet_distance(a, b)) == pytest.approx(twins.frechet_distance(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (5, 40), (2, 3), (300, 64)], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_of_a_set_with_itself_is_zero_up_to_rounding(shape, scale):
+    x = scale * (normal(*shape) + 3)
+    size = float(torch.cov(x.T).trace()) + float(x.mean(dim=0).square().sum())
+    assert 0 <= float(frechet_distance(x, x)) <= 1e-13 * size
+    shuffled = x[torch.randperm(len(x), generator=generator(0))]
+    assert float(frechet_distance(x, shuffled)) <= 1e-13 * size
+
+
+def test_of_fewer_samples_than_features():
+    """``tr (A B)^1/2`` is the nuclear norm of ``X Y^T`` of the centred samples, singular or not."""
+    x, y = normal(6, 50, seed=1), normal(9, 50, seed=2) + 0.1
+    a, b = ((z - z.mean(dim=0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    cross = float(torch.linalg.svdvals(a @ b.mT).sum())
+    expected = float((x.mean(dim=0) - y.mean(dim=0)).square().sum())
+    expected += float(a.square().sum() + b.square().sum()) - 2 * cross
+    # The root of a null eigenvalue's rounding, 1e-16, is 1e-8: that is what singular ones cost.
+    assert float(frechet_distance(x, y)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_is_symmetric_scales_and_does_not_see_turns():
+    a, b = normal(40, 5, seed=1), normal(40, 5, seed=2) * 2 + 1
+    q = orthonormal(5, 5, seed=4)
+    expected = float(frechet_distance(a, b))
+    assert float(frechet_distance(b, a)) == pytest.approx(expected)
+    assert float(frechet_distance(3 * a, 3 * b)) == pytest.approx(9 * expected)
+    assert float(frechet_distance(a @ q + 7, b @ q + 7)) == pytest.approx(expected)
+
+
+def test_float32_is_computed_in_float64():
+    a, b = normal(40, 5, seed=1).float(), normal(40, 5, seed=2).float() + 100
+    found = frechet_distance(a, b)
+    assert found.dtype == torch.float64
+    assert float(found) == pytest.approx(float(frechet_distance(a.double(), b.double())), rel=1e-12)
+    constant = torch.ones(5, 3)
+    assert float(frechet_distance(constant, 2 * constant)) == pytest.approx(3)
+
+
+# --- kernel distance ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(12, 12), (2, 15)], ids=str)
+def test_kernel_distance_agrees_with_the_twin(sizes):
+    a, b = normal(sizes[0], 4, seed=1), normal(sizes[1], 4, seed=2) + 0.5
+    assert float(kernel_distance(a, b)) == pytest.approx(twins.kernel_distance(a, b), rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased():
+    """Zero on average for one distribution, at any number of samples; the biased one is not."""
+    values = torch.stack(
+        [
+            kernel_distance(normal(8, 2, seed=2 * s), normal(8, 2, seed=2 * s + 1))
+            for s in range(300)
+        ]
+    )
+    error = float(values.std()) / 300**0.5
+    assert abs(float(values.mean())) < 4 * error
+    # The mean over all pairs, own ones included, would add (1/n) E[k(x,x) - k(x,y)], far more.
+    x = normal(5000, 2, seed=1)
+    own = float(((x.square().sum(dim=1) / 2 + 1) ** 3).mean())
+    other = float((((x @ x.flip(0).mT) / 2 + 1) ** 3).mean())
+    assert 2 * (own - other) / 8 > 20 * error
+
+
+def test_kernel_distance_of_a_set_with_itself_is_the_mean_of_the_mixed_term_alone():
+    """Own pairs are in the mixed term and in no other: less than zero by a known amount."""
+    x = normal(20, 3)
+    kernel = (x @ x.mT / 3 + 1) ** 3
+    off = (kernel.sum() - kernel.trace()) / (20 * 19)
+    expected = 2 * float(off - kernel.mean())
+    assert expected < 0
+    assert float(kernel_distance(x, x)) == pytest.approx(expected)
+
+
+def test_blocks_of_the_kernel_matrix():
+    a, b = normal(1500, 2, seed=1), normal(1100, 2, seed=2) + 0.1
+    within = [((x @ x.mT / 2 + 1) ** 3).fill_diagonal_(0).sum() / (len(x) * (len(x) - 1))
+              for x in (a, b)]  # fmt: skip
+    expected = sum(within) - 2 * ((a @ b.mT / 2 + 1) ** 3).mean()
+    assert float(kernel_distance(a, b)) == pytest.approx(float(expected), rel=1e-8)
+
+
+# --- both with their floor ------------------------------------------------------------------------
+
+
+def test_floor_is_real_against_real_at_the_same_number():
+    real, fake = normal(1000, 4, seed=1), normal(800, 4, seed=2) + 1
+    rows = {row.name: row for row in fidelity(real, fake, features="mine", seed=0)}
+    assert list(rows) == ["FD", "KD", "precision", "recall", "density", "coverage"]
+    assert {row.n for row in rows.values()} == {500}
+    for name, sign in (("FD", 1), ("KD", 1), ("coverage", -1)):
+        row = rows[name]
+        assert sign * (row.value - row.floor) > 3 * max(row.spread, row.floor_spread)
+    # The shift of the mean is |1|^2 = 4, to four standard errors of 800 and 500 samples; the
+    # floor is what 500 samples of one Gaussian differ by, some d (d + 7) / 4 n.
+    assert rows["FD"].value == pytest.approx(4, abs=4 * 4 * (1 / 800 + 1 / 500) ** 0.5)
+    assert 0.005 < rows["FD"].floor < 0.08
+
+
+def test_few_generated_samples_set_the_number():
+    rows = fidelity(normal(100, 4), normal(20, 4, seed=1), features="mine", seed=0)
+    assert {row.n for row in rows} == {20}
+
+
+def test_generated_samples_of_the_real_distribution_reach_the_floor():
+    real, fake = normal(400, 3, seed=1), normal(200, 3, seed=2)
+    for row in fidelity(real, fake, features="mine", seed=0, splits=10):
+        assert abs(row.value - row.floor) < 4 * (row.spread**2 + row.floor_spread**2) ** 0.5
+
+
+def test_same_seed_same_splits():
+    real, fake = normal(60, 3, seed=1), normal(30, 3, seed=2)
+    first, again, other = (fidelity(real, fake, features="m", seed=s) for s in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_it_prints_with_features_number_and_floor():
+    row = Fidelity("FD", "random 0", 2000, 12.345, 0.6, 1.25, 0.1)
+    assert row.label == "FD[random 0, 2,000]"
+    assert str(row) == "FD[random 0, 2,000] = 12.35 +- 0.6 (real against real 1.25 +- 0.1)"
+
+
+# --- what bad input gets --------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("function", [frechet_distance, kernel_distance])
+def test_wrong_input(function):
+    name = function.__name__
+    for real, fake in (((10,), (10,)), ((10, 3), (10, 4)), ((10, 0), (10, 0)), ((1, 3), (10, 3))):
+        with pytest.raises(ShapeError, match=f"{name} needs"):
+            function(torch.zeros(real), torch.zeros(fake))
+    with pytest.raises(ConfigError, match=r"torch\.complex64"):
+        function(torch.zeros(10, 3, dtype=torch.complex64), torch.zeros(10, 3))
+    bad = normal(10)
+    bad[3, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="fake"):
+        function(normal(10), bad)
+
+
+@pytest.mark.bad_input
+def test_too_few_for_a_floor():
+    for real, fake in ((11, 50), (50, 5)):
+        with pytest.raises(ShapeError, match=f"got {real} and {fake}"):
+            fidelity(normal(real), normal(fake), features="mine", seed=0)
+    with pytest.raises(ConfigError, match="splits"):
+        fidelity(normal(50), normal(50), features="mine", seed=0, splits=1)

@@ -1,0 +1,147 @@
+"""The page of a run of generators: whole, and with a verdict that follows the numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from orthotrain.report import write_report
+from orthotrain.report.family import family_of
+from orthotrain.report.latent.look import hues
+from orthotrain.report.latent.tables import comparisons_table, results_table
+from orthotrain.report.load import load_run
+from orthotrain.report.style import LIGHT
+from report.latent.synthetic import TREATMENTS, latent_run
+from report.test_page import Page
+
+FIGURES = ("scores", "weight", "weight-sgd", "rates", "training")
+
+
+def finding(folder, title):
+    run = load_run(folder)
+    found = [f for f in family_of(run).findings(run) if f.title.startswith(title)]
+    assert len(found) == 1, title
+    return found[0]
+
+
+def test_the_page_holds_every_figure_and_table_and_asks_the_network_for_nothing(tmp_path):
+    text = write_report([latent_run(tmp_path / "run")]).read_text()
+    assert "://" not in text
+    page = Page(text)
+    shown = [i["data-file"] for i in page.all("img") if "-dark" not in i["data-file"]]
+    assert shown == [f"{name}.png" for name in FIGURES]
+    tables = [table["data-name"] for table in page.all("table")]
+    assert tables[:2] == ["results", "costs"]
+    assert "no test accuracy" not in text
+
+
+def test_a_run_with_nothing_finished_is_drawn_as_what_it_is(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "nog"], seeds=[0])
+    for result in folder.glob("variants/*/*/result.json"):
+        result.unlink()
+    for metrics in folder.glob("variants/*/*/metrics.jsonl"):
+        metrics.write_text("")
+    run = load_run(folder)
+    plots = family_of(run).plots(run)
+    assert [p.name for p in plots if p.draw is None] == ["scores", "weight", "rates", "training"]
+    assert "no treatment has anything to be held against" in " ".join(family_of(run).missing(run))
+    assert "Nothing yet" in write_report([folder]).read_text()
+
+
+def test_the_results_are_those_of_the_seeds(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    table = list(csv.DictReader(results_table(run).csv().splitlines()))
+    assert [row["variant"] for row in table] == [name.upper() for name in TREATMENTS]
+    seeds = [
+        json.loads(path.read_text())["scores"]["alignment"]
+        for path in (tmp_path / "run" / "variants" / "ol").glob("*/result.json")
+    ]
+    ol = next(row for row in table if row["variant"] == "OL")
+    assert float(ol["alignment"]) == pytest.approx(sum(seeds) / 5)
+    assert ol["seeds"] == "5 of 5"
+
+
+def test_sgd_is_held_against_sgd(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    pairs = {(row[0].shown, row[1].shown) for row in comparisons_table(run).rows}
+    assert ("OLR-SGD", "NONE-SGD") in pairs
+    assert ("OL", "NONE") in pairs
+    assert ("OL", "NONE-SGD") not in pairs
+    assert all(ours not in ("NONE", "NONE-SGD") for ours, _ in pairs)
+
+
+@pytest.mark.parametrize(
+    ("effect", "frechet", "verdict", "tone"),
+    [
+        (0.2, 0.0, "yes, at equal fidelity", "good"),
+        (0.2, 4.0, "yes, at worse fidelity", "mixed"),
+        (0.2, -3.0, "yes, at better fidelity", "good"),
+        (-0.2, 0.0, "no, worse", "bad"),
+        (0.0, 0.0, "inside the spread", "unclear"),
+    ],
+)
+def test_the_verdict_on_nog_follows_alignment_and_fidelity(
+    effect, frechet, verdict, tone, tmp_path
+):
+    folder = latent_run(
+        tmp_path / "run", effects={"nog": effect}, frechet={"nog": frechet}, noise=0.02
+    )
+    found = finding(folder, "Does NOG separate")
+    assert (found.verdict, found.tone) == (verdict, tone)
+
+
+def test_no_winner_on_fewer_than_five_seeds(tmp_path):
+    folder = latent_run(tmp_path / "run", effects={"nog": 0.3}, seeds=(0, 1, 2, 3))
+    found = finding(folder, "Does NOG separate")
+    assert found.verdict == "better, but of fewer than 5 seeds: no winner is named"
+    assert found.tone == "unclear"
+    assert "nothing is decided" in finding(folder, "Is it the orthogonality").verdict
+    assert "nothing is decided" in finding(folder, "Is SeFa").verdict
+
+
+def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):
+    found = finding(latent_run(tmp_path / "run"), "Does OLR do anything")
+    assert (found.verdict, found.tone) == ("no: it never acted", "bad")
+    assert "OLR: used in 0.0 ± 0.0 %" in found.sentences[0]
+    assert "to the last digit" in found.sentences[0]
+    assert "OLR-SGD: used in 100.0 ± 0.0 %" in found.sentences[1]
+    assert "differ from those of nothing done" in found.sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ({}, "yes: only treatments of the weight are better than nothing"),
+        ({"nog": 0.2}, "both are better than nothing in some treatment"),
+        (
+            {"ol": 0.0, "retraction": 0.0, "nog-update": 0.2},
+            "no: only treatments of the gradient are better",
+        ),
+        ({"ol": 0.0, "retraction": 0.0}, "neither is better than nothing"),
+    ],
+)
+def test_weight_or_gradient(effects, verdict, tmp_path):
+    found = finding(latent_run(tmp_path / "run", effects=effects), "Is it the orthogonality")
+    assert found.verdict == verdict
+
+
+def test_sefa_on_nothing_done_is_the_rival_of_every_treatment(tmp_path):
+    found = finding(latent_run(tmp_path / "run"), "Is SeFa")
+    assert found.verdict == "SeFa on nothing done reaches what the best treatment reaches"
+    better = latent_run(tmp_path / "other", effects={"ol": 0.5})
+    assert finding(better, "Is SeFa").verdict.startswith("no: the best treatment is above")
+
+
+def test_missing_variants_are_named(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "ol"])
+    assert finding(folder, "Does NOG separate").verdict == "not measured"
+    assert finding(folder, "Is it the orthogonality").verdict == "not measured"
+
+
+def test_variants_can_be_told_apart(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    looks = hues(run, LIGHT)
+    adam = [(h.color, h.line) for name, h in looks.items() if not name.endswith("-sgd")]
+    assert len(set(adam)) == len(adam)
