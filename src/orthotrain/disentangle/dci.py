@@ -119,8 +119,8 @@ def dci(
             named = torch.from_numpy(classifier.predict(inputs[test]))
         accuracy.append(float((named == truth).double().mean()))
     return DciScore(
-        disentanglement=_concentration(table),
-        completeness=_concentration(table.T),
+        disentanglement=concentration(table),
+        completeness=concentration(table.T),
         informativeness=sum(accuracy) / len(accuracy),
         informativeness_chance=sum(chance) / len(chance),
         importance=table,
@@ -138,8 +138,11 @@ def _classifier(model: DciModel, seed: int) -> Any:
             assert_never(model)
 
 
-def _concentration(importance: Tensor) -> float:
-    """``1 - entropy / log(columns)`` of each row, weighted by the row's share of the whole."""
+def concentration(importance: Tensor) -> float:
+    """``1 - entropy / log(columns)`` of each row, weighted by the row's share of the whole.
+
+    1 where each row has one entry, 0 where all are alike or there are none.
+    """
     total = importance.sum()
     if total == 0:
         return 0.0
