@@ -7,6 +7,7 @@ import pytest
 from data.packed import write_packed
 from orthotrain.errors import ConfigError
 from orthotrain.recipes.catalog import RECIPES, find_recipe, recipe_config
+from orthotrain.training.adversarial.loop import train_generator
 from orthotrain.training.build import build_data
 from orthotrain.training.config import Job, variants_of
 from orthotrain.training.loop import train
@@ -21,6 +22,7 @@ TRAINED = {
     "texture-gcp": ("avg", "nog-olr"),
     "clothing-gcp": ("gcp",),
 }
+GENERATORS = {"latent-linear": ("none", "nog-retraction", "olr-sgd")}
 # Packed files as small as each reader takes them.
 PACKED = {
     "cifar10": ("cifar10_jpeg.npz", {"train_per_class": 10}),
@@ -36,7 +38,19 @@ PACKED = {
 
 
 def test_every_recipe_is_trained_here():
-    assert list(TRAINED) == list(RECIPES)
+    assert [*TRAINED, *GENERATORS] == list(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in GENERATORS for variant in GENERATORS[name]]
+)
+def test_every_recipe_of_generators_trains_two_steps(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    config = replace(config, optim=replace(config.optim, steps=2))
+    chosen = next(v for v in variants_of(config) if v.name == variant)
+    result = train_generator(chosen, 0, config, folder=SeedFolder(tmp_path / "run"))
+    assert result["steps"] == 2
+    assert all(math.isfinite(score) for score in result["scores"].values())
 
 
 @pytest.mark.parametrize(

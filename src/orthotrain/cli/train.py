@@ -130,9 +130,7 @@ def _spectral_cells(results: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _latent_cells(
-    results: Sequence[dict[str, Any]], scores: Sequence[str]
-) -> tuple[str, ...]:
+def _latent_cells(results: Sequence[dict[str, Any]], scores: Sequence[str]) -> tuple[str, ...]:
     return (
         *(
             spread([r["scores"][name] for r in results if name in r["scores"]], digits=3)

@@ -6,7 +6,7 @@ As those of ``attach``: each holds what it works for weakly, and a copy of it ho
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class _WeakHook:
         """The live watcher, or ``None`` in a copy and after the watcher is gone."""
         return None if self._watcher is None else self._watcher()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+    def __reduce__(self) -> tuple[type[_WeakHook], tuple[()]]:
         return type(self), ()
 
 

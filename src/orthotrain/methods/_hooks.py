@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class ModelHook:
         """The live handle, or ``None`` in a copy and after the handle is gone."""
         return None if self._handle is None else self._handle()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+    def __reduce__(self) -> tuple[type[ModelHook], tuple[()]]:
         return type(self), ()
 
 

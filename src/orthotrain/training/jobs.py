@@ -137,9 +137,7 @@ def _train_task(
     place = folder.seed(task.variant.name, task.seed)
     if isinstance(config, LatentRun):
         assert isinstance(task.variant, LatentVariant)
-        train_generator(
-            task.variant, task.seed, config, folder=place, on_progress=on_progress
-        )
+        train_generator(task.variant, task.seed, config, folder=place, on_progress=on_progress)
         return
     assert isinstance(config, ClassifierRun)
     train(

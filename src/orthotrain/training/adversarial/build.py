@@ -1,0 +1,163 @@
+"""From a configuration to the two players, their optimizers and the methods of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, assert_never
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from orthotrain.data.image_sets import image_set
+from orthotrain.data.sprites import Sprites
+from orthotrain.diagnostics import ConditionMonitor
+from orthotrain.layers import EigenSubspace
+from orthotrain.methods import (
+    Method,
+    NearestOrthogonalGradient,
+    OptimalLearningRate,
+    OrthogonalPenalty,
+    Retraction,
+)
+from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
+from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
+from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
+from orthotrain.training.adversarial.sources import GaussianSource, ImageSource, Source
+from orthotrain.training.latent_run import (
+    AdversarialConfig,
+    LatentDataConfig,
+    LatentRun,
+    LatentVariant,
+)
+
+Generator = LinearGenerator | EigenGenerator | SimpleGenerator
+#: Pattern of the latent weight of each generator.
+LATENT_WEIGHT: Final = {"linear": "*.u", "eigen": "*.u", "simple": "latent"}
+
+
+def build_players(
+    config: LatentRun, *, shape: tuple[int, ...], generator: torch.Generator
+) -> tuple[Generator, nn.Module]:
+    """Fresh generator and discriminator; the same draw for every variant.
+
+    Args:
+        config: The run.
+        shape: Of one sample.
+        generator: Source of the initial weights.
+
+    Raises:
+        ConfigError: Sizes that do not fit each other.
+    """
+    model = config.model
+    match model.kind:
+        case "linear":
+            return (
+                LinearGenerator(shape[0], latent_dim=model.latent_dim, generator=generator),
+                QuadraticCritic(shape[0]),
+            )
+        case "eigen":
+            channels, size = shape[0], shape[1]
+            return (
+                EigenGenerator(
+                    size,
+                    noise_dim=model.noise_dim,
+                    num_basis=model.latent_dim,
+                    base_channels=model.base_channels,
+                    channels=channels,
+                    generator=generator,
+                ),
+                EigenDiscriminator(
+                    size,
+                    base_channels=model.base_channels,
+                    channels=channels,
+                    generator=generator,
+                ),
+            )
+        case "simple":
+            channels, size = shape[0], shape[1]
+            return (
+                SimpleGenerator(
+                    size, latent_dim=model.latent_dim, channels=channels, generator=generator
+                ),
+                SimpleDiscriminator(size, channels=channels, generator=generator),
+            )
+        case _:
+            assert_never(model.kind)
+
+
+def build_optimizers(
+    generator: nn.Module, discriminator: nn.Module, config: LatentRun, variant: LatentVariant
+) -> tuple[Optimizer, Optimizer]:
+    """Adam for both; SGD for the generator where the variant asks for it."""
+    optim = config.optim
+    discriminator_lr = optim.lr if optim.discriminator_lr is None else optim.discriminator_lr
+    if variant.optimizer == "sgd":
+        lr = config.latent.sgd_lr * variant.lr_factor
+        first: Optimizer = SGD(generator.parameters(), lr=lr)
+    else:
+        first = Adam(generator.parameters(), lr=optim.lr * variant.lr_factor, betas=optim.betas)
+    return first, Adam(discriminator.parameters(), lr=discriminator_lr, betas=optim.betas)
+
+
+def build_schedulers(
+    optimizers: Iterable[Optimizer], config: AdversarialConfig
+) -> tuple[LambdaLR, ...]:
+    """Constant, then a line to zero at the end of the run."""
+    flat = round(config.constant_fraction * config.steps)
+
+    def factor(step: int) -> float:
+        return 1.0 if step < flat else (config.steps - step) / max(1, config.steps - flat)
+
+    return tuple(LambdaLR(optimizer, factor) for optimizer in optimizers)
+
+
+def build_methods(variant: LatentVariant, config: LatentRun) -> list[Method]:
+    """What is attached to the generator: the treatments, and the watcher of every variant."""
+    weight = LATENT_WEIGHT[config.model.kind]
+    every = config.latent.monitor_every_steps
+    available: dict[str, Method] = {
+        "ol": OrthogonalPenalty(weight, weight=config.latent.penalty),
+        "nog": NearestOrthogonalGradient(weight, record_every=every),
+        "nog-update": NearestOrthogonalGradient(weight, when="update", record_every=every),
+        "olr": OptimalLearningRate(weight, record_every=every),
+        "retraction": Retraction(weight, onto="polar"),
+    }
+    chosen = [method for name, method in available.items() if name in variant.treatments]
+    return [*chosen, ConditionMonitor(weight, every_steps=every, covariances=())]
+
+
+def build_source(config: LatentDataConfig, *, device: torch.device) -> Source:
+    """The real samples that ``config`` names.
+
+    Raises:
+        DataError: Local data is missing or damaged.
+    """
+    if config.name == "gaussian":
+        return GaussianSource.of(config.image_size, device=device)
+    if config.name == "sprites":
+        held = {} if config.orientation else {"orientation": 0}
+        return ImageSource(image_set(Sprites(config.image_size, held=held), channels=1), device)
+    return ImageSource(
+        image_set(config.name, data=config.dir, image_size=config.image_size), device
+    )
+
+
+def latent_weights(generator: Generator) -> list[tuple[str, Tensor]]:
+    """The latent weights as matrices with a row a coordinate, with the names of their layers."""
+    if isinstance(generator, SimpleGenerator):
+        return [("latent", generator.latent.weight.detach().flatten(1))]
+    return [
+        (name, module.u.detach())
+        for name, module in generator.named_modules()
+        if isinstance(module, EigenSubspace)
+    ]
+
+
+def gram_deviation(weight: Float[Tensor, "k n"]) -> float:
+    """``|W W^T - 1|_F``: how far the rows are from orthonormal ones, in float64."""
+    w = weight.double()
+    gram = w @ w.mT
+    return float((gram - torch.eye(len(w), dtype=w.dtype, device=w.device)).norm())

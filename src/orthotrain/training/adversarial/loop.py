@@ -1,0 +1,217 @@
+"""One adversarial training from its first step, or its last checkpoint, to its result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from orthotrain.errors import NonFiniteError
+from orthotrain.models.linear_gan import LinearGenerator
+from orthotrain.training.adversarial.build import build_source, gram_deviation, latent_weights
+from orthotrain.training.adversarial.linear_score import linear_scores
+from orthotrain.training.adversarial.samples import write_samples
+from orthotrain.training.adversarial.sources import GaussianSource
+from orthotrain.training.adversarial.state import AdversarialState, build_adversarial
+from orthotrain.training.adversarial.step import Losses, adversarial_step
+from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
+from orthotrain.training.latent_run import LatentRun, LatentVariant
+from orthotrain.training.progress import OnProgress, Progress, Stage, ignore
+from orthotrain.training.record import MetricsFile, SeedFolder, read_metrics, saving, write_json
+from orthotrain.training.reproducibility import (
+    peak_memory_bytes,
+    reset_peak_memory,
+    resolve_device,
+)
+
+_logger = logging.getLogger("orthotrain")
+
+
+def train_generator(
+    variant: LatentVariant,
+    seed: int,
+    config: LatentRun,
+    *,
+    folder: SeedFolder,
+    on_progress: OnProgress = ignore,
+) -> dict[str, Any]:
+    """Train one variant with one seed; go on from its checkpoint where there is one.
+
+    Args:
+        variant: What is done to the latent weight.
+        seed: Of the initial weights and of all chance afterwards.
+        config: The run.
+        folder: Where metrics, samples, checkpoint and result go.
+        on_progress: Told about every line of the record with losses.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        NonFiniteError: A loss became NaN or infinite; the last checkpoint stays.
+        CheckpointError: A checkpoint is damaged or cannot be written.
+    """
+    with saving(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    reset_peak_memory()
+    device = resolve_device(config.device)
+    source = build_source(config.data, device=device)
+    state = build_adversarial(variant, seed, config, source=source, device=device)
+    seconds_before, metrics_size = 0.0, 0
+    if folder.checkpoint.exists():
+        saved = load_checkpoint(folder.checkpoint)
+        state.load_state_dict(saved["training"])
+        seconds_before, metrics_size = saved["seconds"], saved["metrics_size"]
+        _logger.info("%s goes on at step %d", folder.path, state.step)
+    began, started = time.perf_counter(), state.step
+    with MetricsFile(folder.metrics, size=metrics_size) as metrics:
+        recorder = _Recorder(variant, seed, config, metrics=metrics, on_progress=on_progress)
+        state.handle.on_record(recorder.take_record)
+        recorder.tell("started", state.step, plan=state.handle.plan)
+        while state.step < config.optim.steps:
+            start = time.perf_counter()
+            losses = adversarial_step(state, config)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            recorder.stepped(state, losses, ms=1000 * (time.perf_counter() - start), folder=folder)
+            if _due(state.step, config.record.sample_every_steps, config):
+                write_samples(state, folder.path / "samples", seed=seed)
+                recorder.tell("evaluated", state.step)
+            if _due(state.step, config.record.checkpoint_every_steps, config):
+                checkpoint = {
+                    "training": state.state_dict(),
+                    "seconds": seconds_before + time.perf_counter() - began,
+                    "metrics_size": metrics.sync(),
+                    "network": {"family": config.family, "model": asdict(config.model)},
+                }
+                save_checkpoint(folder.checkpoint, checkpoint)
+        metrics.sync()
+    seconds = seconds_before + time.perf_counter() - began
+    result = {
+        "variant": variant.name,
+        "seed": seed,
+        **_scores(state, seed=seed),
+        **_times(folder, state, steps_here=state.step - started),
+        "trainable": sum(p.numel() for p in state.generator.parameters()),
+        "peak_rss_bytes": peak_memory_bytes(),
+        "steps": config.optim.steps,
+        "seconds": seconds,
+        "settings": {"model": asdict(config.model), **variant.settings()},
+    }
+    state.handle.detach()
+    write_json(folder.result, result)
+    recorder.tell("finished", state.step)
+    return result
+
+
+class _Recorder:
+    """Turns what happens into lines of metrics.jsonl and messages of progress."""
+
+    def __init__(
+        self,
+        variant: LatentVariant,
+        seed: int,
+        config: LatentRun,
+        *,
+        metrics: MetricsFile,
+        on_progress: OnProgress,
+    ) -> None:
+        self._variant = variant.name
+        self._seed = seed
+        self._config = config
+        self._metrics = metrics
+        self._on_progress = on_progress
+        self._step_ms: list[float] = []
+        self._last_ms: float | None = None
+        self._loss: float | None = None
+
+    def take_record(self, record: dict[str, Any]) -> None:
+        """One record of an attached method."""
+        if record.get("method") == "condition_monitor":
+            kept = {key: value for key, value in record.items() if key != "method"}
+            self._metrics.append("condition", **kept)
+        else:
+            self._metrics.append("method", **record)
+
+    def stepped(
+        self, state: AdversarialState, losses: Losses, *, ms: float, folder: SeedFolder
+    ) -> None:
+        """Both players took a step.
+
+        Raises:
+            NonFiniteError: A loss that is written down is not finite.
+        """
+        self._step_ms.append(ms)
+        if _due(state.step, self._config.latent.monitor_every_steps, self._config):
+            for layer, weight in latent_weights(state.generator):
+                deviation = gram_deviation(weight)
+                self._metrics.append(
+                    "latent", step=state.step, layer=layer, gram_deviation=deviation
+                )
+        if not _due(state.step, self._config.record.log_every_steps, self._config):
+            return
+        values = {
+            "loss": losses.generator.item(),
+            "discriminator_loss": losses.discriminator.item(),
+            "penalty": losses.penalty.item(),
+        }
+        self._loss, self._last_ms = values["loss"], statistics.median(self._step_ms)
+        self._step_ms.clear()
+        self._metrics.append(
+            "step",
+            step=state.step,
+            **values,
+            lr=state.optimizers[0].param_groups[0]["lr"],
+            step_ms=self._last_ms,
+        )
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            self._metrics.sync()
+            raise NonFiniteError(
+                f"train: {broken[0]} of {folder.path} is {values[broken[0]]} at step "
+                f"{state.step}; its last checkpoint and all samples are kept; try a smaller "
+                "--optim.lr, a larger --optim.r1 or another --optim.loss in a new --run-dir"
+            )
+        self.tell("stepped", state.step)
+
+    def tell(self, stage: Stage, step: int, *, plan: str = "") -> None:
+        """Pass a message on."""
+        self._on_progress(
+            Progress(
+                variant=self._variant,
+                seed=self._seed,
+                stage=stage,
+                step=step,
+                total_steps=self._config.optim.steps,
+                loss=self._loss,
+                step_ms=self._last_ms,
+                plan=plan,
+            )
+        )
+
+
+def _due(step: int, every: int, config: LatentRun) -> bool:
+    return step % every == 0 or step == config.optim.steps
+
+
+def _scores(state: AdversarialState, *, seed: int) -> dict[str, Any]:
+    if isinstance(state.generator, LinearGenerator) and isinstance(state.source, GaussianSource):
+        return {"scores": linear_scores(state.generator, state.source, seed=seed)}
+    return {"scores": {}}
+
+
+def _times(folder: SeedFolder, state: AdversarialState, *, steps_here: int) -> dict[str, Any]:
+    """Median time of a step, and the share of it that each method's hooks took."""
+    times = [line["step_ms"] for line in read_metrics(folder.metrics) if line["kind"] == "step"]
+    median = statistics.median(times)
+    # A run that goes on from its last checkpoint has no step of its own.
+    measured = state.handle.seconds if steps_here > 0 else {}
+    return {
+        "step_ms": median,
+        "shares": {name: 1000 * value / steps_here / median for name, value in measured.items()},
+    }

@@ -1,0 +1,96 @@
+"""One step of each player."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orthotrain.training.adversarial.augment import Augmentation, draw_augmentation
+from orthotrain.training.adversarial.losses import discriminator_loss, generator_loss
+from orthotrain.training.adversarial.penalties import gradient_penalty, lazy_weight, r1_penalty
+from orthotrain.training.adversarial.state import AdversarialState
+from orthotrain.training.latent_run import LatentRun
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of one step, still on their device.
+
+    Attributes:
+        generator: Adversarial loss of the generator, without any penalty.
+        discriminator: The same of the discriminator.
+        penalty: What a rival added to the generator's, weighted; zero without one.
+    """
+
+    generator: Tensor
+    discriminator: Tensor
+    penalty: Tensor
+
+
+def adversarial_step(state: AdversarialState, config: LatentRun) -> Losses:
+    """One step of the discriminator, then one of the generator, then of the average."""
+    discriminator = _discriminator_step(state, config)
+    generator, penalty = _generator_step(state, config)
+    for scheduler in state.schedulers:
+        scheduler.step()
+    state.average.update_parameters(state.generator)
+    state.step += 1
+    return Losses(generator.detach(), discriminator.detach(), penalty.detach())
+
+
+def _discriminator_step(state: AdversarialState, config: LatentRun) -> Tensor:
+    optim, n, random = config.optim, config.data.batch_size, state.random
+    real = state.source.batch(n, generator=random)
+    with torch.no_grad():
+        fake = state.generator(*state.generator.latents(n, generator=random))
+    augmentation = _augmentation(state, config)
+
+    def critic(x: Tensor) -> Tensor:
+        logits: Tensor = state.discriminator(x if augmentation is None else augmentation(x))
+        return logits
+
+    adversarial = discriminator_loss(critic(real), critic(fake), kind=optim.loss)
+    loss = adversarial
+    r1 = lazy_weight(state.step, every=optim.r1_every, weight=optim.r1)
+    if r1:
+        loss = loss + r1 * r1_penalty(critic, real)
+    if optim.gradient_penalty:
+        slope = gradient_penalty(critic, real, fake, generator=random)
+        loss = loss + optim.gradient_penalty * slope
+    optimizer = state.optimizers[1]
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return adversarial
+
+
+def _generator_step(state: AdversarialState, config: LatentRun) -> tuple[Tensor, Tensor]:
+    n, random = config.data.batch_size, state.random
+    z, *noise = state.generator.latents(n, generator=random)
+    augmentation = _augmentation(state, config)
+    # The discriminator's own gradients are not needed here, and cost a third of its backward.
+    state.discriminator.requires_grad_(False)
+    fake = state.generator(z, *noise)
+    shown = fake if augmentation is None else augmentation(fake)
+    adversarial = generator_loss(state.discriminator(shown), kind=config.optim.loss)
+    penalty = torch.zeros_like(adversarial)
+    if state.rival is not None:
+        penalty = state.rival.penalty(state.generator, z, noise, random=random)
+    optimizer = state.optimizers[0]
+    optimizer.zero_grad()
+    torch.autograd.backward(adversarial + penalty)
+    state.discriminator.requires_grad_(True)
+    optimizer.step()
+    if state.rival is not None:
+        state.rival.step()
+    return adversarial, penalty
+
+
+def _augmentation(state: AdversarialState, config: LatentRun) -> Augmentation | None:
+    """One draw for all images of a step; None where images are shown as they are."""
+    if not config.optim.augment:
+        return None
+    shape = (config.data.batch_size, *state.source.shape)
+    return draw_augmentation(shape, generator=state.random)

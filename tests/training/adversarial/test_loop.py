@@ -1,0 +1,240 @@
+"""One adversarial training: what it writes, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.training.adversarial import loop
+from orthotrain.training.adversarial.build import (
+    build_methods,
+    build_source,
+    gram_deviation,
+    latent_weights,
+)
+from orthotrain.training.adversarial.loop import train_generator
+from orthotrain.training.adversarial.state import build_adversarial
+from orthotrain.training.adversarial.step import adversarial_step
+from orthotrain.training.checkpoint import load_checkpoint
+from orthotrain.training.record import read_json, read_metrics
+from training.adversarial.tiny import EIGEN, LINEAR, SIMPLE, STEPS, seed_folder, variant_of
+from training.test_loop import assert_same_bits
+from training.tiny import KillAt, Killed
+
+KINDS = {"linear": LINEAR, "eigen": EIGEN, "simple": SIMPLE}
+CPU = torch.device("cpu")
+TIMES = {"step_ms", "seconds"}
+
+
+def train_here(path, *, name="none", config=LINEAR, seed=0, **options):
+    return train_generator(variant_of(name), seed, config, folder=seed_folder(path), **options)
+
+
+def state_of(name="none", config=LINEAR, seed=0):
+    source = build_source(config.data, device=CPU)
+    return build_adversarial(variant_of(name), seed, config, source=source, device=CPU)
+
+
+def lines_of(path):
+    return [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for line in read_metrics(seed_folder(path).metrics)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("linear", "none"),
+        ("linear", "nog-olr"),
+        ("linear", "retraction-sgd"),
+        ("eigen", "nog-update"),
+        ("eigen", "vp"),
+        ("simple", "hessian"),
+        ("simple", "orojar"),
+    ],
+)
+def test_a_killed_run_goes_on_bit_for_bit(kind, name, tmp_path):
+    config = KINDS[kind]
+    whole = train_here(tmp_path / "whole", name=name, config=config)
+    with pytest.raises(Killed):
+        train_here(tmp_path / "killed", name=name, config=config, on_progress=KillAt(STEPS - 1))
+    assert load_checkpoint(seed_folder(tmp_path / "killed").checkpoint)["training"]["step"] == 6
+    again = train_here(tmp_path / "killed", name=name, config=config)
+    assert again["scores"] == whole["scores"]
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    one, other = (
+        load_checkpoint(seed_folder(tmp_path / folder).checkpoint)["training"]
+        for folder in ("whole", "killed")
+    )
+    assert_same_bits(one, other)
+
+
+def test_a_run_leaves_its_record_and_samples_that_can_be_opened(tmp_path):
+    from PIL import Image
+
+    result = train_here(tmp_path, name="nog", config=EIGEN)
+    assert read_json(seed_folder(tmp_path).result)["variant"] == "nog"
+    lines = read_metrics(seed_folder(tmp_path).metrics)
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [*range(1, STEPS + 1)]
+    # Two blocks, each with a deviation at every second step.
+    latent = [line for line in lines if line["kind"] == "latent"]
+    assert [line["step"] for line in latent] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert {line["layer"] for line in latent} == {"blocks.0.subspace", "blocks.1.subspace"}
+    assert {line["what"] for line in lines if line["kind"] == "condition"} == {
+        "weight", "gradient", "update",
+    }  # fmt: skip
+    assert any(line["kind"] == "method" for line in lines)
+    assert set(result["shares"]) == {"nearest_orthogonal_gradient", "condition_monitor"}
+    grids = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert grids == ["step-000004.png", "step-000008.png"]
+    with Image.open(tmp_path / "samples" / grids[-1]) as grid:
+        assert (grid.size, grid.mode) == ((128, 128), "L")
+
+
+def test_vectors_leave_no_samples(tmp_path):
+    train_here(tmp_path)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_variants_share_start_and_data_and_seeds_share_nothing():
+    one, other, third = state_of("none"), state_of("nog"), state_of("none", seed=1)
+    assert_same_bits(one.generator.state_dict(), other.generator.state_dict())
+    assert torch.equal(one.random.get_state(), other.random.get_state())
+    assert not torch.equal(one.generator.subspace.u, third.generator.subspace.u)
+    assert not torch.equal(one.random.get_state(), third.random.get_state())
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_global_random_state_is_left_as_it_was(config):
+    before = torch.random.get_rng_state()
+    state = state_of("vp" if config is not LINEAR else "nog", config)
+    adversarial_step(state, config)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_a_step_moves_both_players_and_the_average(config):
+    state = state_of(config=config)
+    players = {"g": state.generator, "d": state.discriminator}
+    before = {
+        name: {key: p.detach().clone() for key, p in model.named_parameters()}
+        for name, model in players.items()
+    }
+    # The critic of the linear generator starts at zero, and its generator moves one step later.
+    for _ in range(2):
+        adversarial_step(state, config)
+    for name, model in players.items():
+        still = {k for k, p in model.named_parameters() if torch.equal(before[name][k], p)}
+        # Real and generated logits pull a bias in opposite directions, at the start by as much.
+        assert all(key.endswith("bias") for key in still), still
+    assert all(p.requires_grad for p in state.discriminator.parameters())
+    averaged = torch.cat([p.flatten() for p in state.average.module.parameters()])
+    current = torch.cat([p.detach().flatten() for p in state.generator.parameters()])
+    start = torch.cat([p.flatten() for p in before["g"].values()])
+    assert (averaged - current).abs().max() < (current - start).abs().max()
+
+
+def test_a_lazy_penalty_acts_in_its_steps_only(monkeypatch):
+    from orthotrain.training.adversarial import step as module
+
+    seen = []
+    real = module.r1_penalty
+    monkeypatch.setattr(module, "r1_penalty", lambda *a: seen.append(1) or real(*a))
+    state = state_of()
+    counts = []
+    for _ in range(4):
+        adversarial_step(state, LINEAR)
+        counts.append(len(seen))
+    assert counts == [1, 1, 2, 2]
+
+
+def test_real_and_generated_images_of_a_step_are_augmented_alike(monkeypatch):
+    from orthotrain.training.adversarial import step as module
+
+    drawn = []
+    real = module.draw_augmentation
+    monkeypatch.setattr(
+        module, "draw_augmentation", lambda *a, **k: drawn.append(1) or real(*a, **k)
+    )
+    adversarial_step(state_of(config=EIGEN), EIGEN)
+    # One for the discriminator's step, real and generated, and one for the generator's.
+    assert len(drawn) == 2
+
+
+def test_the_learning_rate_falls_to_zero_after_the_constant_part():
+    config = replace(LINEAR, optim=replace(LINEAR.optim, steps=8, constant_fraction=0.5))
+    state = state_of(config=config)
+    rates = []
+    for _ in range(8):
+        rates.append(state.optimizers[0].param_groups[0]["lr"] / config.optim.lr)
+        adversarial_step(state, config)
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none", []),
+        ("nog-olr", ["nearest_orthogonal_gradient", "optimal_learning_rate"]),
+        ("ol", ["orthogonal_penalty"]),
+        ("nog-retraction", ["nearest_orthogonal_gradient", "retraction"]),
+        ("hessian", []),
+        ("none-sgd", []),
+    ],
+)
+def test_a_variant_attaches_what_it_says(name, expected):
+    methods = build_methods(variant_of(name), EIGEN)
+    assert [method.name for method in methods] == [*expected, "condition_monitor"]
+
+
+def test_controls_change_the_optimizer_and_the_rate():
+    rates = {
+        name: state_of(name).optimizers[0].param_groups[0]["lr"]
+        for name in ("none", "nog-lr3", "none-sgd")
+    }
+    lr = LINEAR.optim.lr
+    assert rates == {
+        "none": lr, "nog-lr3": pytest.approx(3 * lr), "none-sgd": LINEAR.latent.sgd_lr,
+    }  # fmt: skip
+    assert isinstance(state_of("none-sgd").optimizers[0], torch.optim.SGD)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_retraction_leaves_orthonormal_rows_and_deviation_tells_them(config):
+    state = state_of("retraction", config)
+    plain = state_of("none", config)
+    for _ in range(3):
+        adversarial_step(state, config)
+        adversarial_step(plain, config)
+    held = [gram_deviation(weight) for _, weight in latent_weights(state.generator)]
+    free = [gram_deviation(weight) for _, weight in latent_weights(plain.generator)]
+    assert max(held) < 1e-4 < min(free)
+
+
+@pytest.mark.bad_input
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    real = loop.adversarial_step
+
+    def broken(state, config):
+        losses = real(state, config)
+        return losses if state.step < 5 else replace(losses, discriminator=torch.tensor(math.nan))
+
+    monkeypatch.setattr(loop, "adversarial_step", broken)
+    message = "discriminator_loss of .* is nan at step 5; its last checkpoint and all samples"
+    with pytest.raises(NonFiniteError, match=message):
+        train_here(tmp_path)
+    assert not seed_folder(tmp_path).result.exists()
+    assert load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]["step"] == 3
+
+
+@pytest.mark.bad_input
+def test_generator_and_data_must_fit():
+    with pytest.raises(ConfigError, match="the linear generator makes vectors"):
+        replace(LINEAR, data=EIGEN.data)
+    with pytest.raises(ConfigError, match="power of two"):
+        state_of(config=replace(EIGEN, data=replace(EIGEN.data, image_size=24)))
