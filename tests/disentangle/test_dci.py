@@ -150,29 +150,23 @@ def test_importance_of_noise_is_spread():
 
 
 def test_a_turn_lowers_disentanglement_and_completeness():
-    straight, leaning, diagonal = (
-        dci(*turned(150, 2, 2, seed=0, degrees=degrees)) for degrees in (0, 20, 45)
-    )
-    assert straight.disentanglement > leaning.disentanglement > diagonal.disentanglement
-    assert straight.completeness > leaning.completeness > diagonal.completeness
-    assert straight.disentanglement > 0.9
-    assert diagonal.disentanglement < 0.1
+    straight, diagonal = (dci(*turned(150, 2, 2, seed=0, degrees=degrees)) for degrees in (0, 45))
+    assert min(straight.disentanglement, straight.completeness) > 0.9
+    assert max(diagonal.disentanglement, diagonal.completeness) < 0.1
 
 
-@every_model
-def test_the_same_seed_gives_the_same_score_and_another_another(model: str):
+def test_the_same_seed_gives_the_same_score_and_another_another():
     codes, factors = turned(100, 2, 2, seed=4)
-    first, again, other = (dci(codes, factors, model=model, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (dci(codes, factors, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.importance, again.importance)
     assert first.informativeness == again.informativeness
     assert not torch.equal(first.importance, other.importance)
 
 
-@every_model
-def test_increasing_maps_change_no_importance(model: str):
+def test_increasing_maps_change_no_importance():
     codes, factors = turned(100, 2, 2, seed=5)
     bent = torch.stack([codes[:, 0].exp(), codes[:, 1] ** 3], dim=1)
-    first, second = (dci(c, factors, model=model) for c in (codes, bent))
+    first, second = (dci(c, factors) for c in (codes, bent))
     assert (first.importance - second.importance).abs().max() <= 1e-9
     assert math.isclose(first.disentanglement, second.disentanglement, abs_tol=1e-9)
 
