@@ -12,6 +12,7 @@ Importing this package imports nothing else: every public name is loaded on firs
     NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
     OptimalLearningRate                       a step length for each weight (OLR)
     OrthogonalPenalty, SpectralNormalization, Retraction       other treatments of a weight
+    disentangle                               score a generator: evaluate(generate, latent_dim=...)
     linalg, layers, methods, lowrank, diagnostics, models, data, training, report
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orthotrain import (
         data,
         diagnostics,
+        disentangle,
         layers,
         linalg,
         lowrank,
@@ -67,6 +69,7 @@ __all__ = [
     "compress",
     "data",
     "diagnostics",
+    "disentangle",
     "layers",
     "linalg",
     "load",
@@ -104,6 +107,7 @@ _SUBMODULES = frozenset(
     {
         "data",
         "diagnostics",
+        "disentangle",
         "layers",
         "linalg",
         "lowrank",

@@ -9,6 +9,12 @@ from orthotrain.recipes.cifar10_dbn import CIFAR10_DBN
 from orthotrain.recipes.cifar10_minivit import CIFAR10_MINIVIT
 from orthotrain.recipes.clothing_gcp import CLOTHING_GCP
 from orthotrain.recipes.digits_minivit import DIGITS_MINIVIT
+from orthotrain.recipes.image_gans import (
+    FACES_EIGENGAN,
+    FACES_SIMPLEGAN,
+    SPRITES_EIGENGAN,
+    SPRITES_SIMPLEGAN,
+)
 from orthotrain.recipes.latent_linear import LATENT_LINEAR
 from orthotrain.recipes.recipe import Recipe
 from orthotrain.recipes.texture_gcp import TEXTURE_GCP
@@ -24,6 +30,10 @@ RECIPES = {
         TEXTURE_GCP,
         CLOTHING_GCP,
         LATENT_LINEAR,
+        SPRITES_EIGENGAN,
+        SPRITES_SIMPLEGAN,
+        FACES_EIGENGAN,
+        FACES_SIMPLEGAN,
     )
 }
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from orthotrain.data.image_sets import image_set
+from orthotrain.data.image_sets import ImageSet, image_set
+from orthotrain.data.splits import Part
 from orthotrain.data.sprites import Sprites
 from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.layers import EigenSubspace
@@ -137,12 +138,27 @@ def build_source(config: LatentDataConfig, *, device: torch.device) -> Source:
     """
     if config.name == "gaussian":
         return GaussianSource.of(config.image_size, device=device)
-    if config.name == "sprites":
-        held = {} if config.orientation else {"orientation": 0}
-        return ImageSource(image_set(Sprites(config.image_size, held=held), channels=1), device)
-    return ImageSource(
-        image_set(config.name, data=config.dir, image_size=config.image_size), device
-    )
+    return ImageSource(build_images(config, part="train"), device)
+
+
+def build_images(config: LatentDataConfig, *, part: Part) -> ImageSet:
+    """One part of the images that ``config`` names; sprites are gray.
+
+    Raises:
+        DataError: Local data is missing or damaged.
+    """
+    assert config.name != "gaussian"
+    if (sprites := build_sprites(config)) is not None:
+        return image_set(sprites, part=part, channels=1)
+    return image_set(config.name, data=config.dir, image_size=config.image_size, part=part)
+
+
+def build_sprites(config: LatentDataConfig) -> Sprites | None:
+    """The grid behind the images, where they are sprites."""
+    if config.name != "sprites":
+        return None
+    held = {} if config.orientation else {"orientation": 0}
+    return Sprites(config.image_size, held=held)
 
 
 def latent_weights(generator: Generator) -> list[tuple[str, Tensor]]:

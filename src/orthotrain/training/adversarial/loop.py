@@ -13,11 +13,18 @@ import torch
 
 from orthotrain.errors import NonFiniteError
 from orthotrain.models.linear_gan import LinearGenerator
-from orthotrain.training.adversarial.build import build_source, gram_deviation, latent_weights
+from orthotrain.training.adversarial.build import (
+    build_images,
+    build_source,
+    build_sprites,
+    gram_deviation,
+    latent_weights,
+)
+from orthotrain.training.adversarial.image_score import BUDGETS, image_scores
 from orthotrain.training.adversarial.linear_score import linear_scores
 from orthotrain.training.adversarial.samples import write_samples
 from orthotrain.training.adversarial.sources import GaussianSource
-from orthotrain.training.adversarial.state import AdversarialState, build_adversarial
+from orthotrain.training.adversarial.state import AdversarialState, averaged, build_adversarial
 from orthotrain.training.adversarial.step import Losses, adversarial_step
 from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.training.latent_run import LatentRun, LatentVariant
@@ -95,7 +102,7 @@ def train_generator(
     result = {
         "variant": variant.name,
         "seed": seed,
-        **_scores(state, seed=seed),
+        "scores": _scores(state, config, folder=folder, seed=seed),
         **_times(folder, state, steps_here=state.step - started),
         "trainable": sum(p.numel() for p in state.generator.parameters()),
         "peak_rss_bytes": peak_memory_bytes(),
@@ -199,10 +206,24 @@ def _due(step: int, every: int, config: LatentRun) -> bool:
     return step % every == 0 or step == config.optim.steps
 
 
-def _scores(state: AdversarialState, *, seed: int) -> dict[str, Any]:
-    if isinstance(state.generator, LinearGenerator) and isinstance(state.source, GaussianSource):
-        return {"scores": linear_scores(state.generator, state.source, seed=seed)}
-    return {"scores": {}}
+def _scores(
+    state: AdversarialState, config: LatentRun, *, folder: SeedFolder, seed: int
+) -> dict[str, float]:
+    """What variants are compared in; of images the whole evaluation goes into a file, too."""
+    if isinstance(state.generator, LinearGenerator):
+        assert isinstance(state.source, GaussianSource)
+        return linear_scores(state.generator, state.source, seed=seed)
+    model = averaged(state)
+    assert not isinstance(model, LinearGenerator)
+    scores, evaluation = image_scores(
+        model,
+        build_images(config.data, part="test"),
+        sprites=build_sprites(config.data),
+        budget=BUDGETS[config.scale],
+        seed=seed,
+    )
+    write_json(folder.path / "evaluation.json", evaluation.to_dict())
+    return scores
 
 
 def _times(folder: SeedFolder, state: AdversarialState, *, steps_here: int) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Scores of image generators: directions of several layers, factors of blobs, the whole list."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from orthotrain.data import Sprites, image_set
+from orthotrain.models import EigenGenerator, SimpleGenerator
+from orthotrain.training.adversarial.image_score import (
+    BUDGETS,
+    block_directions,
+    image_scores,
+    sprite_factors,
+)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_directions_of_blocks_turn_their_own_coordinates_only():
+    model = EigenGenerator(16, noise_dim=0, num_basis=3, base_channels=2, generator=random())
+    directions = block_directions(model)
+    assert directions.shape == (6, 6)
+    assert directions[:3, 3:].abs().max() == directions[3:, :3].abs().max() == 0
+    torch.testing.assert_close(directions @ directions.mT, torch.eye(6, dtype=torch.float64))
+
+
+def test_directions_of_a_simple_generator_diagonalise_its_weight():
+    model = SimpleGenerator(16, latent_dim=4, channels=1, generator=random())
+    directions = block_directions(model)
+    w = model.latent.weight.detach().double()
+    turned = directions @ (w / w.norm(dim=0))
+    gram = turned @ turned.mT
+    assert (gram - torch.diag(gram.diagonal())).abs().max() < 1e-9 * gram.abs().max()
+
+
+def test_factors_of_blobs_are_side_and_place():
+    sprites = Sprites(32, held={"orientation": 0, "shape": 0})
+    values = torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.5, 0.5], [1.0, 1.0, 0.5], [1.0, 1.0, 0.0]])
+    factors = sprite_factors(2 * sprites.render_values(values) - 1)
+    # A side of .3 times the scale; pixels are 1/32.
+    torch.testing.assert_close(factors[:, 0], 0.3 * values[:, 0].double(), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        factors[:, 1:], 0.25 + 0.5 * values[:, 1:].double(), rtol=0, atol=0.03
+    )
+
+
+@pytest.mark.slow
+def test_the_scores_of_a_run_are_all_there_and_seeded():
+    model = EigenGenerator(
+        16, noise_dim=0, num_basis=2, base_channels=2, channels=1, generator=random()
+    ).eval()
+    sprites = Sprites(16, held={"orientation": 0})
+    real = image_set(sprites, part="test", channels=1)
+    settings = {"sprites": sprites, "budget": BUDGETS["smoke"], "seed": 0}
+    scores, evaluation = image_scores(model, real, **settings)
+    again, _ = image_scores(model, real, **settings)
+    assert scores == again
+    assert all(math.isfinite(value) for value in scores.values())
+    assert {
+        "disentanglement", "disentanglement_sefa", "disentanglement_rotated", "completeness",
+        "encoder_r2", "vp", "ppl", "frechet", "frechet_floor", "mig", "factor_vae",
+    } <= set(scores)  # fmt: skip
+    assert scores["frechet_floor"] < scores["frechet"]
+    assert evaluation["VP"].chance == 0.25
