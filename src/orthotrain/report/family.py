@@ -11,6 +11,7 @@ from orthotrain.report.findings import Finding
 from orthotrain.report.latent import figures as latent_figures
 from orthotrain.report.latent import findings as latent_findings
 from orthotrain.report.latent import tables as latent_tables
+from orthotrain.report.latent.gallery import traversal_files
 from orthotrain.report.latent.measures import MIN_SEEDS
 from orthotrain.report.load import LATENT, LOW_RANK, SPECTRAL, Run
 from orthotrain.report.spectral import figures as spectral_figures
@@ -67,6 +68,7 @@ class Family:
         cards: Boxes of tables after the figures.
         titles: Names of the tabs.
         empty: What is said in place of a table without rows.
+        files: Further files beside the page, by name; the page links to them.
     """
 
     tables: Callable[[Run], Sequence[Table]]
@@ -80,6 +82,7 @@ class Family:
     results_note: str = ""
     titles: Mapping[str, str] = field(default_factory=lambda: _TITLES)
     empty: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    files: Callable[[Run], Mapping[str, bytes]] = lambda run: {}
 
 
 def family_of(run: Run) -> Family:
@@ -143,6 +146,7 @@ _FAMILIES: Final = {
         tables=_latent_tables,
         plots=latent_figures.all_plots,
         findings=latent_findings.findings,
+        files=traversal_files,
         missing=latent_figures.missing,
         small_print="± is one standard deviation over seeds. Variants are compared seed by seed, "
         "because the same seed has the same initial weights and data. A difference is outside the "

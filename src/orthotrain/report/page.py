@@ -65,7 +65,9 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
         tables = family_of(run).tables(run)
         files.update(_pictures_as_files(pictures, prefix))
         files.update((f"{prefix}{t.name}.csv", t.csv().encode()) for t in tables if t.rows)
-        sections.append(_section(run, pictures, tables, prefix))
+        more = {f"{prefix}{name}": content for name, content in family_of(run).files(run).items()}
+        files.update(more)
+        sections.append(_section(run, pictures, tables, prefix, links=tuple(more)))
     page = _page(runs, sections)
     _write_all(folder, {**files, "index.html": page.encode()})
     return folder / "index.html"
@@ -116,7 +118,14 @@ def _pictures_as_files(pictures: Sequence[_Picture], prefix: str) -> dict[str, b
     }
 
 
-def _section(run: Run, pictures: Sequence[_Picture], tables: Sequence[Table], prefix: str) -> str:
+def _section(
+    run: Run,
+    pictures: Sequence[_Picture],
+    tables: Sequence[Table],
+    prefix: str,
+    *,
+    links: Sequence[str],
+) -> str:
     family = family_of(run)
     shown = {table.name: _table_html(table, family) for table in tables}
     parts = [
@@ -126,6 +135,7 @@ def _section(run: Run, pictures: Sequence[_Picture], tables: Sequence[Table], pr
         _missing_card([*run.notes, *family.missing(run)]),
         _findings_card(family.findings(run), family.small_print),
         _card("Results", [shown[name] for name in family.results], family.results_note, run),
+        *(f'<p><a href="{escape(name)}">{escape(name)}</a></p>' for name in links),
         *(_figure_html(picture, prefix) for picture in pictures),
         *(
             _card(

@@ -99,3 +99,19 @@ def _rows(name):
                 "kind": "method", "method": "optimal_learning_rate", "step": step, "used": used,
                 "eta": 1e-3 if used else None, "lr": 1e-2,
             }  # fmt: skip
+
+
+def write_frames(folder: Path, names: Sequence[str], *, seed: int = 0, channels: int = 1) -> None:
+    """Traversals of two coordinates: the second moves the image, the first does not."""
+    values = np.array([-1.0, 0.0, 1.0])
+    for name in names:
+        frames = np.full((2, 3, 2, 8, 8, channels), 100, dtype=np.uint8)
+        frames[1] += (50 * values).astype(np.int8)[:, None, None, None, None].astype(np.uint8)
+        np.savez(
+            folder / "variants" / name / f"seed-{seed}" / "traversals.npz",
+            frames=frames,
+            base=np.full((2, 8, 8, channels), 100, dtype=np.uint8),
+            base_values=np.full((2, 2), 0.3),
+            values=values,
+            activeness=np.array([0.0, 1.0]),
+        )

@@ -7,16 +7,18 @@ import json
 
 import pytest
 
+from orthotrain.errors import DataError
 from orthotrain.report import write_report
 from orthotrain.report.family import family_of
+from orthotrain.report.latent.gallery import load_traversals, shown_seed
 from orthotrain.report.latent.look import hues
 from orthotrain.report.latent.tables import comparisons_table, results_table
 from orthotrain.report.load import load_run
 from orthotrain.report.style import LIGHT
-from report.latent.synthetic import TREATMENTS, latent_run
+from report.latent.synthetic import TREATMENTS, latent_run, write_frames
 from report.test_page import Page
 
-FIGURES = ("scores", "weight", "weight-sgd", "rates", "training")
+FIGURES = ("scores", "weight", "weight-sgd", "rates", "training")  # vectors have no traversals
 
 
 def finding(folder, title):
@@ -45,7 +47,9 @@ def test_a_run_with_nothing_finished_is_drawn_as_what_it_is(tmp_path):
         metrics.write_text("")
     run = load_run(folder)
     plots = family_of(run).plots(run)
-    assert [p.name for p in plots if p.draw is None] == ["scores", "weight", "rates", "training"]
+    assert [p.name for p in plots if p.draw is None] == [
+        "scores", "weight", "rates", "traversals", "training",
+    ]  # fmt: skip
     assert "no treatment has anything to be held against" in " ".join(family_of(run).missing(run))
     assert "Nothing yet" in write_report([folder]).read_text()
 
@@ -145,3 +149,40 @@ def test_variants_can_be_told_apart(tmp_path):
     looks = hues(run, LIGHT)
     adam = [(h.color, h.line) for name, h in looks.items() if not name.endswith("-sgd")]
     assert len(set(adam)) == len(adam)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_traversals_are_drawn_and_their_page_lies_beside_the_report(channels, tmp_path):
+    folder = latent_run(tmp_path / "run", names=["ol", "none"])
+    write_frames(folder, ["none", "ol"], channels=channels)
+    page = write_report([folder])
+    assert "traversals.png" in [i["data-file"] for i in Page(page.read_text()).all("img")]
+    assert '<a href="traversals.html">' in page.read_text()
+    beside = (page.parent / "traversals.html").read_text()
+    assert "OL" in beside
+    assert "latent-linear: what each latent coordinate does" in beside
+    # Nothing done comes first, whatever the order of the run.
+    assert list(load_traversals(load_run(folder))) == ["none", "ol"]
+
+
+def test_without_traversals_there_is_no_page_and_no_link(tmp_path):
+    page = write_report([latent_run(tmp_path / "run", names=["none"])])
+    assert "traversals.html" not in page.read_text().replace("traversals.html beside this", "")
+    assert not (page.parent / "traversals.html").exists()
+
+
+def test_the_seed_shown_is_one_that_all_variants_have(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "ol"])
+    write_frames(folder, ["none"], seed=0)
+    write_frames(folder, ["none", "ol"], seed=2)
+    assert shown_seed(load_run(folder)) == 2
+
+
+@pytest.mark.bad_input
+def test_a_damaged_file_of_traversals_is_named(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none"])
+    write_frames(folder, ["none"])
+    file = folder / "variants" / "none" / "seed-0" / "traversals.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"traversals\.npz is damaged .* train this seed again"):
+        write_report([folder])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from orthotrain.training.adversarial.build import (
     latent_weights,
 )
 from orthotrain.training.adversarial.loop import train_generator
-from orthotrain.training.adversarial.state import build_adversarial
+from orthotrain.training.adversarial.state import averaged, build_adversarial
 from orthotrain.training.adversarial.step import adversarial_step
 from orthotrain.training.checkpoint import load_checkpoint
 from orthotrain.training.record import read_json, read_metrics
@@ -106,6 +107,24 @@ def test_a_run_leaves_its_record_and_samples_that_can_be_opened(tmp_path):
     assert grids == ["step-000004.png", "step-000008.png"]
     with Image.open(tmp_path / "samples" / grids[-1]) as grid:
         assert (grid.size, grid.mode) == ((128, 128), "L")
+
+
+def test_traversals_move_one_coordinate_and_share_their_latents(tmp_path):
+    found = {}
+    for name in ("none", "nog"):
+        train_here(tmp_path / name, name=name, config=EIGEN)
+        found[name] = np.load(tmp_path / name / "traversals.npz")
+    one, other = found["none"], found["nog"]
+    assert one["frames"].shape == (4, 13, 4, 16, 16, 1)
+    assert (one["base_values"] == other["base_values"]).all()
+    assert (one["frames"] != other["frames"]).any()
+    state = state_of(config=EIGEN)
+    state.load_state_dict(load_checkpoint(seed_folder(tmp_path / "none").checkpoint)["training"])
+    z = torch.from_numpy(one["base_values"]).clone()
+    z[:, 2] = float(one["values"][11])
+    images = averaged(state)(z)
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    assert (torch.from_numpy(one["frames"][2, 11]).int() - pixels.int()).abs().max() <= 1
 
 
 def test_vectors_leave_no_samples(tmp_path):

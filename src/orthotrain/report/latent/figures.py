@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orthotrain.report import style
+from orthotrain.report.latent.gallery import traversal_plot
 from orthotrain.report.latent.look import hues
 from orthotrain.report.latent.measures import OLR, Score, main_score, scores_of
 from orthotrain.report.load import Run, Variant
@@ -32,6 +33,7 @@ def all_plots(run: Run) -> tuple[Plot, ...]:
         weight_plot(run, sgd=False),
         *((weight_plot(run, sgd=True),) if _with_sgd(run, True) else ()),
         rates_plot(run),
+        traversal_plot(run),
         training_plot(run),
     )
 

@@ -26,6 +26,7 @@ from orthotrain.training.adversarial.samples import write_samples
 from orthotrain.training.adversarial.sources import GaussianSource
 from orthotrain.training.adversarial.state import AdversarialState, averaged, build_adversarial
 from orthotrain.training.adversarial.step import Losses, adversarial_step
+from orthotrain.training.adversarial.traversal_frames import write_traversals
 from orthotrain.training.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.training.latent_run import LatentRun, LatentVariant
 from orthotrain.training.progress import OnProgress, Progress, Stage, ignore
@@ -223,6 +224,7 @@ def _scores(
         seed=seed,
     )
     write_json(folder.path / "evaluation.json", evaluation.to_dict())
+    write_traversals(model, folder.path / "traversals.npz", seed=seed)
     return scores
 
 

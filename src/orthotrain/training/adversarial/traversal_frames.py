@@ -1,0 +1,67 @@
+"""Traversals of a trained generator as bytes in the run folder, for the report to show."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orthotrain.disentangle import activeness
+from orthotrain.files import write_atomically
+from orthotrain.models.eigengan import EigenGenerator
+from orthotrain.training.adversarial.image_score import ImageGenerator
+from orthotrain.training.adversarial.samples import to_pixels
+from orthotrain.training.record import saving
+
+#: What each coordinate is set to, from left to right.
+VALUES: Final = tuple(0.5 * k for k in range(-6, 7))
+_SAMPLES: Final = 4
+_LATENTS: Final = 100
+
+
+def write_traversals(model: ImageGenerator, path: Path, *, seed: int) -> None:
+    """Write ``frames``, ``base``, ``base_values``, ``values`` and ``activeness`` as one npz.
+
+    Args:
+        model: The averaged generator.
+        path: Where to.
+        seed: Of the base latents: those of one seed are the same for every variant.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    generate = model.with_noise(seed=seed) if isinstance(model, EigenGenerator) else model
+    dim = model.latent_dim
+    z = torch.randn(_SAMPLES, dim, generator=torch.Generator().manual_seed(seed))
+    device = next(model.parameters()).device
+    steps = torch.tensor(VALUES)
+
+    def draw(latents: Tensor) -> NDArray[np.uint8]:
+        with torch.no_grad():
+            return to_pixels(generate(latents.to(device))).numpy()
+
+    frames = np.stack(
+        [np.stack([draw(_moved(z, i, float(value))) for value in steps]) for i in range(dim)]
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        frames=frames,
+        base=draw(z),
+        base_values=z.numpy(),
+        values=np.array(VALUES),
+        activeness=activeness(generate, dim, seed=seed, samples=_LATENTS).numpy(),
+    )
+    with saving(path):
+        write_atomically(path, buffer.getvalue())
+
+
+def _moved(z: Tensor, dim: int, value: float) -> Tensor:
+    changed = z.clone()
+    changed[:, dim] = value
+    return changed
