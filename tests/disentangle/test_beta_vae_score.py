@@ -116,6 +116,21 @@ def test_scale_does_not_matter_however_small():
     assert first.score < 0.95
 
 
+def test_a_dimension_that_varies_by_rounding_is_constant():
+    def beside(level: float):
+        def encode(images: torch.Tensor) -> torch.Tensor:
+            trembling = 0.7 + level * images.flatten(1)[:, :1].sin()
+            assert len(trembling.unique()) == 1 or level > 0
+            return torch.cat([mixed(MIXED)(images), trembling], dim=1)
+
+        return encode
+
+    still, trembling = (
+        beta_vae_score(beside(level), Grid(*FINE), seed=0, **FEW_PAIRS) for level in (0, 3e-7)
+    )
+    assert still == trembling
+
+
 def test_factors_named_are_shared_and_the_others_vary():
     data = Grid(3, 4, 5)
     found = beta_vae_score(identity, data, seed=0, factors=[2, 0], **SMALL)

@@ -205,7 +205,7 @@ def test_follows_its_seed_and_leaves_the_global_one():
 
 
 def test_extreme_scales_change_no_vote():
-    powers = torch.tensor([2.0**400, 2.0**-400], dtype=torch.float64)
+    powers = torch.tensor([2.0**800, 2.0**-800], dtype=torch.float64)
     plain = noisy([[1.0, 0.3], [0.2, 1.0]], 0.8)
 
     def extreme(images: torch.Tensor) -> torch.Tensor:
@@ -246,6 +246,8 @@ def test_the_grid_of_the_tests_is_a_factor_dataset():
         ({"evaluation_votes": 0}, "evaluation_votes"),
         ({"variance_samples": 1}, "variance_samples"),
         ({"batch": 8.0}, "batch"),
+        ({"min_std": -0.1}, "min_std"),
+        ({"min_std": float("nan")}, "min_std"),
         ({"seed": -1}, "seed"),
         ({"factors": [0, 3]}, r"columns from 0 to 2, got \[0, 3\]"),
         ({"factors": [0, 0]}, r"different columns"),

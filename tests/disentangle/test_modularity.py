@@ -44,10 +44,10 @@ def test_one_of_three_dimensions_that_tells_two_of_three_factors():
 
 
 def test_a_dimension_that_tells_exactly_nothing_does_not_count():
-    factors = grid(3, 4, copies=6)
-    # Varies, yet is independent of both factors to the last sample; rounding must not give it
-    # a preference.
-    nuisance = torch.arange(6).repeat_interleave(12).double()[:, None]
+    factors = grid(3, 5, copies=5)
+    # Varies, yet is independent of both factors to the last sample. Rounding leaves 9e-16 nats
+    # about the second one, which must not pass for a preference.
+    nuisance = torch.arange(5).repeat_interleave(15).double()[:, None]
     codes = torch.cat([nuisance, factors.double()], dim=1)
     assert modularity(codes, factors) == pytest.approx(1, abs=BUDGET)
     assert modularity(nuisance, factors) == 0.0

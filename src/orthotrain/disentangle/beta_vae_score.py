@@ -109,7 +109,9 @@ def beta_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     codes, (rows, other_rows) = encoded_once(function, encode, dataset, first, second)
     features = mean_differences(codes, rows, other_rows)
     known = features[:train_votes]
-    features = standardized(features, known, live_dimensions(known))
+    # Differences of a constant that trembles by rounding would be standardized to noise.
+    live = live_dimensions(codes) & live_dimensions(known)
+    features = standardized(features, known, live)
     linear_model = scikit_learn(function, "linear_model")
     classifier = linear_model.LogisticRegression(max_iter=_MAX_STEPS, random_state=seed)
     classifier.fit(features[:train_votes].numpy(), chosen[:train_votes].numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from orthotrain.disentangle._votes import (
     fixed_like,
     standard_error,
 )
+from orthotrain.errors import ConfigError
 
 _VOTES_AT_ONCE = 1024
 
@@ -87,8 +89,8 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
 
     Raises:
         ConfigError: Fewer than two factors that vary, a column that is not there, a number of
-            images or votes that is too small, a seed outside ``[0, 2**32)``, or codes that are
-            not floating-point.
+            images or votes that is too small, a negative ``min_std``, a seed outside
+            ``[0, 2**32)``, or codes that are not floating-point.
         ShapeError: Codes not ``(n, d)``.
         NonFiniteError: NaN or infinity in the codes.
 
@@ -98,9 +100,10 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     Note:
         Blind to order, sign, shift and scale of dimensions, and to copies of a dimension: that
         several dimensions tell about one factor is not punished. Not 0 for a rotation, which
-        only lowers it. Keeps one code for each different image in memory. In the published code
-        the number of active dimensions is that of all, and a vote is counted at an index among
-        the unpruned dimensions; here both are of the codes as they are.
+        only lowers it. Keeps one code for each different image in memory. The published code
+        reports the number of all dimensions as that of the active ones, and counts a vote at an
+        index among those that are left after pruning; here ``live`` counts what can vote, and
+        a row of ``votes`` is a dimension of the codes.
 
     Source:
         Kim and Mnih (2018), arXiv:1802.05983, section 4. Settings: Locatello et al. (2019),
@@ -114,6 +117,11 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
         ("variance_samples", variance_samples, 2),
     ):
         require_count(function, name, value, at_least=least)
+    if not 0 <= min_std < math.inf:
+        raise ConfigError(
+            f"{function} needs min_std to be a finite number of at least 0, got {min_std}; 0 "
+            f"leaves out constant dimensions alone"
+        )
     columns = fixed_columns(function, dataset, factors)
     generator = torch.Generator().manual_seed(require_seed(function, seed))
     sizes = dataset.factor_sizes
@@ -123,8 +131,9 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     drawn = drawn_factors(sizes, (votes, batch), generator)
     shown = fixed_like(drawn, drawn[:, :1], columns[chosen])
     codes, (sample_rows, vote_rows) = encoded_once(function, encode, dataset, everywhere, shown)
-    std = codes[sample_rows].double().std(dim=0)
-    live = live_dimensions(codes[sample_rows]) & (std > min_std)
+    live = live_dimensions(codes[sample_rows])
+    if min_std > 0:
+        live &= codes[sample_rows].double().std(dim=0) > min_std
     cast = least_varying(codes, sample_rows, vote_rows, live)
     table = torch.zeros(codes.shape[1], len(columns), dtype=torch.int64)
     if bool(live.any()):
