@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.lowrank.surgery import restore_structure
+from orthotrain.training.adversarial.build import Generator, build_players
 from orthotrain.training.checkpoint import load_checkpoint
+from orthotrain.training.latent_run import GeneratorConfig
 from orthotrain.training.networks import network_from
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Named tensors of a checkpoint of a run, or of a safetensors file.
 
+    Of a generator those of its averaged copy, which is the one that is shown and scored.
+
     Raises:
         CheckpointError: The file is missing, damaged or of another kind.
     """
     if path.suffix != ".safetensors":
-        weights: dict[str, Tensor] = load_checkpoint(path)["training"]["model"]
+        saved = load_checkpoint(path)["training"]
+        if "average" in saved:
+            return _averaged(saved)
+        weights: dict[str, Tensor] = saved["model"]
         return weights
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; need a checkpoint.pt or a safetensors file")
@@ -41,8 +50,41 @@ def read_network(path: Path) -> nn.Module:
         CheckpointError: The file is missing, damaged, or from another kind of network.
     """
     saved = load_checkpoint(path)
+    if saved["network"].get("family") == "latent":
+        raise CheckpointError(
+            f"{path} holds a generator, need a classifier; read_generator gives it back"
+        )
     model = network_from(saved["network"])
     weights = saved["training"]["model"]
     restore_structure(model, weights)
     model.load_state_dict(weights)
     return model
+
+
+def read_generator(path: Path) -> Generator:
+    """The averaged generator of a run's checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not of a run of generators.
+    """
+    saved = load_checkpoint(path)
+    described = saved["network"]
+    if described.get("family") != "latent":
+        raise CheckpointError(
+            f"{path} holds a classifier, need a generator; read_network gives it back"
+        )
+    random = torch.Generator().manual_seed(0)
+    model = GeneratorConfig(**described["model"])
+    generator, _ = build_players(model, shape=tuple(described["shape"]), generator=random)
+    generator.load_state_dict(_averaged(saved["training"]))
+    return generator.requires_grad_(False).eval()
+
+
+def _averaged(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of the averaged copy, under the names they have in the generator."""
+    prefix = "module."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in saved["average"].items()
+        if name.startswith(prefix)
+    }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orthotrain.disentangle import Evaluation
-from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.errors import CheckpointError, ConfigError, NonFiniteError
 from orthotrain.training.adversarial import loop
 from orthotrain.training.adversarial.build import (
     build_methods,
@@ -23,6 +23,7 @@ from orthotrain.training.adversarial.state import averaged, build_adversarial
 from orthotrain.training.adversarial.step import adversarial_step
 from orthotrain.training.checkpoint import load_checkpoint
 from orthotrain.training.record import read_json, read_metrics
+from orthotrain.training.restore import read_generator, read_network, read_weights
 from training.adversarial.tiny import EIGEN, LINEAR, SIMPLE, STEPS, seed_folder, variant_of
 from training.test_loop import assert_same_bits
 from training.tiny import KillAt, Killed
@@ -125,6 +126,21 @@ def test_traversals_move_one_coordinate_and_share_their_latents(tmp_path):
     images = averaged(state)(z)
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     assert (torch.from_numpy(one["frames"][2, 11]).int() - pixels.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_the_averaged_generator_comes_back_from_a_checkpoint(config, tmp_path):
+    train_here(tmp_path, config=config)
+    checkpoint = seed_folder(tmp_path).checkpoint
+    model = read_generator(checkpoint)
+    state = state_of(config=config)
+    state.load_state_dict(load_checkpoint(checkpoint)["training"])
+    latents = state.generator.latents(3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(*latents), averaged(state)(*latents))
+    assert not model.training
+    assert set(read_weights(checkpoint)) == set(model.state_dict())
+    with pytest.raises(CheckpointError, match="read_generator gives it back"):
+        read_network(checkpoint)
 
 
 def test_vectors_leave_no_samples(tmp_path):

@@ -29,6 +29,7 @@ from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 from orthotrain.training.adversarial.sources import GaussianSource, ImageSource, Source
 from orthotrain.training.latent_run import (
     AdversarialConfig,
+    GeneratorConfig,
     LatentDataConfig,
     LatentRun,
     LatentVariant,
@@ -40,19 +41,18 @@ LATENT_WEIGHT: Final = {"linear": "*.u", "eigen": "*.u", "simple": "latent"}
 
 
 def build_players(
-    config: LatentRun, *, shape: tuple[int, ...], generator: torch.Generator
+    model: GeneratorConfig, *, shape: tuple[int, ...], generator: torch.Generator
 ) -> tuple[Generator, nn.Module]:
     """Fresh generator and discriminator; the same draw for every variant.
 
     Args:
-        config: The run.
+        model: What they are.
         shape: Of one sample.
         generator: Source of the initial weights.
 
     Raises:
         ConfigError: Sizes that do not fit each other.
     """
-    model = config.model
     match model.kind:
         case "linear":
             return (

@@ -95,7 +95,11 @@ def train_generator(
                     "training": state.state_dict(),
                     "seconds": seconds_before + time.perf_counter() - began,
                     "metrics_size": metrics.sync(),
-                    "network": {"family": config.family, "model": asdict(config.model)},
+                    "network": {
+                        "family": config.family,
+                        "model": asdict(config.model),
+                        "shape": list(source.shape),
+                    },
                 }
                 save_checkpoint(folder.checkpoint, checkpoint)
         metrics.sync()

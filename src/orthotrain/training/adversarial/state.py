@@ -87,7 +87,7 @@ def build_adversarial(
         ConfigError: Settings that do not fit each other or the data.
     """
     weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
-    generator, discriminator = build_players(config, shape=source.shape, generator=weights)
+    generator, discriminator = build_players(config.model, shape=source.shape, generator=weights)
     generator, discriminator = generator.to(device), discriminator.to(device)
     rival = build_rival(
         variant,
