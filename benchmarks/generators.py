@@ -1,0 +1,104 @@
+"""Steps of the generators, and NOG on the gradient of a latent weight: at most .15 of its SVD.
+
+A step is one of each player. The simple GAN has its published number of channels at each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+
+import torch
+
+from _measure import interleaved_seconds, ratio, report, verdict
+from orthotrain.linalg import polar_factor
+from orthotrain.recipes.catalog import recipe_config
+from orthotrain.training.adversarial.build import build_source
+from orthotrain.training.adversarial.state import build_adversarial
+from orthotrain.training.adversarial.step import adversarial_step
+from orthotrain.training.latent_run import all_latent_variants
+
+TARGET = 0.15
+CPU = torch.device("cpu")
+# A latent weight of EigenGAN at 256 pixels, and those of smaller ones.
+GRADIENTS = ((6, 32_768), (6, 8_192), (6, 4_096), (6, 524_288))
+
+
+def nog_against_svd(*, rounds: int) -> list[tuple[object, ...]]:
+    """The polar factor as NOG takes it, the SVD, and the product of its factors."""
+    rows: list[tuple[object, ...]] = []
+    for shape in GRADIENTS:
+        g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+        def svd(g: torch.Tensor = g) -> torch.Tensor:
+            u, _, vh = torch.linalg.svd(g, full_matrices=False)
+            return u @ vh
+
+        seconds = interleaved_seconds(
+            {"polar": lambda g=g: polar_factor(g), "svd": svd}, rounds=rounds
+        )
+        found = ratio(seconds, "polar", "svd")
+        medians = [1000 * statistics.median(seconds[name]) for name in ("polar", "svd")]
+        said = verdict(found.median, TARGET) if shape == GRADIENTS[0] else ""
+        rows.append((f"{shape[0]}x{shape[1]}", *(f"{ms:.2f}" for ms in medians), found, said))
+    return rows
+
+
+def step_of(recipe: str, variant: str, size: int, batch: int):
+    """One step of both players at the recipe's full width."""
+    full = recipe_config(recipe, "full")
+    config = replace(
+        full,
+        data=replace(full.data, image_size=size, batch_size=batch),
+        model=replace(full.model, base_channels=8),
+        device="cpu",
+    )
+    chosen = next(v for v in all_latent_variants() if v.name == variant)
+    source = build_source(config.data, device=CPU)
+    state = build_adversarial(chosen, 0, config, source=source, device=CPU)
+    return lambda: adversarial_step(state, config)
+
+
+def steps(*, rounds: int, batch: int, sizes: list[int]) -> list[tuple[object, ...]]:
+    """Seconds per 100 steps of each model, without and with NOG and with the rivals."""
+    rows: list[tuple[object, ...]] = []
+    for size in sizes:
+        for recipe in ("sprites-eigengan", "sprites-simplegan"):
+            variants = ("none", "nog", "hessian", "orojar")
+            candidates = {name: step_of(recipe, name, size, batch) for name in variants}
+            seconds = interleaved_seconds(candidates, rounds=rounds, warmup=1)
+            for name in variants:
+                rows.append(
+                    (
+                        recipe.removeprefix("sprites-"), size, name,
+                        f"{100 * statistics.median(seconds[name]):.1f}",
+                        ratio(seconds, name, "none"),
+                    )
+                )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--step-rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    report(
+        "NOG on the gradient of a latent weight, against torch.linalg.svd and its product",
+        ("gradient", "NOG, ms", "SVD, ms", "ratio", "target"),
+        nog_against_svd(rounds=arguments.rounds),
+    )
+    report(
+        f"Seconds per 100 steps of both players, batch {arguments.batch}, 8 base channels",
+        ("model", "pixels", "variant", "s / 100", "over none"),
+        steps(rounds=arguments.step_rounds, batch=arguments.batch, sizes=arguments.sizes),
+    )
+
+
+if __name__ == "__main__":
+    main()
