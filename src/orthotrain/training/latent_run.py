@@ -241,6 +241,11 @@ class LatentRun(RunConfig):
             f"model.kind={self.model.kind} and data.name={self.data.name}: the linear generator "
             "makes vectors, gaussian data, and the others make images",
         )
+        need(
+            self.model.kind != "linear" or "vp" not in self.variants,
+            "variants: the network of vp looks at images, and a linear generator makes vectors; "
+            "leave vp out",
+        )
 
     @property
     def baseline(self) -> str:
