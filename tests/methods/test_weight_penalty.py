@@ -200,7 +200,7 @@ def test_a_penalty_needs_a_positive_weight(weight):
 
 @pytest.mark.bad_input
 def test_settings_and_weights_that_cannot_be():
-    with pytest.raises(ConfigError, match="onto to be one of orthonormal, norm"):
+    with pytest.raises(ConfigError, match="onto to be one of orthonormal, polar, norm"):
         Retraction("0", onto="sphere")
     model = small_model()
     nn.init.zeros_(model[2].weight)
@@ -223,6 +223,18 @@ def test_a_bad_weight_is_named(method):
     attach(model, optimizer, method)
     model[0].weight.grad = torch.full((4, 3), float("nan"))
     with pytest.raises(NonFiniteError, match="weight of 0 holds NaN"):
+        optimizer.step()
+
+
+@pytest.mark.bad_input
+def test_the_penalty_names_a_weight_that_is_not_finite():
+    model = small_model()
+    optimizer = sgd(model.parameters())
+    attach(model, optimizer, OrthogonalPenalty("0", weight=1.0))
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    with pytest.raises(NonFiniteError, match="OrthogonalPenalty: the weight of 0 holds NaN"):
         optimizer.step()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.packed import write_packed
+from data.packed import write_folder, write_packed
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
 from orthotrain.recipes.catalog import RECIPES, find_recipe, recipe_config
@@ -91,6 +91,25 @@ def test_every_recipe_trains_two_steps(name, variant, tmp_path):
     result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
     assert result["steps"] == 2
     assert math.isfinite(result["test_loss"])
+
+
+@pytest.mark.parametrize(("name", "variant"), [("cifar10-dbn", "nog"), ("texture-gcp", "olr")])
+def test_a_folder_of_images_takes_the_place_of_the_data(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    folder = write_folder(tmp_path / "images", per_class=20)
+    config = replace(
+        config,
+        data=replace(
+            config.data, name="image-folder", dir=str(folder), image_size=32, batch_size=8,
+            train_limit=None, crop_padding=0, crop_area=0.5,
+        ),
+        optim=replace(config.optim, epochs=1),
+    )  # fmt: skip
+    data = build_data(config.data, device=resolve_device(config.device))
+    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
+    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    assert math.isfinite(result["test_loss"])
+    assert result["steps"] == len(data.train) // 8
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -29,7 +29,7 @@ FIGURES = (
 )
 TABLES = (
     *("results", "conditioning", "costs", "published", "published-conditions"),
-    *("comparisons", "seeds", "settings", "environment"),
+    *("comparisons", "rates", "seeds", "settings", "environment"),
 )
 SMALL = ["bn", "zca", "nog", "olr", "nog-olr"]
 
@@ -121,8 +121,8 @@ def test_both_families_in_one_report(write_run, write_spectral, tmp_path, monkey
 
 @pytest.mark.bad_input
 def test_a_family_of_another_version_is_an_error(write_spectral):
-    folder = write_spectral(names=["bn"], seeds=[0], steps=5, info={"family": "latent"})
-    with pytest.raises(ConfigError, match=r"families lowrank, spectral; .* says 'latent'"):
+    folder = write_spectral(names=["bn"], seeds=[0], steps=5, info={"family": "other"})
+    with pytest.raises(ConfigError, match=r"families lowrank, spectral, latent; .* says 'other'"):
         load_run(folder)
 
 

@@ -14,6 +14,7 @@ from orthotrain.report.spectral.tables import (
     comparisons_table,
     conditioning_table,
     costs_table,
+    rates_table,
     results_table,
     seeds_table,
     short,
@@ -189,3 +190,21 @@ def test_pooling_has_its_own_published_tables(pooling_run):
 )  # fmt: skip
 def test_short_numbers(value, shown):
     assert short(value) == shown
+
+
+def test_the_rates_are_those_of_the_records(run, spectral_run):
+    rows = read(rates_table(run))
+    assert [row["variant"] for row in rows] == [
+        title for name, title in TITLES.items() if "olr" in name.split("-")
+    ]
+    shares = []
+    for seed in (0, 1, 2):
+        file = spectral_run / f"variants/olr/seed-{seed}/metrics.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        mine = [r for r in records if r.get("method") == "optimal_learning_rate"]
+        shares.append(100 * sum(r["used"] is True for r in mine) / len(mine))
+    mean, std = by_hand(shares)
+    row = row_of(rows, "ZCA + OLR")
+    assert float(row["used_percent"]) == pytest.approx(mean)
+    assert float(row["used_percent_std"]) == pytest.approx(std)
+    assert float(row["log10_rate_ratio"]) < 0

@@ -6,12 +6,14 @@ import torch
 
 from orthotrain.data.splits import ImageData, Split
 from orthotrain.errors import ConfigError
+from orthotrain.layers import DecorrelatedBatchNorm2d, OrthogonalConv2d
 from orthotrain.training.checkpoint import load_checkpoint
 from orthotrain.training.config import Job, RecordConfig, ResNetConfig, SgdConfig, variants_of
 from orthotrain.training.loop import train
 from orthotrain.training.record import RunFolder, SeedFolder, read_json, read_metrics
 from orthotrain.training.restore import read_network
 from orthotrain.training.schedule import step_decay
+from orthotrain.training.spectral_measure import _weight_before
 from orthotrain.training.spectral_run import SpectralConfig, SpectralRun, all_spectral_variants
 from orthotrain.training.state import build_training
 from training.test_loop import assert_same_bits, without_times
@@ -100,7 +102,8 @@ def test_every_variant_trains_and_records(tmp_path, layer, name):
     assert ("root" in result["shares"]) == ("root" in treatments)
     assert set(expected[t] for t in treatments if t in expected) <= set(result["shares"])
     assert all(share > 0 for share in result["shares"].values())
-    assert (result["weight_norm"] is None) == (name == "avg")
+    without = name == "avg" or (layer == "whitening" and "ow" in name.split("-"))
+    assert (result["weight_norm"] is None) == without
     assert result["settings"]["treatments"] == list(treatments)
 
 
@@ -202,7 +205,11 @@ def test_the_classifier_has_a_learning_rate_of_its_own():
         ({"monitor_every_steps": 0}, "monitor_every_steps=0"),
         ({"group_size": 0}, "group_size=0"),
         ({"olr_floor": 2.0}, "olr_floor=2.0"),
+        ({"olr_floor": 1.0}, "olr_floor=1.0"),
         ({"penalty": -0.1}, "penalty=-0.1"),
+        ({"penalty": 0.0}, "penalty=0.0 must be positive"),
+        ({"layer": "pooling", "group_size": 4}, "covariance pooling has no groups"),
+        ({"relative_ridge": 1e-5}, "whitening has a ridge alone"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -217,3 +224,31 @@ def test_variants_of_the_other_layer_are_refused():
     config = replace(WHITENING, spectral=replace(WHITENING.spectral, group_size=3))
     with pytest.raises(ConfigError, match=r"group_size|divisible"):
         build_training(job_of(config, "zca"), config, data=tiny_data())
+
+
+def test_the_weight_norm_is_that_of_the_map_or_nothing():
+    for config, name, known in (
+        (WHITENING, "zca", True),
+        (WHITENING, "ow", False),
+        (POOLING, "ow", True),
+        (WHITENING, "bn", True),
+        (POOLING, "avg", False),
+    ):
+        model = build_training(job_of(config, name), config, data=tiny_data()).model
+        norm = _weight_before(model, config.spectral)
+        # The free parameter of a skew exponential is no map; its map has no norm but one.
+        assert (norm is not None) == known, (config.spectral.layer, name)
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("cifar", 0.3), ("imagenet", 0.3)])
+def test_an_orthogonal_stem_states_a_tolerance_that_says_something(kernel, most):
+    config = replace(WHITENING, model=replace(WHITENING.model, stem=kernel))
+    model = build_training(job_of(config, "ow"), config, data=tiny_data()).model
+    assert model.stem.tolerance < most
+
+
+def test_the_deeper_network_takes_whitening():
+    config = replace(WHITENING, model=replace(WHITENING.model, depth=50))
+    model = build_training(job_of(config, "nog-ow-olr"), config, data=tiny_data()).model
+    assert isinstance(model.norm, DecorrelatedBatchNorm2d)
+    assert isinstance(model.stem, OrthogonalConv2d)

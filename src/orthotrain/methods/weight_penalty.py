@@ -47,6 +47,7 @@ class OrthogonalPenalty(Method):
     Raises:
         ConfigError: ``weight`` is not positive and finite, or ``params`` is empty. At ``attach``:
             as :class:`NearestOrthogonalGradient`.
+        NonFiniteError: In a step, for a weight with NaN or infinity; names it.
 
     Note:
         The penalty is added after everything that the loop does to the gradient, so clipping does
@@ -91,7 +92,7 @@ class _BoundPenalty(GradientBound):
             if gradient is None:
                 continue
             sign = -1.0 if groups[target.parameter].get("maximize") else 1.0
-            w = target.layout.matrices(target.parameter.detach())
+            w = _finite_matrices("OrthogonalPenalty", target)
             defect = _defect(w)
             slope = w @ defect if w.shape[-2] >= w.shape[-1] else defect @ w
             gradient.add_(target.layout.tensor(slope), alpha=sign * scale * 4 * self._factor)
@@ -311,7 +312,7 @@ def _finite_matrices(method: str, target: Target) -> Tensor:
     weight = target.parameter.detach()
     if not bool(weight.isfinite().all()):
         raise NonFiniteError(
-            f"{method}: the weight of {target.name} holds NaN or infinity after a step; find the "
-            "step that made them, or train with a lower learning rate"
+            f"{method}: the weight of {target.name} holds NaN or infinity; find the step that made "
+            "them, or train with a lower learning rate"
         )
     return target.layout.matrices(weight)

@@ -31,6 +31,7 @@ _TITLES: Final = {
     "settings": "Settings",
     "environment": "Environment",
     "comparisons": "Every comparison",
+    "rates": "Optimal learning rates",
 }
 _EMPTY: Final = {
     "results": _NO_VARIANT + "no result.",
@@ -41,6 +42,7 @@ _EMPTY: Final = {
     "environment": "run.json describes no environment.",
     "conditioning": _NO_VARIANT + "no covariance.",
     "comparisons": "No two variants finished the same seed, so nothing is compared.",
+    "rates": "No finished variant has an optimal learning rate.",
 }
 
 
@@ -97,6 +99,7 @@ def _spectral_tables(run: Run) -> tuple[Table, ...]:
         spectral_tables.costs_table(run),
         *published_tables.published_tables(run),
         spectral_tables.comparisons_table(run),
+        spectral_tables.rates_table(run),
         spectral_tables.seeds_table(run),
         tables.settings_table(run),
         tables.environment_table(run),
@@ -169,7 +172,7 @@ _FAMILIES: Final = {
         "twenty lies outside as well, and this page makes many. The end of a training is the last "
         "tenth of its records.",
         results=("results", "conditioning", "costs"),
-        details=("comparisons", "seeds", "settings", "environment"),
+        details=("comparisons", "rates", "seeds", "settings", "environment"),
         cards=(
             Card(
                 "Published numbers",

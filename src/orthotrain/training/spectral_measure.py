@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotrain.layers import GlobalCovariancePool
+from orthotrain.layers import GlobalCovariancePool, OrthogonalConv2d
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from orthotrain.linalg import spd_inv_sqrt, spd_sqrt
 from orthotrain.methods.handle import Handle
@@ -39,7 +39,8 @@ def spectral_fields(
         batch_size: Images a step.
 
     Returns:
-        ``weight_norm``, the Frobenius norm of the weight before the layer (None without one),
+        ``weight_norm``, the Frobenius norm of the weight before the layer (None without one, and
+        for an orthogonal convolution, whose map has no norm to speak of but one),
         and ``shares``: seconds of one root, forward and backward, timed alone on matrices of the
         layer's size, and of each method's hooks, over ``step_seconds``.
     """
@@ -59,7 +60,7 @@ def spectral_fields(
 def _weight_before(model: nn.Module, spectral: SpectralConfig) -> Tensor | None:
     """The weight before the layer as it acts, out of its parametrisation if it has one."""
     before = dict(model.named_modules()).get(LAYER_BEFORE[spectral.layer])
-    if before is None:
+    if before is None or isinstance(before, OrthogonalConv2d):
         return None
     weight = before.weight
     assert isinstance(weight, Tensor)

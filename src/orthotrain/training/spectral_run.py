@@ -67,7 +67,7 @@ class SpectralConfig:
     monitor_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "relative_ridge", "penalty"):
+        for name in ("ridge", "relative_ridge"):
             value = getattr(self, name)
             need(
                 math.isfinite(value) and value >= 0,
@@ -80,7 +80,22 @@ class SpectralConfig:
             self.group_size is None or self.group_size >= 1,
             f"spectral.group_size={self.group_size} must be at least 1, or null for all channels",
         )
-        need(0 <= self.olr_floor <= 1, f"spectral.olr_floor={self.olr_floor} must lie in [0, 1]")
+        need(
+            math.isfinite(self.penalty) and self.penalty > 0,
+            f"spectral.penalty={self.penalty} must be positive; leave the variants with ol out for "
+            "none",
+        )
+        need(0 <= self.olr_floor < 1, f"spectral.olr_floor={self.olr_floor} must lie in [0, 1)")
+        need(
+            self.group_size is None or self.layer == "whitening",
+            f"spectral.group_size={self.group_size}: covariance pooling has no groups of channels; "
+            "leave it unset",
+        )
+        need(
+            self.relative_ridge == 0 or self.layer == "pooling",
+            f"spectral.relative_ridge={self.relative_ridge}: whitening has a ridge alone; set "
+            "spectral.ridge",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
 from orthotrain.report.findings import Finding, Tone
 from orthotrain.report.load import Run, Variant
 from orthotrain.report.paired import Paired, over_seeds
-from orthotrain.report.rows import Row, number
 from orthotrain.report.spectral.measures import (
     LARGEST,
-    OLR,
     RIDGE,
     RIDGED,
     SENSES,
@@ -23,10 +20,8 @@ from orthotrain.report.spectral.measures import (
     end_rank,
     find,
     group_of,
-    median_of,
     parts,
-    rate_ratio,
-    share_used,
+    rates_of,
 )
 from orthotrain.report.spectral.sentences import (
     TOLD,
@@ -139,26 +134,17 @@ def _rates(run: Run) -> Finding:
     """How often the optimal learning rate was used, and how small it is."""
     sentences = []
     for variant in (v for v in run.variants if "olr" in parts(v)):
-        used = Spread.of(100 * share_used(seed) for seed in variant.finished)
-        if not used:
+        rates = rates_of(variant)
+        if not rates.used:
             continue
-        ratio = Spread.of(_log(median_of(s, OLR, rate_ratio)) for s in variant.finished)
-        cosine = Spread.of(_log(median_of(s, OLR, _cosine)) for s in variant.finished)
-        said = f"{variant.title}: used in {used.show(1)} % of the recorded steps"
-        if ratio:
-            said += f"; where used, its median is {show_factor(ratio)} times the scheduled rate"
-        if cosine:
-            said += f"; the median of |cos(w, l)| is {show_factor(cosine)}"
+        said = f"{variant.title}: used in {rates.used.show(1)} % of the recorded steps"
+        if rates.ratio:
+            ratio = show_factor(rates.ratio)
+            said += f"; where used, its median is {ratio} times the scheduled rate"
+        if rates.cosine:
+            said += f"; the median of |cos(w, l)| is {show_factor(rates.cosine)}"
         sentences.append(f"{said}.")
     return Finding("How does OLR act?", tuple(sentences))
-
-
-def _cosine(row: Row) -> float:
-    return abs(number(row, "cosine"))
-
-
-def _log(value: float) -> float:
-    return math.log10(value) if value > 0 else math.nan
 
 
 # --- combinations -------------------------------------------------------------------------------

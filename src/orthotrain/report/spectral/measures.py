@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from orthotrain.report.load import Run, SeedRun, Variant
@@ -190,6 +191,38 @@ def median_of(seed: SeedRun, method: str, value: Callable[[Row], float]) -> floa
     """Median over the records of a method that have a finite value."""
     values = [v for row in method_rows(seed, method) if math.isfinite(v := value(row))]
     return statistics.median(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the optimal learning rate of a variant did, over its finished seeds.
+
+    Attributes:
+        used: Share of the recorded steps in which it was used, in percent.
+        ratio: Decimal logarithm of its median over the scheduled rate, where it was used.
+        cosine: Decimal logarithm of the median of ``|cos(w, l)|``.
+    """
+
+    used: Spread
+    ratio: Spread
+    cosine: Spread
+
+
+def rates_of(variant: Variant) -> Rates:
+    """The rates of a variant; all empty without records of OLR."""
+    return Rates(
+        Spread.of(100 * share_used(seed) for seed in variant.finished),
+        Spread.of(_logarithm(median_of(s, OLR, rate_ratio)) for s in variant.finished),
+        Spread.of(_logarithm(median_of(s, OLR, _cosine)) for s in variant.finished),
+    )
+
+
+def _cosine(row: Row) -> float:
+    return abs(number(row, "cosine"))
+
+
+def _logarithm(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan
 
 
 NOG: Final = "nearest_orthogonal_gradient"

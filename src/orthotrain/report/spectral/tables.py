@@ -19,6 +19,7 @@ from orthotrain.report.spectral.measures import (
     end_rank,
     end_values,
     find,
+    rates_of,
     reference_of,
 )
 from orthotrain.report.tables import (
@@ -277,6 +278,31 @@ def _value_cell(variant: Variant, measure: Measure) -> Cell:
         return Cell("infinite", exact="")
     mean = 10**spread.mean if measure.logarithmic else spread.mean
     return Cell(short(mean) if measure.logarithmic else f"{mean:.2f}", exact=repr(mean))
+
+
+def rates_table(run: Run) -> Table:
+    """One row a variant with OLR: how often it was used, how small it is, and cos(w, l)."""
+    rows = []
+    for variant in run.variants:
+        rates = rates_of(variant)
+        if rates.used:
+            rows.append(
+                (
+                    Cell(variant.title),
+                    _spread_cell(rates.used, 1),
+                    Cell(show_factor(rates.ratio), rates.ratio),
+                    Cell(show_factor(rates.cosine), rates.cosine),
+                )
+            )
+    return Table(
+        "rates",
+        (
+            *("Variant", "Used (% of recorded steps)"),
+            *("Where used, over the scheduled rate", "Median of |cos(w, l)|"),
+        ),
+        ("variant", "used_percent", "log10_rate_ratio", "log10_cosine"),
+        tuple(rows),
+    )
 
 
 _SEED_COLUMNS: Final = (
