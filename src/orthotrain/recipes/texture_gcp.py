@@ -77,7 +77,7 @@ CPU = replace(
     ),
     variants=(
         *("avg", "gcp", "ns", "sn", "ol", "ow", "nog", "olr", "nog-olr"),
-        *("gcp-fixed", "nog-fixed"),
+        *("gcp-fixed", "nog-fixed", "olr-fixed"),
     ),
     device="cpu",
 )
