@@ -445,12 +445,6 @@ def test_settings_of_the_root_reach_it(settings):
     )
 
 
-@pytest.mark.bad_input
-def test_unknown_method():
-    with pytest.raises(ConfigError, match="method"):
-        DecorrelatedBatchNorm1d(4, method="wrong")(batch((40, 4)))
-
-
 def test_shared_statistics_of_one_process_are_its_own():
     x = batch((4, 6, 3, 3))
     shared = DecorrelatedBatchNorm2d(6, synchronize=True)
@@ -568,8 +562,16 @@ def test_wrong_dtype(dtype):
         ({"ridge": -1e-3}, "ridge"),
         ({"ridge": math.nan}, "ridge"),
         ({"ridge": math.inf}, "ridge"),
+        ({"ridge": "a"}, "ridge >= 0, got 'a'"),
+        ({"ridge": None}, "ridge >= 0, got None"),
         ({"momentum": 1.5}, "momentum"),
         ({"momentum": -0.1}, "momentum"),
+        ({"momentum": "a"}, "momentum in .*got 'a'"),
+        ({"method": "bogus"}, "method to be one of auto, eigh, .*got 'bogus'"),
+        ({"gradient": "bogus"}, "gradient to be one of exact, lyapunov, .*got 'bogus'"),
+        ({"gradient": "newton_schulz"}, "method='newton_schulz' for gradient"),
+        ({"iterations": 3}, "iterations=3 with method='auto'"),
+        ({"iterations": 1.5, "method": "newton_schulz"}, "iterations=1.5"),
     ],
     ids=str,
 )

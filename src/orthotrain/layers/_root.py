@@ -1,7 +1,8 @@
-"""The root inside a layer: errors that name the layer, and eager under ``torch.compile``."""
+"""The root inside a layer: its settings, errors that name the layer, eager when compiled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,3 +24,11 @@ def root_in_layer(
         raise type(error)(
             f"{layer} needs an input whose covariance has a root, got one that fails there: {error}"
         ) from error
+
+
+def number_or_nan(value: Any) -> float:
+    """``value`` as a float; NaN, which lies in no range, where it is no number."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

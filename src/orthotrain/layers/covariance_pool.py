@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.layers._root import root_in_layer
+from orthotrain.layers._root import number_or_nan, root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_sqrt, working_dtype
+from orthotrain.linalg._root_checks import require_root_settings
 
 # Added to the eigenvalues as a share of their mean, where the caller says nothing. A map of
 # fewer places than channels has zero eigenvalues, where a root has no derivative; this much moves
@@ -51,7 +52,8 @@ class GlobalCovariancePool(nn.Module):
         with a zero derivative.
 
     Raises:
-        ConfigError: No channel, a ridge or shrinkage out of its range.
+        ConfigError: No channel, a ridge or shrinkage out of its range, or a setting of the root
+            that ``spd_sqrt`` does not take.
         ShapeError: Another shape, or a map of a single place, which has no covariance.
         NonFiniteError: NaN or infinity in the features.
 
@@ -97,11 +99,13 @@ class GlobalCovariancePool(nn.Module):
             ("relative_ridge", relative_ridge, float("inf")),
             ("shrinkage", shrinkage, 1.0),
         ):
-            if not (0 <= value <= top and value < float("inf")):
+            number = number_or_nan(value)
+            if not (0 <= number <= top and number < float("inf")):
                 raise ConfigError(
-                    f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value}; "
+                    f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value!r}; "
                     f"0 leaves the covariance as it is"
                 )
+        require_root_settings(f"GlobalCovariancePool({in_channels})", method, gradient, iterations)
         self.in_channels = in_channels
         self.reduced_channels = reduced_channels
         self.channels = channels

@@ -16,8 +16,9 @@ from orthotrain.layers._covariance import (
     affine_map,
     centred_covariance,
 )
-from orthotrain.layers._root import root_in_layer
+from orthotrain.layers._root import number_or_nan, root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
+from orthotrain.linalg._root_checks import require_root_settings
 
 
 class DecorrelatedBatchNorm(nn.Module):
@@ -52,7 +53,7 @@ class DecorrelatedBatchNorm(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.groups = self._number_of_groups(group_size, groups)
-        self.ridge = float(ridge)
+        self.ridge = ridge
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
@@ -62,6 +63,7 @@ class DecorrelatedBatchNorm(nn.Module):
         self.synchronize = synchronize
         self.process_group = process_group
         self._require_settings()
+        self.ridge = float(ridge)
         made = {"device": device, "dtype": dtype}
         size = self.group_size
         self.weight = nn.Parameter(torch.empty(num_features, **made)) if affine else None
@@ -229,14 +231,15 @@ class DecorrelatedBatchNorm(nn.Module):
         return parts if group_size is None else self.num_features // parts
 
     def _require_settings(self) -> None:
-        if not 0 <= self.ridge < float("inf"):
+        require_root_settings(self._name(), self.method, self.gradient, self.iterations)
+        if not 0 <= number_or_nan(self.ridge) < float("inf"):
             raise ConfigError(
-                f"{self._name()} needs a finite ridge >= 0, got {self.ridge}; it is added to "
+                f"{self._name()} needs a finite ridge >= 0, got {self.ridge!r}; it is added to "
                 f"the variance of every direction"
             )
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
+        if self.momentum is not None and not 0 <= number_or_nan(self.momentum) <= 1:
             raise ConfigError(
-                f"{self._name()} needs momentum in [0, 1] or None, got {self.momentum}; it is "
+                f"{self._name()} needs momentum in [0, 1] or None, got {self.momentum!r}; it is "
                 f"the share of the new batch, None averages over all batches"
             )
 
@@ -317,7 +320,8 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
         and the root in float64 on CPU. An empty batch passes through in evaluation.
 
     Raises:
-        ConfigError: Channels that do not divide into the groups, a setting out of its range.
+        ConfigError: Channels that do not divide into the groups, a setting out of its range, or
+            one of the root that ``spd_inv_sqrt`` does not take.
         ShapeError: Another shape; in training fewer than two values per channel, or with
             ``ridge=0`` no more samples than channels of a group.
         NonFiniteError: NaN or infinity in the input of a training step.

@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from orthotrain.errors import NotPositiveDefiniteError
+from orthotrain.errors import ConfigError, NotPositiveDefiniteError
+from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS
 from orthotrain.linalg._symmetric import eigh_each, rounding, symmetric_part
 
 RootMethod = Literal["auto", "eigh", "newton_schulz", "polar_express", "mpa", "mtp"]
 RootGradient = Literal["exact", "lyapunov", "newton_schulz"]
+
+
+def require_root_settings(function: str, method: Any, gradient: Any, iterations: Any) -> None:
+    """Raise ConfigError for a method, derivative or number of steps that cannot work.
+
+    Args:
+        function: Who says so in the message; a layer asks before it has a matrix.
+        method: One of ``RootMethod``.
+        gradient: One of ``RootGradient``, and one that fits the method.
+        iterations: None, or at least one step of a method that iterates.
+    """
+    for name, value, choices in (
+        ("method", method, get_args(RootMethod)),
+        ("gradient", gradient, get_args(RootGradient)),
+    ):
+        if value not in choices:
+            raise ConfigError(
+                f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
+                f"the default is right unless you compare them"
+            )
+    if gradient == "newton_schulz" and method != "newton_schulz":
+        raise ConfigError(
+            f"{function} needs method='newton_schulz' for gradient='newton_schulz', got "
+            f"method={method!r}; it is autograd through that iteration's steps"
+        )
+    if iterations is None:
+        return
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if method not in DEFAULT_ITERATIONS or not whole or iterations < 1:
+        raise ConfigError(
+            f"{function} needs iterations as a whole number of at least 1, and a method that "
+            f"iterates ({' or '.join(DEFAULT_ITERATIONS)}), got iterations={iterations!r} with "
+            f"method={method!r}; leave it out, or name such a method"
+        )
 
 
 class RootPlan(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from orthotrain.linalg._root_checks import (
     RootMethod,
     RootPlan,
     positive_values,
+    require_root_settings,
     singular_rtol,
     with_ridge_gradient,
 )
@@ -177,9 +178,6 @@ def spd_inv_sqrt(
     return _root(a, plan)
 
 
-_METHODS, _GRADIENTS = get_args(RootMethod), get_args(RootGradient)
-
-
 def _plan(  # noqa: PLR0913
     function: str,
     dtype: torch.dtype,
@@ -195,28 +193,9 @@ def _plan(  # noqa: PLR0913
             f"relative_ridge={relative_ridge}; they are added to the eigenvalues, and 0 leaves "
             f"these as they are"
         )
-    for name, value, choices in (
-        ("method", method, _METHODS),
-        ("gradient", gradient, _GRADIENTS),
-    ):
-        if value not in choices:
-            raise ConfigError(
-                f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
-                f"the default is right unless you compare them"
-            )
-    if gradient == "newton_schulz" and method != "newton_schulz":
-        raise ConfigError(
-            f"{function} needs method='newton_schulz' for gradient='newton_schulz', got "
-            f"method={method!r}; it is autograd through that iteration's steps"
-        )
+    require_root_settings(function, method, gradient, iterations)
     if iterations is None:
         iterations = DEFAULT_ITERATIONS.get(method, 0)
-    elif method not in DEFAULT_ITERATIONS or iterations < 1:
-        raise ConfigError(
-            f"{function} needs iterations >= 1, and a method that iterates "
-            f"({' or '.join(DEFAULT_ITERATIONS)}), got iterations={iterations} with "
-            f"method={method!r}; leave it out, or name such a method"
-        )
     if method == "auto":
         # On CPU faster than every other method from 64 to 256, and right: benchmarks/roots.py.
         # Accelerators were not measured; there it is the one that is right.
