@@ -14,7 +14,9 @@ from torch import Tensor
 
 from orthotrain.linalg._inputs import without_autocast
 
-# As published: eight steps, which reach eigenvalues of the root down to 1.5**-8 = 4 % of its norm.
+# As published: eight steps, each of which raises a small eigenvalue of the root by 1.5. They reach
+# one of 1.5**-8 = 4 % of its norm, and are right from about 10 % on: error 17 % where it is 4 %,
+# 11 % at 5 %, .1 % at 10 % (4x4, the other three equal).
 LYAPUNOV_STEPS = 8
 
 
