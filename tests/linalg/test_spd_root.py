@@ -454,6 +454,37 @@ def test_large_entry_does_not_hide_a_negative_one(name: str, method: str):
         ROOTS[name](batch, method=method, ridge=0.1)
 
 
+@both_roots
+@every_method
+def test_rounding_of_a_dtype_that_a_was_stored_in(name: str, method: str):
+    exact = spd([0.0] * 6 + [1.0, 2.0])
+    stored = exact.bfloat16().float()
+    with pytest.raises(NotPositiveDefiniteError):
+        ROOTS[name](stored, method=method, ridge=1e-4)
+    settings = {"method": method, "ridge": 1e-4}
+    root = ROOTS[name](stored, rounded_to=torch.bfloat16, **settings)
+    assert root.dtype == torch.float32
+    values = torch.linalg.eigvalsh(stored.double()).clamp(min=0) + 1e-4
+    twin = spd_sqrt if name == "sqrt" else spd_inv_sqrt
+    same = twin(torch.diag(values), method=method).diagonal().sort().values
+    torch.testing.assert_close(torch.linalg.eigvalsh(root.double()), same, rtol=1e-4, atol=1e-4)
+    # A finer dtype than its own takes nothing from it.
+    a = torch.diag(torch.tensor([1.0, 0.5, -1e-7]))
+    assert torch.equal(
+        ROOTS[name](a, rounded_to=torch.float64, **settings), ROOTS[name](a, **settings)
+    )
+
+
+@both_roots
+def test_asymmetry_of_a_dtype_that_a_was_stored_in(name: str):
+    a = torch.tensor([[2.0, 1.0], [1.0 + 2**-8, 2.0]])
+    with pytest.raises(ConfigError, match="symmetric"):
+        ROOTS[name](a)
+    for settings in ({}, {"method": "newton_schulz"}):
+        root = ROOTS[name](a, rounded_to=torch.bfloat16, **settings)
+        torch.testing.assert_close(root, ROOTS[name]((a + a.mT) / 2, **settings))
+
+
 @every_method
 def test_rounding_below_zero_is_zero(method: str):
     a = torch.diag(torch.tensor([1.0, 0.5, -1e-7]))
@@ -508,6 +539,8 @@ def test_one_matrix_that_is_not_square(name: str):
         ({"iterations": math.nan, "method": "polar_express"}, "got iterations=nan with"),
         ({"iterations": "3", "method": "polar_express"}, "got iterations='3' with"),
         ({"iterations": True, "method": "newton_schulz"}, "got iterations=True with"),
+        ({"rounded_to": torch.int32}, "needs rounded_to to be a floating-point dtype"),
+        ({"rounded_to": "bfloat16"}, "got 'bfloat16'; leave it out for torch.float32"),
         ({"ridge": -1.0}, "needs finite ridges >= 0, got ridge=-1.0 and"),
         ({"ridge": math.nan}, "got ridge=nan and"),
         ({"relative_ridge": math.inf}, "relative_ridge=inf;"),

@@ -160,15 +160,20 @@ class DecorrelatedBatchNorm(nn.Module):
     def _by_running_statistics(self, x: Tensor, layout: Layout) -> Tensor:
         assert self.running_mean is not None
         assert self.running_covariance is not None
-        a, shift = self._map(self.running_covariance.to(x.dtype))
+        # With a ridge, what rounding to the dtype of the buffer pushed below zero counts as zero.
+        # Without one nothing could be saved, and what is above zero has a root as it stands.
+        stored = self.running_covariance.dtype if self.ridge > 0 else None
+        a, shift = self._map(self.running_covariance.to(x.dtype), rounded_to=stored)
         mean = self.running_mean.to(x.dtype).view(self.groups, -1, 1)
         return affine_map(a, x, shift - a @ mean, rows=layout.rows)
 
-    def _map(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def _map(
+        self, covariance: Tensor, *, rounded_to: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Whitening and affine parameters as one ``(groups, c, c)`` matrix and a shift."""
         a = root_in_layer(
             self._name(), spd_inv_sqrt, covariance, method=self.method, gradient=self.gradient,
-            ridge=self.ridge, iterations=self.iterations,
+            ridge=self.ridge, iterations=self.iterations, rounded_to=rounded_to,
         )  # fmt: skip
         if self.weight is None:
             return a, a.new_zeros(self.groups, self.group_size, 1)

@@ -55,7 +55,7 @@ class RootPlan(NamedTuple):
 
     Attributes:
         function: Name of the function that the user called.
-        dtype: The input's dtype, whose rounding the input carries.
+        dtype: Whose rounding the input carries: its own dtype, or a coarser one it was stored in.
         method: How the root is computed; no longer ``"auto"``.
         gradient: How its derivative is.
         ridge: Added to every eigenvalue.
@@ -81,6 +81,18 @@ class RootPlan(NamedTuple):
         if not self.relative_ridge:
             return self.ridge
         return self.ridge + self.relative_ridge * mean.clamp(min=0)
+
+
+def carried_dtype(function: str, a: Tensor, rounded_to: torch.dtype | None) -> torch.dtype:
+    """The dtype whose rounding ``a`` carries: the coarser of its own and ``rounded_to``."""
+    if rounded_to is None:
+        return a.dtype
+    if not (isinstance(rounded_to, torch.dtype) and rounded_to.is_floating_point):
+        raise ConfigError(
+            f"{function} needs rounded_to to be a floating-point dtype that a was stored in, got "
+            f"{rounded_to!r}; leave it out for {a.dtype}, that of a"
+        )
+    return max(a.dtype, rounded_to, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def singular_rtol(dtype: torch.dtype, work: torch.dtype) -> float:

@@ -24,6 +24,7 @@ from orthotrain.linalg._root_checks import (
     RootGradient,
     RootMethod,
     RootPlan,
+    carried_dtype,
     positive_values,
     require_root_settings,
     singular_rtol,
@@ -34,7 +35,7 @@ from orthotrain.linalg._symmetric import eigh_each, require_square, symmetric_pa
 from orthotrain.linalg.decompose import working_dtype
 
 
-def spd_sqrt(
+def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,
     method: RootMethod = "auto",
@@ -42,6 +43,7 @@ def spd_sqrt(
     ridge: float = 0.0,
     relative_ridge: float = 0.0,
     iterations: int | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> Float[Tensor, "*batch n n"]:
     r"""Symmetric square root: ``S`` with ``S S = a + ridge``.
 
@@ -62,6 +64,8 @@ def spd_sqrt(
             derivative goes through it.
         iterations: Steps of ``"newton_schulz"`` (default 15; as published 5) or of
             ``"polar_express"`` (default 8).
+        rounded_to: Dtype that ``a`` was stored in before, if coarser than its own. What rounding
+            is, in symmetry and around zero, then follows it.
 
     Returns:
         Same shape, dtype and device as ``a``, symmetric. Computed in float64 on CPU and in
@@ -71,7 +75,8 @@ def spd_sqrt(
     Raises:
         ShapeError: ``a`` is not square, or ``n`` is zero.
         ConfigError: ``a`` is not real floating-point or not symmetric; an unknown ``method`` or
-            ``gradient``, or a combination that cannot work; a negative ridge.
+            ``gradient``, or a combination that cannot work; a negative ridge; a ``rounded_to``
+            that is no floating-point type.
         NonFiniteError: ``a`` holds NaN or infinity.
         NotPositiveDefiniteError: An eigenvalue of ``a + ridge`` is negative beyond rounding in the
             dtype of ``a``; within it, it counts as zero.
@@ -103,11 +108,19 @@ def spd_sqrt(
         [[2.0, 1.0], [1.0, 2.0]]
     """
     require_square("spd_sqrt", a)
-    plan = _plan("spd_sqrt", a.dtype, method, gradient, ridge, relative_ridge, iterations)
+    plan = _plan(
+        "spd_sqrt",
+        carried_dtype("spd_sqrt", a, rounded_to),
+        method,
+        gradient,
+        ridge,
+        relative_ridge,
+        iterations,
+    )
     return _root(a, plan)
 
 
-def spd_inv_sqrt(
+def spd_inv_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,
     method: RootMethod = "auto",
@@ -115,6 +128,7 @@ def spd_inv_sqrt(
     ridge: float = 0.0,
     relative_ridge: float = 0.0,
     iterations: int | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> Float[Tensor, "*batch n n"]:
     r"""Symmetric inverse square root: ``Z`` with ``Z (a + ridge) Z = 1``, as whitening needs it.
 
@@ -135,6 +149,8 @@ def spd_inv_sqrt(
             derivative goes through it.
         iterations: Steps of ``"newton_schulz"`` (default 15; as published 5) or of
             ``"polar_express"`` (default 8).
+        rounded_to: Dtype that ``a`` was stored in before, if coarser than its own. What rounding
+            is, in symmetry and around zero, then follows it.
 
     Returns:
         Same shape, dtype and device as ``a``, symmetric. Computed in float64 on CPU and in
@@ -144,7 +160,8 @@ def spd_inv_sqrt(
     Raises:
         ShapeError: ``a`` is not square, or ``n`` is zero.
         ConfigError: ``a`` is not real floating-point or not symmetric; an unknown ``method`` or
-            ``gradient``, or a combination that cannot work; a negative ridge.
+            ``gradient``, or a combination that cannot work; a negative ridge; a ``rounded_to``
+            that is no floating-point type.
         NonFiniteError: ``a`` holds NaN or infinity.
         NotPositiveDefiniteError: An eigenvalue of ``a + ridge`` is negative or cannot be told from
             zero: below some 2 eps (in the dtype of ``a``) of the largest. With a ridge, one
@@ -173,7 +190,15 @@ def spd_inv_sqrt(
         [[0.5, 0.0], [0.0, 2.0]]
     """
     require_square("spd_inv_sqrt", a)
-    plan = _plan("spd_inv_sqrt", a.dtype, method, gradient, ridge, relative_ridge, iterations)
+    plan = _plan(
+        "spd_inv_sqrt",
+        carried_dtype("spd_inv_sqrt", a, rounded_to),
+        method,
+        gradient,
+        ridge,
+        relative_ridge,
+        iterations,
+    )
     return _root(a, plan)
 
 
@@ -244,7 +269,7 @@ class _EighRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, plan: RootPlan) -> tuple[Tensor, Tensor, Tensor]:
-        symmetric = symmetric_part(plan.function, a).to(working_dtype(a))
+        symmetric = symmetric_part(plan.function, a, dtype=plan.dtype).to(working_dtype(a))
         raw, vectors = eigh_each(plan.function, symmetric)
         values, null = positive_values(raw, plan)
         s = values.sqrt()
