@@ -176,6 +176,84 @@ def test_evaluation_goes_on_as_it_was():
     assert int(model.bn1.num_batches_tracked) == 3
 
 
+def whitened(**settings):
+    """A model that has whitening already, and statistics of three batches."""
+    model = insert_whitening(Net(), after="conv1", replaces="bn1", ridge=0.05, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"groups": 2, "momentum": None},
+        {"group_size": 2, "affine": False},
+        {"method": "newton_schulz", "gradient": "newton_schulz", "iterations": 3},
+        {"method": "mpa", "gradient": "lyapunov", "synchronize": True},
+    ],
+    ids=str,
+)
+def test_whitening_that_is_exchanged_hands_over_all_it_has(made):
+    model = whitened(**made)
+    expected, old, kept = model(images(7)), model.bn1, dict(model.named_parameters())
+    insert_whitening(model, after="conv1", replaces="bn1")
+    assert model.bn1 is not old
+    assert repr(model.bn1) == repr(old)
+    assert not model.bn1.training
+    assert torch.equal(model(images(7)), expected)
+    assert int(model.bn1.num_batches_tracked) == 3
+    assert all(p is kept[name] for name, p in model.named_parameters())
+    model.train()(images(8))
+    assert (int(model.bn1.num_batches_tracked), int(old.num_batches_tracked)) == (4, 3)
+
+
+def test_a_process_group_of_whitening_is_handed_over():
+    model, group = whitened(), object()
+    model.bn1.process_group = group
+    insert_whitening(model, after="conv1", replaces="bn1")
+    assert model.bn1.process_group is group
+
+
+def test_other_groups_take_from_a_running_covariance_what_it_knows():
+    model = whitened(groups=2)
+    joined = copy.deepcopy(model)
+    old = torch.block_diag(*model.bn1.running_covariance)
+    assert old[:4, :4].count_nonzero() == 16
+    insert_whitening(model, after="conv1", replaces="bn1", group_size=2, ridge=0.3)
+    assert (model.bn1.ridge, model.bn1.groups) == (0.3, 4)
+    for i, block in enumerate(model.bn1.running_covariance):
+        assert torch.equal(block, old[2 * i : 2 * i + 2, 2 * i : 2 * i + 2])
+    assert int(model.bn1.num_batches_tracked) == 3
+    insert_whitening(joined, after="conv1", replaces="bn1", groups=1)
+    assert torch.equal(joined.bn1.running_covariance[0], old)
+
+
+def test_another_method_leaves_the_derivative_and_steps_of_the_old_one():
+    model = whitened(method="newton_schulz", gradient="newton_schulz", iterations=3)
+    insert_whitening(model, after="conv1", replaces="bn1", method="eigh")
+    chosen = model.bn1.method, model.bn1.gradient, model.bn1.iterations
+    assert chosen == ("eigh", "exact", None)
+
+
+def test_whitening_without_running_statistics_hands_over_none():
+    model = whitened(track_running_stats=False)
+    insert_whitening(model, after="conv1", replaces="bn1")
+    assert model.bn1.running_covariance is None
+    insert_whitening(model, after="conv1", replaces="bn1", track_running_stats=True)
+    assert torch.equal(model.bn1.running_covariance[0], torch.eye(8))
+
+
+def test_a_norm_in_float32_behind_a_layer_in_half_precision_stays_so():
+    model = Net()
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.conv1.bfloat16()
+    insert_whitening(model, after="conv1", replaces="bn1", groups=8, ridge=1e-5)
+    tensors = [*model.bn1.parameters(), model.bn1.running_mean, model.bn1.running_covariance]
+    assert {t.dtype for t in tensors} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "made",
     [

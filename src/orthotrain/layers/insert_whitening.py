@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -48,6 +48,11 @@ def insert_whitening(
         variances become the diagonal of the running covariance, so in evaluation the model
         computes what it did, ``ridge`` in the place of ``eps``, until new batches come in. A
         ``SyncBatchNorm`` hands over its process group. ``settings`` come first.
+
+        A ``DecorrelatedBatchNorm`` that is replaced hands over all of its settings and its running
+        covariance as it is. Where ``settings`` ask for other groups, these take from it what it
+        knows, and zero between channels that were whitened apart. Where they name a ``method``,
+        ``gradient`` and ``iterations`` of the old one do not come along.
 
         Where no norm is replaced, the new ``weight`` and ``bias`` are unknown to an optimizer
         that exists already: add them with ``optimizer.add_param_group``, or pass
@@ -147,7 +152,9 @@ def _width(module: nn.Module) -> int | None:
 def _whitening(
     layer: nn.Module, dims: int, channels: int, norm: nn.Module | None, settings: dict[str, Any]
 ) -> DecorrelatedBatchNorm:
-    tensor = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    # Of the norm first: beside a layer in half precision it often stays in float32.
+    tensors = [t for m in (norm, layer) if m is not None for t in m.state_dict().values()]
+    tensor = next((t for t in tensors if t.is_floating_point()), None)
     taken: dict[str, Any] = {}
     if tensor is not None:
         taken = {"device": tensor.device, "dtype": tensor.dtype}
@@ -156,10 +163,22 @@ def _whitening(
             taken[name] = getattr(norm, name)
     if isinstance(norm, nn.SyncBatchNorm):
         taken |= {"synchronize": True, "process_group": norm.process_group}
+    if isinstance(norm, DecorrelatedBatchNorm):
+        taken |= _settings_of(norm, settings)
     whitening = _BY_DIMS[dims](channels, **(taken | settings))
     if norm is not None:
         _take_over(whitening, norm)
     return whitening
+
+
+def _settings_of(norm: DecorrelatedBatchNorm, said: dict[str, Any]) -> dict[str, Any]:
+    """Settings that only whitening has, less those that what was said decides anew."""
+    names = {"ridge", "synchronize", "process_group", "groups", "method", "gradient", "iterations"}
+    if "group_size" in said:
+        names.remove("groups")
+    if "method" in said:
+        names -= {"gradient", "iterations"}
+    return {name: getattr(norm, name) for name in names}
 
 
 @torch.no_grad()
@@ -169,15 +188,31 @@ def _take_over(whitening: DecorrelatedBatchNorm, norm: nn.Module) -> None:
             parameter = getattr(norm, name, None)
             if parameter is not None:
                 setattr(whitening, name, parameter)
-    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if mean is None or variance is None or whitening.running_mean is None:
+    mean, blocks = getattr(norm, "running_mean", None), _running_covariance(norm)
+    if mean is None or blocks is None or whitening.running_mean is None:
         return
     assert whitening.running_covariance is not None
     assert whitening.num_batches_tracked is not None
     whitening.running_mean.copy_(mean)
-    grouped = variance.view(whitening.groups, whitening.group_size)
-    whitening.running_covariance.copy_(torch.diag_embed(grouped))
+    whitening.running_covariance.copy_(_regrouped(blocks, whitening.groups))
     whitening.num_batches_tracked.copy_(norm.get_buffer("num_batches_tracked"))
+
+
+def _running_covariance(norm: nn.Module) -> Tensor | None:
+    """``(groups, c, c)``; of a norm that keeps variances, every channel is a group."""
+    if isinstance(norm, DecorrelatedBatchNorm):
+        return norm.running_covariance
+    variance: Tensor | None = getattr(norm, "running_var", None)
+    return None if variance is None else variance.view(-1, 1, 1)
+
+
+def _regrouped(blocks: Tensor, groups: int) -> Tensor:
+    """Covariances of other groups of the same channels, zero where nothing is known."""
+    if len(blocks) == groups:
+        return blocks
+    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    size = len(whole) // groups
+    return torch.stack([whole[i : i + size, i : i + size] for i in range(0, len(whole), size)])
 
 
 def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
