@@ -112,6 +112,17 @@ def test_what_does_not_move_is_stable():
     assert "lowest 1.000" in handle.summary().notes[0]
 
 
+def test_a_wide_weight_in_bfloat16_has_a_basis():
+    # 128 * eps is one there, and no value is larger than the largest.
+    model = nn.Sequential(nn.Linear(128, 4, bias=False)).bfloat16()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4, 128))
+    optimizer, handle = attached(model, every_steps=1)
+    optimizer.step()
+    (record,) = handle.records
+    assert (record["rank"], record["stability"]) == (4, 1.0)
+
+
 def test_a_low_rank_layer_is_seen_as_its_full_weight():
     model = nn.Sequential(nn.Linear(6, 5))
     generator = torch.Generator().manual_seed(0)

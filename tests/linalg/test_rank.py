@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orthotrain.errors import ConfigError, NonFiniteError, RankError, ShapeError
 from orthotrain.linalg import numerical_rank, ranks_within_budget
+from orthotrain.linalg.rank import difference_rtol, rounding_rtol
 from reference import linalg as twins
 
 modest = hypothesis.settings(deadline=None, max_examples=60)
@@ -287,3 +288,38 @@ def test_bad_budgets_are_refused(settings: dict, error: type[Exception]):
 def test_budget_wants_one_spectrum_at_a_time(s: torch.Tensor):
     with pytest.raises((ShapeError, ConfigError), match=r"spectra\[0\]"):
         ranks_within_budget([s], costs=[lambda r: r], budget=3, min_ranks=[1])
+
+
+# --- what rounding explains -------------------------------------------------------------------
+
+
+def test_the_tolerance_of_a_matrix_and_of_a_difference():
+    eps = torch.finfo(torch.float32).eps
+    a = torch.ones(2, 4, 8)
+    weight = torch.full((2, 32), 100.0)
+    assert rounding_rtol(a) == 8 * eps
+    assert rounding_rtol(a, eps=1e-3) == 8e-3
+    assert rounding_rtol(a, eps=1.0) == 0.5
+    assert difference_rtol(a, weight) == pytest.approx(100 * eps)
+    # To which precision the difference itself is written says nothing.
+    assert rounding_rtol(a.double(), difference_from=weight) == pytest.approx(100 * eps)
+    assert rounding_rtol(a, difference_from=weight / 50) == 8 * eps
+    assert (
+        rounding_rtol(a * 1e-9, difference_from=weight) == 0.5 < difference_rtol(a * 1e-9, weight)
+    )
+    assert difference_rtol(0 * a, weight) == 0.0
+
+
+def test_a_norm_beyond_float16_is_still_a_norm():
+    a = torch.full((4, 8), 6e4, dtype=torch.float16)
+    assert difference_rtol(a, a) == torch.finfo(torch.float16).eps
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(64, 64, 64), (16, 200, 16), (100, 100, 1)])
+def test_the_rounding_of_a_weight_is_below_the_tolerance_of_its_difference(m, n, rank):
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(m, n, generator=g, dtype=torch.float64)
+    delta = 1e-5 * torch.eye(m, n, dtype=torch.float64)
+    delta[rank:] = 0
+    noise = torch.linalg.matrix_norm(weight - weight.float().double(), ord=2)
+    assert noise < difference_rtol(delta, weight.float()) * delta.max()

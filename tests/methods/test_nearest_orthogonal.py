@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from methods import nog_worker
 from methods.doubles import same, small_model
 from methods.lockstep import KINDS, Kind, lockstep, loss_of, make_layer, seeded
+from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor
 from orthotrain.lowrank import AdaptiveLowRank
@@ -735,10 +736,11 @@ def test_records_say_what_was_and_what_was_executed():
         "gradient_norm": pytest.approx(21**0.5),
         "gradient_condition": pytest.approx(4),
         "gradient_rank": 3,
+        "gradient_rtol": pytest.approx(5 * 2.0**-52),
         "update_norm": pytest.approx(float((after - before).norm())),
         "update_condition": pytest.approx(1),
         "update_rank": 3,
-        "rtol": pytest.approx(5 * 2.0**-52),
+        "update_rtol": pytest.approx(5 * 2.0**-52),
     }
     (note,) = handle.summary().notes
     assert note.endswith("median condition 4 of the gradient, 1 of the executed update")
@@ -751,6 +753,28 @@ def test_the_recorded_condition_is_that_of_an_svd(condition, dtype):
     _, _, handle = one_step(g)
     s = torch.linalg.svdvals(g.double())
     assert handle.records[0]["gradient_condition"] == pytest.approx(float(s[0] / s[-1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("when", ["gradient", "update"])
+@pytest.mark.parametrize(("shape", "rank"), [((16, 32), 4), ((64, 64), 16), ((256, 64), 32)])
+def test_the_rounding_of_the_weights_is_neither_executed_nor_recorded(shape, rank, when):
+    layer = nn.Linear(*reversed(shape), bias=False)
+    model = nn.Sequential(layer)
+    with torch.no_grad():
+        layer.weight.copy_(seeded(shape, 4, torch.float32) / shape[1] ** 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nog = NearestOrthogonalGradient("0", when=when)
+    handle = attach(model, optimizer, ConditionMonitor("0"), nog)
+    layer.weight.grad = from_spectrum([1.0] * rank, *shape).float()
+    optimizer.step()
+    (record,) = (r for r in handle.records if r["method"] == "nearest_orthogonal_gradient")
+    monitor = {r["what"]: r for r in handle.records if r["method"] == "condition_monitor"}
+    assert record["gradient_rank"] == record["update_rank"] == rank
+    assert monitor["update"]["rank"] == rank
+    # Both are of the same numbers, and both routes are right to float32.
+    assert record["update_condition"] == pytest.approx(monitor["update"]["condition_range"])
+    assert record["update_condition"] == pytest.approx(1, abs=1e-3)
+    assert record["update_rtol"] == pytest.approx(monitor["update"]["rtol"])
 
 
 def test_the_executed_update_is_measured_after_every_other_method():

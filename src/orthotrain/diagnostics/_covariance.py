@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from orthotrain.errors import OrthotrainError
 from orthotrain.layers import GlobalCovariancePool
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm
+from orthotrain.linalg.rank import rounding_rtol
 
 #: Of a layer that forms one covariance a sample, at most this many of a batch are read.
 MOST_MATRICES: Final = 8
@@ -22,8 +23,6 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 # most 128 MiB. Processor time on a CPU was the same within its spread from 2**16 to 2**20.
 _CHUNK_ON_CPU: Final = 2**17
 _CHUNK: Final = 2**24
-# A tolerance beyond it would leave nothing but the largest value.
-_MOST_RTOL: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Covariance:
         """
         formed = torch.finfo(self.matrices.dtype).eps
         given = torch.finfo(self.input_dtype).eps ** 2
-        return min(_MOST_RTOL, self.matrices.shape[-1] * max(formed, given))
+        return rounding_rtol(self.matrices, eps=max(formed, given))
 
 
 def is_spectral(module: nn.Module) -> TypeGuard[Any]:

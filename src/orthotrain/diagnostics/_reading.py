@@ -12,13 +12,11 @@ from torch import Tensor
 from orthotrain.diagnostics._covariance import Covariance
 from orthotrain.errors import ConvergenceError
 from orthotrain.linalg import ConditionReadings, condition_readings
+from orthotrain.linalg.rank import rounding_rtol
 from orthotrain.methods._targets import Target
 from orthotrain.methods.protocol import Record
 
 What = Literal["covariance", "weight", "gradient", "update"]
-
-# A tolerance beyond it would leave nothing but the largest value.
-_MOST_RTOL: Final = 0.5
 
 
 def read_covariance(layer: str, covariance: Covariance, *, rtol: float | None) -> Record:
@@ -61,12 +59,7 @@ def read_weight(
     dtype = target.parameter.dtype
     if rtol is None:
         eps = torch.finfo(dtype).eps
-        rtol = max(matrices.shape[-2:]) * eps
-        if difference_from is not None:
-            # A difference of rounded numbers of size w holds rounding of size eps w.
-            size = float(tensor.norm())
-            rtol = max(rtol, eps * float(difference_from.norm()) / size if size > 0 else 0.0)
-        rtol = min(rtol, _MOST_RTOL) if math.isfinite(rtol) else _MOST_RTOL
+        rtol = rounding_rtol(matrices, eps=eps, difference_from=difference_from)
     record = _record(what, target.name, matrices, rtol, _readings(matrices, rtol=rtol))
     # Of all its matrices together: the norm of a layer's weight is one number.
     norm = record["norm"] and float(torch.linalg.vector_norm(matrices.double()))

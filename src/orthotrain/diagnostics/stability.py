@@ -19,6 +19,7 @@ from orthotrain.linalg import (
     polar_factor,
     working_dtype,
 )
+from orthotrain.linalg.rank import rounding_rtol
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern, select_modules, select_parameters
 
@@ -219,7 +220,7 @@ def _look_at(weight: Tensor) -> _Look:
     work = weight.to(working_dtype(weight))
     # Judged by the dtype the weight was rounded in: what a low-rank product leaves in its null
     # directions is noise of that size, and would count as a basis in a wider dtype.
-    rtol = max(weight.shape) * torch.finfo(weight.dtype).eps
+    rtol = rounding_rtol(weight)
     tall = work if work.shape[-2] >= work.shape[-1] else work.mT
     kept = torch.promote_types(weight.dtype, torch.float32)
     return _Look(

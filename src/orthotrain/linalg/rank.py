@@ -1,7 +1,8 @@
 """How many directions a spectrum keeps: the only truncation rule in the package.
 
 A threshold relative to the largest singular value (``beta`` of OIALR, arXiv:2401.08505), a share
-of the energy, or a budget of stored numbers spread over many spectra.
+of the energy, or a budget of stored numbers spread over many spectra. Where the threshold is to
+part numbers from their rounding, ``rounding_rtol`` says what it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,6 +24,53 @@ from orthotrain.linalg._inputs import (
     require_spectrum,
     result_dtype,
 )
+
+# A tolerance beyond it would leave nothing but the largest value.
+_MOST_RTOL: Final = 0.5
+
+
+def rounding_rtol(
+    a: Float[Tensor, "*batch m n"],
+    *,
+    eps: float | None = None,
+    difference_from: Float[Tensor, "*shape"] | None = None,
+) -> float:
+    """Share of the largest singular value below which others may be rounding alone.
+
+    ``max(m, n) * eps``, the usual bound; for a difference of weights at least
+    ``difference_rtol``. At most .5.
+
+    Args:
+        a: ``(*batch, m, n)``. One share for the whole batch.
+        eps: To what its entries are known. Defaults to the eps of the dtype of ``a``.
+        difference_from: The weight from which ``a`` is a difference, in any shape.
+    """
+    share = max(a.shape[-2:]) * (torch.finfo(a.dtype).eps if eps is None else eps)
+    if difference_from is not None:
+        share = max(share, difference_rtol(a, difference_from))
+    return min(share, _MOST_RTOL)
+
+
+def difference_rtol(delta: Float[Tensor, "*batch m n"], weight: Float[Tensor, "*shape"]) -> float:
+    """Share of the largest singular value of a difference that the rounding of weights can reach.
+
+    ``eps * |weight|_F / |delta|_F`` with the eps of the weight; 0 for no difference, and beyond 1
+    where rounding is all there is.
+
+    An entry ``w`` is rounded by at most ``eps w / 2``, so the rounding of a matrix is like noise
+    of standard deviation ``eps rms(w) / sqrt(12)``. Its spectral norm, ``sqrt(m) + sqrt(n)``
+    times that, is at most ``.58 eps |weight|_F / sqrt(k)`` with ``k = min(m, n)``. The largest
+    singular value of ``delta`` is at least ``|delta|_F / sqrt(k)``, so the share of it is above
+    the noise whatever the spectrum, by 1.7 where that is flat.
+
+    Args:
+        delta: ``(*batch, m, n)``, finite. One share for the whole batch.
+        weight: What it is a difference from, in any shape.
+    """
+    old, size = (
+        float(torch.linalg.vector_norm(t, dtype=result_dtype(t.dtype))) for t in (weight, delta)
+    )
+    return torch.finfo(weight.dtype).eps * old / size if size > 0 else 0.0
 
 
 def numerical_rank(

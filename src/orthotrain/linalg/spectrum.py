@@ -19,7 +19,7 @@ from orthotrain.linalg._inputs import (
 )
 from orthotrain.linalg._symmetric import require_square, rounding, symmetric_part
 from orthotrain.linalg.decompose import LinAlgError, singular_values, working_dtype
-from orthotrain.linalg.rank import numerical_rank
+from orthotrain.linalg.rank import numerical_rank, rounding_rtol
 
 
 def condition_number(
@@ -144,7 +144,7 @@ def condition_readings(
         require_matrix(name, a)
         wide = a.to(torch.float64)
     if rtol is None:
-        rtol = min(0.5, max(a.shape[-2:]) * torch.finfo(a.dtype).eps)
+        rtol = rounding_rtol(a)
     require_fraction(name, "rtol", rtol)
     # A power of two changes no digit, and keeps large and small entries within float32.
     scale = power_of_two_scale(wide)

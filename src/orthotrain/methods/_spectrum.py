@@ -9,6 +9,7 @@ from torch import Tensor
 
 from orthotrain.linalg import numerical_rank
 from orthotrain.linalg.decompose import LinAlgError, singular_values
+from orthotrain.linalg.rank import rounding_rtol
 
 
 class Measure(NamedTuple):
@@ -19,29 +20,29 @@ class Measure(NamedTuple):
         condition: Largest over smallest singular value that counts, the worst of the matrices;
             ``None`` where none counts.
         rank: How many count, the fewest of the matrices.
+        rtol: The share of the largest from which on one counts.
     """
 
     norm: float
     condition: float | None
     rank: int
+    rtol: float
 
 
-def counting_rtol(matrices: Tensor) -> float:
-    """Singular values below this share of the largest are rounding in the tensor's own dtype."""
-    share: float = torch.finfo(matrices.dtype).eps * max(4, *matrices.shape[-2:])
-    return min(share, 0.5)
+def measure_matrices(matrices: Tensor, *, difference_from: Tensor | None = None) -> Measure:
+    """Measure finite ``(blocks, m, n)``; reads the values, so it waits for an accelerator.
 
-
-def measure_matrices(matrices: Tensor) -> Measure:
-    """Measure finite ``(blocks, m, n)``; reads the values, so it waits for an accelerator."""
+    ``difference_from`` is the weight that they are a difference from, if they are one.
+    """
+    rtol = rounding_rtol(matrices, difference_from=difference_from)
     s = spectrum(matrices)
-    rank = numerical_rank(s, rtol=counting_rtol(matrices))
+    rank = numerical_rank(s, rtol=rtol)
     last = s.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     condition = torch.where(rank > 0, s[..., 0] / torch.where(rank > 0, last, 1.0), torch.inf)
     norm, worst, fewest = torch.stack(
         [torch.linalg.vector_norm(s), condition.amax(), rank.amin().to(s.dtype)]
     ).tolist()
-    return Measure(norm, worst if fewest else None, int(fewest))
+    return Measure(norm, worst if fewest else None, int(fewest), rtol)
 
 
 def spectrum(matrices: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor, working_dtype
-from orthotrain.methods._spectrum import Measure, counting_rtol, measure_matrices
+from orthotrain.linalg.rank import difference_rtol
+from orthotrain.methods._spectrum import Measure, measure_matrices
 from orthotrain.methods._targets import (
     GradientBound,
     Target,
@@ -73,8 +74,10 @@ class NearestOrthogonalGradient(Method):
         record_every: Optimizer steps between records, at least 1. A record, one a weight, holds
             ``gradient_norm``, ``gradient_condition``, ``gradient_rank`` (before NOG; condition
             over the singular values that count) and ``update_norm``, ``update_condition``,
-            ``update_rank`` (of the step as executed, after all methods), with the ``rtol`` they
-            are counted by. It costs two eigenvalue decompositions of the smaller side.
+            ``update_rank`` (of the step as executed, after all methods). What counts is at least
+            ``gradient_rtol`` or ``update_rtol`` times the largest, which leaves out rounding: in
+            the update that of the weights. It costs two eigenvalue decompositions of the smaller
+            side.
 
     Raises:
         ConfigError: ``params`` empty, an unknown choice, or ``record_every`` below 1. At
@@ -230,7 +233,7 @@ class _BoundNearest(GradientBound):
             weight, layout = self._before[target], target.layout
             lr = learning_rate(groups[target.parameter]) if self._needs_lr else 1.0
             blocks = zip(layout.matrices(delta), layout.matrices(weight), strict=True)
-            steps = [self._orthogonal(d, unit=lr, rtol=_rounding_rtol(w, d)) for d, w in blocks]
+            steps = [self._orthogonal(d, unit=lr, rtol=_null_rtol(w, d)) for d, w in blocks]
             target.parameter.copy_(weight + layout.tensor(torch.stack(steps)))
 
     @property
@@ -241,8 +244,10 @@ class _BoundNearest(GradientBound):
     def measure(self) -> None:
         before, self._before = self._before, {}
         for target, gradient in self._measured.items():
-            delta = target.layout.matrices(target.parameter.detach() - before[target])
-            update = measure_matrices(delta) if bool(delta.isfinite().all()) else None
+            weight = before[target]
+            delta = target.layout.matrices(target.parameter.detach() - weight)
+            finite = bool(delta.isfinite().all())
+            update = measure_matrices(delta, difference_from=weight) if finite else None
             condition = None if update is None else update.condition
             self._conditions.append((gradient.condition, condition))
             self._run.record(
@@ -251,10 +256,11 @@ class _BoundNearest(GradientBound):
                 gradient_norm=gradient.norm,
                 gradient_condition=gradient.condition,
                 gradient_rank=gradient.rank,
+                gradient_rtol=gradient.rtol,
                 update_norm=None if update is None else update.norm,
                 update_condition=condition,
                 update_rank=None if update is None else update.rank,
-                rtol=counting_rtol(delta),
+                update_rtol=None if update is None else update.rtol,
             )
         self._measured = {}
 
@@ -305,20 +311,14 @@ def _norms(matrices: Tensor) -> Tensor:
     return norms
 
 
-def _rounding_rtol(weight: Tensor, delta: Tensor) -> float | None:
-    """Share of the largest singular value below which a difference of weights is rounding.
+def _null_rtol(weight: Tensor, delta: Tensor) -> float | None:
+    """From where on a direction of a difference is null; ``None`` for the default of any matrix.
 
-    An entry of size ``w`` is rounded by at most ``eps w / 2``, so the rounding of the matrix is
-    like noise of standard deviation ``eps rms(w) / sqrt(12)``, whose spectral norm is about
-    ``sqrt(m) + sqrt(n)`` times that. Twice it, so that what is kept is more signal than noise.
-    ``None`` where the default threshold is above it.
+    Not the tolerance of a record: that is wider in a wide matrix, and a direction that it does not
+    count is still taken in a gradient.
     """
-    m, n = delta.shape
-    eps = torch.finfo(delta.dtype).eps
-    noise = 2 * eps * _norms(weight) / math.sqrt(12 * m * n) * (math.sqrt(m) + math.sqrt(n))
-    size = _norms(delta)
-    share = float(torch.where(size > 0, noise / size, 0.0))
-    return min(share, 0.99) if share > 4 * eps else None
+    share = difference_rtol(delta, weight)
+    return min(share, 0.99) if share > 4 * torch.finfo(delta.dtype).eps else None
 
 
 def _median(values: Iterable[float | None]) -> str:
