@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from disentangle.generators import Normed, constant, disjoint
+from orthotrain.data import Sprites
 from orthotrain.disentangle import (
     Budget,
     ClassifierBudget,
@@ -22,6 +23,7 @@ from orthotrain.disentangle import (
     random_features,
 )
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from orthotrain.models import EigenGenerator
 from reference.matrices import generator
 
 SMALL = Budget(
@@ -182,6 +184,22 @@ def test_real_images_of_every_kind_count_alike():
         assert a.value == pytest.approx(c.value, rel=0.05, abs=0.1)
 
 
+def test_images_that_fitted_the_pca_are_not_scored():
+    signed, asked = real_images(), []
+
+    class Recorded:
+        def __len__(self):
+            return len(signed)
+
+        def __getitem__(self, index):
+            asked.extend(index.tolist())
+            return signed[index]
+
+    run(reference=Recorded())
+    # 20 for the PCA and twice 30 to compare, each once.
+    assert len(asked) == len(set(asked)) == 80
+
+
 def test_noise_beside_the_factors():
     """The fourth coordinate is drawn, and neither scored nor turned."""
     found = run(lambda z: disjoint(z[:, :3]) * torch.sigmoid(z[:, 3:, None, None]),
@@ -189,6 +207,27 @@ def test_noise_beside_the_factors():
     assert len(found.activeness) == 3
     assert found["VP"].chance == 1 / 3
     assert found.settings["factors"] == 3
+
+
+def test_a_model_of_the_package_against_the_sprites_it_would_learn():
+    model = EigenGenerator(
+        16, noise_dim=4, num_basis=2, base_channels=2, channels=1, generator=generator(0)
+    )
+    dim = model.latent_dim
+    found = run(
+        lambda v: model(v[:, :dim], v[:, dim:]),
+        latent_dim=dim + 4,
+        factors=dim,
+        reference=Sprites(16),
+        reference_range="unit",
+    )
+    assert len(found.activeness) == dim
+    # It has learned nothing, and every measure says so.
+    for row in found.scores:
+        if row.name.startswith(("FD", "KD")):
+            assert row.value > row.floor + 4 * row.spread
+        if row.name.startswith("coverage"):
+            assert row.value < row.floor
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -140,7 +140,7 @@ def test_sefa_finds_the_axes_of_a_generator_whose_latent_was_turned():
 
 def test_coordinates_beyond_the_directions_stay():
     seen = []
-    turned = rotated(lambda z: seen.append(z) or z, random_rotation(2, seed=0))
+    turned = rotated(lambda z: seen.append(z) or z[:, :, None, None], random_rotation(2, seed=0))
     z = torch.randn(4, 5, generator=generator(0))
     turned(z)
     assert torch.equal(seen[0][:, 2:], z[:, 2:])

@@ -23,6 +23,10 @@ MODULE = importlib.import_module("orthotrain.disentangle.variation_predictabilit
 SMALL = ClassifierBudget(
     pairs=240, epochs=8, batch_size=16, width=8, train_fraction=0.4, validation_fraction=0.1
 )
+# Enough for accuracies between chance and all, so that a change of the pairs shows in them.
+TELLING = ClassifierBudget(
+    pairs=90, epochs=4, batch_size=8, width=4, train_fraction=0.4, validation_fraction=0.2
+)
 
 
 def test_disjoint_pixels_are_told_apart():
@@ -80,19 +84,26 @@ def test_pairs_differ_in_one_coordinate_drawn_from_the_prior():
     assert abs(float(torch.corrcoef(moved)[0, 1])) < 4 / 200**0.5
 
 
+def coarse(z, shared=0.0):
+    """Multiples of 1/64, so that neither a batch nor what is added changes a difference."""
+    model = linear(3, (1, 12, 12), dtype=torch.float32).requires_grad_(False)
+    return (model(z) * 64).round() / 64 + shared
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batch_size_changes_nothing(batch_size):
+    settings = {"seed": 0, "budget": TELLING, "value_range": "any"}
+    found = variation_predictability(coarse, 3, batch_size=batch_size, **settings)
+    assert found == variation_predictability(coarse, 3, **settings)
+    assert found.chance < found.accuracy < 1
+
+
 def test_the_network_sees_the_difference_alone():
     """What both images share cannot matter."""
-    shared = torch.linspace(-1, 1, 144).reshape(1, 1, 12, 12)
-    model = linear(3, (1, 12, 12), dtype=torch.float32)
-    budget = ClassifierBudget(pairs=60, epochs=1, width=2)
-    plain, shifted = (
-        variation_predictability(
-            lambda z, s=s: (model(z) * 1024).round() / 1024 + (s * shared * 64).round(),
-            3, seed=0, budget=budget, value_range="any",
-        )
-        for s in (0, 1)
-    )  # fmt: skip
-    assert plain == shifted
+    shared = torch.randint(-9, 10, (1, 1, 12, 12), generator=generator(3)).float()
+    settings = {"seed": 0, "budget": TELLING, "value_range": "any"}
+    found = variation_predictability(lambda z: coarse(z, shared), 3, **settings)
+    assert found == variation_predictability(coarse, 3, **settings)
 
 
 def test_scored_pairs_were_not_seen(monkeypatch):
@@ -110,6 +121,29 @@ def test_scored_pairs_were_not_seen(monkeypatch):
     found = variation_predictability(disjoint, 2, seed=0, budget=budget)
     # Chance is a half; four standard errors of 140 scored pairs.
     assert all(abs(x - 0.5) < 4 * (0.25 / 140) ** 0.5 for x in found.accuracies)
+
+
+def test_epoch_is_chosen_on_the_validation_part_and_scored_on_the_rest(monkeypatch):
+    """Epochs that leave a mark in the weights, and scores that are told by it."""
+    seen = []
+
+    def marked(network, *_):
+        with torch.no_grad():
+            network.head.bias.fill_(round(float(network.head.bias[0])) + 1)
+
+    def told(network, x, labels, part):
+        epoch = int(network.head.bias[0])
+        seen.append((len(part), epoch))
+        # The second has the best accuracy, the third as good a one at a higher loss.
+        return {1: (0.2, -0.1), 2: (0.9, -0.3), 3: (0.9, -0.4), 4: (0.5, -0.2)}[epoch]
+
+    monkeypatch.setattr(MODULE, "_train_epoch", marked)
+    monkeypatch.setattr(MODULE, "_score", told)
+    budget = ClassifierBudget(
+        pairs=100, epochs=4, width=2, train_fraction=0.3, validation_fraction=0.1
+    )
+    variation_predictability(disjoint, 2, seed=0, budget=budget)
+    assert seen == [(10, 1), (10, 2), (10, 3), (10, 4), (60, 2)] * 3
 
 
 def test_parts_hold_every_coordinate_to_its_share():

@@ -106,11 +106,8 @@ class Source:
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         module = module_of(self.generate)
-        if module is not None:
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.is_floating_point():
-                    return tensor.device, tensor.dtype
-        return torch.device("cpu"), torch.float32
+        place = None if module is None else place_of(module)
+        return (torch.device("cpu"), torch.float32) if place is None else place
 
     def _require_images(self, out: object, n: int) -> None:
         if not isinstance(out, Tensor):
@@ -155,15 +152,27 @@ def signed(images: Tensor, value_range: ValueRange) -> Tensor:
     return 2 * images - 1 if value_range == "unit" else images
 
 
-def module_of(generate: object) -> nn.Module | None:
-    """The module behind a generator: itself, the owner of a bound method, or what is wrapped."""
-    while not isinstance(generate, nn.Module):
-        inner = getattr(generate, "__self__", None)
-        inner = getattr(generate, "generate", None) if inner is None else inner
-        if inner is None or inner is generate:
+def module_of(function: object) -> nn.Module | None:
+    """The module behind a callable: itself, the owner of a bound method, or what is wrapped.
+
+    Wrapped is what ``__wrapped__`` names, as ``functools.wraps`` and ``RotatedGenerator`` set it.
+    """
+    while not isinstance(function, nn.Module):
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, nn.Module):
+            return owner
+        function = getattr(function, "__wrapped__", None)
+        if function is None:
             return None
-        generate = inner
-    return generate
+    return function
+
+
+def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Device and dtype of a module's first floating-point tensor; None where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return None
 
 
 @contextmanager

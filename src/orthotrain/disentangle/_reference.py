@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,6 +14,7 @@ from orthotrain.disentangle.features import signed_images
 from orthotrain.errors import ConfigError, ShapeError
 
 
+@runtime_checkable
 class Reference(Protocol):
     """Real images: a tensor ``(n, c, h, w)``, or anything that is indexed like one.
 

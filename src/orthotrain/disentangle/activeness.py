@@ -19,14 +19,17 @@ from orthotrain.disentangle._generator import (
 )
 from orthotrain.errors import ConfigError
 
+#: Latents, and what a coordinate is set to: Wei et al. (2021).
+SAMPLES, VALUES = 300, (-2.0, 0.0, 2.0)
+
 
 def activeness(  # noqa: PLR0913 - the budget, by name
     generate: Generate,
     latent_dim: int,
     *,
     seed: int,
-    samples: int = 300,
-    values: Sequence[float] = (-2.0, 0.0, 2.0),
+    samples: int = SAMPLES,
+    values: Sequence[float] = VALUES,
     factors: int | None = None,
     batch_size: int = 64,
     value_range: ValueRange = "signed",
@@ -39,9 +42,9 @@ def activeness(  # noqa: PLR0913 - the budget, by name
 
     Args:
         generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour, the same
-            image for the same latent. A module is put into evaluation mode for the call and back.
-            It gets latents on the device and in the dtype of its weights, another callable
-            float32 latents on the CPU.
+            image for the same latent. A module, or its bound method, is put into evaluation mode
+            for the call and back, and gets latents on the device and in the dtype of its weights.
+            Another callable gets float32 latents on the CPU and sees to the mode of its modules.
         latent_dim: Length of a latent.
         seed: Of the latents.
         samples: Latents for each coordinate.
@@ -64,7 +67,7 @@ def activeness(  # noqa: PLR0913 - the budget, by name
         Not differentiable.
 
     Source:
-        Peebles et al. (2020), arXiv:2008.10599; 300 latents and the extent 2 as in Wei et al.
+        Peebles et al. (2020), arXiv:2008.10599; latents and values as in the code of Wei et al.
         (2021), arXiv:2108.09267.
 
     Example:

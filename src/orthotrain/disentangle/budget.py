@@ -36,7 +36,8 @@ class Budget:
         latents: For activeness, at least 2.
         classifier: Of VP.
         paths: Of PPL.
-        images: Generated ones for fidelity; at most half of the real ones are compared.
+        images: Generated ones for fidelity, and as many real ones twice; fewer where there are
+            fewer. All pairs are compared, in every space and split.
         splits: Of the real images for fidelity.
         pca_images: Real images to which pixel PCA is fitted, at most a fifth; they are not scored.
         factors: Of the scores that need true factors.
@@ -45,7 +46,7 @@ class Budget:
     latents: int = 300
     classifier: ClassifierBudget = field(default_factory=ClassifierBudget)
     paths: int = 2000
-    images: int = 5000
+    images: int = 2000
     splits: int = 5
     pca_images: int = 1000
     factors: FactorBudget = field(default_factory=FactorBudget)

@@ -20,7 +20,7 @@ from orthotrain.disentangle._generator import (
     stream,
 )
 from orthotrain.disentangle._reference import Reference
-from orthotrain.disentangle.activeness import activeness_of_latents
+from orthotrain.disentangle.activeness import VALUES, activeness_of_latents
 from orthotrain.disentangle.budget import Budget
 from orthotrain.disentangle.evaluation import Evaluation, Score
 from orthotrain.disentangle.features import FeatureSpace, pixel_features, random_features
@@ -60,9 +60,8 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
 
     Args:
         generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
-            latent must give the same image. A module is put into evaluation mode for the call and
-            back, and gets latents where its weights are; another callable gets float32 latents on
-            the CPU. A generator with a noise input besides its factors takes both in one latent:
+            latent must give the same image. Modes, devices and dtypes as for ``activeness``. A
+            generator with a noise input besides its factors takes both in one latent:
             ``lambda v: model(v[:, :6], v[:, 6:])`` with ``factors=6``.
         latent_dim: Length of a latent, at least 2.
         seed: Of everything.
@@ -106,7 +105,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         )
     require_count("evaluate", "latents", budget.latents, at_least=2)
     image_shape = _image_shape(source, seed)
-    active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=(-2, 0, 2))
+    active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=VALUES)
     rows = [_active_dimensions(active), *_latent_rows(source, seed, budget)]
     if reference is not None:
         rows += fidelity_rows(

@@ -21,6 +21,8 @@ from orthotrain.disentangle._codes import require_count
 from orthotrain.disentangle._generator import (
     ValueRange,
     measuring,
+    module_of,
+    place_of,
     require_choice,
     require_image_values,
     require_range,
@@ -51,14 +53,18 @@ class FeatureSpace:
     accuracy: float | None = None
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Features of one batch in float64, without gradient, where the images are.
+        """Features of one batch in float64, without gradient.
+
+        A module gets the images where its weights are; another callable gets them as they are.
 
         Raises:
             ShapeError: The function does not return a row for each image.
             NonFiniteError: A feature is NaN or infinite.
         """
+        module = module_of(self.function)
+        place = None if module is None else place_of(module)
         with measuring(self.function):
-            out = self.function(images)
+            out = self.function(images if place is None else images.to(place[0]))
         if not isinstance(out, Tensor) or out.ndim < 1 or len(out) != len(images) or not len(out):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ShapeError(
@@ -210,7 +216,8 @@ def file_features(
         allow_pickle: Unpickling runs code of the file: only for files you trust.
 
     Returns:
-        A space on the CPU; grey images are given to the network as three equal channels.
+        A space on the CPU, whatever device the images are on; grey images are given to the
+        network as three equal channels.
 
     Raises:
         DataError: No such file, or no network in it.
@@ -227,7 +234,7 @@ def file_features(
         parameter.requires_grad_(False)
 
     def function(images: Tensor) -> Tensor:
-        x = images.float()
+        x = images.to("cpu", torch.float32)
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         if size is not None:

@@ -31,6 +31,11 @@ class RotatedGenerator:
     generate: Generate
     directions: Float[Tensor, "k k"]
 
+    @property
+    def __wrapped__(self) -> Generate:
+        """The generator, whose mode and device are looked for through this one."""
+        return self.generate
+
     def __call__(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
         """Images of ``sum_i z_i directions_i``."""
         k = len(self.directions)

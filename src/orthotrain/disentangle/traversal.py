@@ -20,7 +20,7 @@ from orthotrain.disentangle._generator import (
     require_dims,
     stream,
 )
-from orthotrain.disentangle.activeness import activeness_of_latents
+from orthotrain.disentangle.activeness import SAMPLES, VALUES, activeness_of_latents
 from orthotrain.errors import ConfigError
 
 Order = Literal["index", "activeness"]
@@ -98,7 +98,7 @@ def _rows(source: Source, dims: Sequence[int], order: Order, seed: int) -> list[
         case "index":
             return list(dims)
         case "activeness":
-            active = activeness_of_latents(source, seed=seed, samples=300, values=(-2.0, 0.0, 2.0))
+            active = activeness_of_latents(source, seed=seed, samples=SAMPLES, values=VALUES)
             found = active.mean(dim=0)[list(dims)].argsort(descending=True, stable=True)
             return [dims[i] for i in found.tolist()]
         case _:
