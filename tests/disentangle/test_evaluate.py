@@ -377,7 +377,7 @@ def test_real_images_that_are_indexed_wrongly():
         ({"budget": dataclasses.replace(SMALL, splits=1), "reference": real_images()}, "splits"),
         ({"reference": real_images(), "reference_range": "bytes"}, "value_range"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_settings(settings, message):
     with pytest.raises(ConfigError, match=message):

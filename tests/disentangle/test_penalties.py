@@ -311,7 +311,9 @@ def test_wrong_outputs(penalty, function):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    "loss", [hessian_penalty, orojar, partial(vp_loss, classifier=silent(3))], ids=str
+    "loss",
+    [hessian_penalty, orojar, partial(vp_loss, classifier=silent(3))],
+    ids=["hessian", "orojar", "vp"],
 )
 def test_wrong_latents(loss):
     for shape in ((3,), (0, 3), (2, 3, 1)):
