@@ -38,6 +38,7 @@ def test_every_shape_gives_the_same():
     assert convolution.weight.shape == (5, 6, 2, 2)
     for shaped, axis in (
         (w.mT.contiguous(), None),  # nn.Linear: (out, in)
+        (w, None),  # EigenSubspace.u: (latent, features)
         (w.reshape(5, 6, 2, 2), None),  # nn.ConvTranspose2d: (in, out, kh, kw)
         (w.reshape(5, 6, 2, 2).movedim(0, 2), 2),
         (w.mT, -1),
@@ -80,8 +81,8 @@ def test_zero_columns_and_dtypes():
         assert directions.dtype == strengths.dtype == dtype
         assert not directions.requires_grad
     directions, strengths = sefa_directions(torch.zeros(3, 4))
-    assert strengths.tolist() == [0.0] * 4
-    torch.testing.assert_close(directions @ directions.mT, torch.eye(4))
+    assert strengths.tolist() == [0.0] * 3
+    torch.testing.assert_close(directions @ directions.mT, torch.eye(3))
 
 
 @pytest.mark.bad_input
@@ -98,6 +99,9 @@ def test_wrong_input():
     for axis in (2, -3, True):
         with pytest.raises(ConfigError, match="latent_axis"):
             sefa_directions(torch.zeros(3, 4), latent_axis=axis)
+    # A square matrix does not tell which of its axes is the latent.
+    with pytest.raises(ConfigError, match=r"latent_axis.*got None for shape \(4, 4\)"):
+        sefa_directions(torch.eye(4))
     with pytest.raises(NonFiniteError, match=r"finite numbers.* in weight"):
         sefa_directions(torch.full((3, 4), torch.nan))
 

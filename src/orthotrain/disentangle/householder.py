@@ -90,7 +90,7 @@ class HouseholderProjector(nn.Module):
         """The weight, in its own shape."""
         u = reflection_product(feature_vectors)
         v = reflection_product(latent_vectors)
-        return self._shaped((v * self.scales.to(v.dtype)) @ u.mT)
+        return _as_weight((v * self.scales.to(v.dtype)) @ u.mT, self.weight_shape, self.latent_axis)
 
     def right_inverse(
         self, weight: Float[Tensor, "*shape"]
@@ -111,12 +111,6 @@ class HouseholderProjector(nn.Module):
     def extra_repr(self) -> str:
         """The rank that is kept, and the kind of scales."""
         return f"rank={len(self.scales) or self.rank}, scales={self.kind!r}"
-
-    def _shaped(self, matrix: Tensor) -> Tensor:
-        axis = axis_of_latent(len(self.weight_shape), self.latent_axis)
-        shape = list(self.weight_shape)
-        latent = shape.pop(axis)
-        return matrix.reshape(latent, *shape).movedim(0, axis)
 
 
 def householder_projection(
@@ -155,11 +149,8 @@ def householder_projection(
     """
     require_choice("householder_projection", "scales", scales, get_args(Scales))
     v, s, u = _kept(weight, rank, latent_axis)
-    axis = axis_of_latent(weight.ndim, latent_axis)
-    shape = list(weight.shape)
-    latent = shape.pop(axis)
     matrix = (v * _diagonal(s, scales)) @ u.mT
-    return matrix.reshape(latent, *shape).movedim(0, axis).to(weight.dtype).contiguous()
+    return _as_weight(matrix, tuple(weight.shape), latent_axis).to(weight.dtype).contiguous()
 
 
 def householder_projector(
@@ -222,6 +213,16 @@ def _kept(weight: Tensor, rank: int | None, latent_axis: int | None) -> tuple[Te
         )
     v, s, uh = thin_svd(matrix)
     return v[:, :kept], s[:kept], uh[:kept].mT
+
+
+def _as_weight(
+    matrix: Float[Tensor, "latent features"], shape: tuple[int, ...], latent_axis: int | None
+) -> Float[Tensor, "*shape"]:
+    """The inverse of ``latent_matrix``."""
+    axis = axis_of_latent(shape, latent_axis)
+    assert axis is not None
+    features = shape[:axis] + shape[axis + 1 :]
+    return matrix.reshape(shape[axis], *features).movedim(0, axis)
 
 
 def _diagonal(s: Tensor, scales: Scales) -> Tensor:

@@ -25,13 +25,14 @@ def sefa_directions(
     Args:
         weight: What multiplies the latent, in one of these shapes:
 
-            - ``nn.Linear``: ``(out, in)``, the latent is the last axis;
-            - ``nn.ConvTranspose2d``: ``(in, out, kh, kw)``, the latent is the first axis;
-            - ``EigenSubspace.u``: ``(num_basis, *out_shape)``, the latent is the first axis. The
-              layer multiplies by its scales, too: pass ``scales[:, None] * u.flatten(1)`` with
-              ``latent_axis=0``.
-        latent_axis: Which axis is the latent. None is the last of a matrix and the first of a
-            tensor with more axes.
+            - ``nn.Linear``: ``(out, in)``, the latent is axis 1;
+            - ``nn.ConvTranspose2d``: ``(in, out, kh, kw)``, the latent is axis 0;
+            - ``EigenSubspace.u`` and the latent layer of ``SimpleGenerator``:
+              ``(latent, features)``, axis 0. The subspace multiplies by its scales, too: pass
+              ``(scale[:, None] * u)``.
+        latent_axis: Which axis is the latent. None is the first of three axes or more and the
+            shorter one of a matrix, since a latent becomes more features than it has coordinates;
+            a square matrix does not tell.
 
     Returns:
         ``(directions, strengths)``: directions ``(d, d)``, orthogonal, **one a row**, from the
@@ -42,7 +43,7 @@ def sefa_directions(
 
     Raises:
         ShapeError: Fewer than two axes, or an empty one.
-        ConfigError: Not real floating-point, or no such axis.
+        ConfigError: Not real floating-point, no such axis, or a square matrix without one.
         NonFiniteError: ``weight`` holds NaN or infinity.
         ConvergenceError: No driver finds the eigenvalues.
 
@@ -53,9 +54,10 @@ def sefa_directions(
         Shen and Zhou (2021), arXiv:2007.06600.
 
     Example:
-        >>> directions, strengths = sefa_directions(torch.tensor([[0.0, 2.0], [0.0, 1.0]]))
+        >>> weight = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 0.0]])  # of nn.Linear(2, 3)
+        >>> directions, strengths = sefa_directions(weight)
         >>> directions.tolist(), strengths.tolist()
-        ([[0.0, 1.0], [1.0, 0.0]], [2.0, 0.0])
+        ([[0.0, 1.0], [1.0, 0.0]], [2.0, 1.0])
     """
     w = latent_matrix("sefa_directions", weight, latent_axis).detach().double()
     norms = w.norm(dim=0, keepdim=True)
@@ -77,8 +79,8 @@ def latent_matrix(
             f"pass the weight that multiplies the latent"
         )
     require_real_floating(function, weight, name="weight")
-    axis = axis_of_latent(weight.ndim, latent_axis)
-    if isinstance(latent_axis, bool) or not 0 <= axis < weight.ndim:
+    axis = axis_of_latent(tuple(weight.shape), latent_axis)
+    if axis is None or isinstance(latent_axis, bool) or not 0 <= axis < weight.ndim:
         raise ConfigError(
             f"{function} needs latent_axis to be an axis of the weight, got {latent_axis} for "
             f"shape {tuple(weight.shape)}; 1 for nn.Linear, 0 for a transposed convolution"
@@ -87,11 +89,13 @@ def latent_matrix(
     return weight.movedim(axis, 0).flatten(1)
 
 
-def axis_of_latent(ndim: int, latent_axis: int | None) -> int:
-    """Which axis of a weight is the latent, counted from the front."""
-    if latent_axis is None:
-        return 1 if ndim == 2 else 0
-    return latent_axis + ndim if latent_axis < 0 else latent_axis
+def axis_of_latent(shape: tuple[int, ...], latent_axis: int | None) -> int | None:
+    """Which axis of a weight is the latent, counted from the front; None where nothing tells."""
+    if latent_axis is not None:
+        return latent_axis + len(shape) if latent_axis < 0 else latent_axis
+    if len(shape) != 2:
+        return 0
+    return None if shape[0] == shape[1] else int(shape[1] < shape[0])
 
 
 def _fixed_signs(directions: Tensor) -> Tensor:
