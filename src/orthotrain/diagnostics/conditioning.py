@@ -71,8 +71,8 @@ class ConditionMonitor(Method):
     A look costs a pass over the layer's input and two decompositions without vectors a matrix.
     With whitening behind the stem of a ResNet-18 on 32x32 images, batch 128, one CPU thread, that
     was 0.66 % of a step at ``every_steps=1`` and a tenth of it at 10, in a network of a quarter of
-    the width 3.7 % and a tenth of it (``python benchmarks/condition_monitor.py``). A step without a look costs tens of microseconds. All is read
-    on the CPU, so a look waits for an accelerator.
+    the width 3.7 % and a tenth of it (``python benchmarks/condition_monitor.py``). A step without
+    a look costs tens of microseconds. All is read on the CPU, so a look waits for an accelerator.
 
     Args:
         params: Weights to watch, their gradients and updates with them: name patterns, modules
