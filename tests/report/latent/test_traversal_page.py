@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,38 +15,9 @@ from sklearn.datasets import load_sample_images
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.report.latent import Traversals, save_traversals, traversal_page
 from report.latent.drawn import HEIGHT, OWN, SAMPLES, VALUES, WIDTH, data_of, offsets, traversals
+from report.test_page import Page
 
-VOID = {"meta", "link", "input"}
 BOTH = (traversals("none"), traversals("nog", tint=20))
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes and visible text; fails on a wrong nesting."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page(*drawn, **settings):
