@@ -105,7 +105,7 @@ def test_batches_are_no_larger_than_asked_and_carry_no_gradient(metric: Metric):
 
 @pytest.mark.parametrize("metric", [METRICS[0], METRICS[3]], ids=str)
 def test_every_row_of_a_batch_meets_the_same_nuisance(metric: Metric):
-    """A noise input that is fixed by place in the batch, like that of ``with_noise(seed=...)``."""
+    """A noise input that is fixed by place in the batch."""
     random = torch.Generator().manual_seed(5)
     nuisance = 10 * torch.randn(64, 1, 4, 4, generator=random, dtype=torch.float64)
     model = linear().requires_grad_(False)

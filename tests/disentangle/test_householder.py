@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from orthotrain.disentangle import (
     HouseholderProjector,
+    householder_directions,
     householder_projection,
     householder_projector,
     reflection_product,
@@ -212,3 +213,32 @@ def test_wrong_input():
         broken.weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError):
         householder_projector(broken)
+
+
+# --- its directions -------------------------------------------------------------------------------
+
+
+@both_kinds
+def test_along_a_direction_one_column_moves_as_far_as_its_scale_says(kind):
+    made = householder_projector(layer(kind), scales="singular")
+    with torch.no_grad():
+        made.parametrizations.weight.original0 += 0.3
+        made.parametrizations.weight.original1 += 0.2
+    directions = householder_directions(made)
+    torch.testing.assert_close(
+        directions @ directions.mT, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-13
+    )
+    moves = directions @ as_matrix(made.weight.detach())
+    gram = moves @ moves.mT
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-12)
+    assert gram.diagonal().sqrt().tolist() == pytest.approx([3, 2, 1], abs=1e-12)
+
+
+@pytest.mark.bad_input
+def test_directions_of_a_weight_that_is_free():
+    with pytest.raises(ConfigError, match="'weight' of Linear to be held by reflections"):
+        householder_directions(layer("linear"))
+    free = layer("linear")
+    parametrize.register_parametrization(free, "weight", nn.Identity())
+    with pytest.raises(ConfigError, match="to be held by reflections"):
+        householder_directions(free)

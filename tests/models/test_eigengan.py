@@ -133,63 +133,22 @@ def test_without_noise_the_start_is_learned():
     assert model(z).shape == (2, 3, 8, 8)
 
 
-# --- a function of z alone ------------------------------------------------------------------------
+# --- coordinates and noise in one vector ----------------------------------------------------------
 
 
-def test_one_noise_vector_for_all():
-    model = model_of(16)
+@pytest.mark.parametrize("noise_dim", [0, 5])
+def test_one_vector_of_coordinates_and_noise(noise_dim):
+    model = model_of(16, noise_dim=noise_dim)
     z, e = model.latents(4, generator=generator(0))
-    generate = model.with_noise(e[1])
-    torch.testing.assert_close(generate(z), model(z, e[1].expand(4, -1)), rtol=0, atol=0)
+    joined = z if e is None else torch.cat([z, e], dim=1)
+    assert torch.equal(model.joint(joined), model(z, e))
 
 
-def test_row_by_row_every_call_has_the_noise_of_the_seed():
-    model = model_of(16)
-    before = torch.get_rng_state()
-    z, _ = model.latents(6, generator=generator(0))
-    images = model.with_noise(seed=3)(z)
-    other = model.with_noise(seed=3)
-    # In parts, and more rows after fewer.
-    torch.testing.assert_close(other(z[:2]), images[:2], rtol=0, atol=1e-6)
-    torch.testing.assert_close(other(z), images, rtol=0, atol=1e-6)
-    torch.testing.assert_close(other(z[:5]), images[:5], rtol=0, atol=1e-6)
-    assert (model.with_noise(seed=4)(z) - images).abs().max() > 1e-3
-    # Equal codes, different noise.
-    rows = other(z[:1].expand(3, -1))
-    assert (rows[0] - rows[1]).abs().max() > 1e-3
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_noise_is_standard_normal_and_each_row_its_own():
-    model = model_of(noise_dim=50)
-    seen = []
-    hook = model.start.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.with_noise(seed=0)(torch.zeros(40, model.latent_dim))
-    hook.remove()
-    (e,) = seen
-    assert e.shape == (40, 50)
-    assert abs(e.mean()) < 5 / 2000**0.5
-    assert abs(e.square().mean() - 1) < 5 * (2 / 2000) ** 0.5
-    assert len({tuple(row) for row in e.tolist()}) == 40
-
-
-def test_the_function_is_differentiable_and_follows_the_model():
+def test_a_joint_vector_is_differentiable():
     model = model_of().double()
-    generate = model.with_noise(seed=1)
-    z = normal(2, 3).requires_grad_()
-    before = generate(z)
-    (slope,) = torch.autograd.grad(before.square().sum(), z)
-    assert slope.abs().max() > 0
-    with torch.no_grad():
-        model.to_image.bias.add_(1)
-    assert not torch.equal(generate(z), before)
-
-
-def test_without_noise_the_function_is_the_model():
-    model = model_of(noise_dim=0)
-    z, _ = model.latents(3, generator=generator(0))
-    for generate in (model.with_noise(), model.with_noise(seed=3)):
-        assert torch.equal(generate(z), model(z))
+    v = normal(2, 8).requires_grad_()
+    (slope,) = torch.autograd.grad(model.joint(v).square().sum(), v)
+    assert (slope.abs().amax(dim=0) > 0).all()
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -218,8 +177,6 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_coordinates_of_another_shape_are_refused(shape):
     with pytest.raises(ShapeError, match=r"need \(n, 6\) or \(n, 2, 3\)"):
         model_of(16, noise_dim=0)(torch.zeros(shape))
-    with pytest.raises(ShapeError, match=r"need \(n, 6\) or \(n, 2, 3\)"):
-        model_of(16).with_noise(seed=0)(torch.zeros(shape))
 
 
 @pytest.mark.bad_input
@@ -236,13 +193,7 @@ def test_noise_that_is_missing_or_does_not_fit_is_refused():
 
 
 @pytest.mark.bad_input
-def test_noise_of_a_function_that_is_unclear_is_refused():
-    model = model_of()
-    with pytest.raises(ConfigError, match="no e with seed=None"):
-        model.with_noise()
-    with pytest.raises(ConfigError, match="got e with seed=3"):
-        model.with_noise(torch.zeros(5), seed=3)
-    with pytest.raises(ConfigError, match="noise_dim=0"):
-        model_of(noise_dim=0).with_noise(torch.zeros(5))
-    with pytest.raises(ShapeError, match=r"\(2, 5\), need \(5,\)"):
-        model.with_noise(torch.zeros(2, 5))
+@pytest.mark.parametrize("shape", [(8,), (2, 3), (2, 9), (2, 8, 1)], ids=str)
+def test_a_joint_vector_of_another_length_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"need \(n, 8\): 3 coordinates, then 5 of noise"):
+        model_of().joint(torch.zeros(shape))

@@ -18,7 +18,7 @@ from orthotrain.training.latent_run import (
 
 def test_every_treatment_alone_and_every_control_has_a_variant():
     variants = {variant.name: variant for variant in all_latent_variants()}
-    assert len(variants) == len(all_latent_variants()) == 21
+    assert len(variants) == len(all_latent_variants()) == 23
     assert variants["none"].treatments == ()
     for name in ("nog", "nog-update", "olr", "ol", "retraction", "hessian", "orojar", "vp"):
         assert variants[name].treatments == (name,)

@@ -33,6 +33,7 @@ from orthotrain.disentangle.fidelity import Fidelity, fidelity, frechet_distance
 from orthotrain.disentangle.hessian_penalty import hessian_penalty
 from orthotrain.disentangle.householder import (
     HouseholderProjector,
+    householder_directions,
     householder_projection,
     householder_projector,
     reflection_product,
@@ -89,6 +90,7 @@ __all__ = [
     "file_features",
     "frechet_distance",
     "hessian_penalty",
+    "householder_directions",
     "householder_projection",
     "householder_projector",
     "interventions",

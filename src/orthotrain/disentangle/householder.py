@@ -61,7 +61,7 @@ class HouseholderProjector(nn.Module):
     For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. What is trained
     are the reflection vectors; ``s`` is a buffer, zero beyond ``rank``, so the weight stays low
     rank and its directions orthonormal at every step of any optimizer. ``V``, on the side of the
-    latent, holds the directions as columns: ``.directions``.
+    latent, holds the directions as columns; ``householder_directions`` gives them as rows.
 
     Args:
         rank: Directions that are kept; None keeps all that the weight can have.
@@ -199,6 +199,32 @@ def householder_projector(
     # The weight changes on purpose: it becomes the nearest of its kind.
     parametrize.register_parametrization(module, name, projector, unsafe=True)
     return module
+
+
+@torch.no_grad()
+def householder_directions(module: nn.Module, name: str = "weight") -> Float[Tensor, "r d"]:
+    """Directions of a weight that ``householder_projector`` holds, orthonormal, one a row.
+
+    Moved along row ``i``, the latent moves column ``i`` of ``U`` alone, as far as its scale says.
+    With all of them kept, ``rotated(generator, directions)`` is the generator along them.
+
+    Args:
+        module: Its owner.
+        name: The weight's attribute.
+
+    Returns:
+        ``(rank, latent)``, in the order of the singular values that they started from.
+
+    Raises:
+        ConfigError: The weight is not held by reflections.
+    """
+    held = getattr(module, "parametrizations", {})
+    if name not in held or not isinstance(held[name][0], HouseholderProjector):
+        raise ConfigError(
+            f"householder_directions needs {name!r} of {type(module).__name__} to be held by "
+            f"reflections; call householder_projector(module, {name!r}) first"
+        )
+    return reflection_product(held[name].original1).mT
 
 
 def _kept(weight: Tensor, rank: int | None, latent_axis: int | None) -> tuple[Tensor, ...]:

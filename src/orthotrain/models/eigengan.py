@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -157,7 +155,7 @@ class EigenGenerator(nn.Module):
         Args:
             z: ``(n, latent_dim)``, or the same as ``(n, blocks, num_basis)``.
             e: ``(n, noise_dim)``; None if, and only if, ``noise_dim`` is 0. Nothing is drawn here:
-                :meth:`latents` draws, and :meth:`with_noise` leaves a function of ``z`` alone.
+                :meth:`latents` draws.
 
         Returns:
             ``(n, channels, size, size)``.
@@ -191,42 +189,27 @@ class EigenGenerator(nn.Module):
         images: Tensor = self(*self.latents(n, generator=generator))
         return images
 
-    def with_noise(
-        self, e: Float[Tensor, " noise"] | None = None, *, seed: int | None = None
-    ) -> Callable[[Float[Tensor, "n latent"]], Float[Tensor, "n c size size"]]:
-        """The generator as a function of ``z`` alone, which is what measures take.
+    def joint(self, latents: Float[Tensor, "n d"]) -> Float[Tensor, "n c size size"]:
+        """Images of coordinates and noise in one vector, which is what measures take.
+
+        ``evaluate(model.joint, latent_dim=model.latent_dim + model.noise_dim,
+        factors=model.latent_dim, ...)`` draws the noise as the prior does and moves the
+        coordinates alone.
 
         Args:
-            e: One vector for all images.
-            seed: Or: row ``i`` of every call gets the ``i``-th vector that this seed draws. So two
-                calls whose ``z`` differ differ in nothing else, row by row, whatever the number of
-                rows. With ``noise_dim=0`` there is nothing to draw, and it may be given all the
-                same.
-
-        Returns:
-            A function of ``(n, latent_dim)``, differentiable, that follows the model's weights.
+            latents: ``(n, latent_dim + noise_dim)``, the coordinates first.
 
         Raises:
-            ConfigError: Both are given, or neither although there is noise; or ``e`` with
-                ``noise_dim=0``.
-            ShapeError: ``e`` has another shape.
+            ShapeError: Another shape.
         """
-        if not self.noise_dim and e is None:
-            return lambda z: self(z)
-        if (e is None) == (seed is None) or not self.noise_dim:
-            raise ConfigError(
-                f"EigenGenerator.with_noise: got {'no ' if e is None else ''}e with seed={seed} "
-                f"and noise_dim={self.noise_dim}; give e for one vector, or seed for one a row"
-            )
-        if e is None:
-            rows = _NoiseRows(self.noise_dim, seed=seed)
-            return lambda z: self(z, rows.first(max(len(z), 1)).to(self.to_image.weight))
-        if e.shape != (self.noise_dim,):
+        d = self.latent_dim
+        if latents.ndim != 2 or latents.shape[1] != d + self.noise_dim:
             raise ShapeError(
-                f"EigenGenerator.with_noise: got e of shape {tuple(e.shape)}, need "
-                f"({self.noise_dim},); one vector is used for all images"
+                f"EigenGenerator.joint: got latents of shape {tuple(latents.shape)}, need (n, "
+                f"{d + self.noise_dim}): {d} coordinates, then {self.noise_dim} of noise"
             )
-        return lambda z: self(z, e.expand(len(z), -1))
+        images: Tensor = self(latents[:, :d], latents[:, d:] if self.noise_dim else None)
+        return images
 
     def extra_repr(self) -> str:
         """Sizes of image and latents."""
@@ -252,7 +235,7 @@ class EigenGenerator(nn.Module):
         if e is None:
             raise ConfigError(
                 f"EigenGenerator needs noise e of shape ({n}, {self.noise_dim}); draw it with "
-                "latents(n, generator=...), or fix it with with_noise(...)"
+                "latents(n, generator=...), or pass both in one vector to joint(...)"
             )
         if e.shape != (n, self.noise_dim):
             raise ShapeError(
@@ -325,23 +308,6 @@ class EigenDiscriminator(nn.Module):
             h = F.leaky_relu(convolution(h), SLOPE)
         logits: Tensor = self.head(F.leaky_relu(self.hidden(h.flatten(1)), SLOPE))
         return logits.squeeze(1)
-
-
-class _NoiseRows:
-    """Noise vectors of a seed, one after the other: the i-th is the same however many are drawn."""
-
-    def __init__(self, dim: int, *, seed: int | None) -> None:
-        assert seed is not None
-        self._dim = dim
-        self._random = torch.Generator().manual_seed(seed)
-        self._rows: list[Tensor] = []
-
-    def first(self, n: int) -> Tensor:
-        """``(n, dim)``."""
-        # One at a time: torch may draw other numbers for the first rows of a larger matrix.
-        while len(self._rows) < n:
-            self._rows.append(torch.randn(self._dim, generator=self._random))
-        return torch.stack(self._rows[:n])
 
 
 def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:

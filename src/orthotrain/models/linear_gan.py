@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -70,10 +68,6 @@ class LinearGenerator(nn.Module):
         """``n`` vectors of the prior; the same generator state gives the same ones."""
         vectors: Tensor = self(*self.latents(n, generator=generator))
         return vectors
-
-    def with_noise(self, *, seed: int) -> Callable[[Tensor], Tensor]:
-        """The generator as a function of ``z`` alone: its mean over the noise."""
-        return lambda z: self(z)
 
     @torch.no_grad()
     def covariance(self) -> Float[Tensor, "size size"]:

@@ -18,10 +18,11 @@ from orthotrain.training.latent_run import (
     LatentRun,
 )
 
-# Every treatment, the rivals, NOG at three learning rates, and OLR with SGD.
+# Every treatment, the rivals, NOG and nothing at three learning rates, and OLR with SGD.
 _VARIANTS: Final = (
     *("none", "nog", "olr", "ol", "nog-olr", "retraction", "nog-retraction", "nog-update"),
-    *("hessian", "orojar", "vp", "nog-lr0.33", "nog-lr3", "none-sgd", "olr-sgd"),
+    *("hessian", "orojar", "vp"),
+    *("none-lr0.33", "none-lr3", "nog-lr0.33", "nog-lr3", "none-sgd", "olr-sgd"),
 )
 _FIVE: Final = (0, 1, 2, 3, 4)
 _EIGEN: Final = LatentRun(

@@ -34,8 +34,9 @@ _ALONE: Final[tuple[tuple[Treatment, ...], ...]] = (
     ("nog-update",),
 )  # fmt: skip
 _RIVALS: Final[tuple[tuple[Treatment, ...], ...]] = (("hessian",), ("orojar",), ("vp",))
-# NOG changes the norm of a gradient, and with it the best learning rate.
-_NOG_LR_FACTORS: Final = (1 / 3, 3.0)
+# NOG changes the norm of a gradient, and with it the best learning rate; nothing done gets the
+# same rates, so that neither is better for being tuned alone.
+_LR_FACTORS: Final = (1 / 3, 3.0)
 BASELINE: Final = "none"
 
 
@@ -146,6 +147,8 @@ class LatentConfig:
         hessian: Weight of the Hessian penalty.
         orojar: Weight of OroJaR.
         vp: Weight of the VP loss.
+        householder_fraction: Steps of the Householder projector after a training without
+            treatment, as a share of that training's.
         sgd_lr: Learning rate of the controls with SGD.
         monitor_every_steps: Optimizer steps between readings of condition and orthonormality.
     """
@@ -154,11 +157,12 @@ class LatentConfig:
     hessian: float = 1e-3
     orojar: float = 1e-6
     vp: float = 0.1
+    householder_fraction: float = 0.1
     sgd_lr: float = 3e-2
     monitor_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("penalty", "hessian", "orojar", "vp", "sgd_lr"):
+        for name in ("penalty", "hessian", "orojar", "vp", "householder_fraction", "sgd_lr"):
             value = getattr(self, name)
             need(math.isfinite(value) and value > 0, f"latent.{name}={value} must be positive")
         need(
@@ -258,14 +262,14 @@ class LatentRun(RunConfig):
 
 
 def all_latent_variants() -> tuple[LatentVariant, ...]:
-    """Nothing, seven treatments, three rivals; NOG at two more learning rates; SGD for Adam."""
+    """Nothing, seven treatments, three rivals; two more learning rates; SGD in place of Adam."""
     nothing = LatentVariant(BASELINE, "none", "nothing is done to the latent weight")
     treated = [_treated(chosen) for chosen in (*_ALONE, *_RIVALS)]
     nog = treated[0]
     return (
         nothing,
         *treated,
-        *(_at_another_rate(nog, factor) for factor in _NOG_LR_FACTORS),
+        *(_at_another_rate(one, factor) for one in (nothing, nog) for factor in _LR_FACTORS),
         *(_with_sgd(variant) for variant in (nothing, *treated[: len(_ALONE)])),
     )
 

@@ -37,9 +37,9 @@ TIMES = {"step_ms", "seconds"}
 def cheap_scores(monkeypatch):
     """One number that depends on every weight, in place of minutes of scores."""
 
-    def score(model, real, *, sprites, budget, seed):
+    def score(model, real, *, sprites, budget, seed, directions=None):
         total = sum(float(p.double().abs().sum()) for p in model.parameters())
-        return {"total": total}, Evaluation((), (), (), {"real": len(real)})
+        return {"vp": total}, Evaluation((), (), (), {"real": len(real)})
 
     monkeypatch.setattr(loop, "image_scores", score)
 
@@ -66,8 +66,10 @@ def lines_of(path):
         ("linear", "none"),
         ("linear", "nog-olr"),
         ("linear", "retraction-sgd"),
+        ("eigen", "none"),
         ("eigen", "nog-update"),
         ("eigen", "vp"),
+        ("simple", "none"),
         ("simple", "hessian"),
         ("simple", "orojar"),
     ],
@@ -285,3 +287,31 @@ def test_generator_and_data_must_fit():
         replace(LINEAR, data=EIGEN.data)
     with pytest.raises(ConfigError, match="power of two"):
         state_of(config=replace(EIGEN, data=replace(EIGEN.data, image_size=24)))
+
+
+@pytest.mark.parametrize("config", [EIGEN, SIMPLE], ids=["eigen", "simple"])
+def test_the_network_runs_in_bfloat16_where_asked_and_penalties_do_not(config):
+    half = replace(config, precision="bfloat16", optim=replace(config.optim, r1=1.0))
+    state = state_of(config=half)
+    seen = []
+    first = next(m for m in state.discriminator.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    losses = adversarial_step(state, half)
+    # Real and generated, then the penalties' own passes, then the generator's step.
+    assert seen[:2] == [torch.bfloat16] * 2
+    assert seen[-1] == torch.bfloat16
+    assert set(seen[2:-1]) == {torch.float32}
+    assert losses.discriminator.dtype == losses.generator.dtype == torch.float32
+    plain = adversarial_step(state_of(config=config), config)
+    torch.testing.assert_close(losses.discriminator, plain.discriminator, rtol=0.05, atol=0.05)
+    assert all(p.dtype == torch.float32 for p in state.generator.parameters())
+
+
+def test_only_nothing_done_goes_on_with_the_projector(tmp_path):
+    scores = {
+        name: train_here(tmp_path / name, name=name, config=EIGEN)["scores"]
+        for name in ("none", "ol", "none-sgd")
+    }
+    assert set(scores["none"]) == {"vp", "vp_householder"}
+    assert scores["none"]["vp"] != scores["none"]["vp_householder"]
+    assert set(scores["ol"]) == set(scores["none-sgd"]) == {"vp"}

@@ -96,6 +96,7 @@ def image_scores(
     sprites: Sprites | None,
     budget: ScoreBudget,
     seed: int,
+    directions: Float[Tensor, "d d"] | None = None,
 ) -> tuple[dict[str, float], Evaluation]:
     """Scores of a trained generator.
 
@@ -104,56 +105,69 @@ def image_scores(
         real: Real images that no step has seen.
         sprites: Their factors, where the images are sprites.
         budget: How much is drawn.
-        seed: Of everything. Noise beside the coordinates is fixed by it, too.
+        seed: Of everything.
+        directions: Orthogonal, one a row, along which the latent is moved; None are its axes.
 
     Returns:
         The few numbers that variants are compared in, by name, and the whole evaluation.
     """
-    # What is measured is a function of the coordinates alone.
-    generate = model.with_noise(seed=seed) if isinstance(model, EigenGenerator) else model
     dim = model.latent_dim
+    own = torch.eye(dim) if directions is None else directions
+    plain, latent_dim = one_latent(model)
+    generate = rotated(plain, own)
     factors: dict[str, float] = {}
     encode: Callable[[Tensor], Tensor] | None = None
     if sprites is not None:
-        factors = _interventions(model, generate, budget=budget, seed=seed)
-        encoder = latent_encoder(generate, dim, seed=seed, steps=budget.encoder_steps)
+        turned = {
+            "": own,
+            "_sefa": block_directions(model),
+            "_rotated": random_rotation(dim, seed=seed),
+        }
+        for suffix, rows in turned.items():
+            found = intervention_scores(model, rows, budget=budget, seed=seed)
+            factors |= {f"{name}{suffix}": value for name, value in found.items()}
+        encoder = latent_encoder(
+            generate, latent_dim, seed=seed, steps=budget.encoder_steps, factors=dim
+        )
         factors["encoder_r2"] = sum(encoder.r_squared) / dim
 
         def encode(images: Tensor) -> Tensor:
             return encoder(2 * images - 1)
 
-    found = evaluate(
+    evaluation = evaluate(
         generate,
-        latent_dim=dim,
+        latent_dim=latent_dim,
+        factors=dim,
         seed=seed,
         reference=real,
         encode=encode,
         dataset=sprites,
         budget=budget.evaluation,
     )
-    return {**factors, **_summary(found)}, found
+    return {**factors, **_summary(evaluation)}, evaluation
 
 
-def _interventions(
-    model: ImageGenerator,
-    generate: Callable[[Tensor], Tensor],
-    *,
-    budget: ScoreBudget,
-    seed: int,
+def one_latent(model: ImageGenerator) -> tuple[Callable[[Tensor], Tensor], int]:
+    """The generator as a function of coordinates and noise in one vector, and its length."""
+    if isinstance(model, EigenGenerator):
+        return model.joint, model.latent_dim + model.noise_dim
+    return model, model.latent_dim
+
+
+def intervention_scores(
+    model: ImageGenerator, directions: Float[Tensor, "d d"], *, budget: ScoreBudget, seed: int
 ) -> dict[str, float]:
-    """Position and size of the blob while one coordinate moves: as trained, SeFa, rotated."""
-    dim = model.latent_dim
-    turned: dict[str, Callable[[Tensor], Tensor]] = {
-        "": generate,
-        "_sefa": rotated(generate, block_directions(model)),
-        "_rotated": rotated(generate, random_rotation(dim, seed=seed)),
-    }
-    scores = {}
-    for suffix, one in turned.items():
-        result = interventions(one, dim, measure=sprite_factors, seed=seed, samples=budget.samples)
-        scores[f"disentanglement{suffix}"] = result.disentanglement
-        scores[f"completeness{suffix}"] = result.completeness
-    return scores
+    """Position and size of the blob while the latent moves along one direction at a time."""
+    generate, latent_dim = one_latent(model)
+    found = interventions(
+        rotated(generate, directions),
+        latent_dim,
+        measure=sprite_factors,
+        seed=seed,
+        samples=budget.samples,
+        factors=model.latent_dim,
+    )
+    return {"disentanglement": found.disentanglement, "completeness": found.completeness}
 
 
 def sprite_factors(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3"]:

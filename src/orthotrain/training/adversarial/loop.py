@@ -22,6 +22,7 @@ from orthotrain.training.adversarial.build import (
 )
 from orthotrain.training.adversarial.image_score import BUDGETS, image_scores
 from orthotrain.training.adversarial.linear_score import linear_scores
+from orthotrain.training.adversarial.projected import projected, projected_directions
 from orthotrain.training.adversarial.samples import write_samples
 from orthotrain.training.adversarial.sources import GaussianSource
 from orthotrain.training.adversarial.state import AdversarialState, averaged, build_adversarial
@@ -104,10 +105,11 @@ def train_generator(
                 save_checkpoint(folder.checkpoint, checkpoint)
         metrics.sync()
     seconds = seconds_before + time.perf_counter() - began
+    scores = _scores(state, config, folder=folder, seed=seed)
     result = {
         "variant": variant.name,
         "seed": seed,
-        "scores": _scores(state, config, folder=folder, seed=seed),
+        "scores": scores,
         **_times(folder, state, steps_here=state.step - started),
         "trainable": sum(p.numel() for p in state.generator.parameters()),
         "peak_rss_bytes": peak_memory_bytes(),
@@ -116,6 +118,8 @@ def train_generator(
         "settings": {"model": asdict(config.model), **variant.settings()},
     }
     state.handle.detach()
+    if variant.name == config.baseline and config.model.kind != "linear":
+        scores |= _after_training(state, config, seed=seed)
     write_json(folder.result, result)
     recorder.tell("finished", state.step)
     return result
@@ -230,6 +234,21 @@ def _scores(
     write_json(folder.path / "evaluation.json", evaluation.to_dict())
     write_traversals(model, folder.path / "traversals.npz", seed=seed)
     return scores
+
+
+def _after_training(state: AdversarialState, config: LatentRun, *, seed: int) -> dict[str, float]:
+    """Scores of the Householder projector, which goes on with this training and uses it up."""
+    model = projected(state, config)
+    scores, _ = image_scores(
+        model,
+        build_images(config.data, part="test"),
+        sprites=build_sprites(config.data),
+        budget=BUDGETS[config.scale],
+        seed=seed,
+        directions=projected_directions(model),
+    )
+    kept = ("disentanglement", "completeness", "vp", "ppl", "frechet", "encoder_r2", "mig")
+    return {f"{name}_householder": scores[name] for name in kept if name in scores}
 
 
 def _times(folder: SeedFolder, state: AdversarialState, *, steps_here: int) -> dict[str, Any]:

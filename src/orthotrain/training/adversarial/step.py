@@ -43,15 +43,18 @@ def adversarial_step(state: AdversarialState, config: LatentRun) -> Losses:
 def _discriminator_step(state: AdversarialState, config: LatentRun) -> Tensor:
     optim, n, random = config.optim, config.data.batch_size, state.random
     real = state.source.batch(n, generator=random)
-    with torch.no_grad():
-        fake = state.generator(*state.generator.latents(n, generator=random))
+    with torch.no_grad(), _half(real.device, config):
+        fake = state.generator(*state.generator.latents(n, generator=random)).float()
     augmentation = _augmentation(state, config)
 
     def critic(x: Tensor) -> Tensor:
         logits: Tensor = state.discriminator(x if augmentation is None else augmentation(x))
         return logits
 
-    adversarial = discriminator_loss(critic(real), critic(fake), kind=optim.loss)
+    with _half(real.device, config):
+        logits = critic(real), critic(fake)
+    adversarial = discriminator_loss(*logits, kind=optim.loss)
+    # The penalties differentiate twice, which bfloat16 is too coarse for.
     loss = adversarial
     r1 = lazy_weight(state.step, every=optim.r1_every, weight=optim.r1)
     if r1:
@@ -72,9 +75,11 @@ def _generator_step(state: AdversarialState, config: LatentRun) -> tuple[Tensor,
     augmentation = _augmentation(state, config)
     # The discriminator's own gradients are not needed here, and cost a third of its backward.
     state.discriminator.requires_grad_(False)
-    fake = state.generator(z, *noise)
-    shown = fake if augmentation is None else augmentation(fake)
-    adversarial = generator_loss(state.discriminator(shown), kind=config.optim.loss)
+    with _half(z.device, config):
+        fake = state.generator(z, *noise).float()
+        shown = fake if augmentation is None else augmentation(fake)
+        scores = state.discriminator(shown)
+    adversarial = generator_loss(scores, kind=config.optim.loss)
     penalty = torch.zeros_like(adversarial)
     if state.rival is not None:
         penalty = state.rival.penalty(state.generator, z, noise, random=random)
@@ -86,6 +91,11 @@ def _generator_step(state: AdversarialState, config: LatentRun) -> tuple[Tensor,
     if state.rival is not None:
         state.rival.step()
     return adversarial, penalty
+
+
+def _half(device: torch.device, config: LatentRun) -> torch.autocast:
+    """Autocast to bfloat16 where the run asks for it; weights and their gradients stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def _augmentation(state: AdversarialState, config: LatentRun) -> Augmentation | None:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from orthotrain.disentangle import activeness
 from orthotrain.files import write_atomically
-from orthotrain.models.eigengan import EigenGenerator
-from orthotrain.training.adversarial.image_score import ImageGenerator
+from orthotrain.training.adversarial.image_score import ImageGenerator, one_latent
 from orthotrain.training.adversarial.samples import to_pixels
 from orthotrain.training.record import saving
 
@@ -35,9 +34,9 @@ def write_traversals(model: ImageGenerator, path: Path, *, seed: int) -> None:
     Raises:
         CheckpointError: The file cannot be written.
     """
-    generate = model.with_noise(seed=seed) if isinstance(model, EigenGenerator) else model
+    generate, latent_dim = one_latent(model)
     dim = model.latent_dim
-    z = torch.randn(_SAMPLES, dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed))
     device = next(model.parameters()).device
     steps = torch.tensor(VALUES)
 
@@ -53,9 +52,11 @@ def write_traversals(model: ImageGenerator, path: Path, *, seed: int) -> None:
         buffer,
         frames=frames,
         base=draw(z),
-        base_values=z.numpy(),
+        base_values=z[:, :dim].numpy(),
         values=np.array(VALUES),
-        activeness=activeness(generate, dim, seed=seed, samples=_LATENTS).numpy(),
+        activeness=activeness(
+            generate, latent_dim, seed=seed, samples=_LATENTS, factors=dim
+        ).numpy(),
     )
     with saving(path):
         write_atomically(path, buffer.getvalue())
