@@ -86,24 +86,24 @@ def _open_tasks(
     folder: RunFolder,
     on_progress: OnProgress,
 ) -> Iterator[Task]:
-    ordered = sorted(variants, key=lambda variant: variant.same_size_as is not None)
-    for variant in ordered:
-        for seed in config.seeds:
-            place = folder.seed(variant.name, seed)
-            if not place.result.exists():
-                yield Task(variant, seed)
-                continue
-            result = read_json(place.result)
-            on_progress(
-                Progress(
-                    variant=variant.name,
-                    seed=seed,
-                    stage="skipped",
-                    step=result["steps"],
-                    total_steps=result["steps"],
-                    accuracy=result.get("validation_accuracy"),
-                )
+    # Seed by seed: a run that is stopped early has whole comparisons of some seeds.
+    pairs = ((variant, seed) for seed in config.seeds for variant in variants)
+    for variant, seed in sorted(pairs, key=lambda pair: pair[0].same_size_as is not None):
+        place = folder.seed(variant.name, seed)
+        if not place.result.exists():
+            yield Task(variant, seed)
+            continue
+        result = read_json(place.result)
+        on_progress(
+            Progress(
+                variant=variant.name,
+                seed=seed,
+                stage="skipped",
+                step=result["steps"],
+                total_steps=result["steps"],
+                accuracy=result.get("validation_accuracy"),
             )
+        )
 
 
 def _check_needs(tasks: Sequence[Task], config: RunConfig, *, folder: RunFolder) -> None:
