@@ -64,6 +64,18 @@ def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path, tiny)
         assert result["settings"]["model"]["width"] == expected.width
 
 
+def test_trainings_go_seed_by_seed(tmp_path, tiny):
+    order = []
+    run(
+        tmp_path,
+        DENSE,
+        TUNED,
+        config=replace(CONFIG, seeds=(0, 1)),
+        on_progress=lambda p: order.append((p.variant, p.seed)) if p.stage == "finished" else None,
+    )
+    assert order == [(DENSE, 0), (TUNED, 0), (DENSE, 1), (TUNED, 1)]
+
+
 def test_finished_trainings_are_skipped_and_an_interrupted_one_goes_on(tmp_path, tiny):
     with pytest.raises(Killed):
         run(tmp_path, DENSE, PAPER, on_progress=_first_done_then_killed())

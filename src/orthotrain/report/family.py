@@ -32,6 +32,7 @@ _TITLES: Final = {
     "environment": "Environment",
     "comparisons": "Every comparison",
     "rates": "Optimal learning rates",
+    "turned": "After training",
 }
 _EMPTY: Final = {
     "results": _NO_VARIANT + "no result.",
@@ -43,6 +44,7 @@ _EMPTY: Final = {
     "conditioning": _NO_VARIANT + "no covariance.",
     "comparisons": "No two variants finished the same seed, so nothing is compared.",
     "rates": "No finished variant has an optimal learning rate.",
+    "turned": _NO_VARIANT + "no latent turned after training.",
 }
 
 
@@ -109,6 +111,7 @@ def _spectral_tables(run: Run) -> tuple[Table, ...]:
 def _latent_tables(run: Run) -> tuple[Table, ...]:
     return (
         latent_tables.results_table(run),
+        latent_tables.turned_table(run),
         latent_tables.costs_table(run),
         latent_tables.comparisons_table(run),
         latent_tables.seeds_table(run),
@@ -156,7 +159,7 @@ _FAMILIES: Final = {
         "spread where Student's t over the seeds leaves no change outside its 95 % interval; of "
         "comparisons without any effect about one in twenty lies outside as well. No winner is "
         f"named on fewer than {MIN_SEEDS} seeds.",
-        results=("results", "costs"),
+        results=("results", "turned", "costs"),
         details=("comparisons", "seeds", "settings", "environment"),
     ),
     SPECTRAL: Family(

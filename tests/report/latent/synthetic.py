@@ -20,6 +20,7 @@ TREATMENTS = {
     "nog-retraction": ["nog", "retraction"],
     "nog-update": ["nog-update"],
     "nog-lr3": ["nog"],
+    "none-lr3": [],
     "none-sgd": [],
     "olr-sgd": ["olr"],
 }
@@ -68,6 +69,7 @@ def latent_run(
                 "alignment_sefa": 0.97 + 0.001 * float(own.standard_normal()),
                 "alignment_rotated": 0.5,
                 "frechet": 5 + (frechet or {}).get(name, 0.0) + 0.1 * float(own.standard_normal()),
+                **({"alignment_householder": 0.9} if name == "none" else {}),
                 "orthonormality_error": 0.0 if "retraction" in TREATMENTS[name] else 3.0,
             }
             (target / "result.json").write_text(

@@ -10,9 +10,9 @@ import pytest
 from orthotrain.errors import DataError
 from orthotrain.report import write_report
 from orthotrain.report.family import family_of
-from orthotrain.report.latent.gallery import load_traversals, shown_seed
+from orthotrain.report.latent.gallery import load_traversals, shown_seed, traversal_plot
 from orthotrain.report.latent.look import hues
-from orthotrain.report.latent.tables import comparisons_table, results_table
+from orthotrain.report.latent.tables import comparisons_table, results_table, turned_table
 from orthotrain.report.load import load_run
 from orthotrain.report.style import LIGHT
 from report.latent.synthetic import TREATMENTS, latent_run, write_frames
@@ -35,7 +35,7 @@ def test_the_page_holds_every_figure_and_table_and_asks_the_network_for_nothing(
     shown = [i["data-file"] for i in page.all("img") if "-dark" not in i["data-file"]]
     assert shown == [f"{name}.png" for name in FIGURES]
     tables = [table["data-name"] for table in page.all("table")]
-    assert tables[:2] == ["results", "costs"]
+    assert tables[:3] == ["results", "turned", "costs"]
     assert "no test accuracy" not in text
 
 
@@ -65,6 +65,16 @@ def test_the_results_are_those_of_the_seeds(tmp_path):
     ol = next(row for row in table if row["variant"] == "OL")
     assert float(ol["alignment"]) == pytest.approx(sum(seeds) / 5)
     assert ol["seeds"] == "5 of 5"
+
+
+def test_what_is_turned_after_training_has_a_table_of_its_own(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    assert not any("_sefa" in key for key in results_table(run).keys)
+    table = turned_table(run)
+    assert table.keys[1:-1] == ("alignment_sefa", "alignment_householder", "alignment_rotated")
+    rows = {row["variant"]: row for row in csv.DictReader(table.csv().splitlines())}
+    assert float(rows["NONE"]["alignment_householder"]) == 0.9
+    assert rows["OL"]["alignment_householder"] == ""
 
 
 def test_sgd_is_held_against_sgd(tmp_path):
@@ -134,8 +144,32 @@ def test_weight_or_gradient(effects, verdict, tmp_path):
 def test_sefa_on_nothing_done_is_the_rival_of_every_treatment(tmp_path):
     found = finding(latent_run(tmp_path / "run"), "Is SeFa")
     assert found.verdict == "SeFa on nothing done reaches what the best treatment reaches"
+    assert "0.900 ± 0.000 after the Householder projector" in found.sentences[0]
     better = latent_run(tmp_path / "other", effects={"ol": 0.5})
     assert finding(better, "Is SeFa").verdict.startswith("no: the best treatment is above")
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ({}, "the same at every rate; at the best rate of each: inside the spread"),
+        (
+            {"nog": 0.2, "nog-lr3": 0.3, "none-lr3": 0.3},
+            "depends on the rate; at the best rate of each: inside the spread",
+        ),
+        (
+            {"nog": 0.2, "nog-lr3": 0.4, "none-lr3": 0.1},
+            "the same at every rate; at the best rate of each: better",
+        ),
+    ],
+)
+def test_nog_is_held_against_nothing_at_the_same_rate_and_at_the_best_of_each(
+    effects, verdict, tmp_path
+):
+    found = finding(latent_run(tmp_path / "run", effects=effects, noise=0.02), "Does the learning")
+    assert found.verdict == verdict
+    assert "NOG-LR3" in found.sentences[1]
+    assert "NONE-LR3" in found.sentences[1]
 
 
 def test_missing_variants_are_named(tmp_path):
@@ -163,6 +197,14 @@ def test_traversals_are_drawn_and_their_page_lies_beside_the_report(channels, tm
     assert "latent-linear: what each latent coordinate does" in beside
     # Nothing done comes first, whatever the order of the run.
     assert list(load_traversals(load_run(folder))) == ["none", "ol"]
+
+
+def test_the_figure_of_traversals_leaves_controls_to_the_page(tmp_path):
+    names = ["none", "ol", "nog-lr3", "none-sgd"]
+    folder = latent_run(tmp_path / "run", names=names)
+    write_frames(folder, names)
+    figure = traversal_plot(load_run(folder)).draw(LIGHT)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["NONE", "OL"]
 
 
 def test_without_traversals_there_is_no_page_and_no_link(tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from orthotrain.report import style
 from orthotrain.report.latent.gallery import traversal_plot
 from orthotrain.report.latent.look import hues
-from orthotrain.report.latent.measures import OLR, Score, main_score, scores_of
+from orthotrain.report.latent.measures import OLR, Score, main_score, named_score
 from orthotrain.report.load import Run, Variant
 from orthotrain.report.paired import over_seeds
 from orthotrain.report.rows import Row, number
@@ -22,7 +22,11 @@ from orthotrain.report.spectral.panels import Panel, curves_of, draw_panels, end
 from orthotrain.report.style import Plot, Theme
 
 _BANDS: Final = "Lines are means over seeds, bands reach from the lowest to the highest seed. "
-_SHOWN_AS_DOTS: Final = 4
+# The scores in the figure, as many of these as a run has.
+_SHOWN_AS_DOTS: Final = (
+    *("alignment", "alignment_sefa", "disentanglement", "disentanglement_sefa"),
+    *("vp", "frechet", "orthonormality_error"),
+)
 _TITLE_WIDTH: Final = 20
 
 
@@ -43,9 +47,9 @@ def _with_sgd(run: Run, sgd: bool) -> list[Variant]:
 
 
 def scores_plot(run: Run) -> Plot:
-    """The main score and up to three more, a row a variant."""
+    """The main score as trained and after SeFa, and what stands beside it, a row a variant."""
     main = main_score(run)
-    scores = [s for s in scores_of(run) if not s.key.endswith("_rotated")][:_SHOWN_AS_DOTS]
+    scores = [s for key in _SHOWN_AS_DOTS if (s := named_score(run, key)) is not None]
     shown = [variant for variant in run.variants if variant.finished]
 
     def paint(theme: Theme) -> Figure:

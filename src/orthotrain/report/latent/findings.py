@@ -7,6 +7,7 @@ import math
 from orthotrain.report.findings import Finding, Tone
 from orthotrain.report.latent.measures import (
     MIN_SEEDS,
+    TURNED,
     Score,
     compare,
     fidelity,
@@ -35,7 +36,7 @@ def findings(run: Run) -> list[Finding]:
         _inert(run),
         _weight_or_gradient(run, main),
         _rates(run, main),
-        _sefa(run, main),
+        _after_training(run, main),
         *_others(run, main),
     ]
     return [finding for finding in said if finding is not None and finding.sentences]
@@ -153,43 +154,61 @@ def _weight_or_gradient(run: Run, main: Score) -> Finding | None:
 
 
 def _rates(run: Run, main: Score) -> Finding | None:
-    """NOG changes the norm of the gradient, so it is held against nothing at three rates."""
-    baseline = find(run, run.baseline_name)
-    shown = [v for v in run.variants if v.name.startswith("nog-lr") or v.name == "nog"]
-    shown = [variant for variant in shown if variant.finished]
-    if baseline is None or len(shown) < 2:
+    """NOG changes the norm of the gradient, so it is held against nothing at three rates each."""
+    pairs = [
+        (ours, other)
+        for suffix in ("", *sorted({v.name[3:] for v in run.variants if "nog-lr" in v.name}))
+        if (ours := find(run, f"nog{suffix}")) and (other := find(run, f"none{suffix}"))
+    ]
+    if len(pairs) < 2:
         return None
-    pairs = [compare(variant, baseline, main) for variant in shown]
-    words = {verdict_of(paired, main) for paired in pairs}
+    at_each = [compare(ours, other, main) for ours, other in pairs]
+    best, untreated = (
+        max(tried, key=lambda v: over_seeds(v, main.measure).mean)
+        for tried in zip(*pairs, strict=True)
+    )
+    of_best = compare(best, untreated, main)
+    words = {verdict_of(paired, main) for paired in at_each}
     verdict = "the same at every rate" if len(words) == 1 else "depends on the rate"
     return Finding(
         "Does the learning rate decide what NOG does?",
-        tuple(sentence(paired, main) for paired in pairs),
-        verdict,
+        (
+            *(sentence(paired, main) for paired in at_each),
+            f"The best rate of each: {sentence(of_best, main)}",
+        ),
+        f"{verdict}; at the best rate of each: {verdict_of(of_best, main)}",
         "unclear" if len(words) == 1 else "mixed",
     )
 
 
-def _sefa(run: Run, main: Score) -> Finding | None:
-    """What SeFa finds without any treatment, and whether a treatment is better than that."""
-    after, floor = named_score(run, f"{main.key}_sefa"), named_score(run, f"{main.key}_rotated")
+def _after_training(run: Run, main: Score) -> Finding | None:
+    """What is found without any treatment, and whether a treatment is better than that."""
     baseline = find(run, run.baseline_name)
-    if after is None or baseline is None:
+    if baseline is None:
         return None
-    untreated = over_seeds(baseline, after.measure)
+    untreated = {
+        what: over_seeds(baseline, score.measure)
+        for suffix, what in TURNED.items()
+        if (score := named_score(run, main.key + suffix)) is not None
+    }
+    sefa = untreated.get(TURNED["_sefa"])
+    if not sefa:
+        return None
     best = max(
         (v for v in run.variants if v.finished and not v.name.endswith("-sgd")),
         key=lambda v: over_seeds(v, main.measure).mean,
     )
     own = over_seeds(best, main.measure)
+    after = named_score(run, f"{main.key}_sefa")
+    assert after is not None
+    as_trained = f"{over_seeds(baseline, main.measure).show(main.digits)} as trained"
+    turned = (f"{spread.show(main.digits)} {what}" for what, spread in untreated.items())
     sentences = [
-        f"{baseline.title}: {over_seeds(baseline, main.measure).show(main.digits)} as trained, "
-        f"{untreated.show(after.digits)} after SeFa."
-        + (f" Rotated at random: {over_seeds(baseline, floor.measure).show(3)}." if floor else ""),
+        f"{baseline.title}: {', '.join((as_trained, *turned))}.",
         f"The best as trained is {best.title}, {own.show(main.digits)}; after SeFa it has "
         f"{over_seeds(best, after.measure).show(after.digits)}.",
     ]
-    enough = untreated.mean >= own.mean
+    enough = sefa.mean >= own.mean
     verdict = (
         "SeFa on nothing done reaches what the best treatment reaches"
         if enough
@@ -209,6 +228,6 @@ def _others(run: Run, main: Score) -> list[Finding]:
         other = reference_of(run, variant)
         if other is None or not variant.finished or variant.name in told:
             continue
-        if not variant.name.startswith("nog-lr"):
+        if "-lr" not in variant.name:
             sentences.append(sentence(compare(variant, other, main), main))
     return [Finding("Everything else", tuple(sentences))]

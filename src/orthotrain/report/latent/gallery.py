@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from orthotrain.errors import DataError
 from orthotrain.report import style
+from orthotrain.report.latent.measures import is_control
 from orthotrain.report.latent.tables import shown_first
 from orthotrain.report.latent.traversal_page import traversal_page
 from orthotrain.report.latent.traversals import Traversals
@@ -72,8 +73,9 @@ def _read(path: Path) -> Arrays:
 
 
 def traversal_plot(run: Run) -> Plot:
-    """The most active coordinates of each variant, on the same latent."""
+    """The most active coordinates of each treatment, on the same latent; controls are left out."""
     found = load_traversals(run)
+    found = {name: found[name] for name in found if not is_control(name)}
     titles = {variant.name: variant.title for variant in run.variants}
 
     def paint(theme: Theme) -> Figure:
@@ -93,7 +95,7 @@ def traversal_plot(run: Run) -> Plot:
         "What the most active coordinates do",
         f"One latent, the same for every variant. A row is one coordinate, from -3 on the left to "
         f"3 on the right, the {_ROWS} most active first; the other coordinates stay. "
-        f"{PAGE} beside this page has all of them, to be dragged.",
+        f"{PAGE} beside this page has all of them, and the controls, to be dragged.",
         paint if found else None,
         "No variant has traversals: vectors are not images, and older runs wrote none.",
         "Traversals of the most active latent coordinates of each variant.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from orthotrain.report.load import Run, SeedRun, Variant
@@ -39,19 +39,25 @@ class Score:
 
 _KNOWN: Final = (
     Score("alignment", "Alignment with the true directions", 1),
-    Score("alignment_sefa", "Alignment after SeFa", 1),
-    Score("alignment_rotated", "Alignment, latents rotated at random", 0),
     Score("disentanglement", "Disentanglement by intervention", 1),
-    Score("disentanglement_sefa", "Disentanglement after SeFa", 1),
-    Score("disentanglement_rotated", "Disentanglement, latents rotated at random", 0),
     Score("completeness", "Completeness by intervention", 1),
     Score("vp", "Variation predictability", 1),
-    Score("vp_rotated", "Variation predictability, latents rotated", 0),
-    Score("ppl", "Perceptual path length", -1),
+    Score("mig", "MIG", 1),
+    Score("dci_disentanglement", "DCI disentanglement", 1),
+    Score("factor_vae", "FactorVAE score", 1),
+    Score("encoder_r2", "R^2 of the encoder behind the three", 0),
+    Score("ppl", "Perceptual path length", -1, 0),
     Score("frechet", "Frechet distance", -1),
     Score("frechet_floor", "Frechet distance, real against real", 0),
+    Score("coverage", "Coverage", 1),
     Score("orthonormality_error", "|U U^T - I|", 0),
 )
+#: What can be done to the latent of a trained generator, by the end of a score's key.
+TURNED: Final = {
+    "_sefa": "after SeFa",
+    "_householder": "after the Householder projector",
+    "_rotated": "latents rotated at random",
+}
 #: What the verdicts are about, fixed before any run: the first of these that a run has.
 _MAIN: Final = ("alignment", "disentanglement")
 _FIDELITY: Final = "frechet"
@@ -64,15 +70,32 @@ def score_of(seed: SeedRun, key: str) -> float:
 
 
 def scores_of(run: Run) -> tuple[Score, ...]:
-    """The scores that any seed has: those known here in their order, then the others."""
+    """The scores of generators as trained that any seed has: known ones first, then the others."""
+    found = _keys(run)
+    known = [score for score in _KNOWN if score.key in found]
+    others = [key for key in found if key not in {score.key for score in _KNOWN}]
+    others = [key for key in others if not key.endswith(tuple(TURNED))]
+    return (*known, *(Score(key, key.replace("_", " "), 0) for key in others))
+
+
+def turned_scores_of(run: Run) -> tuple[Score, ...]:
+    """The same of latents turned after training, as :data:`TURNED` lists it, score by score."""
+    found = _keys(run)
+    return tuple(
+        replace(score, key=score.key + suffix, title=f"{score.title}, {what}")
+        for score in scores_of(run)
+        for suffix, what in TURNED.items()
+        if score.key + suffix in found
+    )
+
+
+def _keys(run: Run) -> dict[str, None]:
     found: dict[str, None] = {}
     for variant in run.variants:
         for seed in variant.finished:
             scores = seed.result.get("scores") if seed.result is not None else None
             found.update(dict.fromkeys(scores if isinstance(scores, dict) else ()))
-    known = [score for score in _KNOWN if score.key in found]
-    others = [key for key in found if key not in {score.key for score in _KNOWN}]
-    return (*known, *(Score(key, key.replace("_", " "), 0) for key in others))
+    return found
 
 
 def main_score(run: Run) -> Score | None:
@@ -83,7 +106,8 @@ def main_score(run: Run) -> Score | None:
 
 def named_score(run: Run, key: str) -> Score | None:
     """A score by its key, where the run has it."""
-    return next((score for score in scores_of(run) if score.key == key), None)
+    every = (*scores_of(run), *turned_scores_of(run))
+    return next((score for score in every if score.key == key), None)
 
 
 def fidelity(run: Run) -> Score | None:
@@ -99,6 +123,11 @@ def find(run: Run, name: str) -> Variant | None:
 def compare(ours: Variant, other: Variant, score: Score) -> Paired:
     """Compare one score by seed."""
     return paired_by_seed(ours, other, score.measure)
+
+
+def is_control(name: str) -> bool:
+    """Whether a variant is another with another learning rate or optimizer."""
+    return "-lr" in name or name.endswith("-sgd")
 
 
 def reference_of(run: Run, variant: Variant) -> Variant | None:

@@ -10,6 +10,7 @@ from orthotrain.report.latent.measures import (
     find,
     reference_of,
     scores_of,
+    turned_scores_of,
 )
 from orthotrain.report.load import Run, Variant
 from orthotrain.report.paired import Paired, over_seeds
@@ -21,7 +22,15 @@ _VERDICTS = {"inside": "inside the spread", "single": "single seed", "infinite":
 
 def results_table(run: Run) -> Table:
     """One row a variant, one column a score."""
-    scores = scores_of(run)
+    return _scores_table("results", run, scores_of(run))
+
+
+def turned_table(run: Run) -> Table:
+    """One row a variant, one column a score of its latents turned after training."""
+    return _scores_table("turned", run, turned_scores_of(run))
+
+
+def _scores_table(name: str, run: Run, scores: tuple[Score, ...]) -> Table:
     rows = tuple(
         (
             Cell(variant.title),
@@ -31,7 +40,7 @@ def results_table(run: Run) -> Table:
         for variant in run.variants
     )
     head = ("Variant", *(s.title + _direction(s) for s in scores), "Seeds")
-    return Table("results", head, ("variant", *(s.key for s in scores), "seeds"), rows)
+    return Table(name, head, ("variant", *(s.key for s in scores), "seeds"), rows)
 
 
 def _direction(score: Score) -> str:
@@ -122,7 +131,7 @@ def verdict_of(paired: Paired, score: Score) -> str:
 
 def seeds_table(run: Run) -> Table:
     """One row a seed: its result as recorded."""
-    scores = scores_of(run)
+    scores = (*scores_of(run), *turned_scores_of(run))
     columns = ("step_ms", "seconds", "steps", "trainable")
     rows = tuple(
         (
