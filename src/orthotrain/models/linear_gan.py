@@ -100,6 +100,6 @@ class QuadraticCritic(nn.Module):
             raise ShapeError(
                 f"QuadraticCritic: got x of shape {tuple(x.shape)}, need (n, {self.size})"
             )
-        quadratic = torch.einsum("ni,ij,nj->n", x, self.quadratic, x) / self.size
+        quadratic = (x @ self.quadratic * x).sum(dim=1) / self.size
         logits: Tensor = quadratic + x @ self.linear / self.size**0.5 + self.constant
         return logits
