@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from orthotrain.disentangle import Evaluation
-from orthotrain.errors import CheckpointError, ConfigError, NonFiniteError
-from orthotrain.training.adversarial import loop
+from orthotrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from orthotrain.training.adversarial import build, loop
 from orthotrain.training.adversarial.build import (
     build_methods,
     build_source,
@@ -279,6 +280,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
         train_here(tmp_path)
     assert not seed_folder(tmp_path).result.exists()
     assert load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]["step"] == 3
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [("PIL", "samples: decoding needs Pillow"), ("sklearn", "true factors need scikit-learn")],
+)
+def test_a_missing_package_is_told_before_the_first_step(module, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None if name == module else name)
+    with pytest.raises(DataError, match=message):
+        train_here(tmp_path / "run", config=EIGEN)
+    assert not (tmp_path / "run").exists()
+    train_here(tmp_path / "linear", config=LINEAR)
 
 
 @pytest.mark.bad_input

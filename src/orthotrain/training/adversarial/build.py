@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Final, assert_never
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from orthotrain.data._pixels import pillow
 from orthotrain.data.image_sets import ImageSet, image_set
 from orthotrain.data.splits import Part
 from orthotrain.data.sprites import Sprites
 from orthotrain.diagnostics import ConditionMonitor
+from orthotrain.errors import DataError
 from orthotrain.layers import EigenSubspace
 from orthotrain.methods import (
     Method,
@@ -134,11 +137,29 @@ def build_source(config: LatentDataConfig, *, device: torch.device) -> Source:
     """The real samples that ``config`` names.
 
     Raises:
-        DataError: Local data is missing or damaged.
+        DataError: Local data is missing or damaged, or a package that its images need is missing.
     """
     if config.name == "gaussian":
         return GaussianSource.of(config.image_size, device=device)
+    _require_packages(factors=config.name == "sprites")
     return ImageSource(build_images(config, part="train"), device)
+
+
+def _require_packages(*, factors: bool) -> None:
+    """Say before a training of images what would stop it on its way or at its end.
+
+    Args:
+        factors: Whether its scores read true factors.
+
+    Raises:
+        DataError: Pillow, which writes samples, or scikit-learn, which DCI needs, is missing.
+    """
+    pillow("samples")
+    if factors and find_spec("sklearn") is None:
+        raise DataError(
+            "train: scores of true factors need scikit-learn, which is not installed; install it "
+            "with: pip install 'orthotrain[data]'"
+        )
 
 
 def build_images(config: LatentDataConfig, *, part: Part) -> ImageSet:

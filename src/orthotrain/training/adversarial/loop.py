@@ -64,12 +64,13 @@ def train_generator(
     Raises:
         NonFiniteError: A loss became NaN or infinite; the last checkpoint stays.
         CheckpointError: A checkpoint is damaged or cannot be written.
+        DataError: Local data, or a package that images need, is missing.
     """
+    device = resolve_device(config.device)
+    source = build_source(config.data, device=device)
     with saving(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
-    device = resolve_device(config.device)
-    source = build_source(config.data, device=device)
     state = build_adversarial(variant, seed, config, source=source, device=device)
     seconds_before, metrics_size = 0.0, 0
     if folder.checkpoint.exists():
