@@ -170,6 +170,7 @@ def test_nog_is_held_against_nothing_at_the_same_rate_and_at_the_best_of_each(
     assert found.verdict == verdict
     assert "NOG-LR3" in found.sentences[1]
     assert "NONE-LR3" in found.sentences[1]
+    assert found.sentences[-1].startswith("Frechet distance: ")
 
 
 def test_missing_variants_are_named(tmp_path):

@@ -168,6 +168,8 @@ def _rates(run: Run, main: Score) -> Finding | None:
         for tried in zip(*pairs, strict=True)
     )
     of_best = compare(best, untreated, main)
+    near = fidelity(run)
+    beside = () if near is None else (sentence(compare(best, untreated, near), near),)
     words = {verdict_of(paired, main) for paired in at_each}
     verdict = "the same at every rate" if len(words) == 1 else "depends on the rate"
     return Finding(
@@ -175,6 +177,7 @@ def _rates(run: Run, main: Score) -> Finding | None:
         (
             *(sentence(paired, main) for paired in at_each),
             f"The best rate of each: {sentence(of_best, main)}",
+            *beside,
         ),
         f"{verdict}; at the best rate of each: {verdict_of(of_best, main)}",
         "unclear" if len(words) == 1 else "mixed",
