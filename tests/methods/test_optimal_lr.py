@@ -228,8 +228,23 @@ def test_the_step_is_one_with_the_optimal_learning_rate():
         "lr": pytest.approx(10 * eta),
         "used": True,
         "cosine": pytest.approx(cosine),
+        "used_share": 1.0,
     }
     assert "used in 100.0% of 1 steps, there 0.1 of" in str(handle.summary())
+
+
+def test_the_share_counts_the_steps_between_records():
+    w, g = pair()
+    eta = optimal_lr(w, g)
+    layer = nn.Linear(3, 4, bias=False).double()
+    layer.weight = nn.Parameter(w.clone())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=10 * eta)
+    handle = attach(layer, optimizer, OptimalLearningRate("weight", record_every=3))
+    for direction in (g, -g, -g):  # a step that lengthens the weight stays
+        layer.weight.grad = direction.clone()
+        optimizer.step()
+    (record,) = handle.records
+    assert (record["used"], record["used_share"]) == (False, pytest.approx(1 / 3))
 
 
 def test_a_smaller_learning_rate_stays_to_the_last_bit():

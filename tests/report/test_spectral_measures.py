@@ -197,6 +197,9 @@ def test_how_often_the_optimal_rate_was_used_and_how_small_it_is():
     ]
     seed = seed_run(0, methods=rows)
     assert share_used(seed) == 0.5
+    # A count of all steps tells more than the steps that were recorded.
+    rows[3]["used_share"] = 0.1
+    assert share_used(seed_run(0, methods=rows)) == 0.1
     assert rate_ratio(rows[3]) == pytest.approx(0.4)
     assert math.isnan(rate_ratio(rows[1]))
     assert math.isnan(rate_ratio({**row, "eta": 0.05, "used": False}))

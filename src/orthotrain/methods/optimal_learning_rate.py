@@ -62,7 +62,8 @@ class OptimalLearningRate(Method):
             and 0, a weight that is orthonormal stops training.
         record_every: Optimizer steps between records, at least 1: ``eta`` (``None`` where it was
             not used), ``optimum`` (``eta*`` itself, ``None`` where there is none), ``lr``,
-            ``used`` and ``cosine`` of ``w`` and ``l``.
+            ``used``, ``cosine`` of ``w`` and ``l``, and ``used_share``: in which share of all
+            steps so far, of all weights and recorded or not, it was used.
 
     Raises:
         ConfigError: ``params`` empty, an unknown choice, ``floor`` outside ``[0, 1)``, or
@@ -192,6 +193,7 @@ class _BoundOptimal(GradientBound):
                     lr=lr,
                     used=eta is not None,
                     cosine=cosine(*products[target]),
+                    used_share=self._used / self._steps,
                 )
         self._before, self._lengths, self._seen = {}, {}, {}
 

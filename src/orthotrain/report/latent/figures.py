@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from orthotrain.report import style
 from orthotrain.report.latent.gallery import traversal_plot
 from orthotrain.report.latent.look import hues
-from orthotrain.report.latent.measures import OLR, Score, main_score, named_score
+from orthotrain.report.latent.measures import Score, main_score, named_score
 from orthotrain.report.load import Run, Variant
 from orthotrain.report.paired import over_seeds
 from orthotrain.report.rows import Row, number
-from orthotrain.report.spectral.measures import rate_ratio
+from orthotrain.report.spectral.measures import OLR, rate_ratio
 from orthotrain.report.spectral.panels import Panel, curves_of, draw_panels, end_alt, field
 from orthotrain.report.style import Plot, Theme
 

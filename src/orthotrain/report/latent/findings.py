@@ -17,11 +17,11 @@ from orthotrain.report.latent.measures import (
     named_score,
     reference_of,
     scores_of,
-    share_used,
 )
 from orthotrain.report.latent.tables import verdict_of
 from orthotrain.report.load import Run
 from orthotrain.report.paired import Paired, over_seeds
+from orthotrain.report.spectral.measures import share_used
 from orthotrain.report.tables import Spread
 
 

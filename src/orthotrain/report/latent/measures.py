@@ -8,9 +8,8 @@ from typing import Final
 
 from orthotrain.report.load import Run, SeedRun, Variant
 from orthotrain.report.paired import Measure, Paired, paired_by_seed
-from orthotrain.report.rows import Row, number
+from orthotrain.report.rows import number
 
-OLR: Final = "optimal_learning_rate"
 #: Below this many seeds nobody is called better than another.
 MIN_SEEDS: Final = 5
 
@@ -135,17 +134,6 @@ def reference_of(run: Run, variant: Variant) -> Variant | None:
     name = run.baseline_name + ("-sgd" if variant.name.endswith("-sgd") else "")
     found = find(run, name)
     return None if found is variant else found
-
-
-def olr_rows(seed: SeedRun) -> list[Row]:
-    """The records of the optimal learning rate."""
-    return [row for row in seed.rows.get("method", ()) if row.get("method") == OLR]
-
-
-def share_used(seed: SeedRun) -> float:
-    """The share of its records in which the optimal learning rate was used; NaN without any."""
-    rows = olr_rows(seed)
-    return sum(row.get("used") is True for row in rows) / len(rows) if rows else math.nan
 
 
 def identical(ours: Variant, other: Variant, scores: tuple[Score, ...]) -> bool:

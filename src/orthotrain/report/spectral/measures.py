@@ -182,8 +182,13 @@ def rate_ratio(row: Row) -> float:
 
 
 def share_used(seed: SeedRun) -> float:
-    """The share of its recorded steps in which the optimal learning rate was used."""
+    """The share of its steps in which the optimal learning rate was used; NaN without a record.
+
+    Of all steps where the records count them, of the recorded ones in older runs.
+    """
     rows = method_rows(seed, OLR)
+    if rows and math.isfinite(share := number(rows[-1], "used_share")):
+        return share
     return sum(row.get("used") is True for row in rows) / len(rows) if rows else math.nan
 
 
