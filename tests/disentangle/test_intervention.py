@@ -124,3 +124,22 @@ def test_bad_input_is_named():
             linear(eye), 2, measure=lambda x: flat(x) * math.nan, seed=0, samples=4,
             value_range="any",
         )  # fmt: skip
+
+
+def test_the_spread_tells_a_generator_that_hardly_moves():
+    def factors(scale):
+        found = interventions(
+            lambda z: (scale * z[:, :2]).view(len(z), 1, 1, 2),
+            2,
+            measure=lambda images: images.flatten(1),
+            seed=0,
+            samples=400,
+            value_range="any",
+        )
+        return found.disentanglement, found.spread
+
+    (much, wide), (little, narrow) = factors(1.0), factors(1e-3)
+    # The score does not see it.
+    assert much == pytest.approx(little) == pytest.approx(1.0)
+    torch.testing.assert_close(narrow, 1e-3 * wide, rtol=1e-4, atol=0)
+    torch.testing.assert_close(wide, torch.ones_like(wide), rtol=0.15, atol=0)

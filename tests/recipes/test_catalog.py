@@ -154,6 +154,26 @@ def test_the_full_cifar_recipe_has_the_published_settings():
 
 
 @pytest.mark.bad_input
+def test_the_full_recipes_of_generators_have_the_published_settings():
+    eigen, simple = (recipe_config(f"faces-{kind}", "full") for kind in ("eigengan", "simplegan"))
+    assert (eigen.optim.lr, eigen.optim.betas, eigen.data.batch_size) == (1e-4, (0.5, 0.99), 64)
+    assert (eigen.optim.loss, eigen.optim.r1, eigen.optim.r1_every) == ("hinge", 10.0, 16)
+    assert (eigen.model.noise_dim, eigen.model.latent_dim) == (512, 6)
+    assert (eigen.optim.augment, eigen.optim.ema_half_life) == (True, 10_000)
+    assert (simple.optim.lr, simple.optim.betas, simple.data.batch_size) == (
+        2e-4,
+        (0.5, 0.999),
+        128,
+    )
+    assert (simple.optim.loss, simple.optim.gradient_penalty) == ("wasserstein", 10.0)
+    assert simple.latent.orojar == 1e-6
+    sprites = recipe_config("sprites-simplegan", "full")
+    assert (sprites.latent.hessian, sprites.latent.orojar, sprites.latent.vp) == (1e-3, 1e-11, 0.1)
+    assert (sprites.optim.loss, sprites.model.latent_dim) == ("non_saturating", 6)
+    # Without noise, so that the factors cannot go there.
+    assert recipe_config("sprites-eigengan", "full").model.noise_dim == 0
+
+
 def test_unknown_recipes_and_scales_are_refused():
     with pytest.raises(ConfigError, match="did you mean digits-minivit"):
         find_recipe("digit-minivit")

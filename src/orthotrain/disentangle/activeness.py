@@ -68,7 +68,7 @@ def activeness(  # noqa: PLR0913 - the budget, by name
 
     Source:
         Peebles et al. (2020), arXiv:2008.10599; latents and values as in the code of Wei et al.
-        (2021), arXiv:2108.09267.
+        (2021), arXiv:2108.07668.
 
     Example:
         >>> def draw(z):  # two pixels: the first three times as strong as the second

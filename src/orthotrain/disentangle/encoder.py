@@ -39,8 +39,11 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Codes of images, generated or real, in the range of the generator's."""
-        codes: Tensor = self.network(images)
+        """Codes of images, generated or real, in the range of the generator's.
+
+        They go to the network's device, and the codes stay there.
+        """
+        codes: Tensor = self.network(images.to(next(self.network.parameters()).device))
         return codes
 
 

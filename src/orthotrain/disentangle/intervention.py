@@ -31,11 +31,15 @@ class Interventions:
             over that of the factor in images of the prior. 0 where it stays as it is.
         disentanglement: How far each coordinate changes one factor alone, in [0, 1].
         completeness: How far each factor is changed by one coordinate alone, in [0, 1].
+        spread: ``(f,)``: standard deviation of each factor in images of the prior. The two scores
+            do not ask how much there is to change: read them beside the spread in real images,
+            since a generator of one image that moves by a pixel can have 1 in both.
     """
 
     sensitivity: Float[Tensor, "d f"]
     disentanglement: float
     completeness: float
+    spread: Float[Tensor, " f"]
 
 
 def interventions(  # noqa: PLR0913 - the budget, by name
@@ -106,7 +110,7 @@ def interventions(  # noqa: PLR0913 - the budget, by name
     moving = spread > 1e-9 * prior[0].abs().amax(dim=0).clamp(min=1e-300)
     sensitivity = torch.where(moving, raw / torch.where(moving, spread, 1.0), 0.0)
     power = sensitivity.square()
-    return Interventions(sensitivity, concentration(power), concentration(power.T))
+    return Interventions(sensitivity, concentration(power), concentration(power.T), spread)
 
 
 def _measured(measure: Callable[[Tensor], Tensor], batches: object) -> list[Float[Tensor, "n f"]]:

@@ -48,7 +48,7 @@ def orojar(
         Differentiable in the generator's parameters.
 
     Source:
-        Wei et al. (2021), arXiv:2108.09267.
+        Wei et al. (2021), arXiv:2108.07668.
 
     Example:
         >>> columns = torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 3.0]], dtype=torch.float64)

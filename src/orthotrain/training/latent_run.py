@@ -129,6 +129,10 @@ class AdversarialConfig:
             self.discriminator_lr is None or self.discriminator_lr > 0,
             f"optim.discriminator_lr={self.discriminator_lr} must be positive, or null",
         )
+        need(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas={list(self.betas)} must lie in [0, 1)",
+        )
         for name in ("r1", "gradient_penalty"):
             value = getattr(self, name)
             need(math.isfinite(value) and value >= 0, f"optim.{name}={value} must not be negative")

@@ -17,7 +17,7 @@ import torch
 from orthotrain import __version__
 from orthotrain.training.config import Device
 
-_STREAMS: Final = ("weights", "batches")
+_STREAMS: Final = ("weights", "batches", "rival")
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -25,7 +25,7 @@ def stream_seed(seed: int, stream: str) -> int:
 
     Args:
         seed: Seed of the run.
-        stream: ``"weights"`` or ``"batches"``.
+        stream: ``"weights"``, ``"batches"`` or ``"rival"``, what a term of the loss draws.
     """
     sequence = np.random.SeedSequence([seed, _STREAMS.index(stream)])
     return int(sequence.generate_state(1, dtype=np.uint32)[0])

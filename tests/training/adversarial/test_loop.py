@@ -159,6 +159,15 @@ def test_variants_share_start_and_data_and_seeds_share_nothing():
     assert not torch.equal(one.random.get_state(), third.random.get_state())
 
 
+@pytest.mark.parametrize("name", ["nog", "ol", "hessian", "orojar", "vp"])
+def test_every_variant_sees_the_same_data_at_every_step(name):
+    one, other = state_of("none", EIGEN), state_of(name, EIGEN)
+    for _ in range(2):
+        adversarial_step(one, EIGEN)
+        adversarial_step(other, EIGEN)
+    assert torch.equal(one.random.get_state(), other.random.get_state())
+
+
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_global_random_state_is_left_as_it_was(config):
     before = torch.random.get_rng_state()
@@ -275,11 +284,28 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
         return losses if state.step < 5 else replace(losses, discriminator=torch.tensor(math.nan))
 
     monkeypatch.setattr(loop, "adversarial_step", broken)
-    message = "discriminator_loss of .* is nan at step 5; its last checkpoint and all samples"
+    message = "discriminator_loss in .* is nan at step 5; its last checkpoint and all samples"
     with pytest.raises(NonFiniteError, match=message):
         train_here(tmp_path)
     assert not seed_folder(tmp_path).result.exists()
     assert load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]["step"] == 3
+
+
+@pytest.mark.bad_input
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
+    """Losses are those from before an update, and are not looked at in every step."""
+    config = replace(
+        EIGEN,
+        optim=replace(EIGEN.optim, lr=1e25),
+        record=replace(EIGEN.record, log_every_steps=STEPS, checkpoint_every_steps=1),
+    )
+    with pytest.raises(NonFiniteError, match=r"of the generator in .* is not finite at step"):
+        train_here(tmp_path, config=config)
+    checkpoint = seed_folder(tmp_path).checkpoint
+    if checkpoint.exists():
+        saved = load_checkpoint(checkpoint)["training"]
+        for player in ("generator", "discriminator"):
+            assert all(bool(w.isfinite().all()) for w in saved[player].values())
 
 
 @pytest.mark.bad_input

@@ -25,6 +25,7 @@ from orthotrain.disentangle import (
     random_rotation,
     rotated,
     sefa_directions,
+    variation_predictability,
 )
 from orthotrain.layers import EigenSubspace
 from orthotrain.models.eigengan import EigenGenerator
@@ -66,20 +67,20 @@ _SMOKE: Final = ScoreBudget(
 _CPU: Final = ScoreBudget(
     Budget(
         latents=100,
-        classifier=ClassifierBudget(pairs=4_000, classifiers=3, epochs=20, width=16),
+        classifier=ClassifierBudget(pairs=4_000, classifiers=3, epochs=12, width=16),
         paths=500,
         images=2_000,
         splits=3,
         pca_images=500,
         factors=FactorBudget(
-            samples=2_000,
+            samples=1_000,
             train_votes=800,
             evaluation_votes=400,
             chance_repeats=2,
             dci_model="random_forest",
         ),
     ),
-    encoder_steps=600,
+    encoder_steps=500,
     samples=200,
 )
 BUDGETS: Final[dict[Scale, ScoreBudget]] = {
@@ -109,27 +110,41 @@ def image_scores(
         directions: Orthogonal, one a row, along which the latent is moved; None are its axes.
 
     Returns:
-        The few numbers that variants are compared in, by name, and the whole evaluation.
+        The few numbers that variants are compared in, by name, and the whole evaluation. Names
+        that end in ``_sefa`` and ``_rotated`` are of the latent turned so. ``factor_spread`` is
+        the least share of the standard deviation of a factor of real images that generated ones
+        have, at most 1.
     """
     dim = model.latent_dim
-    own = torch.eye(dim) if directions is None else directions
+    turned = {
+        "": torch.eye(dim) if directions is None else directions,
+        "_sefa": block_directions(model),
+        "_rotated": random_rotation(dim, seed=seed),
+    }
     plain, latent_dim = one_latent(model)
-    generate = rotated(plain, own)
-    factors: dict[str, float] = {}
+    generate = rotated(plain, turned[""])
+    scores: dict[str, float] = {}
     encode: Callable[[Tensor], Tensor] | None = None
     if sprites is not None:
-        turned = {
-            "": own,
-            "_sefa": block_directions(model),
-            "_rotated": random_rotation(dim, seed=seed),
-        }
+        shown = _measured(real, budget.samples, seed=seed)
         for suffix, rows in turned.items():
-            found = intervention_scores(model, rows, budget=budget, seed=seed)
-            factors |= {f"{name}{suffix}": value for name, value in found.items()}
+            found = interventions(
+                rotated(plain, rows),
+                latent_dim,
+                measure=sprite_factors,
+                seed=seed,
+                samples=budget.samples,
+                factors=dim,
+            )
+            scores[f"disentanglement{suffix}"] = found.disentanglement
+            scores[f"completeness{suffix}"] = found.completeness
+            if not suffix:
+                share = found.spread / shown.std(dim=0)
+                scores["factor_spread"] = float(share.clamp(max=1).min())
         encoder = latent_encoder(
             generate, latent_dim, seed=seed, steps=budget.encoder_steps, factors=dim
         )
-        factors["encoder_r2"] = sum(encoder.r_squared) / dim
+        scores["encoder_r2"] = sum(encoder.r_squared) / dim
 
         def encode(images: Tensor) -> Tensor:
             return encoder(2 * images - 1)
@@ -144,7 +159,14 @@ def image_scores(
         dataset=sprites,
         budget=budget.evaluation,
     )
-    return {**factors, **_summary(evaluation)}, evaluation
+    after = variation_predictability(
+        rotated(plain, turned["_sefa"]),
+        latent_dim,
+        seed=seed,
+        budget=budget.evaluation.classifier,
+        factors=dim,
+    )
+    return {**scores, **_summary(evaluation), "vp_sefa": after.accuracy}, evaluation
 
 
 def one_latent(model: ImageGenerator) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -154,20 +176,10 @@ def one_latent(model: ImageGenerator) -> tuple[Callable[[Tensor], Tensor], int]:
     return model, model.latent_dim
 
 
-def intervention_scores(
-    model: ImageGenerator, directions: Float[Tensor, "d d"], *, budget: ScoreBudget, seed: int
-) -> dict[str, float]:
-    """Position and size of the blob while the latent moves along one direction at a time."""
-    generate, latent_dim = one_latent(model)
-    found = interventions(
-        rotated(generate, directions),
-        latent_dim,
-        measure=sprite_factors,
-        seed=seed,
-        samples=budget.samples,
-        factors=model.latent_dim,
-    )
-    return {"disentanglement": found.disentanglement, "completeness": found.completeness}
+def _measured(real: ImageSet, count: int, *, seed: int) -> Float[Tensor, "n 3"]:
+    """Factors of real images, drawn at random."""
+    index = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:count]
+    return sprite_factors(real[index].float() / 127.5 - 1)
 
 
 def sprite_factors(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3"]:

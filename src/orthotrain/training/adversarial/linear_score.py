@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain.disentangle import random_rotation, sefa_directions
 from orthotrain.linalg import spd_sqrt
 from orthotrain.models.linear_gan import LinearGenerator
 from orthotrain.training.adversarial.sources import GaussianSource
@@ -28,21 +29,19 @@ def linear_scores(
         - ``frechet``: Frechet distance between what it makes and the data, 0 at best.
         - ``alignment``: the directions ``U`` against the principal directions of the data, see
           :func:`alignment`; 1 at best.
-        - ``alignment_sefa``: the same for its SeFa directions, the principal directions of what it
-          makes; no coordinate need be one of them.
+        - ``alignment_sefa``: the same for what a move along each SeFa direction adds.
         - ``alignment_rotated``: the same for its directions after a random rotation of ``z``.
         - ``orthonormality_error``: ``|U U^T - 1|_F``.
     """
     u = generator.subspace.u.double().cpu()
     weight = generator.subspace.scale.double().cpu()[:, None] * u
     principal = source.directions.double()
-    random = torch.Generator().manual_seed(seed)
-    rotation = torch.linalg.qr(torch.randn(len(u), len(u), generator=random, dtype=torch.float64)).Q
-    sefa = torch.linalg.svd(weight, full_matrices=False).Vh
+    sefa, _ = sefa_directions(weight, latent_axis=0)
+    rotation = random_rotation(len(u), seed=seed)
     return {
         "frechet": _frechet(generator, source),
         "alignment": alignment(u, principal),
-        "alignment_sefa": alignment(sefa, principal),
+        "alignment_sefa": alignment(sefa @ weight, principal),
         "alignment_rotated": alignment(rotation @ weight, principal),
         "orthonormality_error": float(generator.subspace.orthonormality_error()),
     }

@@ -93,6 +93,7 @@ def train_generator(
                 write_samples(state, folder.path / "samples", seed=seed)
                 recorder.tell("evaluated", state.step)
             if _due(state.step, config.record.checkpoint_every_steps, config):
+                _require_finite(state, folder)
                 checkpoint = {
                     "training": state.state_dict(),
                     "seconds": seconds_before + time.perf_counter() - began,
@@ -124,6 +125,24 @@ def train_generator(
     write_json(folder.result, result)
     recorder.tell("finished", state.step)
     return result
+
+
+def _require_finite(state: AdversarialState, folder: SeedFolder) -> None:
+    """Keep weights that are not finite out of the checkpoint: losses tell of them one step late."""
+    for player, model in (("generator", state.generator), ("discriminator", state.discriminator)):
+        for name, weight in model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise NonFiniteError(
+                    _broken(f"{name} of the {player}", "not finite", state, folder)
+                )
+
+
+def _broken(what: str, how: str, state: AdversarialState, folder: SeedFolder) -> str:
+    return (
+        f"train: {what} in {folder.path} is {how} at step {state.step}; its last checkpoint and "
+        "all samples are kept; try a smaller --optim.lr, a larger --optim.r1 or another "
+        "--optim.loss in a new --run-dir"
+    )
 
 
 class _Recorder:
@@ -189,11 +208,7 @@ class _Recorder:
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             self._metrics.sync()
-            raise NonFiniteError(
-                f"train: {broken[0]} of {folder.path} is {values[broken[0]]} at step "
-                f"{state.step}; its last checkpoint and all samples are kept; try a smaller "
-                "--optim.lr, a larger --optim.r1 or another --optim.loss in a new --run-dir"
-            )
+            raise NonFiniteError(_broken(broken[0], str(values[broken[0]]), state, folder))
         self.tell("stepped", state.step)
 
     def tell(self, stage: Stage, step: int, *, plan: str = "") -> None:

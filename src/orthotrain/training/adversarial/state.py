@@ -34,7 +34,8 @@ from orthotrain.training.reproducibility import stream_seed
 class AdversarialState:
     """Both players, the averaged generator, optimizers, methods and chance.
 
-    All chance after the initial weights comes from ``random``, so these parts are the whole state.
+    All chance after the initial weights comes from ``random`` and the rival's own generator, so
+    these parts are the whole state.
     """
 
     generator: Generator
@@ -94,7 +95,7 @@ def build_adversarial(
         config,
         shape=source.shape,
         latent_dim=generator.latent_dim,
-        generator=weights,
+        random=torch.Generator().manual_seed(stream_seed(seed, "rival")),
         device=device,
     )
     optimizers = build_optimizers(generator, discriminator, config, variant)
@@ -123,7 +124,7 @@ def build_adversarial(
 
 
 def averaged(state: AdversarialState) -> Generator:
-    """The averaged generator, which is the one that is shown and scored."""
+    """The averaged generator, which is shown and, where it makes images, scored."""
     model = state.average.module
     assert isinstance(model, LinearGenerator | EigenGenerator | SimpleGenerator)
     return model

@@ -82,7 +82,9 @@ def _generator_step(state: AdversarialState, config: LatentRun) -> tuple[Tensor,
     adversarial = generator_loss(scores, kind=config.optim.loss)
     penalty = torch.zeros_like(adversarial)
     if state.rival is not None:
-        penalty = state.rival.penalty(state.generator, z, noise, random=random)
+        # Differences need all their images in one precision.
+        base = fake if config.precision == "float32" else None
+        penalty = state.rival.penalty(state.generator, z, noise, base=base)
     optimizer = state.optimizers[0]
     optimizer.zero_grad()
     torch.autograd.backward(adversarial + penalty)
