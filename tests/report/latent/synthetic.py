@@ -103,6 +103,22 @@ def _rows(name):
             }  # fmt: skip
 
 
+def change_scores(folder: Path, name: str, seed: int, changes: Mapping[str, float]) -> None:
+    """Other or further scores of one training."""
+    path = folder / "variants" / name / f"seed-{seed}" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "scores": {**result["scores"], **changes}}))
+
+
+def rename_scores(folder: Path, names: Mapping[str, str]) -> None:
+    """Scores of another kind of run; those that are not named are dropped, but for Frechet."""
+    for path in folder.glob("variants/*/*/result.json"):
+        result = json.loads(path.read_text())
+        kept = {names.get(key, key): value for key, value in result["scores"].items()}
+        scores = {k: v for k, v in kept.items() if k == "frechet" or k in names.values()}
+        path.write_text(json.dumps({**result, "scores": scores}))
+
+
 def write_frames(folder: Path, names: Sequence[str], *, seed: int = 0, channels: int = 1) -> None:
     """Traversals of two coordinates: the second moves the image, the first does not."""
     values = np.array([-1.0, 0.0, 1.0])

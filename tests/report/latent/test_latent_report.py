@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import pytest
 
@@ -12,10 +13,17 @@ from orthotrain.report import write_report
 from orthotrain.report.family import family_of
 from orthotrain.report.latent.gallery import load_traversals, shown_seed, traversal_plot
 from orthotrain.report.latent.look import hues
+from orthotrain.report.latent.measures import rank_correlation
 from orthotrain.report.latent.tables import comparisons_table, results_table, turned_table
 from orthotrain.report.load import load_run
 from orthotrain.report.style import LIGHT
-from report.latent.synthetic import TREATMENTS, latent_run, write_frames
+from report.latent.synthetic import (
+    TREATMENTS,
+    change_scores,
+    latent_run,
+    rename_scores,
+    write_frames,
+)
 from report.test_page import Page
 
 FIGURES = ("scores", "weight", "weight-sgd", "rates", "training")  # vectors have no traversals
@@ -89,7 +97,7 @@ def test_sgd_is_held_against_sgd(tmp_path):
 @pytest.mark.parametrize(
     ("effect", "frechet", "verdict", "tone"),
     [
-        (0.2, 0.0, "yes, at equal fidelity", "good"),
+        (0.2, 0.0, "yes; fidelity not told apart", "good"),
         (0.2, 4.0, "yes, at worse fidelity", "mixed"),
         (0.2, -3.0, "yes, at better fidelity", "good"),
         (-0.2, 0.0, "no, worse", "bad"),
@@ -113,11 +121,13 @@ def test_no_winner_on_fewer_than_five_seeds(tmp_path):
     assert found.tone == "unclear"
     assert "nothing is decided" in finding(folder, "Is it the orthogonality").verdict
     assert "nothing is decided" in finding(folder, "Is SeFa").verdict
+    assert "nothing is decided" in finding(folder, "Does the learning").verdict
+    assert "nothing is decided" in finding(folder, "Is NOG better").verdict
 
 
 def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):
     found = finding(latent_run(tmp_path / "run"), "Does OLR do anything")
-    assert (found.verdict, found.tone) == ("no: it never acted", "bad")
+    assert (found.verdict, found.tone) == ("no: it was never seen to act", "bad")
     assert "OLR: used in 0.0 ± 0.0 %" in found.sentences[0]
     assert "to the last digit" in found.sentences[0]
     assert "OLR-SGD: used in 100.0 ± 0.0 %" in found.sentences[1]
@@ -143,7 +153,7 @@ def test_weight_or_gradient(effects, verdict, tmp_path):
 
 def test_sefa_on_nothing_done_is_the_rival_of_every_treatment(tmp_path):
     found = finding(latent_run(tmp_path / "run"), "Is SeFa")
-    assert found.verdict == "SeFa on nothing done reaches what the best treatment reaches"
+    assert found.verdict == "nothing is better than SeFa on nothing done"
     assert "0.900 ± 0.000 after the Householder projector" in found.sentences[0]
     better = latent_run(tmp_path / "other", effects={"ol": 0.5})
     assert finding(better, "Is SeFa").verdict.startswith("no: the best treatment is above")
@@ -171,6 +181,55 @@ def test_nog_is_held_against_nothing_at_the_same_rate_and_at_the_best_of_each(
     assert "NOG-LR3" in found.sentences[1]
     assert "NONE-LR3" in found.sentences[1]
     assert found.sentences[-1].startswith("Frechet distance: ")
+
+
+def test_nog_is_held_against_every_rival_and_against_what_comes_after_training(tmp_path):
+    found = finding(latent_run(tmp_path / "run", effects={"nog": 0.25}), "Is NOG better")
+    assert len(found.sentences) == 3
+    for said, rival in zip(
+        found.sentences,
+        ("OL", "NONE after SeFa", "NONE after the Householder projector"),
+        strict=True,
+    ):
+        assert f", {rival} 0." in said
+    assert found.verdict == "better than 1 of 3, worse than 1"
+
+
+def test_orthogonality_of_the_weight_is_held_against_the_score(tmp_path):
+    found = finding(latent_run(tmp_path / "run"), "Is it the orthogonality")
+    # Only retraction has orthonormal rows here, and it is better than most.
+    (said,) = [s for s in found.sentences if "rank correlation" in s]
+    assert said.startswith("Over 50 trainings with Adam")
+    assert float(said.split()[-1].rstrip(".")) < 0
+
+
+def test_rank_correlation_shares_ranks_of_equal_values():
+    assert rank_correlation([(1, 10), (2, 20), (3, 15), (9, 30)]) == pytest.approx(0.8)
+    assert rank_correlation([(1, 1), (1, 2), (2, 3)]) == pytest.approx(3**0.5 / 2)
+    assert math.isnan(rank_correlation([(1, 1), (1, 2), (1, 3)]))
+    assert math.isnan(rank_correlation([(1, 1), (2, 2)]))
+
+
+def test_images_without_factors_are_judged_by_vp(tmp_path):
+    folder = latent_run(tmp_path / "run", effects={"nog": 0.2}, noise=0.02)
+    rename_scores(folder, {"alignment": "vp", "alignment_sefa": "vp_sefa"})
+    found = finding(folder, "Does NOG separate")
+    assert found.verdict == "yes; fidelity not told apart"
+    assert found.sentences[0].startswith("Variation predictability: NOG")
+    assert "after SeFa" in finding(folder, "Is SeFa").sentences[0]
+
+
+def test_a_generator_that_hardly_moves_is_not_scored_by_interventions(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "ol"], effects={"ol": 0.9})
+    rename_scores(folder, {"alignment": "disentanglement"})
+    for seed in range(5):
+        change_scores(folder, "ol", seed, {"factor_spread": 0.1 if seed else 0.9})
+    run = load_run(folder)
+    rows = {r["variant"]: r for r in csv.DictReader(results_table(run).csv().splitlines())}
+    assert float(rows["OL"]["disentanglement"]) > 1.3
+    assert rows["OL"]["disentanglement_std"] in ("", "nan")
+    (note,) = family_of(run).missing(run)
+    assert note.startswith("OL, seed 1, 2, 3, 4: some factor of its images has less than 0.5")
 
 
 def test_missing_variants_are_named(tmp_path):

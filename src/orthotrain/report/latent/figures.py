@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from orthotrain.report import style
 from orthotrain.report.latent.gallery import traversal_plot
 from orthotrain.report.latent.look import hues
-from orthotrain.report.latent.measures import Score, main_score, named_score
+from orthotrain.report.latent.measures import (
+    LEAST_SPREAD,
+    Score,
+    hardly_varies,
+    main_score,
+    named_score,
+)
 from orthotrain.report.load import Run, Variant
 from orthotrain.report.paired import over_seeds
 from orthotrain.report.rows import Row, number
@@ -25,8 +31,9 @@ _BANDS: Final = "Lines are means over seeds, bands reach from the lowest to the 
 # The scores in the figure, as many of these as a run has.
 _SHOWN_AS_DOTS: Final = (
     *("alignment", "alignment_sefa", "disentanglement", "disentanglement_sefa"),
-    *("vp", "frechet", "orthonormality_error"),
+    *("vp", "vp_sefa", "frechet", "orthonormality_error"),
 )
+_MOST_DOTS: Final = 4
 _TITLE_WIDTH: Final = 20
 
 
@@ -49,7 +56,10 @@ def _with_sgd(run: Run, sgd: bool) -> list[Variant]:
 def scores_plot(run: Run) -> Plot:
     """The main score as trained and after SeFa, and what stands beside it, a row a variant."""
     main = main_score(run)
-    scores = [s for key in _SHOWN_AS_DOTS if (s := named_score(run, key)) is not None]
+    found = [s for key in _SHOWN_AS_DOTS if (s := named_score(run, key)) is not None]
+    # Fidelity always has its place.
+    scores = [*[s for s in found if s.key != "frechet"][: _MOST_DOTS - 1], *found]
+    scores = list(dict.fromkeys(scores))[:_MOST_DOTS]
     shown = [variant for variant in run.variants if variant.finished]
 
     def paint(theme: Theme) -> Figure:
@@ -217,4 +227,11 @@ def missing(run: Run) -> Sequence[str]:
             f"The variant '{run.baseline_name}' has no finished seed, so no treatment has "
             "anything to be held against."
         )
+    for variant in run.variants:
+        still = [str(seed.seed) for seed in variant.finished if hardly_varies(seed)]
+        if still:
+            notes.append(
+                f"{variant.title}, seed {', '.join(still)}: some factor of its images has less "
+                f"than {LEAST_SPREAD:g} of its spread in real ones, so no intervention is scored."
+            )
     return notes

@@ -9,13 +9,17 @@ from orthotrain.report.latent.measures import (
     MIN_SEEDS,
     TURNED,
     Score,
+    after_training,
     compare,
     fidelity,
+    final_deviation,
     find,
     identical,
     main_score,
     named_score,
+    rank_correlation,
     reference_of,
+    score_of,
     scores_of,
 )
 from orthotrain.report.latent.tables import verdict_of
@@ -34,6 +38,7 @@ def findings(run: Run) -> list[Finding]:
         _better("Does NOG separate the latents better than nothing?", run, main, "nog"),
         _better("Does OLR?", run, main, "olr"),
         _inert(run),
+        *_against_rivals(run, main),
         _weight_or_gradient(run, main),
         _rates(run, main),
         _after_training(run, main),
@@ -71,7 +76,9 @@ def _verdict(
     other = verdict_of(beside, near)
     if other == "worse":
         return "yes, at worse fidelity", "mixed"
-    return ("yes, at better fidelity" if other == "better" else "yes, at equal fidelity"), "good"
+    return (
+        "yes, at better fidelity" if other == "better" else "yes; fidelity not told apart"
+    ), "good"
 
 
 def sentence(paired: Paired, score: Score) -> str:
@@ -94,6 +101,34 @@ def sentence(paired: Paired, score: Score) -> str:
     return f"{said} (95 %: {low:+.{digits}f} to {high:+.{digits}f}), {tail}."
 
 
+def _against_rivals(run: Run, main: Score) -> list[Finding]:
+    """NOG and OLR as trained against every other way to separate coordinates."""
+    baseline = find(run, run.baseline_name)
+    rivals = [find(run, name) for name in ("ol", "hessian", "orojar", "vp")]
+    if baseline is not None:
+        rivals += [after_training(baseline, main, end) for end in ("_sefa", "_householder")]
+    said = []
+    for name in ("nog", "olr"):
+        ours = find(run, name)
+        pairs = [compare(ours, rival, main) for rival in rivals if ours and rival]
+        pairs = [paired for paired in pairs if paired.count]
+        if ours is None or not pairs:
+            continue
+        if min(paired.count for paired in pairs) < MIN_SEEDS:
+            verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
+        else:
+            words = [verdict_of(paired, main) for paired in pairs]
+            verdict = (
+                f"better than {words.count('better')} of {len(pairs)}, "
+                f"worse than {words.count('worse')}"
+            )
+        title = f"Is {ours.title} better than its rivals?"
+        said.append(
+            Finding(title, tuple(sentence(paired, main) for paired in pairs), verdict, "unclear")
+        )
+    return said
+
+
 def _inert(run: Run) -> Finding:
     """How often OLR acted, and whether anything came of it."""
     title = "Does OLR do anything under Adam?"
@@ -107,14 +142,14 @@ def _inert(run: Run) -> Finding:
         what = (
             "the scores are those of nothing done, to the last digit"
             if same
-            else ("its scores differ from those of nothing done")
+            else "its scores differ from those of nothing done"
         )
         sentences.append(f"{ours.title}: used in {used.show(1)} % of the recorded steps; {what}.")
         if name == "olr":
-            acted = not same
+            acted = used.mean > 0
     if acted is None:
         return Finding(title, tuple(sentences), "not measured" if sentences else "")
-    verdict = "it acts" if acted else "no: it never acted"
+    verdict = "it acts" if acted else "no: it was never seen to act"
     return Finding(title, tuple(sentences), verdict, "mixed" if acted else "bad")
 
 
@@ -138,6 +173,7 @@ def _weight_or_gradient(run: Run, main: Score) -> Finding | None:
     both, held = find(run, "nog-retraction"), find(run, "retraction")
     if both is not None and held is not None:
         sentences.append(f"Gradient on top of weight: {sentence(compare(both, held, main), main)}")
+    sentences += _correlated(run, main)
     if not all(words.values()):
         return Finding(title, tuple(sentences), "not measured" if sentences else "")
     if few:
@@ -151,6 +187,24 @@ def _weight_or_gradient(run: Run, main: Score) -> Finding | None:
         (False, False): ("neither is better than nothing", "unclear"),
     }
     return Finding(title, tuple(sentences), *answers[weight, gradient])
+
+
+def _correlated(run: Run, main: Score) -> list[str]:
+    """How far the score goes with the deviation of the weight, whatever was done to it."""
+    pairs = [
+        (final_deviation(seed), score_of(seed, main.key))
+        for variant in run.variants
+        if not variant.name.endswith("-sgd")
+        for seed in variant.finished
+    ]
+    known = [pair for pair in pairs if not any(map(math.isnan, pair))]
+    found = rank_correlation(known)
+    if math.isnan(found):
+        return []
+    return [
+        f"Over {len(known)} trainings with Adam the rank correlation of |U U^T - I| at the end "
+        f"with the score is {found:+.2f}."
+    ]
 
 
 def _rates(run: Run, main: Score) -> Finding | None:
@@ -172,14 +226,17 @@ def _rates(run: Run, main: Score) -> Finding | None:
     beside = () if near is None else (sentence(compare(best, untreated, near), near),)
     words = {verdict_of(paired, main) for paired in at_each}
     verdict = "the same at every rate" if len(words) == 1 else "depends on the rate"
+    verdict = f"{verdict}; at the best rate of each: {verdict_of(of_best, main)}"
+    if min(paired.count for paired in (*at_each, of_best)) < MIN_SEEDS:
+        verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
     return Finding(
         "Does the learning rate decide what NOG does?",
         (
             *(sentence(paired, main) for paired in at_each),
-            f"The best rate of each: {sentence(of_best, main)}",
+            f"The best rate of each, chosen by these seeds: {sentence(of_best, main)}",
             *beside,
         ),
-        f"{verdict}; at the best rate of each: {verdict_of(of_best, main)}",
+        verdict,
         "unclear" if len(words) == 1 else "mixed",
     )
 
@@ -211,9 +268,13 @@ def _after_training(run: Run, main: Score) -> Finding | None:
         f"The best as trained is {best.title}, {own.show(main.digits)}; after SeFa it has "
         f"{over_seeds(best, after.measure).show(after.digits)}.",
     ]
-    enough = sefa.mean >= own.mean
+    turned_baseline = after_training(baseline, main, "_sefa")
+    assert turned_baseline is not None
+    paired = compare(best, turned_baseline, main)
+    sentences.append(sentence(paired, main))
+    enough = verdict_of(paired, main) != "better"
     verdict = (
-        "SeFa on nothing done reaches what the best treatment reaches"
+        "nothing is better than SeFa on nothing done"
         if enough
         else "no: the best treatment is above SeFa on nothing done"
     )

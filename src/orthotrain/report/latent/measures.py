@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,6 +13,9 @@ from orthotrain.report.load import Run, SeedRun, Variant
 from orthotrain.report.paired import Measure, Paired, paired_by_seed
 from orthotrain.report.rows import number
 
+#: Share of the spread of a factor in real images below which its interventions are not scored.
+LEAST_SPREAD: Final = 0.5
+_NEED_SPREAD: Final = ("disentanglement", "completeness")
 #: Below this many seeds nobody is called better than another.
 MIN_SEEDS: Final = 5
 
@@ -40,6 +46,7 @@ _KNOWN: Final = (
     Score("alignment", "Alignment with the true directions", 1),
     Score("disentanglement", "Disentanglement by intervention", 1),
     Score("completeness", "Completeness by intervention", 1),
+    Score("factor_spread", "Least spread of a factor over that in real images", 0),
     Score("vp", "Variation predictability", 1),
     Score("mig", "MIG", 1),
     Score("dci_disentanglement", "DCI disentanglement", 1),
@@ -58,14 +65,24 @@ TURNED: Final = {
     "_rotated": "latents rotated at random",
 }
 #: What the verdicts are about, fixed before any run: the first of these that a run has.
-_MAIN: Final = ("alignment", "disentanglement")
+_MAIN: Final = ("alignment", "disentanglement", "vp")
 _FIDELITY: Final = "frechet"
 
 
 def score_of(seed: SeedRun, key: str) -> float:
-    """A score of a finished seed; NaN where it has none."""
+    """A score of a finished seed; NaN where it has none, or its images hardly vary."""
+    if key.startswith(_NEED_SPREAD) and hardly_varies(seed):
+        return math.nan
     scores = seed.result.get("scores") if seed.result is not None else None
     return number(scores, key) if isinstance(scores, dict) else math.nan
+
+
+def hardly_varies(seed: SeedRun) -> bool:
+    """Whether a factor has less than half of its spread in real images.
+
+    Which coordinate moves a factor says nothing where the factor does not move.
+    """
+    return score_of(seed, "factor_spread") < LEAST_SPREAD
 
 
 def scores_of(run: Run) -> tuple[Score, ...]:
@@ -134,6 +151,44 @@ def reference_of(run: Run, variant: Variant) -> Variant | None:
     name = run.baseline_name + ("-sgd" if variant.name.endswith("-sgd") else "")
     found = find(run, name)
     return None if found is variant else found
+
+
+def after_training(variant: Variant, score: Score, suffix: str) -> Variant | None:
+    """A variant whose score is that of its latent turned, see :data:`TURNED`; None without."""
+    turned = tuple(
+        replace(seed, result={**seed.result, "scores": {**scores, score.key: scores[key]}})
+        for seed in variant.finished
+        if seed.result is not None
+        and isinstance(scores := seed.result.get("scores"), dict)
+        and (key := score.key + suffix) in scores
+    )
+    title = f"{variant.title} {TURNED[suffix]}"
+    return replace(variant, title=title, seeds=turned) if turned else None
+
+
+def final_deviation(seed: SeedRun) -> float:
+    """``|U U^T - I|`` at the end of a training, the mean over layers; NaN without a record."""
+    last = {row.get("layer"): number(row, "gram_deviation") for row in seed.rows.get("latent", ())}
+    return statistics.fmean(last.values()) if last else math.nan
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Spearman's coefficient; NaN for fewer than three pairs or a constant side."""
+    if len(pairs) < 3:
+        return math.nan
+    ranks = [_ranks(side) for side in zip(*pairs, strict=True)]
+    try:
+        return statistics.correlation(*ranks)
+    except statistics.StatisticsError:
+        return math.nan
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from one, equal values sharing the mean of theirs."""
+    ordered = sorted(values)
+    return [
+        statistics.fmean((bisect_left(ordered, v) + 1, bisect_right(ordered, v))) for v in values
+    ]
 
 
 def identical(ours: Variant, other: Variant, scores: tuple[Score, ...]) -> bool:
