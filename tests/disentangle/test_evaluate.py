@@ -152,11 +152,56 @@ def test_true_factors_are_scored_by_encode_and_dataset():
         "FactorVAE score",
         "beta-VAE score",
     ]
-    assert all(s.chance is not None for s in rows.values())
+    assert all(s.chance is not None and s.spread is not None for s in rows.values())
+    measured = [name for name, s in rows.items() if s.chance_spread is not None]
+    assert measured == [*rows][:6]  # chance of the two votes is known
     # Between independent factors a sample of 300 shows some information, 6 / (2 * 300) nats.
     assert rows["MIG"].value == pytest.approx(1, abs=0.03)
     assert rows["FactorVAE score"].value == 1
     assert rows["MIG"].chance < 0.1
+
+
+def test_the_spread_of_a_score_is_that_over_new_samples():
+    """A code with noise: what ten resamples of one draw say against twelve draws."""
+
+    def encode(images):
+        noise = torch.randn(len(images), 2, generator=generator(int(1e4 * images.sum())))
+        return torch.stack([images[:, 0, 0, 0], images[:, 0, 3, 0]], dim=1) + noise
+
+    rows = [run(encode=encode, dataset=Grid(), seed=seed)["modularity"] for seed in range(12)]
+    over_draws = torch.tensor([r.value for r in rows]).std()
+    mean = torch.tensor([r.spread for r in rows]).mean()
+    assert 1 / 3 < float(mean / over_draws) < 3
+
+
+def test_columns_that_no_code_can_tell_are_left_out():
+    class Turned(Grid):
+        """A third factor that the image does not show."""
+
+        factor_sizes = (4, 3, 5)
+
+        def __len__(self):
+            return 60
+
+        def index_of(self, factors):
+            return super().index_of(factors[:, :2]) * 5 + factors[:, 2]
+
+        def __getitem__(self, index):
+            images, factors = super().__getitem__(index // 5)
+            return images, torch.cat([factors, (index % 5)[:, None]], dim=1)
+
+    def encode(images):
+        return torch.stack([images[:, 0, 0, 0], images[:, 0, 3, 0]], dim=1)
+
+    everything = run(encode=encode, dataset=Turned())
+    shown = run(encode=encode, dataset=Turned(), factor_columns=(0, 1))
+    assert everything["MIG"].value < 0.75
+    assert shown["MIG"].value == pytest.approx(1, abs=0.03)
+    assert everything["FactorVAE score"].chance == pytest.approx(1 / 3)
+    assert shown["FactorVAE score"].chance == 0.5
+    assert shown["FactorVAE score"].value == 1
+    with pytest.raises(ConfigError, match="different columns from 0 to 2, got"):
+        run(encode=encode, dataset=Turned(), factor_columns=(0, 3))
 
 
 def test_scores_from_elsewhere_become_rows():
@@ -264,17 +309,19 @@ def test_table():
             Score("VP", 0.81234, 0.013, chance=1 / 6, note="higher"),
             Score("FD[random 0, 2,000]", 12.5, 0.5, floor=1.25, note="lower"),
             Score("MIG", 0.25),
+            Score("SAP", 0.5, 0.125, chance=0.02, chance_spread=0.0123),
         ),
         activeness=(0.01, 0.5),
         activeness_spread=(0.002, 0.03),
         settings={"seed": 0},
     )
     assert str(found).splitlines() == [
-        "score                 value  spread  chance  real vs real  note",
-        "-------------------  ------  ------  ------  ------------  ------",
-        "VP                   0.8123   0.013  0.1667             -  higher",
-        "FD[random 0, 2,000]    12.5     0.5       -          1.25  lower",
-        "MIG                    0.25       -       -             -",
+        "score                 value  spread        chance  real vs real  note",
+        "-------------------  ------  ------  ------------  ------------  ------",
+        "VP                   0.8123   0.013        0.1667             -  higher",
+        "FD[random 0, 2,000]    12.5     0.5             -          1.25  lower",
+        "MIG                    0.25       -             -             -",
+        "SAP                     0.5   0.125  0.02 +- 0.01             -",
         "activeness  1: 0.5 +- 0.03  0: 0.01 +- 0.002",
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from orthotrain.disentangle._codes import require_count
 from orthotrain.disentangle._generator import measuring, stream
+from orthotrain.disentangle._votes import fixed_columns
 from orthotrain.disentangle.beta_vae_score import beta_vae_score
 from orthotrain.disentangle.budget import FactorBudget
 from orthotrain.disentangle.chance import chance_level
@@ -20,30 +23,62 @@ from orthotrain.disentangle.factor_vae_score import factor_vae_score
 from orthotrain.disentangle.mig import mig
 from orthotrain.disentangle.modularity import modularity
 from orthotrain.disentangle.sap import sap
+from orthotrain.errors import OrthotrainWarning
 
 _IMAGES_PER_CALL = 256
+_RESAMPLES = 10
 
 
 def factor_rows(
-    encode: Callable[[Tensor], Tensor], dataset: Any, *, seed: int, budget: FactorBudget
+    encode: Callable[[Tensor], Tensor],
+    dataset: Any,
+    *,
+    columns: Sequence[int] | None,
+    seed: int,
+    budget: FactorBudget,
 ) -> list[Score]:
     """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance."""
     require_count("evaluate", "factors.samples", budget.samples, at_least=2)
+    kept = fixed_columns("evaluate", dataset, columns).tolist()
     codes, factors = _codes(encode, dataset, budget.samples, seed)
-    repeats = budget.chance_repeats
+    factors = factors[:, kept]
     rows = []
     for name, score in (("MIG", mig), ("SAP", sap), ("modularity", modularity)):
-        chance = chance_level(score, codes, factors, seed=seed, repeats=repeats)
-        rows.append(_row(name, score(codes, factors), chance.level, chance.spread, budget))
+        chance = chance_level(score, codes, factors, seed=seed, repeats=budget.chance_repeats)
+        spread = _over_resamples(score, codes, factors, seed)
+        note = f"higher; spread over {_RESAMPLES} resamples"
+        rows.append(
+            Score(
+                name, float(score(codes, factors)), spread,
+                chance=chance.level, chance_spread=chance.spread, note=note,
+            )
+        )  # fmt: skip
     rows += _dci_rows(codes, factors, seed, budget)
     for name, vote in (("FactorVAE score", factor_vae_score), ("beta-VAE score", beta_vae_score)):
         found = vote(
-            encode, dataset, seed=seed,
+            encode, dataset, seed=seed, factors=kept,
             train_votes=budget.train_votes, evaluation_votes=budget.evaluation_votes,
         )  # fmt: skip
         note = "higher; spread: standard error over votes"
         rows.append(Score(name, found.score, found.standard_error, chance=found.chance, note=note))
     return rows
+
+
+def _over_resamples(
+    score: Callable[[Tensor, Tensor], float],
+    codes: Float[Tensor, "n d"],
+    factors: Int[Tensor, "n f"],
+    seed: int,
+) -> float:
+    """Standard deviation of a score over resamples of its images with replacement."""
+    random = stream("evaluate", seed)
+    values = []
+    for _ in range(_RESAMPLES):
+        index = torch.randint(len(codes), (len(codes),), generator=random)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OrthotrainWarning)
+            values.append(float(score(codes[index], factors[index])))
+    return statistics.stdev(values)
 
 
 def _dci_rows(
@@ -58,17 +93,24 @@ def _dci_rows(
 
     chance_level(recorded, codes, factors, seed=seed, repeats=budget.chance_repeats)
     found = dci(codes, factors, model=budget.dci_model, seed=seed)
+    # A resample has images twice, which its classifiers would be trained and tested on.
+    half = len(codes) // 2
+    halves = [
+        dci(codes[part], factors[part], model=budget.dci_model, seed=seed)
+        for part in (slice(half), slice(half, None))
+    ]
     rows = []
     for part in ("disentanglement", "completeness", "informativeness"):
-        values = torch.tensor([getattr(score, part) for score in permuted], dtype=torch.float64)
-        level, spread = float(values.mean()), float(values.std())
-        rows.append(_row(f"DCI {part}", getattr(found, part), level, spread, budget))
+        levels = [getattr(score, part) for score in permuted]
+        one, other = (getattr(score, part) for score in halves)
+        rows.append(
+            Score(
+                f"DCI {part}", float(getattr(found, part)), abs(one - other) / 2,
+                chance=statistics.fmean(levels), chance_spread=statistics.stdev(levels),
+                note="higher; spread: half of the difference between halves",
+            )
+        )  # fmt: skip
     return rows
-
-
-def _row(name: str, value: float, chance: float, spread: float, budget: FactorBudget) -> Score:
-    note = f"higher; spread of the chance over {budget.chance_repeats} permutations"
-    return Score(name, float(value), spread, chance=chance, note=note)
 
 
 def _codes(

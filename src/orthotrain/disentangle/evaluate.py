@@ -44,6 +44,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     spaces: Sequence[FeatureSpace] = (),
     encode: Callable[[Tensor], Tensor] | None = None,
     dataset: object | None = None,
+    factor_columns: Sequence[int] | None = None,
     factor_scores: Mapping[str, float] | None = None,
     factors: int | None = None,
     budget: Budget | None = None,
@@ -71,6 +72,8 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
         encode: Images of ``dataset`` to codes ``(n, d)``.
         dataset: Images with true factors, such as ``data.Sprites``; with ``encode`` only.
+        factor_columns: Columns of the factors that are scored; None is all. Leave out what no code
+            can tell, such as the turn of a shape that looks alike after a quarter of it.
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.
@@ -113,7 +116,9 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
             reference_range=value_range if reference_range is None else reference_range,
         )  # fmt: skip
     if encode is not None and dataset is not None:
-        rows += factor_rows(encode, dataset, seed=seed, budget=budget.factors)
+        rows += factor_rows(
+            encode, dataset, columns=factor_columns, seed=seed, budget=budget.factors
+        )
     for name, value in (factor_scores or {}).items():
         rows.append(Score(name, float(value), note="given"))
     return Evaluation(

@@ -20,6 +20,7 @@ class Score:
         value: The score.
         spread: Of the value; ``note`` says over what. None where it was not measured.
         chance: What comes out where the latents mean nothing. None where that is not defined.
+        chance_spread: Its standard deviation over permutations, where it was measured so.
         floor: What real images get against other real ones at the same number of samples. None
             where no real images enter.
         note: What is better, and what the spread is of.
@@ -29,6 +30,7 @@ class Score:
     value: float
     spread: float | None = None
     chance: float | None = None
+    chance_spread: float | None = None
     floor: float | None = None
     note: str = ""
 
@@ -92,8 +94,13 @@ def _plain(value: Any) -> Any:
 
 
 def _cells(score: Score) -> tuple[str, ...]:
-    numbers = (score.value, score.spread, score.chance, score.floor)
-    return (score.name, *("-" if x is None else f"{x:.4g}" for x in numbers), score.note)
+    value, spread, chance, floor = (
+        "-" if x is None else f"{x:.4g}"
+        for x in (score.value, score.spread, score.chance, score.floor)
+    )
+    if score.chance_spread is not None:
+        chance += f" +- {score.chance_spread:.1g}"
+    return (score.name, value, spread, chance, floor, score.note)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

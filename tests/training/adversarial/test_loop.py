@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.packed import write_folder
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from orthotrain.training.adversarial import build, loop
@@ -198,18 +199,26 @@ def test_a_step_moves_both_players_and_the_average(config):
     assert (averaged - current).abs().max() < (current - start).abs().max()
 
 
-def test_a_lazy_penalty_acts_in_its_steps_only(monkeypatch):
+def test_a_lazy_penalty_acts_in_its_steps_only_and_counts_for_those_between(monkeypatch):
     from orthotrain.training.adversarial import step as module
 
-    seen = []
-    real = module.r1_penalty
-    monkeypatch.setattr(module, "r1_penalty", lambda *a: seen.append(1) or real(*a))
-    state = state_of()
-    counts = []
-    for _ in range(4):
-        adversarial_step(state, LINEAR)
-        counts.append(len(seen))
-    assert counts == [1, 1, 2, 2]
+    def loss_of(weight, penalty):
+        """Backward sees the discriminator's loss first, then the generator's."""
+        seen = []
+        real = torch.autograd.backward
+        config = replace(LINEAR, optim=replace(LINEAR.optim, r1=weight, r1_every=2))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "r1_penalty", lambda critic, x: critic(x).sum() * 0 + penalty)
+            patch.setattr(
+                torch.autograd, "backward", lambda x: seen.append(float(x.detach())) or real(x)
+            )
+            state = state_of()
+            for _ in range(4):
+                adversarial_step(state, config)
+        return seen[::2]
+
+    added = [a - b for a, b in zip(loss_of(0.1, 3.0), loss_of(0.1, 0.0), strict=True)]
+    assert added == pytest.approx([2 * 0.1 * 3.0, 0, 2 * 0.1 * 3.0, 0], abs=1e-6)
 
 
 def test_real_and_generated_images_of_a_step_are_augmented_alike(monkeypatch):
@@ -223,6 +232,22 @@ def test_real_and_generated_images_of_a_step_are_augmented_alike(monkeypatch):
     adversarial_step(state_of(config=EIGEN), EIGEN)
     # One for the discriminator's step, real and generated, and one for the generator's.
     assert len(drawn) == 2
+
+
+def test_every_image_that_the_discriminator_judges_is_augmented(monkeypatch):
+    from orthotrain.training.adversarial import step as module
+
+    def marked(*a, **k):
+        return lambda images: images * 0 + 7.0
+
+    monkeypatch.setattr(module, "draw_augmentation", marked)
+    state = state_of(config=EIGEN)
+    seen = []
+    state.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    adversarial_step(state, replace(EIGEN, optim=replace(EIGEN.optim, r1=1.0, r1_every=1)))
+    # Real and generated, real again for its slope, generated for the generator.
+    assert len(seen) == 4
+    assert all(bool((images == 7.0).all()) for images in seen)
 
 
 def test_the_learning_rate_falls_to_zero_after_the_constant_part():
@@ -320,6 +345,15 @@ def test_a_missing_package_is_told_before_the_first_step(module, message, tmp_pa
         train_here(tmp_path / "run", config=EIGEN)
     assert not (tmp_path / "run").exists()
     train_here(tmp_path / "linear", config=LINEAR)
+
+
+@pytest.mark.bad_input
+def test_too_few_images_for_scores_are_told_before_the_first_step(tmp_path):
+    folder = write_folder(tmp_path / "images", per_class=4)
+    data = replace(EIGEN.data, name="image-folder", dir=str(folder))
+    with pytest.raises(DataError, match=r"image-folder in .* has \d+ images in its test part"):
+        train_here(tmp_path / "run", config=replace(EIGEN, data=data))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.bad_input

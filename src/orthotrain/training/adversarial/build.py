@@ -39,6 +39,8 @@ from orthotrain.training.latent_run import (
 )
 
 Generator = LinearGenerator | EigenGenerator | SimpleGenerator
+# As many real images as ``evaluate`` compares at least.
+_FEWEST_TEST_IMAGES: Final = 15
 #: Pattern of the latent weight of each generator.
 LATENT_WEIGHT: Final = {"linear": "*.u", "eigen": "*.u", "simple": "latent"}
 
@@ -137,12 +139,23 @@ def build_source(config: LatentDataConfig, *, device: torch.device) -> Source:
     """The real samples that ``config`` names.
 
     Raises:
-        DataError: Local data is missing or damaged, or a package that its images need is missing.
+        DataError: Local data is missing or damaged, too few for scores at the end, or a package
+            that its images need is missing.
     """
     if config.name == "gaussian":
         return GaussianSource.of(config.image_size, device=device)
     _require_packages(factors=config.name == "sprites")
+    _require_scorable(len(build_images(config, part="test")), config)
     return ImageSource(build_images(config, part="train"), device)
+
+
+def _require_scorable(count: int, config: LatentDataConfig) -> None:
+    if count < _FEWEST_TEST_IMAGES:
+        place = f" in {config.dir}" if config.dir else ""
+        raise DataError(
+            f"train: {config.name}{place} has {count} images in its test part, and scores need "
+            f"{_FEWEST_TEST_IMAGES}; add images to that part"
+        )
 
 
 def _require_packages(*, factors: bool) -> None:

@@ -157,6 +157,7 @@ def image_scores(
         reference=real,
         encode=encode,
         dataset=sprites,
+        factor_columns=None if sprites is None else identifiable(sprites),
         budget=budget.evaluation,
     )
     after = variation_predictability(
@@ -167,6 +168,11 @@ def image_scores(
         factors=dim,
     )
     return {**scores, **_summary(evaluation), "vp_sefa": after.accuracy}, evaluation
+
+
+def identifiable(sprites: Sprites) -> list[int]:
+    """Columns of the factors that an image tells: a square looks alike after a quarter turn."""
+    return [i for i, name in enumerate(sprites.factor_names) if name != "orientation"]
 
 
 def one_latent(model: ImageGenerator) -> tuple[Callable[[Tensor], Tensor], int]:
