@@ -46,7 +46,7 @@ def nog_against_svd(*, rounds: int) -> list[tuple[object, ...]]:
 
 
 def step_of(recipe: str, variant: str, size: int, batch: int):
-    """One step of both players at the recipe's full width."""
+    """One step of both players; of EigenGAN with half of the recipe's full width."""
     full = recipe_config(recipe, "full")
     config = replace(
         full,
@@ -61,7 +61,7 @@ def step_of(recipe: str, variant: str, size: int, batch: int):
 
 
 def steps(*, rounds: int, batch: int, sizes: list[int]) -> list[tuple[object, ...]]:
-    """Seconds per 100 steps of each model, without and with NOG and with the rivals."""
+    """Seconds per 100 steps of each model, without and with NOG and with the costly rivals."""
     rows: list[tuple[object, ...]] = []
     for size in sizes:
         for recipe in ("sprites-eigengan", "sprites-simplegan"):

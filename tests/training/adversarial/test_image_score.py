@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
+from data.packed import write_folder
 from orthotrain.data import Sprites, image_set
 from orthotrain.models import EigenGenerator, SimpleGenerator
 from orthotrain.training.adversarial.image_score import (
     BUDGETS,
     block_directions,
+    identifiable,
     image_scores,
     sprite_factors,
 )
@@ -63,7 +65,52 @@ def test_the_scores_of_a_run_are_all_there_and_seeded():
     assert all(math.isfinite(value) for value in scores.values())
     assert {
         "disentanglement", "disentanglement_sefa", "disentanglement_rotated", "completeness",
-        "encoder_r2", "vp", "ppl", "frechet", "frechet_floor", "mig", "factor_vae",
+        "encoder_r2", "factor_spread", "vp", "vp_sefa", "vp_rotated", "ppl", "frechet",
+        "frechet_floor", "mig", "factor_vae",
     } <= set(scores)  # fmt: skip
     assert scores["frechet_floor"] < scores["frechet"]
     assert evaluation["VP"].chance == 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eigen", "simple"])
+def test_images_without_factors_are_scored_in_color(kind, tmp_path):
+    if kind == "eigen":
+        model = EigenGenerator(16, noise_dim=3, num_basis=2, base_channels=2, generator=random())
+    else:
+        model = SimpleGenerator(16, latent_dim=4, generator=random())
+    folder = write_folder(tmp_path / "images", per_class=40)
+    real = image_set("image-folder", data=str(folder), image_size=16, part="test")
+    scores, evaluation = image_scores(
+        model.eval(), real, sprites=None, budget=BUDGETS["smoke"], seed=0
+    )
+    assert all(math.isfinite(value) for value in scores.values())
+    assert set(scores) == {
+        "vp", "vp_sefa", "vp_rotated", "ppl", "frechet", "frechet_floor", "coverage",
+    }  # fmt: skip
+    # Coordinates alone are moved; noise is drawn.
+    assert evaluation["VP"].chance == 0.25
+    assert len(evaluation.activeness) == 4
+
+
+@pytest.mark.slow
+def test_directions_turn_what_is_scored_and_not_the_images():
+    model = SimpleGenerator(16, latent_dim=3, channels=1, generator=random()).eval()
+    sprites = Sprites(16, held={"orientation": 0})
+    settings = {
+        "real": image_set(sprites, part="test", channels=1), "sprites": sprites,
+        "budget": BUDGETS["smoke"], "seed": 0,
+    }  # fmt: skip
+    axes, _ = image_scores(model, **settings)
+    turned, _ = image_scores(model, **settings, directions=block_directions(model))
+    assert turned["disentanglement"] == pytest.approx(axes["disentanglement_sefa"])
+    assert turned["vp"] == pytest.approx(axes["vp_sefa"])
+    assert turned["disentanglement"] != axes["disentanglement"]
+    assert turned["disentanglement_sefa"] == axes["disentanglement_sefa"]
+
+
+def test_a_turn_is_no_factor_that_an_image_tells():
+    assert identifiable(Sprites(16, held={"orientation": 0})) == [0, 1, 2, 3]
+    sprites = Sprites(16)
+    left = [sprites.factor_names[i] for i in identifiable(sprites)]
+    assert left == ["shape", "scale", "x", "y"]
