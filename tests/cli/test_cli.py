@@ -291,6 +291,23 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
     assert "--resume" in error
 
 
+def test_a_run_of_generators_ends_with_a_table_that_fits_a_line(capsys, tmp_path):
+    arguments = ["--scale", "smoke", "--variants", "none", "nog", "--jobs", "1"]
+    folder = tmp_path / "run"
+    assert main(["train", "latent-linear", *arguments, "--run-dir", str(folder)]) == 0
+    table = capsys.readouterr().out.splitlines()[-4:]
+    heading, none, nog, report = table
+    assert heading.split("  ")[0] == "variant"
+    for title in ("alignment", "alignment sefa", "frechet", "ms/step"):
+        assert title in heading
+    assert "householder" not in heading
+    assert none.startswith("none")
+    assert nog.startswith("NOG")
+    assert max(map(len, table[:3])) <= 120
+    assert report.startswith("report: ")
+    assert (folder / "report" / "index.html").is_file()
+
+
 def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatch):
     calls = []
 

@@ -81,6 +81,7 @@ def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
 def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFolder) -> str:
     """One line a variant: mean and standard deviation over seeds."""
     results = {v.name: folder.results(v.name, config.seeds) for v in variants}
+    heading: tuple[str, ...]
     match config.family:
         case "lowrank":
             dense = _full_size(config, folder)
@@ -90,8 +91,8 @@ def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFo
             heading = _SPECTRAL_HEADING
             cells = {name: _spectral_cells(found) for name, found in results.items()}
         case "latent":
-            scores = [name for found in results.values() for name in found[0]["scores"]]
-            scores = list(dict.fromkeys(scores))
+            measured = {name for found in results.values() for name in found[0]["scores"]}
+            scores = [name for name in _LATENT_SCORES if name in measured]
             heading = ("variant", *(name.replace("_", " ") for name in scores), "ms/step")
             cells = {name: _latent_cells(found, scores) for name, found in results.items()}
         case _:
@@ -108,6 +109,11 @@ def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFo
 
 
 _LOWRANK_HEADING = ("variant", "test %", "stored %", "trainable %", "ms/step at the end")
+# What fits a line; the report has all of them.
+_LATENT_SCORES = (
+    *("alignment", "alignment_sefa", "disentanglement", "disentanglement_sefa"),
+    *("vp", "vp_sefa", "frechet", "frechet_floor"),
+)
 _SPECTRAL_HEADING = ("variant", "test error %", "validation error %", "weight norm", "ms/step")
 
 
