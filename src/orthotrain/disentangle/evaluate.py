@@ -62,8 +62,9 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     Args:
         generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
             latent must give the same image. Modes, devices and dtypes as for ``activeness``. A
-            generator with a noise input besides its factors takes both in one latent:
-            ``lambda v: model(v[:, :6], v[:, 6:])`` with ``factors=6``.
+            generator with a noise input besides its factors takes both in one latent, as
+            ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates. A method
+            of the module is called where the module is; a plain function gets latents on the CPU.
         latent_dim: Length of a latent, at least 2.
         seed: Of everything.
         reference: Real images: a tensor, uint8 or floating-point, or an object with ``len`` and
