@@ -128,9 +128,9 @@ def test_no_winner_on_fewer_than_five_seeds(tmp_path):
 def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):
     found = finding(latent_run(tmp_path / "run"), "Does OLR do anything")
     assert (found.verdict, found.tone) == ("no: it was never seen to act", "bad")
-    assert "OLR: used in 0.0 ± 0.0 %" in found.sentences[0]
+    assert "OLR: used in 0.00 ± 0.00 %" in found.sentences[0]
     assert "to the last digit" in found.sentences[0]
-    assert "OLR-SGD: used in 100.0 ± 0.0 %" in found.sentences[1]
+    assert "OLR-SGD: used in 100.00 ± 0.00 %" in found.sentences[1]
     assert "differ from those of nothing done" in found.sentences[1]
 
 

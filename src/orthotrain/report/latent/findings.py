@@ -144,7 +144,7 @@ def _inert(run: Run) -> Finding:
             if same
             else "its scores differ from those of nothing done"
         )
-        sentences.append(f"{ours.title}: used in {used.show(1)} % of the recorded steps; {what}.")
+        sentences.append(f"{ours.title}: used in {used.show(2)} % of the recorded steps; {what}.")
         if name == "olr":
             acted = used.mean > 0
     if acted is None:
