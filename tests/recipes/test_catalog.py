@@ -44,7 +44,7 @@ PACKED = {
     ),
     "faces": (
         "lfw64_jpeg.npz",
-        {"train_per_class": 4, "marks": (0,), "shape": (64, 64), "split": None, "label": None},
+        {"train_per_class": 15, "marks": (0,), "shape": (64, 64), "split": None, "label": None},
     ),
 }
 
