@@ -10,7 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from orthotrain.disentangle import Evaluation
 from orthotrain.errors import NonFiniteError
 from orthotrain.models.linear_gan import LinearGenerator
 from orthotrain.training.adversarial.build import (
@@ -20,7 +22,7 @@ from orthotrain.training.adversarial.build import (
     gram_deviation,
     latent_weights,
 )
-from orthotrain.training.adversarial.image_score import BUDGETS, image_scores
+from orthotrain.training.adversarial.image_score import BUDGETS, ImageGenerator, image_scores
 from orthotrain.training.adversarial.linear_score import linear_scores
 from orthotrain.training.adversarial.projected import projected, projected_directions
 from orthotrain.training.adversarial.samples import write_samples
@@ -240,29 +242,30 @@ def _scores(
         return linear_scores(state.generator, state.source, seed=seed)
     model = averaged(state)
     assert not isinstance(model, LinearGenerator)
-    scores, evaluation = image_scores(
-        model,
-        build_images(config.data, part="test"),
-        sprites=build_sprites(config.data),
-        budget=BUDGETS[config.scale],
-        seed=seed,
-    )
+    scores, evaluation = _image_scores(model, config, seed=seed)
     write_json(folder.path / "evaluation.json", evaluation.to_dict())
     write_traversals(model, folder.path / "traversals.npz", seed=seed)
     return scores
 
 
-def _after_training(state: AdversarialState, config: LatentRun, *, seed: int) -> dict[str, float]:
-    """Scores of the Householder projector, which goes on with this training and uses it up."""
-    model = projected(state, config)
-    scores, _ = image_scores(
+def _image_scores(
+    model: ImageGenerator, config: LatentRun, *, seed: int, directions: Tensor | None = None
+) -> tuple[dict[str, float], Evaluation]:
+    """The scores of a generator of images, against the test part of its data."""
+    return image_scores(
         model,
         build_images(config.data, part="test"),
         sprites=build_sprites(config.data),
         budget=BUDGETS[config.scale],
         seed=seed,
-        directions=projected_directions(model),
+        directions=directions,
     )
+
+
+def _after_training(state: AdversarialState, config: LatentRun, *, seed: int) -> dict[str, float]:
+    """Scores of the Householder projector, which goes on with this training and uses it up."""
+    model = projected(state, config)
+    scores, _ = _image_scores(model, config, seed=seed, directions=projected_directions(model))
     kept = ("disentanglement", "completeness", "vp", "ppl", "frechet", "encoder_r2", "mig")
     return {f"{name}_householder": scores[name] for name in kept if name in scores}
 
