@@ -99,7 +99,10 @@ def test_agrees_with_newtons_iteration(condition: float):
         assert (polar_factor(a, method=method) - expected).abs().max() <= 32 * condition * EPS
 
 
-@pytest.mark.parametrize("shape", [(64, 27), (96, 96), (48, 300)], ids=str)
+# The last two are widened in parts.
+@pytest.mark.parametrize(
+    "shape", [(64, 27), (96, 96), (48, 300), (6, 32_768), (30_011, 5)], ids=str
+)
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
 def test_float32_result_is_right_to_its_rounding(shape: tuple[int, int], condition: float):
     a = from_spectrum(log_spectrum(min(shape), condition), *shape).float()
@@ -108,6 +111,26 @@ def test_float32_result_is_right_to_its_rounding(shape: tuple[int, int], conditi
     # One rounding of float32 over columns of unit length, and at most 1.4 eps32 of the Gram route.
     assert gap(q) <= 3 * EPS32
     assert (q.double() - twins.polar_factor(a)).abs().max() <= 2 * EPS32
+
+
+def test_entries_of_a_batch_that_is_widened_in_parts_are_those_alone():
+    shape = (24_000, 6)
+    spectra = [log_spectrum(6, condition) for condition in (10.0, 1e5, 1e9)]
+    alone = [from_spectrum(values, *shape).float() for values in spectra] + [torch.zeros(shape)] * 2
+    half = from_spectrum(log_spectrum(3, 10.0), shape[0], 3).float()
+    alone[3] = torch.cat([half, torch.zeros_like(half)], dim=1)
+    together = polar_factor(torch.stack(alone))
+    for entry, q in zip(alone, together, strict=True):
+        torch.testing.assert_close(q, polar_factor(entry), atol=2 * EPS32, rtol=0)
+    assert (together[3, :, :3].double() - twins.polar_factor(half)).abs().max() <= 2 * EPS32
+    assert not together[3, :, 3:].any()
+    assert not together[4].any()
+
+
+def test_asking_for_a_derivative_does_not_change_the_value():
+    a = from_spectrum(log_spectrum(6, 100.0), 24_000, 6).float()
+    q = polar_factor(a.clone().requires_grad_())
+    torch.testing.assert_close(polar_factor(a), q.detach(), atol=EPS32, rtol=0)
 
 
 def spy_on_svd(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:

@@ -97,7 +97,7 @@ def test_refined_gram_route_has_the_error_of_its_second_order(
     a = from_spectrum(values, 200, len(values))
     rtol = 0.6 / condition
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, rtol, False, 0, True)
-    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a))
+    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
     q, trusted = _polar_routes._refined(a, v, rule)
     error = float((q - twins.polar_factor(a, rtol=rtol)).norm())
     # Measured up to 6 condition eps and 4 times the square of what is of first order.
@@ -109,7 +109,7 @@ def test_refined_gram_route_has_the_error_of_its_second_order(
 def test_refined_gram_route_is_not_trusted_where_it_fails():
     a = from_spectrum(spectrum("one large", 40, 1e7), 200, 40)
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, 1e-8, False, 0, True)
-    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a))
+    _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
     q, trusted = _polar_routes._refined(a, v, rule)
     assert not bool(trusted)
     assert distance(q, twins.polar_factor(a)) > 1e-6

@@ -37,7 +37,7 @@ def test_a_variant_says_what_it_is():
     assert olr.described() == {
         "name": "olr-sgd",
         "title": "OLR, SGD",
-        "note": "control: SGD in place of Adam for the generator, at a learning rate of its own",
+        "note": "control: SGD in place of Adam for the latent weight, at a rate of its own",
         "treatments": ["olr"],
         "optimizer": "sgd",
         "lr_factor": 1.0,

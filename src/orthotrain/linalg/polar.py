@@ -110,7 +110,10 @@ def polar_factor(
     """
     require_matrix("polar_factor", a)
     rule = _rule(a, method, rtol, complete, max_iters)
-    work = a.to(rule.dtype)
+    # The Gram route widens by itself, in parts, what no derivative is asked of.
+    differentiable = a.requires_grad and torch.is_grad_enabled()
+    widens = rule.method == "gram" and rule.dtype == torch.float64
+    work = a if widens and not differentiable else a.to(rule.dtype)
     if a.dtype == torch.float64 or rule.dtype != torch.float64:
         # The polar factor of a multiple is the same, so the scale is a constant of the
         # derivative. Squares of lesser dtypes fit float64 as they are.

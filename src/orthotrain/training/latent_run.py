@@ -153,7 +153,7 @@ class LatentConfig:
         vp: Weight of the VP loss.
         householder_fraction: Steps of the Householder projector after a training without
             treatment, as a share of that training's.
-        sgd_lr: Learning rate of the controls with SGD.
+        sgd_lr: Learning rate of the latent weight in the controls with SGD.
         monitor_every_steps: Optimizer steps between readings of condition and orthonormality.
     """
 
@@ -200,7 +200,7 @@ class LatentVariant(Variant):
 
     Attributes:
         treatments: What is done to the latent weight or the loss; empty for nothing.
-        optimizer: Of the generator.
+        optimizer: Of the latent weight; the rest of the generator has Adam.
         lr_factor: Learning rate of the generator over that of the run.
     """
 
@@ -302,7 +302,7 @@ def _with_sgd(variant: LatentVariant) -> LatentVariant:
     return LatentVariant(
         f"{variant.name}-sgd",
         f"{variant.title}, SGD",
-        "control: SGD in place of Adam for the generator, at a learning rate of its own",
+        "control: SGD in place of Adam for the latent weight, at a rate of its own",
         treatments=variant.treatments,
         optimizer="sgd",
     )

@@ -18,6 +18,7 @@ from orthotrain.training.adversarial.build import (
     build_methods,
     build_source,
     gram_deviation,
+    latent_layers,
     latent_weights,
 )
 from orthotrain.training.adversarial.loop import train_generator
@@ -286,6 +287,25 @@ def test_controls_change_the_optimizer_and_the_rate():
         "none": lr, "nog-lr3": pytest.approx(3 * lr), "none-sgd": LINEAR.latent.sgd_lr,
     }  # fmt: skip
     assert isinstance(state_of("none-sgd").optimizers[0], torch.optim.SGD)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_sgd_steps_the_latent_weight_and_adam_the_rest(config):
+    state = state_of("none-sgd", config)
+    before = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
+    adversarial_step(state, config)
+    latent = [id(getattr(layer, name)) for layer, name in latent_layers(state.generator)]
+    for name, p in state.generator.named_parameters():
+        moved = p.detach() - before[name]
+        if id(p) in latent:
+            assert p.grad is not None
+            torch.testing.assert_close(moved, -config.latent.sgd_lr * p.grad)
+        else:
+            # The first step of Adam has the size of its rate, wherever there is a gradient.
+            at = p.grad.abs() > 1e-5
+            torch.testing.assert_close(
+                moved[at].abs(), torch.full_like(moved[at], config.optim.lr), rtol=2e-3, atol=0
+            )
 
 
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)

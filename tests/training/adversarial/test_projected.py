@@ -10,10 +10,9 @@ import torch
 
 from orthotrain.layers import EigenSubspace
 from orthotrain.training.adversarial import projected as module
-from orthotrain.training.adversarial.build import build_source
+from orthotrain.training.adversarial.build import build_source, latent_layers
 from orthotrain.training.adversarial.projected import (
     fold_scale_,
-    latent_layers,
     projected,
     projected_directions,
 )

@@ -95,17 +95,27 @@ def build_players(
 
 
 def build_optimizers(
-    generator: nn.Module, discriminator: nn.Module, config: LatentRun, variant: LatentVariant
-) -> tuple[Optimizer, Optimizer]:
-    """Adam for both; SGD for the generator where the variant asks for it."""
+    generator: Generator, discriminator: nn.Module, config: LatentRun, variant: LatentVariant
+) -> tuple[Optimizer, ...]:
+    """Those of the generator, of which the first has the latent weight; the discriminator's last.
+
+    Adam for all, and where the variant asks for it SGD for the latent weight alone: with SGD for
+    all of an EigenGAN every image turns black, at rates from .03 to 5.
+    """
     optim = config.optim
+    rate = optim.lr * variant.lr_factor
     discriminator_lr = optim.lr if optim.discriminator_lr is None else optim.discriminator_lr
-    if variant.optimizer == "sgd":
-        lr = config.latent.sgd_lr * variant.lr_factor
-        first: Optimizer = SGD(generator.parameters(), lr=lr)
-    else:
-        first = Adam(generator.parameters(), lr=optim.lr * variant.lr_factor, betas=optim.betas)
-    return first, Adam(discriminator.parameters(), lr=discriminator_lr, betas=optim.betas)
+    last = Adam(discriminator.parameters(), lr=discriminator_lr, betas=optim.betas)
+    if variant.optimizer == "adam":
+        return Adam(generator.parameters(), lr=rate, betas=optim.betas), last
+    latent = [getattr(layer, name) for layer, name in latent_layers(generator)]
+    held = {id(weight) for weight in latent}
+    rest = [weight for weight in generator.parameters() if id(weight) not in held]
+    return (
+        SGD(latent, lr=config.latent.sgd_lr * variant.lr_factor),
+        Adam(rest, lr=rate, betas=optim.betas),
+        last,
+    )
 
 
 def build_schedulers(
@@ -193,6 +203,13 @@ def build_sprites(config: LatentDataConfig) -> Sprites | None:
         return None
     held = {} if config.orientation else {"orientation": 0}
     return Sprites(config.image_size, held=held)
+
+
+def latent_layers(generator: Generator) -> list[tuple[nn.Module, str]]:
+    """The layers that hold the latent weights, each with the weight's name."""
+    if isinstance(generator, SimpleGenerator):
+        return [(generator.latent, "weight")]
+    return [(one, "u") for one in generator.modules() if isinstance(one, EigenSubspace)]
 
 
 def latent_weights(generator: Generator) -> list[tuple[str, Tensor]]:

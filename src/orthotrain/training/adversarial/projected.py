@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -14,8 +14,7 @@ from orthotrain.disentangle import householder_directions, householder_projector
 from orthotrain.layers import EigenSubspace
 from orthotrain.models.average import ema_of
 from orthotrain.models.linear_gan import LinearGenerator
-from orthotrain.models.simple_gan import SimpleGenerator
-from orthotrain.training.adversarial.build import Generator
+from orthotrain.training.adversarial.build import latent_layers
 from orthotrain.training.adversarial.image_score import ImageGenerator
 from orthotrain.training.adversarial.state import AdversarialState, averaged
 from orthotrain.training.adversarial.step import adversarial_step
@@ -43,7 +42,7 @@ def projected(state: AdversarialState, config: LatentRun) -> ImageGenerator:
             fold_scale_(layer)
         householder_projector(layer, name, scales="mean", latent_axis=0)
     trained = [p for p in generator.parameters() if p.requires_grad]
-    optimizers = (Adam(trained, lr=optim.lr, betas=optim.betas), state.optimizers[1])
+    optimizers = (Adam(trained, lr=optim.lr, betas=optim.betas), state.optimizers[-1])
     further = replace(
         state,
         average=ema_of(
@@ -66,13 +65,6 @@ def projected_directions(model: ImageGenerator) -> Float[Tensor, "d d"]:
     turned = [householder_directions(*held).double().cpu() for held in latent_layers(model)]
     directions: Tensor = torch.block_diag(*turned)  # type: ignore[no-untyped-call]
     return directions
-
-
-def latent_layers(generator: Generator) -> list[tuple[nn.Module, str]]:
-    """The layers that hold the latent weights, each with the weight's name."""
-    if isinstance(generator, SimpleGenerator):
-        return [(generator.latent, "weight")]
-    return [(one, "u") for one in generator.modules() if isinstance(one, EigenSubspace)]
 
 
 @torch.no_grad()

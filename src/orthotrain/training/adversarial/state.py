@@ -34,6 +34,8 @@ from orthotrain.training.reproducibility import stream_seed
 class AdversarialState:
     """Both players, the averaged generator, optimizers, methods and chance.
 
+    The last optimizer is the discriminator's, the others the generator's.
+
     All chance after the initial weights comes from ``random`` and the rival's own generator, so
     these parts are the whole state.
     """
@@ -41,7 +43,7 @@ class AdversarialState:
     generator: Generator
     discriminator: nn.Module
     average: AveragedModel
-    optimizers: tuple[Optimizer, Optimizer]
+    optimizers: tuple[Optimizer, ...]
     schedulers: tuple[LambdaLR, ...]
     rival: Rival | None
     handle: Handle

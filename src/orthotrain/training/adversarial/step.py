@@ -62,7 +62,7 @@ def _discriminator_step(state: AdversarialState, config: LatentRun) -> Tensor:
     if optim.gradient_penalty:
         slope = gradient_penalty(critic, real, fake, generator=random)
         loss = loss + optim.gradient_penalty * slope
-    optimizer = state.optimizers[1]
+    optimizer = state.optimizers[-1]
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
@@ -85,11 +85,12 @@ def _generator_step(state: AdversarialState, config: LatentRun) -> tuple[Tensor,
         # Differences need all their images in one precision.
         base = fake if config.precision == "float32" else None
         penalty = state.rival.penalty(state.generator, z, noise, base=base)
-    optimizer = state.optimizers[0]
-    optimizer.zero_grad()
+    for optimizer in state.optimizers[:-1]:
+        optimizer.zero_grad()
     torch.autograd.backward(adversarial + penalty)
     state.discriminator.requires_grad_(True)
-    optimizer.step()
+    for optimizer in state.optimizers[:-1]:
+        optimizer.step()
     if state.rival is not None:
         state.rival.step()
     return adversarial, penalty
