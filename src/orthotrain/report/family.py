@@ -33,6 +33,7 @@ _TITLES: Final = {
     "comparisons": "Every comparison",
     "rates": "Optimal learning rates",
     "turned": "After training",
+    "weights": "Latent weight",
 }
 _EMPTY: Final = {
     "results": _NO_VARIANT + "no result.",
@@ -45,6 +46,7 @@ _EMPTY: Final = {
     "comparisons": "No two variants finished the same seed, so nothing is compared.",
     "rates": "No finished variant has an optimal learning rate.",
     "turned": _NO_VARIANT + "no latent turned after training.",
+    "weights": _NO_VARIANT + "no latent weight.",
 }
 
 
@@ -112,6 +114,7 @@ def _latent_tables(run: Run) -> tuple[Table, ...]:
     return (
         latent_tables.results_table(run),
         latent_tables.turned_table(run),
+        latent_tables.weights_table(run),
         latent_tables.costs_table(run),
         latent_tables.comparisons_table(run),
         latent_tables.seeds_table(run),
@@ -159,7 +162,7 @@ _FAMILIES: Final = {
         "spread where Student's t over the seeds leaves no change outside its 95 % interval; of "
         "comparisons without any effect about one in twenty lies outside as well. No winner is "
         f"named on fewer than {MIN_SEEDS} seeds.",
-        results=("results", "turned", "costs"),
+        results=("results", "turned", "weights", "costs"),
         details=("comparisons", "seeds", "settings", "environment"),
     ),
     SPECTRAL: Family(

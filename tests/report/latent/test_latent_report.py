@@ -14,7 +14,12 @@ from orthotrain.report.family import family_of
 from orthotrain.report.latent.gallery import load_traversals, shown_seed, traversal_plot
 from orthotrain.report.latent.look import hues
 from orthotrain.report.latent.measures import rank_correlation
-from orthotrain.report.latent.tables import comparisons_table, results_table, turned_table
+from orthotrain.report.latent.tables import (
+    comparisons_table,
+    results_table,
+    turned_table,
+    weights_table,
+)
 from orthotrain.report.load import load_run
 from orthotrain.report.style import LIGHT
 from report.latent.synthetic import (
@@ -43,7 +48,7 @@ def test_the_page_holds_every_figure_and_table_and_asks_the_network_for_nothing(
     shown = [i["data-file"] for i in page.all("img") if "-dark" not in i["data-file"]]
     assert shown == [f"{name}.png" for name in FIGURES]
     tables = [table["data-name"] for table in page.all("table")]
-    assert tables[:3] == ["results", "turned", "costs"]
+    assert tables[:4] == ["results", "turned", "weights", "costs"]
     assert "no test accuracy" not in text
 
 
@@ -83,6 +88,21 @@ def test_what_is_turned_after_training_has_a_table_of_its_own(tmp_path):
     rows = {row["variant"]: row for row in csv.DictReader(table.csv().splitlines())}
     assert float(rows["NONE"]["alignment_householder"]) == 0.9
     assert rows["OL"]["alignment_householder"] == ""
+
+
+def test_the_latent_weight_at_the_end_has_a_table_of_its_own(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    table = weights_table(run)
+    rows = {row["variant"]: row for row in csv.DictReader(table.csv().splitlines())}
+    # Records at steps 10 to 40, of which the last tenth is the last.
+    assert float(rows["NOG"]["gram_deviation"]) == pytest.approx(4.0)
+    for what in ("weight", "gradient", "update"):
+        assert 10 ** float(rows["NOG"][f"log10_{what}_condition"]) == pytest.approx(42.0)
+    assert float(rows["OLR-SGD"]["olr_used_percent"]) == 100.0
+    assert float(rows["OLR"]["olr_used_percent"]) == 0.0
+    assert rows["NOG"]["olr_used_percent"] == ""
+    shown = {row[0].shown: row[1].shown for row in table.rows}
+    assert (shown["NOG"], shown["RETRACTION"]) == ("4.000 ± 0.000", "1.0e-07")
 
 
 def test_sgd_is_held_against_sgd(tmp_path):

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from orthotrain.report.latent.measures import (
     Score,
     compare,
+    final_deviation,
     find,
     reference_of,
     scores_of,
     turned_scores_of,
 )
 from orthotrain.report.load import Run, Variant
-from orthotrain.report.paired import Paired, over_seeds
+from orthotrain.report.paired import Measure, Paired, over_seeds
+from orthotrain.report.spectral.measures import end_of, share_used
+from orthotrain.report.spectral.tables import show_factor
 from orthotrain.report.tables import MISSING, Cell, Spread, Table, raw_cell
 from orthotrain.report.tables import over_seeds as result_over_seeds
 
-_VERDICTS = {"inside": "inside the spread", "single": "single seed", "infinite": "not finite"}
+_CONDITIONS: Final = tuple(
+    Measure(what, title, end_of(what, "condition_range"), logarithmic=True)
+    for what, title in (
+        ("weight", "Condition of the weight"),
+        ("gradient", "Condition of the gradient"),
+        ("update", "Condition of the executed step"),
+    )
+)
+_DEVIATION: Final = Measure("gram_deviation", "|U U^T - I| at the end", final_deviation, False)
+_USED: Final = Measure(
+    "olr_used_percent", "OLR used (% of steps)", lambda seed: 100 * share_used(seed), False
+)
+_VERDICTS: Final = {
+    "inside": "inside the spread",
+    "single": "single seed",
+    "infinite": "not finite",
+}
 
 
 def results_table(run: Run) -> Table:
@@ -49,6 +69,34 @@ def _direction(score: Score) -> str:
 
 def _cell(spread: Spread, digits: int) -> Cell:
     return Cell(spread.show(digits), spread)
+
+
+def weights_table(run: Run) -> Table:
+    """One row a variant: the latent weight at the end of training, and how often OLR acted.
+
+    Conditions are geometric means over layers, the last tenth of records, and seeds.
+    """
+    rows = tuple(
+        (
+            Cell(variant.title),
+            Cell(_small(deviation := over_seeds(variant, _DEVIATION)), deviation),
+            *(
+                Cell(show_factor(spread), spread)
+                for spread in (over_seeds(variant, measure) for measure in _CONDITIONS)
+            ),
+            _cell(over_seeds(variant, _USED), 2),
+        )
+        for variant in run.variants
+    )
+    measures = (_DEVIATION, *_CONDITIONS, _USED)
+    head = ("Variant", *(measure.title for measure in measures))
+    keys = (f"log10_{m.key}_condition" if m.logarithmic else m.key for m in measures)
+    return Table("weights", head, ("variant", *keys), rows)
+
+
+def _small(spread: Spread) -> str:
+    """Three decimals, more where they would all be zeros."""
+    return f"{spread.mean:.1e}" if spread and 0 < spread.mean < 1e-3 else spread.show(3)
 
 
 def costs_table(run: Run) -> Table:
