@@ -22,7 +22,7 @@ from orthotrain.disentangle.evaluation import Score
 from orthotrain.disentangle.factor_vae_score import factor_vae_score
 from orthotrain.disentangle.mig import mig
 from orthotrain.disentangle.modularity import modularity
-from orthotrain.disentangle.sap import sap
+from orthotrain.disentangle.sap import SapKind, sap
 from orthotrain.errors import OrthotrainWarning
 
 _IMAGES_PER_CALL = 256
@@ -34,6 +34,7 @@ def factor_rows(
     dataset: Any,
     *,
     columns: Sequence[int] | None,
+    nominal: Sequence[int],
     seed: int,
     budget: FactorBudget,
 ) -> list[Score]:
@@ -42,8 +43,9 @@ def factor_rows(
     kept = fixed_columns("evaluate", dataset, columns).tolist()
     codes, factors = _codes(encode, dataset, budget.samples, seed)
     factors = factors[:, kept]
+    named = [column in nominal for column in kept]
     rows = []
-    for name, score in (("MIG", mig), ("SAP", sap), ("modularity", modularity)):
+    for name, score in (("MIG", mig), ("SAP", _sap(named)), ("modularity", modularity)):
         chance = chance_level(score, codes, factors, seed=seed, repeats=budget.chance_repeats)
         spread = _over_resamples(score, codes, factors, seed)
         note = f"higher; spread over {_RESAMPLES} resamples"
@@ -62,6 +64,21 @@ def factor_rows(
         note = "higher; spread: standard error over votes"
         rows.append(Score(name, found.score, found.standard_error, chance=found.chance, note=note))
     return rows
+
+
+def _sap(named: Sequence[bool]) -> Callable[[Tensor, Tensor], float]:
+    """SAP that fits classes to the columns whose values are names, and a line to the others."""
+    kinds: tuple[tuple[SapKind, bool], ...] = (("discrete", True), ("continuous", False))
+
+    def score(codes: Tensor, factors: Tensor) -> float:
+        total = 0.0
+        for kind, is_named in kinds:
+            columns = [j for j, one in enumerate(named) if one == is_named]
+            if columns:
+                total += len(columns) * sap(codes, factors[:, columns], kind=kind)
+        return total / len(named)
+
+    return score
 
 
 def _over_resamples(

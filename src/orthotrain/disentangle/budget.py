@@ -35,6 +35,7 @@ class Budget:
     Attributes:
         latents: For activeness, at least 2.
         classifier: Of VP.
+        interventions: Latents for each coordinate that is moved, at least 2.
         paths: Of PPL.
         images: Generated ones for fidelity, and as many real ones twice; fewer where there are
             fewer. All pairs are compared, in every space and split.
@@ -45,6 +46,7 @@ class Budget:
 
     latents: int = 300
     classifier: ClassifierBudget = field(default_factory=ClassifierBudget)
+    interventions: int = 300
     paths: int = 2000
     images: int = 2000
     splits: int = 5

@@ -19,7 +19,8 @@ from orthotrain.disentangle._generator import (
     measuring,
     stream,
 )
-from orthotrain.disentangle._reference import Reference
+from orthotrain.disentangle._intervention_rows import intervention_rows, spread_row
+from orthotrain.disentangle._reference import Reference, drawn, image_batches
 from orthotrain.disentangle.activeness import VALUES, activeness_of_latents
 from orthotrain.disentangle.budget import Budget
 from orthotrain.disentangle.evaluation import Evaluation, Score
@@ -27,11 +28,12 @@ from orthotrain.disentangle.features import FeatureSpace, pixel_features, random
 from orthotrain.disentangle.path_length import path_length
 from orthotrain.disentangle.rotation import random_rotation, rotated
 from orthotrain.disentangle.variation_predictability import variation_predictability
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import effective_rank
 
 # Two calls on the same latents may differ by the order of sums on an accelerator, not by this.
 _SAME_IMAGE = 1e-3
+_AT_RANDOM = "latents rotated"
 
 
 def evaluate(  # noqa: PLR0913 - what is scored, by name
@@ -42,9 +44,12 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     reference: Reference | None = None,
     reference_range: ValueRange | None = None,
     spaces: Sequence[FeatureSpace] = (),
+    turned: Mapping[str, Float[Tensor, "k k"]] | None = None,
+    measure: Callable[[Tensor], Tensor] | None = None,
     encode: Callable[[Tensor], Tensor] | None = None,
     dataset: object | None = None,
     factor_columns: Sequence[int] | None = None,
+    nominal_columns: Sequence[int] = (),
     factor_scores: Mapping[str, float] | None = None,
     factors: int | None = None,
     budget: Budget | None = None,
@@ -56,8 +61,9 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     Always: activeness, how many coordinates are active, VP, VP with the latents turned at random
     (what is left of it where axes mean nothing), and PPL. With ``reference``: Frechet and kernel
     distance, precision, recall, density and coverage in every feature space, each beside real
-    against real. With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI, FactorVAE and
-    beta-VAE score, each beside its chance.
+    against real. With ``measure``: disentanglement and completeness by intervention, beside those
+    of latents turned at random. With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI,
+    FactorVAE and beta-VAE score, each beside its chance.
 
     Args:
         generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
@@ -71,10 +77,16 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
             ``[indices]``, in the size and crop of the generated ones.
         reference_range: Of floating-point real images; None is ``value_range``.
         spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
+        turned: Directions along which the latent is moved, too, for VP and interventions: by name
+            orthogonal ``(factors, factors)``, one direction a row, as ``sefa_directions`` gives
+            them. ``"latents rotated"`` is ``random_rotation(factors, seed=seed)`` unless given.
+        measure: Images to factors ``(n, f)``, as in ``interventions``.
         encode: Images of ``dataset`` to codes ``(n, d)``.
         dataset: Images with true factors, such as ``data.Sprites``; with ``encode`` only.
         factor_columns: Columns of the factors that are scored; None is all. Leave out what no code
             can tell, such as the turn of a shape that looks alike after a quarter of it.
+        nominal_columns: Columns of the factors whose values are names and not an order: SAP fits
+            classes to them.
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.
@@ -110,16 +122,26 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     require_count("evaluate", "latents", budget.latents, at_least=2)
     image_shape = _image_shape(source, seed)
     active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=VALUES)
-    rows = [_active_dimensions(active), *_latent_rows(source, seed, budget)]
+    ways = _ways(source, turned, seed)
+    rows = [_active_dimensions(active), *_latent_rows(source, ways, seed, budget)]
+    real_range = value_range if reference_range is None else reference_range
     if reference is not None:
         rows += fidelity_rows(
             source, reference, spaces=spaces, image_shape=image_shape, seed=seed, budget=budget,
-            reference_range=value_range if reference_range is None else reference_range,
+            reference_range=real_range,
         )  # fmt: skip
+    if measure is not None:
+        found, moves = intervention_rows(source, ways, measure, seed=seed, budget=budget)
+        rows += found
+        if reference is not None:
+            index = drawn(reference, stream("evaluate", seed))[: budget.interventions]
+            real = image_batches(reference, index, value_range=real_range, batch_size=batch_size)
+            rows.append(spread_row(moves.spread, real, measure))
     if encode is not None and dataset is not None:
         rows += factor_rows(
-            encode, dataset, columns=factor_columns, seed=seed, budget=budget.factors
-        )
+            encode, dataset, columns=factor_columns, nominal=nominal_columns, seed=seed,
+            budget=budget.factors,
+        )  # fmt: skip
     for name, value in (factor_scores or {}).items():
         rows.append(Score(name, float(value), note="given"))
     return Evaluation(
@@ -164,16 +186,34 @@ def _active_dimensions(active: Float[Tensor, "n d"]) -> Score:
     )
 
 
-def _latent_rows(source: Source, seed: int, budget: Budget) -> list[Score]:
-    turned = rotated(source.generate, random_rotation(source.factors, seed=seed))
+def _ways(source: Source, turned: Mapping[str, Tensor] | None, seed: int) -> dict[str, Generate]:
+    """The generator as it is and turned, by the end of the rows' names; at random comes last."""
+    given = dict(turned or {})
+    at_random = given.pop(_AT_RANDOM, None)
+    if at_random is None:
+        at_random = random_rotation(source.factors, seed=seed)
+    ways = {"": source.generate}
+    for name, directions in {**given, _AT_RANDOM: at_random}.items():
+        if directions.shape != (source.factors, source.factors):
+            raise ShapeError(
+                f"evaluate needs directions of shape {(source.factors, source.factors)} in turned, "
+                f"got {tuple(directions.shape)} for {name!r}; give one direction a coordinate"
+            )
+        ways[f", {name}"] = rotated(source.generate, directions)
+    return ways
+
+
+def _latent_rows(
+    source: Source, ways: Mapping[str, Generate], seed: int, budget: Budget
+) -> list[Score]:
     rows = []
-    for name, generate in (("VP", source.generate), ("VP, latents rotated", turned)):
+    for end, generate in ways.items():
         found = variation_predictability(
             generate, source.latent_dim, seed=seed, budget=budget.classifier,
             factors=source.factors, batch_size=source.batch_size, value_range=source.value_range,
         )  # fmt: skip
         note = f"higher; spread over {len(found.accuracies)} classifiers"
-        rows.append(Score(name, found.accuracy, found.spread, chance=found.chance, note=note))
+        rows.append(Score(f"VP{end}", found.accuracy, found.spread, chance=found.chance, note=note))
     for space in (pixel_features(), *(random_features(seed=number) for number in RANDOM_SPACES)):
         path = path_length(
             source.generate, source.latent_dim, seed=seed, space=space, samples=budget.paths,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,8 @@ from orthotrain.disentangle._generator import (
 from orthotrain.disentangle.dci import concentration
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
+_RESAMPLES = 50
+
 
 @dataclass(frozen=True)
 class Interventions:
@@ -31,6 +35,8 @@ class Interventions:
             over that of the factor in images of the prior. 0 where it stays as it is.
         disentanglement: How far each coordinate changes one factor alone, in [0, 1].
         completeness: How far each factor is changed by one coordinate alone, in [0, 1].
+        disentanglement_error: Its standard error over the latents, by resampling them.
+        completeness_error: The same of completeness.
         spread: ``(f,)``: standard deviation of each factor in images of the prior. The two scores
             do not ask how much there is to change: read them beside the spread in real images,
             since a generator of one image that moves by a pixel can have 1 in both.
@@ -39,6 +45,8 @@ class Interventions:
     sensitivity: Float[Tensor, "d f"]
     disentanglement: float
     completeness: float
+    disentanglement_error: float
+    completeness_error: float
     spread: Float[Tensor, " f"]
 
 
@@ -99,18 +107,32 @@ def interventions(  # noqa: PLR0913 - the budget, by name
     with measuring(generate, measure):
         prior = _measured(measure, source.batches(z))
         spread = prior[0].std(dim=0)
-        rows = []
+        variances = []
         for dim in range(source.factors):
             steps = torch.stack(
                 _measured(measure, source.batches(*(moved(z, dim, value) for value in values)))
             )
-            rows.append(steps.var(dim=0).mean(dim=0).sqrt())
-    raw = torch.stack(rows)
+            variances.append(steps.var(dim=0))
     # What rounding leaves of a constant is no factor of the image.
     moving = spread > 1e-9 * prior[0].abs().amax(dim=0).clamp(min=1e-300)
-    sensitivity = torch.where(moving, raw / torch.where(moving, spread, 1.0), 0.0)
-    power = sensitivity.square()
-    return Interventions(sensitivity, concentration(power), concentration(power.T), spread)
+    unit = torch.where(moving, spread, math.inf).square()
+    power = torch.stack(variances) / unit  # (d, n, f)
+    random = stream("interventions", seed)
+    again = [
+        _scores(power[:, torch.randint(samples, (samples,), generator=random)])
+        for _ in range(_RESAMPLES)
+    ]
+    errors = [statistics.stdev(values) for values in zip(*again, strict=True)]
+    disentanglement, completeness = _scores(power)
+    return Interventions(
+        power.mean(dim=1).sqrt(), disentanglement, completeness, errors[0], errors[1], spread
+    )
+
+
+def _scores(power: Float[Tensor, "d n f"]) -> tuple[float, float]:
+    """Disentanglement and completeness of squared sensitivities, one for each latent."""
+    mean = power.mean(dim=1)
+    return concentration(mean), concentration(mean.T)
 
 
 def _measured(measure: Callable[[Tensor], Tensor], batches: object) -> list[Float[Tensor, "n f"]]:

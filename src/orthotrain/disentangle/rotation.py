@@ -5,6 +5,7 @@ N(0, 1) looks the same from every side, so a turned generator draws the same set
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,9 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
     return RotatedGenerator(generate, directions)
 
 
-def random_rotation(dim: int, *, seed: int) -> Float[Tensor, "dim dim"]:
+def random_rotation(
+    dim: int, *, seed: int, blocks: Sequence[int] | None = None
+) -> Float[Tensor, "dim dim"]:
     """A rotation drawn evenly from all rotations and reflections (Haar), in float64.
 
     The control for every disentanglement score: what is left of it when axes mean nothing.
@@ -90,15 +93,31 @@ def random_rotation(dim: int, *, seed: int) -> Float[Tensor, "dim dim"]:
     Args:
         dim: Its size, at least 1.
         seed: Of the draw.
+        blocks: Sizes of groups of coordinates, in order, each of which is turned by itself: such as
+            the layers of an EigenGAN, within which SeFa turns, too. None is one group of all.
 
     Raises:
-        ConfigError: ``dim`` is below 1, or ``seed`` is no whole number.
+        ConfigError: ``dim`` or a block is below 1, blocks do not add up to ``dim``, or ``seed`` is
+            no whole number.
 
     Source:
         Mezzadri (2007), Notices of the AMS 54(5): QR of a Gaussian matrix, signs by the diagonal.
     """
     require_count("random_rotation", "dim", dim, at_least=1)
+    sizes = [dim] if blocks is None else list(blocks)
+    for size in sizes:
+        require_count("random_rotation", "a block", size, at_least=1)
+    if sum(sizes) != dim:
+        raise ConfigError(
+            f"random_rotation needs blocks that add up to {dim} coordinates, got {sizes}; "
+            f"None turns all of them"
+        )
     random = stream("random_rotation", seed)
+    rotation: Tensor = torch.block_diag(*(_haar(size, random) for size in sizes))  # type: ignore[no-untyped-call]
+    return rotation
+
+
+def _haar(dim: int, random: torch.Generator) -> Float[Tensor, "dim dim"]:
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=torch.float64))
     rotation: Tensor = q * r.diagonal().sign()
     return rotation

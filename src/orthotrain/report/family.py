@@ -164,6 +164,12 @@ _FAMILIES: Final = {
         f"named on fewer than {MIN_SEEDS} seeds.",
         results=("results", "turned", "weights", "costs"),
         details=("comparisons", "seeds", "settings", "environment"),
+        results_note="Of images: Frechet distances are means over three networks with random "
+        "weights, and of a classifier trained on other images; they are no FID. Path length is in "
+        "pixels. What the scores are read against is in the last row of the first table: chance, "
+        "or the distance of real images to others at the same number. Latents are rotated within "
+        "each latent layer, as SeFa turns them. Further spaces, scores and the spread within one "
+        "generator are in each training's evaluation.json.",
     ),
     SPECTRAL: Family(
         tables=_spectral_tables,

@@ -155,6 +155,84 @@ def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("effect", "seeds", "verdict"),
+    [
+        (0.2, 5, "it acts, in 25 % of the steps; better"),
+        (0.0, 5, "it acts, in 25 % of the steps; inside the spread"),
+        (0.2, 4, "it acts, in 25 % of the steps; fewer than 5 seeds: nothing is decided"),
+    ],
+)
+def test_olr_that_acts_is_judged_by_what_came_of_it(effect, seeds, verdict, tmp_path):
+    folder = latent_run(tmp_path / "run", seeds=range(seeds))
+    for seed in range(seeds):
+        metrics = folder / "variants" / "olr" / f"seed-{seed}" / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"used": false', '"used": true', 1))
+        shift = effect + 0.01 * (-1) ** seed
+        none = load_run(folder).variants[0].finished[seed].result["scores"]["alignment"]
+        change_scores(folder, "olr", seed, {"alignment": none + shift})
+    found = finding(folder, "Does OLR do anything")
+    assert (found.verdict, found.tone) == (verdict, "unclear")
+    assert found.sentences[1].startswith("Alignment with the true directions: OLR")
+
+
+@pytest.mark.parametrize(
+    ("rotated", "verdict"), [(0.5, "yes in 5 of 5 treatments"), (0.9, "yes in 0 of 5 treatments")]
+)
+def test_every_treatment_is_held_against_its_latent_turned_at_random(rotated, verdict, tmp_path):
+    folder = latent_run(tmp_path / "run", effects={"ol": 0.02, "retraction": 0.02})
+    for name in TREATMENTS:
+        for seed in range(5):
+            change_scores(folder, name, seed, {"alignment_rotated": rotated})
+    found = finding(folder, "Do coordinates mean more")
+    assert found.verdict == verdict
+    assert "NOG latents rotated at random 0." in found.sentences[1]
+
+
+def test_chance_and_real_images_are_the_last_row_of_the_scores(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "ol"])
+    assert results_table(load_run(folder)).rows[-1][0].shown == "OL"
+    for seed in range(5):
+        change_scores(folder, "ol", seed, {"alignment_chance": 0.25, "frechet_floor": 0.01})
+    table = results_table(load_run(folder))
+    *_, last = csv.DictReader(table.csv().splitlines())
+    assert last["variant"] == "Chance, or real against real"
+    assert (float(last["alignment"]), float(last["frechet"])) == (0.25, 0.01)
+    assert not any(key.endswith(("_chance", "_floor")) for key in table.keys)
+
+
+def test_a_gain_of_the_weight_is_read_beside_fidelity(tmp_path):
+    folder = latent_run(tmp_path / "run", frechet={"ol": 4.0})
+    found = finding(folder, "Is it the orthogonality")
+    assert found.verdict.endswith("better than nothing, 1 of 2 at worse fidelity")
+    assert found.tone == "mixed"
+    assert any(said.startswith("Weight against gradient: ") for said in found.sentences)
+
+
+def test_the_projector_is_judged_by_its_own_images(tmp_path):
+    folder = latent_run(tmp_path / "run")
+    rename_scores(
+        folder,
+        {"alignment": "disentanglement", "alignment_householder": "disentanglement_householder"},
+    )
+    for seed in range(5):
+        change_scores(folder, "none", seed, {"frechet_householder": 30.0, "factor_spread": 0.9})
+    said = finding(folder, "Is NOG better").sentences
+    assert any("NONE after the Householder projector 0.900" in one for one in said)
+    assert "NONE after the Householder projector 30.000" in said[-1]
+    for seed in range(5):
+        change_scores(folder, "none", seed, {"factor_spread_householder": 0.1})
+    said = finding(folder, "Is NOG better").sentences
+    assert not any("Householder projector 0.900" in one for one in said)
+
+
+def test_the_mean_of_fewer_seeds_is_not_the_best(tmp_path):
+    folder = latent_run(tmp_path / "run", effects={"nog-lr3": 0.9})
+    for seed in range(1, 5):
+        (folder / "variants" / "nog-lr3" / f"seed-{seed}" / "result.json").unlink()
+    assert ", is OL, " in finding(folder, "Is SeFa").sentences[1]
+
+
+@pytest.mark.parametrize(
     ("effects", "verdict"),
     [
         ({}, "yes: only treatments of the weight are better than nothing"),

@@ -66,7 +66,8 @@ def test_the_scores_of_a_run_are_all_there_and_seeded():
     assert {
         "disentanglement", "disentanglement_sefa", "disentanglement_rotated", "completeness",
         "encoder_r2", "factor_spread", "vp", "vp_sefa", "vp_rotated", "ppl", "frechet",
-        "frechet_floor", "mig", "factor_vae",
+        "frechet_floor", "frechet_classifier", "frechet_classifier_floor", "mig", "mig_chance",
+        "sap", "modularity", "factor_vae", "beta_vae",
     } <= set(scores)  # fmt: skip
     assert scores["frechet_floor"] < scores["frechet"]
     assert evaluation["VP"].chance == 0.25
@@ -86,10 +87,10 @@ def test_images_without_factors_are_scored_in_color(kind, tmp_path):
     )
     assert all(math.isfinite(value) for value in scores.values())
     assert set(scores) == {
-        "vp", "vp_sefa", "vp_rotated", "ppl", "frechet", "frechet_floor", "coverage",
+        "vp", "vp_chance", "vp_sefa", "vp_rotated", "ppl", "frechet", "frechet_floor", "coverage",
     }  # fmt: skip
     # Coordinates alone are moved; noise is drawn.
-    assert evaluation["VP"].chance == 0.25
+    assert evaluation["VP"].chance == scores["vp_chance"] == 0.25
     assert len(evaluation.activeness) == 4
 
 

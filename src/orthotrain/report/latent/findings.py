@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from orthotrain.report.findings import Finding, Tone
+from orthotrain.report.findings import Finding
 from orthotrain.report.latent.measures import (
     MIN_SEEDS,
     TURNED,
@@ -12,19 +10,18 @@ from orthotrain.report.latent.measures import (
     after_training,
     compare,
     fidelity,
-    final_deviation,
     find,
     identical,
     main_score,
     named_score,
-    rank_correlation,
     reference_of,
-    score_of,
     scores_of,
 )
+from orthotrain.report.latent.sentences import sentence, verdict_beside
 from orthotrain.report.latent.tables import verdict_of
+from orthotrain.report.latent.weight_or_gradient import weight_or_gradient
 from orthotrain.report.load import Run
-from orthotrain.report.paired import Paired, over_seeds
+from orthotrain.report.paired import over_seeds
 from orthotrain.report.spectral.measures import share_used
 from orthotrain.report.tables import Spread
 
@@ -37,9 +34,10 @@ def findings(run: Run) -> list[Finding]:
     said = [
         _better("Does NOG separate the latents better than nothing?", run, main, "nog"),
         _better("Does OLR?", run, main, "olr"),
-        _inert(run),
+        _inert(run, main),
+        _against_chance(run, main),
         *_against_rivals(run, main),
-        _weight_or_gradient(run, main),
+        weight_or_gradient(run, main),
         _rates(run, main),
         _after_training(run, main),
         *_others(run, main),
@@ -57,48 +55,26 @@ def _better(title: str, run: Run, main: Score, name: str) -> Finding:
     beside = None if near is None else compare(ours, other, near)
     if near is not None and beside is not None and beside.count:
         sentences.append(sentence(beside, near))
-    return Finding(title, tuple(sentences), *_verdict(paired, main, beside, near))
+    return Finding(title, tuple(sentences), *verdict_beside(paired, main, beside, near))
 
 
-def _verdict(
-    paired: Paired, main: Score, beside: Paired | None, near: Score | None
-) -> tuple[str, Tone]:
-    """Better counts only with enough seeds, and beside what it did to fidelity."""
-    word = verdict_of(paired, main)
-    if word not in ("better", "worse"):
-        return word, "unclear"
-    if paired.count < MIN_SEEDS:
-        return f"{word}, but of fewer than {MIN_SEEDS} seeds: no winner is named", "unclear"
-    if word == "worse":
-        return "no, worse", "bad"
-    if near is None or beside is None or not beside.count:
-        return "yes; fidelity not measured", "mixed"
-    other = verdict_of(beside, near)
-    if other == "worse":
-        return "yes, at worse fidelity", "mixed"
-    return (
-        "yes, at better fidelity" if other == "better" else "yes; fidelity not told apart"
-    ), "good"
-
-
-def sentence(paired: Paired, score: Score) -> str:
-    """Both values, their difference, and what the seeds allow to say."""
-    if not paired.count:
-        return f"{score.title}: not measured in the same seed of both."
-    digits = score.digits
-    ours, theirs = (over_seeds(v, score.measure) for v in (paired.ours, paired.other))
-    said = (
-        f"{score.title}: {paired.ours.title} {ours.show(digits)}, {paired.other.title} "
-        f"{theirs.show(digits)}, difference {paired.difference.mean:+.{digits}f}"
-    )
-    low, high = paired.interval
-    if math.isnan(low):
-        return f"{said}; a single seed says nothing about chance."
-    word = {"better": "better", "worse": "worse"}.get(verdict_of(paired, score))
-    tail = "inside the spread" if paired.outcome == "inside" else f"outside the spread, {word}"
-    if word is None and paired.outcome != "inside":
-        tail = f"outside the spread, {paired.outcome}"
-    return f"{said} (95 %: {low:+.{digits}f} to {high:+.{digits}f}), {tail}."
+def _against_chance(run: Run, main: Score) -> Finding | None:
+    """Every treatment against its own latent, turned at random."""
+    pairs = [
+        compare(variant, turned, main)
+        for name in (run.baseline_name, "nog", "olr", "ol", "retraction")
+        if (variant := find(run, name)) and (turned := after_training(variant, main, "_rotated"))
+    ]
+    pairs = [paired for paired in pairs if paired.count]
+    if not pairs:
+        return None
+    words = [verdict_of(paired, main) for paired in pairs]
+    verdict = f"yes in {words.count('better')} of {len(pairs)} treatments"
+    if min(paired.count for paired in pairs) < MIN_SEEDS:
+        verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
+    sentences = tuple(sentence(paired, main) for paired in pairs)
+    title = "Do coordinates mean more than directions at random in the same layer?"
+    return Finding(title, sentences, verdict, "unclear")
 
 
 def _against_rivals(run: Run, main: Score) -> list[Finding]:
@@ -122,17 +98,21 @@ def _against_rivals(run: Run, main: Score) -> list[Finding]:
                 f"better than {words.count('better')} of {len(pairs)}, "
                 f"worse than {words.count('worse')}"
             )
+        sentences = [sentence(paired, main) for paired in pairs]
+        # What turns the latent leaves the images as they are; what trains on does not.
+        near, at = fidelity(run), baseline and after_training(baseline, main, "_householder")
+        if near is not None and at is not None:
+            held = after_training(baseline, near, "_householder") if baseline else None
+            sentences += [] if held is None else [sentence(compare(ours, held, near), near)]
         title = f"Is {ours.title} better than its rivals?"
-        said.append(
-            Finding(title, tuple(sentence(paired, main) for paired in pairs), verdict, "unclear")
-        )
+        said.append(Finding(title, tuple(sentences), verdict, "unclear"))
     return said
 
 
-def _inert(run: Run) -> Finding:
+def _inert(run: Run, main: Score) -> Finding:
     """How often OLR acted, and whether anything came of it."""
     title = "Does OLR do anything under Adam?"
-    sentences, acted = [], None
+    sentences, acted, verdict = [], None, ""
     for name, other_name in (("olr", run.baseline_name), ("olr-sgd", f"{run.baseline_name}-sgd")):
         ours, other = find(run, name), find(run, other_name)
         if ours is None or other is None:
@@ -144,67 +124,21 @@ def _inert(run: Run) -> Finding:
             if same
             else "its scores differ from those of nothing done"
         )
-        sentences.append(f"{ours.title}: used in {used.show(2)} % of the recorded steps; {what}.")
+        sentences.append(f"{ours.title}: used in {used.show(2)} % of the steps; {what}.")
+        paired = compare(ours, other, main)
+        if not same:
+            sentences.append(sentence(paired, main))
         if name == "olr":
             acted = used.mean > 0
+            word = verdict_of(paired, main)
+            if paired.count < MIN_SEEDS:
+                word = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
+            verdict = f"it acts, in {used.mean:.2g} % of the steps; {word}"
     if acted is None:
         return Finding(title, tuple(sentences), "not measured" if sentences else "")
-    verdict = "it acts" if acted else "no: it was never seen to act"
-    return Finding(title, tuple(sentences), verdict, "mixed" if acted else "bad")
-
-
-def _weight_or_gradient(run: Run, main: Score) -> Finding | None:
-    """Treatments of the weight and of the gradient, beside nothing done."""
-    title = "Is it the orthogonality of the weight, not of the gradient?"
-    baseline = find(run, run.baseline_name)
-    if baseline is None:
-        return None
-    words: dict[str, list[str]] = {"weight": [], "gradient": []}
-    sentences, few = [], False
-    for kind, names in (("weight", ("ol", "retraction")), ("gradient", ("nog", "nog-update"))):
-        for name in names:
-            variant = find(run, name)
-            if variant is None:
-                continue
-            paired = compare(variant, baseline, main)
-            few |= paired.count < MIN_SEEDS
-            words[kind].append(verdict_of(paired, main))
-            sentences.append(f"Of the {kind}: {sentence(paired, main)}")
-    both, held = find(run, "nog-retraction"), find(run, "retraction")
-    if both is not None and held is not None:
-        sentences.append(f"Gradient on top of weight: {sentence(compare(both, held, main), main)}")
-    sentences += _correlated(run, main)
-    if not all(words.values()):
-        return Finding(title, tuple(sentences), "not measured" if sentences else "")
-    if few:
-        verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
-        return Finding(title, tuple(sentences), verdict, "unclear")
-    weight, gradient = ("better" in words[kind] for kind in ("weight", "gradient"))
-    answers: dict[tuple[bool, bool], tuple[str, Tone]] = {
-        (True, False): ("yes: only treatments of the weight are better than nothing", "good"),
-        (True, True): ("both are better than nothing in some treatment", "mixed"),
-        (False, True): ("no: only treatments of the gradient are better", "bad"),
-        (False, False): ("neither is better than nothing", "unclear"),
-    }
-    return Finding(title, tuple(sentences), *answers[weight, gradient])
-
-
-def _correlated(run: Run, main: Score) -> list[str]:
-    """How far the score goes with the deviation of the weight, whatever was done to it."""
-    pairs = [
-        (final_deviation(seed), score_of(seed, main.key))
-        for variant in run.variants
-        if not variant.name.endswith("-sgd")
-        for seed in variant.finished
-    ]
-    known = [pair for pair in pairs if not any(map(math.isnan, pair))]
-    found = rank_correlation(known)
-    if math.isnan(found):
-        return []
-    return [
-        f"Over {len(known)} trainings with Adam the rank correlation of |U U^T - I| at the end "
-        f"with the score is {found:+.2f}."
-    ]
+    if not acted:
+        return Finding(title, tuple(sentences), "no: it was never seen to act", "bad")
+    return Finding(title, tuple(sentences), verdict, "unclear")
 
 
 def _rates(run: Run, main: Score) -> Finding | None:
@@ -254,10 +188,17 @@ def _after_training(run: Run, main: Score) -> Finding | None:
     sefa = untreated.get(TURNED["_sefa"])
     if not sefa:
         return None
+    scored = {
+        v.name: (over_seeds(v, main.measure), v)
+        for v in run.variants
+        if v.finished and not v.name.endswith("-sgd")
+    }
+    # The mean of fewer seeds than others have is no rank.
+    most = max(len(spread.values) for spread, _ in scored.values())
     best = max(
-        (v for v in run.variants if v.finished and not v.name.endswith("-sgd")),
-        key=lambda v: over_seeds(v, main.measure).mean,
-    )
+        (pair for pair in scored.values() if len(pair[0].values) == most),
+        key=lambda pair: pair[0].mean,
+    )[1]
     own = over_seeds(best, main.measure)
     after = named_score(run, f"{main.key}_sefa")
     assert after is not None
@@ -265,8 +206,8 @@ def _after_training(run: Run, main: Score) -> Finding | None:
     turned = (f"{spread.show(main.digits)} {what}" for what, spread in untreated.items())
     sentences = [
         f"{baseline.title}: {', '.join((as_trained, *turned))}.",
-        f"The best as trained is {best.title}, {own.show(main.digits)}; after SeFa it has "
-        f"{over_seeds(best, after.measure).show(after.digits)}.",
+        f"The best as trained, chosen by these seeds, is {best.title}, {own.show(main.digits)}; "
+        f"after SeFa it has {over_seeds(best, after.measure).show(after.digits)}.",
     ]
     turned_baseline = after_training(baseline, main, "_sefa")
     assert turned_baseline is not None
@@ -278,7 +219,7 @@ def _after_training(run: Run, main: Score) -> Finding | None:
         if enough
         else "no: the best treatment is above SeFa on nothing done"
     )
-    if min(len(baseline.finished), len(best.finished)) < MIN_SEEDS:
+    if paired.count < MIN_SEEDS:
         verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
     title = "Is SeFa after training enough?"
     return Finding(title, tuple(sentences), verdict, "mixed" if enough else "unclear")

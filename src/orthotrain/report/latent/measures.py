@@ -12,10 +12,12 @@ from typing import Final
 from orthotrain.report.load import Run, SeedRun, Variant
 from orthotrain.report.paired import Measure, Paired, paired_by_seed
 from orthotrain.report.rows import number
+from orthotrain.report.tables import Spread
 
 #: Share of the spread of a factor in real images below which its interventions are not scored.
 LEAST_SPREAD: Final = 0.5
-_NEED_SPREAD: Final = ("disentanglement", "completeness")
+# A generator that hardly moves has a short path, and nothing to tell coordinates by.
+_NEED_SPREAD: Final = ("disentanglement", "completeness", "vp", "ppl", "encoder_r2")
 #: Below this many seeds nobody is called better than another.
 MIN_SEEDS: Final = 5
 
@@ -51,10 +53,13 @@ _KNOWN: Final = (
     Score("mig", "MIG", 1),
     Score("dci_disentanglement", "DCI disentanglement", 1),
     Score("factor_vae", "FactorVAE score", 1),
-    Score("encoder_r2", "R^2 of the encoder behind the three", 0),
-    Score("ppl", "Perceptual path length", -1, 0),
+    Score("beta_vae", "beta-VAE score", 1),
+    Score("sap", "SAP", 1),
+    Score("modularity", "Modularity", 1),
+    Score("encoder_r2", "R^2 of the encoder behind the six", 0),
+    Score("ppl", "Path length in pixels (PPL)", -1, 0),
     Score("frechet", "Frechet distance", -1),
-    Score("frechet_floor", "Frechet distance, real against real", 0),
+    Score("frechet_classifier", "Frechet distance, features of a classifier", -1),
     Score("coverage", "Coverage", 1),
     Score("orthonormality_error", "|U U^T - I|", 0),
 )
@@ -64,6 +69,10 @@ TURNED: Final = {
     "_householder": "after the Householder projector",
     "_rotated": "latents rotated at random",
 }
+#: What a score is read against, by the end of its key.
+LEVELS: Final = {"_chance": "chance", "_floor": "real against real"}
+# Of these, the images are others than those of the training.
+_PROJECTED: Final = ("_householder",)
 #: What the verdicts are about, fixed before any run: the first of these that a run has.
 _MAIN: Final = ("alignment", "disentanglement", "vp")
 _FIDELITY: Final = "frechet"
@@ -71,18 +80,24 @@ _FIDELITY: Final = "frechet"
 
 def score_of(seed: SeedRun, key: str) -> float:
     """A score of a finished seed; NaN where it has none, or its images hardly vary."""
-    if key.startswith(_NEED_SPREAD) and hardly_varies(seed):
+    own = next((end for end in _PROJECTED if key.endswith(end)), "")
+    needs = key.startswith(_NEED_SPREAD) and not key.endswith(tuple(LEVELS))
+    if needs and hardly_varies(seed, own):
         return math.nan
     scores = seed.result.get("scores") if seed.result is not None else None
     return number(scores, key) if isinstance(scores, dict) else math.nan
 
 
-def hardly_varies(seed: SeedRun) -> bool:
+def hardly_varies(seed: SeedRun, projected: str = "") -> bool:
     """Whether a factor has less than half of its spread in real images.
 
     Which coordinate moves a factor says nothing where the factor does not move.
+
+    Args:
+        seed: A finished training.
+        projected: The end of the keys of a generator that was trained on after it.
     """
-    return score_of(seed, "factor_spread") < LEAST_SPREAD
+    return score_of(seed, f"factor_spread{projected}") < LEAST_SPREAD
 
 
 def scores_of(run: Run) -> tuple[Score, ...]:
@@ -90,7 +105,7 @@ def scores_of(run: Run) -> tuple[Score, ...]:
     found = _keys(run)
     known = [score for score in _KNOWN if score.key in found]
     others = [key for key in found if key not in {score.key for score in _KNOWN}]
-    others = [key for key in others if not key.endswith(tuple(TURNED))]
+    others = [key for key in others if not key.endswith((*TURNED, *LEVELS))]
     return (*known, *(Score(key, key.replace("_", " "), 0) for key in others))
 
 
@@ -112,6 +127,16 @@ def _keys(run: Run) -> dict[str, None]:
             scores = seed.result.get("scores") if seed.result is not None else None
             found.update(dict.fromkeys(scores if isinstance(scores, dict) else ()))
     return found
+
+
+def level_of(run: Run, score: Score) -> Spread:
+    """What a score is read against, chance or real images, over all trainings; empty without."""
+    return Spread.of(
+        score_of(seed, score.key + end)
+        for variant in run.variants
+        for seed in variant.finished
+        for end in LEVELS
+    )
 
 
 def main_score(run: Run) -> Score | None:
@@ -156,14 +181,19 @@ def reference_of(run: Run, variant: Variant) -> Variant | None:
 def after_training(variant: Variant, score: Score, suffix: str) -> Variant | None:
     """A variant whose score is that of its latent turned, see :data:`TURNED`; None without."""
     turned = tuple(
-        replace(seed, result={**seed.result, "scores": {**scores, score.key: scores[key]}})
+        replace(seed, result={**seed.result, "scores": {**scores, **_turned(scores, suffix)}})
         for seed in variant.finished
         if seed.result is not None
         and isinstance(scores := seed.result.get("scores"), dict)
-        and (key := score.key + suffix) in scores
+        and score.key + suffix in scores
     )
     title = f"{variant.title} {TURNED[suffix]}"
     return replace(variant, title=title, seeds=turned) if turned else None
+
+
+def _turned(scores: dict[str, float], suffix: str) -> dict[str, float]:
+    """What is known of the turned latent, by the names of what is not turned."""
+    return {k.removesuffix(suffix): v for k, v in scores.items() if k.endswith(suffix)}
 
 
 def final_deviation(seed: SeedRun) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from orthotrain.report.latent.measures import (
@@ -10,6 +11,7 @@ from orthotrain.report.latent.measures import (
     compare,
     final_deviation,
     find,
+    level_of,
     reference_of,
     scores_of,
     turned_scores_of,
@@ -41,8 +43,15 @@ _VERDICTS: Final = {
 
 
 def results_table(run: Run) -> Table:
-    """One row a variant, one column a score."""
-    return _scores_table("results", run, scores_of(run))
+    """One row a variant, one column a score; the last row is what they are read against."""
+    scores = scores_of(run)
+    table = _scores_table("results", run, scores)
+    levels = [(level_of(run, score), score.digits) for score in scores]
+    if not any(level for level, _ in levels):
+        return table
+    cells = (_cell(level, digits) for level, digits in levels)
+    row = (Cell("Chance, or real against real"), *cells, Cell(MISSING, exact=""))
+    return replace(table, rows=(*table.rows, row))
 
 
 def turned_table(run: Run) -> Table:

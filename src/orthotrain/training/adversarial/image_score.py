@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from statistics import fmean
+from typing import Any, Final, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,20 +13,21 @@ from torch import Tensor
 
 from orthotrain.data.image_sets import ImageSet
 from orthotrain.data.moments import sprite_moments
+from orthotrain.data.splits import Part, random_parts
 from orthotrain.data.sprites import Sprites
 from orthotrain.disentangle import (
     Budget,
     ClassifierBudget,
     Evaluation,
     FactorBudget,
+    FeatureSpace,
     Score,
+    classifier_features,
     evaluate,
-    interventions,
     latent_encoder,
     random_rotation,
     rotated,
     sefa_directions,
-    variation_predictability,
 )
 from orthotrain.layers import EigenSubspace
 from orthotrain.models.eigengan import EigenGenerator
@@ -41,12 +43,13 @@ class ScoreBudget:
 
     evaluation: Budget
     encoder_steps: int
-    samples: int
+    classifier_images: int
 
 
 _SMOKE: Final = ScoreBudget(
     Budget(
         latents=8,
+        interventions=8,
         classifier=ClassifierBudget(pairs=120, classifiers=3, epochs=1, width=4),
         paths=16,
         images=32,
@@ -61,12 +64,13 @@ _SMOKE: Final = ScoreBudget(
         ),
     ),
     encoder_steps=4,
-    samples=8,
+    classifier_images=20,
 )
 # On two cores: minutes with the training. What is smaller than published is named here.
 _CPU: Final = ScoreBudget(
     Budget(
         latents=100,
+        interventions=200,
         classifier=ClassifierBudget(pairs=4_000, classifiers=3, epochs=12, width=16),
         paths=500,
         images=2_000,
@@ -81,12 +85,12 @@ _CPU: Final = ScoreBudget(
         ),
     ),
     encoder_steps=500,
-    samples=200,
+    classifier_images=5_000,
 )
 BUDGETS: Final[dict[Scale, ScoreBudget]] = {
     "smoke": _SMOKE,
     "cpu": _CPU,
-    "full": ScoreBudget(Budget(), encoder_steps=5_000, samples=300),
+    "full": ScoreBudget(Budget(), encoder_steps=5_000, classifier_images=20_000),
 }
 
 
@@ -111,63 +115,61 @@ def image_scores(
 
     Returns:
         The few numbers that variants are compared in, by name, and the whole evaluation. Names
-        that end in ``_sefa`` and ``_rotated`` are of the latent turned so. ``factor_spread`` is
-        the least share of the standard deviation of a factor of real images that generated ones
-        have, at most 1.
+        that end in ``_sefa`` and ``_rotated`` are of the latent turned so, in each latent layer by
+        itself, and in ``_chance`` of codes that know nothing. ``factor_spread`` is the least share
+        of the standard deviation of a factor of real images that generated ones have, at most 1.
     """
     dim = model.latent_dim
-    turned = {
-        "": torch.eye(dim) if directions is None else directions,
-        "_sefa": block_directions(model),
-        "_rotated": random_rotation(dim, seed=seed),
-    }
     plain, latent_dim = one_latent(model)
-    generate = rotated(plain, turned[""])
-    scores: dict[str, float] = {}
-    encode: Callable[[Tensor], Tensor] | None = None
+    generate = plain if directions is None else rotated(plain, directions)
+    rotation = random_rotation(dim, seed=seed, blocks=layer_sizes(model))
+    turned = {"SeFa": block_directions(model), "latents rotated": rotation}
+    if directions is not None:
+        # They are of the generator's own coordinates, and what is scored here is turned already.
+        turned = {name: rows @ directions.mT for name, rows in turned.items()}
+    factors: dict[str, Any] = {}
+    spaces: tuple[FeatureSpace, ...] = ()
     if sprites is not None:
-        shown = _measured(real, budget.samples, seed=seed)
-        for suffix, rows in turned.items():
-            found = interventions(
-                rotated(plain, rows),
-                latent_dim,
-                measure=sprite_factors,
-                seed=seed,
-                samples=budget.samples,
-                factors=dim,
-            )
-            scores[f"disentanglement{suffix}"] = found.disentanglement
-            scores[f"completeness{suffix}"] = found.completeness
-            if not suffix:
-                share = found.spread / shown.std(dim=0)
-                scores["factor_spread"] = float(share.clamp(max=1).min())
         encoder = latent_encoder(
             generate, latent_dim, seed=seed, steps=budget.encoder_steps, factors=dim
         )
-        scores["encoder_r2"] = sum(encoder.r_squared) / dim
 
         def encode(images: Tensor) -> Tensor:
             return encoder(2 * images - 1)
 
+        spaces = (shape_features(sprites, budget.classifier_images),)
+        factors = {
+            "measure": sprite_factors,
+            "encode": encode,
+            "dataset": sprites,
+            "factor_columns": identifiable(sprites),
+            "nominal_columns": [sprites.factor_names.index("shape")],
+            "factor_scores": {"encoder R^2": sum(encoder.r_squared) / dim},
+        }
     evaluation = evaluate(
         generate,
         latent_dim=latent_dim,
         factors=dim,
         seed=seed,
         reference=real,
-        encode=encode,
-        dataset=sprites,
-        factor_columns=None if sprites is None else identifiable(sprites),
+        spaces=spaces,
+        turned=turned,
         budget=budget.evaluation,
+        **factors,
     )
-    after = variation_predictability(
-        rotated(plain, turned["_sefa"]),
-        latent_dim,
-        seed=seed,
-        budget=budget.evaluation.classifier,
-        factors=dim,
-    )
-    return {**scores, **_summary(evaluation), "vp_sefa": after.accuracy}, evaluation
+    return _summary(evaluation), evaluation
+
+
+def shape_features(sprites: Sprites, images: int) -> FeatureSpace:
+    """Features of a classifier of shapes, trained on sprites no generator is trained or scored on.
+
+    The same for every generator: its seed is none of a run.
+    """
+    index = random_parts(len(sprites), parts=get_args(Part), title=sprites.title)["validation"]
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
+    drawn, truth = sprites[index[order[:images]]]
+    labels = truth[:, sprites.factor_names.index("shape")]
+    return classifier_features(2 * drawn - 1, labels, seed=0, epochs=5, width=16)
 
 
 def identifiable(sprites: Sprites) -> list[int]:
@@ -182,16 +184,17 @@ def one_latent(model: ImageGenerator) -> tuple[Callable[[Tensor], Tensor], int]:
     return model, model.latent_dim
 
 
-def _measured(real: ImageSet, count: int, *, seed: int) -> Float[Tensor, "n 3"]:
-    """Factors of real images, drawn at random."""
-    index = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:count]
-    return sprite_factors(real[index].float() / 127.5 - 1)
-
-
 def sprite_factors(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3"]:
     """Side of the blob (root of its area) and where it is, of images in [-1, 1]."""
     moments = sprite_moments(((images + 1) / 2).clamp(0, 1))
     return torch.stack([moments.area.sqrt(), moments.x, moments.y], dim=1)
+
+
+def layer_sizes(model: ImageGenerator) -> list[int]:
+    """How many coordinates each latent layer has."""
+    if isinstance(model, SimpleGenerator):
+        return [model.latent_dim]
+    return [len(one.u) for one in model.modules() if isinstance(one, EigenSubspace)]
 
 
 def block_directions(model: ImageGenerator) -> Float[Tensor, "d d"]:
@@ -210,15 +213,23 @@ def block_directions(model: ImageGenerator) -> Float[Tensor, "d d"]:
 
 # Name here, and the row or rows of an evaluation whose mean it is.
 _ROWS: Final = {
+    "disentanglement": "disentanglement by intervention",
+    "completeness": "completeness by intervention",
+    "factor_spread": "least spread of a factor",
     "vp": "VP",
-    "vp_rotated": "VP, latents rotated",
     "ppl": "PPL[pixels",
     "frechet": "FD[random",
+    "frechet_classifier": "FD[classifier",
     "coverage": "coverage[random",
+    "encoder_r2": "encoder R^2",
     "mig": "MIG",
+    "sap": "SAP",
+    "modularity": "modularity",
     "dci_disentanglement": "DCI disentanglement",
     "factor_vae": "FactorVAE score",
+    "beta_vae": "beta-VAE score",
 }
+_TURNED: Final = {"_sefa": ", SeFa", "_rotated": ", latents rotated"}
 
 
 def _summary(found: Evaluation) -> dict[str, float]:
@@ -226,11 +237,17 @@ def _summary(found: Evaluation) -> dict[str, float]:
     scores = {}
     for name, start in _ROWS.items():
         rows = [row for row in found.scores if _is(row, start)]
-        if rows:
-            scores[name] = sum(row.value for row in rows) / len(rows)
-        floors = [row.floor for row in rows if row.floor is not None]
-        if floors and name == "frechet":
-            scores["frechet_floor"] = sum(floors) / len(floors)
+        if not rows:
+            continue
+        scores[name] = fmean(row.value for row in rows)
+        if name.startswith("frechet"):
+            scores[f"{name}_floor"] = fmean(row.floor for row in rows if row.floor is not None)
+        elif rows[0].chance is not None and not start.endswith("by intervention"):
+            scores[f"{name}_chance"] = fmean(row.chance for row in rows if row.chance is not None)
+        for suffix, end in _TURNED.items():
+            turned = [row.value for row in found.scores if row.name == start + end]
+            if turned:
+                scores[name + suffix] = fmean(turned)
     return scores
 
 

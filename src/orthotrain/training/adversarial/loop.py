@@ -266,7 +266,10 @@ def _after_training(state: AdversarialState, config: LatentRun, *, seed: int) ->
     """Scores of the Householder projector, which goes on with this training and uses it up."""
     model = projected(state, config)
     scores, _ = _image_scores(model, config, seed=seed, directions=projected_directions(model))
-    kept = ("disentanglement", "completeness", "vp", "ppl", "frechet", "encoder_r2", "mig")
+    kept = (
+        *("disentanglement", "completeness", "factor_spread", "vp", "ppl", "frechet"),
+        *("encoder_r2", "mig"),
+    )
     return {f"{name}_householder": scores[name] for name in kept if name in scores}
 
 
