@@ -18,9 +18,12 @@ from orthotrain.disentangle import (
     Score,
     activeness,
     evaluate,
+    interventions,
     path_length,
     pixel_features,
     random_features,
+    random_rotation,
+    rotated,
 )
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.models import EigenGenerator
@@ -31,6 +34,7 @@ SMALL = Budget(
     classifier=ClassifierBudget(
         pairs=48, epochs=1, width=2, train_fraction=0.5, validation_fraction=0.2
     ),
+    interventions=40,
     paths=20,
     images=30,
     splits=2,
@@ -159,6 +163,67 @@ def test_true_factors_are_scored_by_encode_and_dataset():
     assert rows["MIG"].value == pytest.approx(1, abs=0.03)
     assert rows["FactorVAE score"].value == 1
     assert rows["MIG"].chance < 0.1
+
+
+def test_moves_are_scored_along_axes_and_given_directions_beside_those_at_random():
+    """Three coordinates set the brightness of three bands."""
+
+    def bands(z, strength=1.0):
+        brightness = torch.tanh(strength * z).repeat_interleave(4, dim=1)
+        return brightness[:, None, None].expand(-1, 1, 12, -1)
+
+    def measure(images):
+        return torch.stack([part.mean(dim=(1, 2, 3)) for part in images.chunk(3, dim=3)], dim=1)
+
+    mixed = random_rotation(3, seed=5)
+    real = bands(torch.randn(100, 3, generator=generator(50)))
+    found = run(bands, measure=measure, reference=real, turned={"mixed": mixed})
+    rows = {s.name: s for s in found.scores}
+    assert [name for name in rows if name.startswith("VP")] == [
+        "VP",
+        "VP, mixed",
+        "VP, latents rotated",
+    ]
+    for part in ("disentanglement", "completeness"):
+        axes, turned, at_random = (
+            rows[f"{part} by intervention{end}"] for end in ("", ", mixed", ", latents rotated")
+        )
+        assert axes.value == pytest.approx(1)
+        assert turned.value < 0.9
+        assert axes.chance == turned.chance == at_random.value < 0.9
+        assert all(row.spread is not None for row in (axes, turned))
+    direct = interventions(
+        rotated(bands, mixed), 3, measure=measure, seed=0, samples=SMALL.interventions
+    )
+    row = rows["disentanglement by intervention, mixed"]
+    assert (row.value, row.spread) == (direct.disentanglement, direct.disentanglement_error)
+    # The same distribution, drawn anew.
+    assert rows["least spread of a factor"].value > 0.7
+    still = run(lambda z: bands(z, 0.1), measure=measure, reference=real)
+    assert still["least spread of a factor"].value < 0.3
+
+
+def test_the_turn_at_random_can_be_given():
+    axes = run(turned={"latents rotated": torch.eye(3)})
+    assert axes["VP, latents rotated"].value == axes["VP"].value
+    with pytest.raises(ShapeError, match=r"\(3, 3\) in turned, got \(2, 2\) for 'SeFa'"):
+        run(turned={"SeFa": torch.eye(2)})
+
+
+def test_classes_are_not_an_order_for_sap():
+    """A code that sorts the values of a factor otherwise than they are numbered."""
+
+    def encode(images):
+        first = (3 * images[:, 0, 0, 0]).round().long()
+        shuffled = torch.tensor([0.0, 3.0, 1.0, 2.0])[first]
+        return torch.stack([shuffled, images[:, 0, 3, 0]], dim=1)
+
+    settings = {"encode": encode, "dataset": Grid()}
+    codes = encode(Grid()[torch.arange(12)][0])
+    ordered, named = run(**settings)["SAP"], run(**settings, nominal_columns=[0])["SAP"]
+    assert len(codes) == 12
+    assert ordered.value < 0.8
+    assert named.value != ordered.value
 
 
 def test_the_spread_of_a_score_is_that_over_new_samples():

@@ -172,6 +172,14 @@ def test_random_rotation():
     )
 
 
+def test_blocks_are_turned_by_themselves():
+    q = random_rotation(5, seed=3, blocks=[2, 3])
+    torch.testing.assert_close(q @ q.mT, torch.eye(5, dtype=torch.float64))
+    assert q[:2, 2:].abs().max() == q[2:, :2].abs().max() == 0
+    assert (q[:2, :2] != 0).all()
+    assert (q[2:, 2:] != 0).all()
+
+
 @pytest.mark.bad_input
 def test_wrong_directions():
     for shape in ((3,), (2, 3), (0, 0)):
@@ -185,3 +193,7 @@ def test_wrong_directions():
         rotated(linear(), torch.eye(3))(torch.zeros(4, 2))
     with pytest.raises(ConfigError, match="dim"):
         random_rotation(0, seed=0)
+    with pytest.raises(ConfigError, match=r"add up to 4 coordinates, got \[2, 3\]"):
+        random_rotation(4, seed=0, blocks=[2, 3])
+    with pytest.raises(ConfigError, match="a block"):
+        random_rotation(4, seed=0, blocks=[4, 0])

@@ -153,7 +153,6 @@ def test_the_full_cifar_recipe_has_the_published_settings():
     assert not config.paper.only_if_cheaper
 
 
-@pytest.mark.bad_input
 def test_the_full_recipes_of_generators_have_the_published_settings():
     eigen, simple = (recipe_config(f"faces-{kind}", "full") for kind in ("eigengan", "simplegan"))
     assert (eigen.optim.lr, eigen.optim.betas, eigen.data.batch_size) == (1e-4, (0.5, 0.99), 64)

@@ -216,7 +216,7 @@ class LatentVariant(Variant):
         """What result.json says about it, beside the network."""
         return {
             "treatments": list(self.treatments),
-            "optimizer": self.optimizer,
+            "optimizer": "sgd for the latent weight" if self.optimizer == "sgd" else "adam",
             "lr_factor": self.lr_factor,
         }
 

@@ -93,6 +93,17 @@ def test_a_killed_run_goes_on_bit_for_bit(kind, name, tmp_path):
     assert_same_bits(one, other)
 
 
+@pytest.mark.bad_input
+def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path):
+    train_here(tmp_path, name="none", config=KINDS["linear"])
+    saved = load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]
+    state = state_of(name="none-sgd", config=KINDS["linear"])
+    before = state.generator.subspace.u.clone()
+    with pytest.raises(CheckpointError, match="2 optimizers does not fit a training with 3"):
+        state.load_state_dict(saved)
+    assert torch.equal(state.generator.subspace.u, before)
+
+
 def test_a_run_leaves_its_record_and_samples_that_can_be_opened(tmp_path):
     from PIL import Image
 

@@ -13,7 +13,7 @@ from orthotrain.data.image_sets import ImageSet
 
 # Directions of the Gaussian data belong to the data, not to a run: every seed sees the same.
 _DIRECTIONS_SEED: Final = 20240807
-#: Standard deviation of the Gaussian data along its directions; none is a start of the generator.
+#: Standard deviation of the Gaussian data along its directions.
 SCALES: Final = (12.0, 10.0, 8.0, 6.0, 4.0, 2.0)
 #: And in every direction besides.
 NOISE: Final = 0.5

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from orthotrain.errors import CheckpointError
 from orthotrain.methods.attach import attach
 from orthotrain.methods.handle import Handle
 from orthotrain.models.average import ema_of
@@ -66,7 +67,17 @@ class AdversarialState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next step is the same bit for bit."""
+        """Go on from a state; the next step is the same bit for bit.
+
+        Raises:
+            CheckpointError: It has another number of optimizers; nothing is changed.
+        """
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise CheckpointError(
+                f"train: a checkpoint with {len(state['optimizers'])} optimizers does not fit a "
+                f"training with {len(self.optimizers)}; it is of another version, and the training "
+                f"has to start again in a new --run-dir"
+            )
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.average.load_state_dict(state["average"])

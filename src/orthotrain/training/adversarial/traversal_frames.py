@@ -38,14 +38,16 @@ def write_traversals(model: ImageGenerator, path: Path, *, seed: int) -> None:
     dim = model.latent_dim
     z = torch.randn(_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed))
     device = next(model.parameters()).device
-    steps = torch.tensor(VALUES)
 
     def draw(latents: Tensor) -> NDArray[np.uint8]:
         with torch.no_grad():
             return to_pixels(generate(latents.to(device))).numpy()
 
     frames = np.stack(
-        [np.stack([draw(_moved(z, i, float(value))) for value in steps]) for i in range(dim)]
+        [
+            np.stack([draw(z.index_fill(1, torch.tensor(i), value)) for value in VALUES])
+            for i in range(dim)
+        ]
     )
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -60,9 +62,3 @@ def write_traversals(model: ImageGenerator, path: Path, *, seed: int) -> None:
     )
     with saving(path):
         write_atomically(path, buffer.getvalue())
-
-
-def _moved(z: Tensor, dim: int, value: float) -> Tensor:
-    changed = z.clone()
-    changed[:, dim] = value
-    return changed
