@@ -51,6 +51,9 @@ class LatentDataConfig:
         image_size: Side in pixels, a power of two; dimensions of a vector.
         batch_size: Samples a step.
         orientation: Whether sprites are turned; no code can tell all turns apart.
+        color: Whether sprites have a hue as a further factor.
+        correlation: Between where a sprite is in x and in y, in [-1, 1], in what is trained on;
+            scores are taken on sprites whose factors are independent.
     """
 
     name: LatentData = "gaussian"
@@ -58,8 +61,20 @@ class LatentDataConfig:
     image_size: int = 64
     batch_size: int = 64
     orientation: bool = False
+    color: bool = False
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
+        of_sprites = self.color or self.orientation or self.correlation != 0
+        need(
+            self.name == "sprites" or not of_sprites,
+            f"data.color, data.orientation and data.correlation are of sprites; {self.name} has "
+            "none of them",
+        )
+        need(
+            -1 <= self.correlation <= 1,
+            f"data.correlation={self.correlation} must lie in [-1, 1]",
+        )
         need(self.image_size >= 8, f"data.image_size={self.image_size} must be at least 8")
         need(self.batch_size >= 2, f"data.batch_size={self.batch_size} must be at least 2")
 
@@ -101,6 +116,7 @@ class AdversarialConfig:
         r1: Weight of the penalty on the discriminator's gradient at real samples; 0 for none.
         r1_every: Steps between penalties, which then count that much more.
         gradient_penalty: Weight of the penalty between real and generated samples; 0 for none.
+        gradient_penalty_every: Steps between these, which then count that much more.
         augment: DiffAugment, drawn alike for real and generated images.
         ema_half_life: Images after which a weight counts half in the averaged generator.
         constant_fraction: Share of the run after which the learning rate falls linearly to zero.
@@ -114,12 +130,13 @@ class AdversarialConfig:
     r1: float = 0.0
     r1_every: int = 1
     gradient_penalty: float = 0.0
+    gradient_penalty_every: int = 1
     augment: bool = False
     ema_half_life: float = 10_000.0
     constant_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "r1_every"):
+        for name in ("steps", "r1_every", "gradient_penalty_every"):
             value = getattr(self, name)
             need(value >= 1, f"optim.{name}={value} must be at least 1")
         for name in ("lr", "ema_half_life"):

@@ -52,6 +52,15 @@ def test_rotated_latents_fit_as_well_and_only_sefa_finds_the_directions():
     assert scores["alignment_sefa"] == pytest.approx(optimum, abs=1e-4)
 
 
+def test_directions_are_scored_in_place_of_the_axes():
+    turned = solved(rotation())
+    back = rotation().double().mT
+    scores = linear_scores(turned, source(), seed=0, directions=back)
+    assert scores["alignment"] == pytest.approx(1, abs=1e-6)
+    plain = linear_scores(turned, source(), seed=0)
+    assert scores["alignment_rotated"] == plain["alignment_rotated"]
+
+
 def test_the_floor_is_the_alignment_of_random_axes():
     optimum = linear_scores(solved(), source(), seed=0)["alignment_rotated"]
     assert optimum < 0.95

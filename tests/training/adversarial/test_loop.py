@@ -211,16 +211,25 @@ def test_a_step_moves_both_players_and_the_average(config):
     assert (averaged - current).abs().max() < (current - start).abs().max()
 
 
-def test_a_lazy_penalty_acts_in_its_steps_only_and_counts_for_those_between(monkeypatch):
+@pytest.mark.parametrize(
+    ("weight_of", "function"),
+    [("r1", "r1_penalty"), ("gradient_penalty", "gradient_penalty")],
+)
+def test_a_lazy_penalty_acts_in_its_steps_only_and_counts_for_those_between(
+    weight_of, function, monkeypatch
+):
     from orthotrain.training.adversarial import step as module
 
     def loss_of(weight, penalty):
         """Backward sees the discriminator's loss first, then the generator's."""
         seen = []
         real = torch.autograd.backward
-        config = replace(LINEAR, optim=replace(LINEAR.optim, r1=weight, r1_every=2))
+        optim = {"r1": 0.0, weight_of: weight, f"{weight_of}_every": 2}
+        config = replace(LINEAR, optim=replace(LINEAR.optim, **optim))
         with monkeypatch.context() as patch:
-            patch.setattr(module, "r1_penalty", lambda critic, x: critic(x).sum() * 0 + penalty)
+            patch.setattr(
+                module, function, lambda critic, x, *_, **__: critic(x).sum() * 0 + penalty
+            )
             patch.setattr(
                 torch.autograd, "backward", lambda x: seen.append(float(x.detach())) or real(x)
             )
@@ -421,3 +430,27 @@ def test_only_nothing_done_goes_on_with_the_projector(tmp_path):
     assert set(scores["none"]) == {"vp", "vp_householder"}
     assert scores["none"]["vp"] != scores["none"]["vp_householder"]
     assert set(scores["ol"]) == set(scores["none-sgd"]) == {"vp"}
+
+
+def test_the_linear_generator_goes_on_with_the_projector_along_its_directions(
+    tmp_path, monkeypatch
+):
+    from orthotrain.training.adversarial import loop as module
+
+    seen = []
+    real = module.linear_scores
+
+    def scored(model, source, *, seed, directions=None):
+        found = real(model, source, seed=seed, directions=directions)
+        seen.append((model, directions, found))
+        return found
+
+    monkeypatch.setattr(module, "linear_scores", scored)
+    scores = train_here(tmp_path, name="none", config=LINEAR)["scores"]
+    (_, axes, plain), (model, directions, projected) = seen
+    assert axes is None
+    assert scores["alignment_householder"] == projected["alignment"] != plain["alignment"]
+    assert scores["frechet_householder"] == projected["frechet"]
+    assert scores["alignment"] == plain["alignment"]
+    gram = directions @ model.subspace.u.double() @ model.subspace.u.double().mT @ directions.mT
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-4)

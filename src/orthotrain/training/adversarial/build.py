@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.util import find_spec
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from orthotrain.data._pixels import pillow
 from orthotrain.data.image_sets import ImageSet, image_set
-from orthotrain.data.splits import Part
+from orthotrain.data.splits import Part, random_parts
+from orthotrain.data.sprite_images import SpriteImages
 from orthotrain.data.sprites import Sprites
 from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.errors import DataError
@@ -39,6 +41,8 @@ from orthotrain.training.latent_run import (
 )
 
 Generator = LinearGenerator | EigenGenerator | SimpleGenerator
+# Which correlated sprites there are belongs to the data: every seed of a run sees the same.
+_CORRELATED_SEED: Final = 20240807
 # As many real images as ``evaluate`` compares at least.
 _FEWEST_TEST_IMAGES: Final = 15
 #: Pattern of the latent weight of each generator.
@@ -186,14 +190,19 @@ def _require_packages(*, factors: bool) -> None:
 
 
 def build_images(config: LatentDataConfig, *, part: Part) -> ImageSet:
-    """One part of the images that ``config`` names; sprites are gray.
+    """One part of the images that ``config`` names; sprites without color are gray.
 
     Raises:
         DataError: Local data is missing or damaged.
     """
     assert config.name != "gaussian"
     if (sprites := build_sprites(config)) is not None:
-        return image_set(sprites, part=part, channels=1)
+        channels: Literal[1, 3] = 3 if config.color else 1
+        images = image_set(sprites, part=part, channels=channels)
+        if part != "train" or not config.correlation:
+            return images
+        index = _correlated_index(sprites, config.correlation)
+        return replace(images, images=SpriteImages(sprites, index, channels=channels))
     return image_set(config.name, data=config.dir, image_size=config.image_size, part=part)
 
 
@@ -202,7 +211,21 @@ def build_sprites(config: LatentDataConfig) -> Sprites | None:
     if config.name != "sprites":
         return None
     held = {} if config.orientation else {"orientation": 0}
-    return Sprites(config.image_size, held=held)
+    return Sprites(config.image_size, color=config.color, held=held)
+
+
+def _correlated_index(sprites: Sprites, correlation: float) -> Int64[Tensor, " n"]:
+    """As many sprites as there are, drawn with their places correlated, if of the training part."""
+    count = len(sprites)
+    factors = sprites.sample_factors(
+        count,
+        generator=torch.Generator().manual_seed(_CORRELATED_SEED),
+        correlation=("x", "y", correlation),
+    )
+    index = sprites.index_of(factors)
+    trained = torch.zeros(count, dtype=torch.bool)
+    trained[random_parts(count, parts=get_args(Part), title=sprites.title)["train"]] = True
+    return index[trained[index]]
 
 
 def latent_layers(generator: Generator) -> list[tuple[nn.Module, str]]:

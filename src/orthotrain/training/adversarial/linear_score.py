@@ -16,7 +16,11 @@ from orthotrain.training.adversarial.sources import GaussianSource
 
 @torch.no_grad()
 def linear_scores(
-    generator: LinearGenerator, source: GaussianSource, *, seed: int
+    generator: LinearGenerator,
+    source: GaussianSource,
+    *,
+    seed: int,
+    directions: Float[Tensor, "k k"] | None = None,
 ) -> dict[str, float]:
     """Scores of a linear generator, in closed form and in float64.
 
@@ -24,11 +28,12 @@ def linear_scores(
         generator: The trained generator.
         source: What it imitates.
         seed: Of the rotation that is the floor.
+        directions: Orthogonal, one a row, along which ``z`` is moved; None are its axes.
 
     Returns:
         - ``frechet``: Frechet distance between what it makes and the data, 0 at best.
-        - ``alignment``: the directions ``U`` against the principal directions of the data, see
-          :func:`alignment`; 1 at best.
+        - ``alignment``: what each move of ``z`` adds, a row of ``U`` along an axis, against the
+          principal directions of the data, see :func:`alignment`; 1 at best.
         - ``alignment_sefa``: the same for what a move along each SeFa direction adds.
         - ``alignment_rotated``: the same for its directions after a random rotation of ``z``.
         - ``orthonormality_error``: ``|U U^T - 1|_F``.
@@ -40,7 +45,7 @@ def linear_scores(
     rotation = random_rotation(len(u), seed=seed)
     return {
         "frechet": _frechet(generator, source),
-        "alignment": alignment(u, principal),
+        "alignment": alignment(weight if directions is None else directions @ weight, principal),
         "alignment_sefa": alignment(sefa @ weight, principal),
         "alignment_rotated": alignment(rotation @ weight, principal),
         "orthonormality_error": float(generator.subspace.orthonormality_error()),

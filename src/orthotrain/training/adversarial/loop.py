@@ -122,7 +122,7 @@ def train_generator(
         "settings": {"model": asdict(config.model), **variant.settings()},
     }
     state.handle.detach()
-    if variant.name == config.baseline and config.model.kind != "linear":
+    if variant.name == config.baseline:
         scores |= _after_training(state, config, seed=seed)
     write_json(folder.result, result)
     recorder.tell("finished", state.step)
@@ -265,10 +265,15 @@ def _image_scores(
 def _after_training(state: AdversarialState, config: LatentRun, *, seed: int) -> dict[str, float]:
     """Scores of the Householder projector, which goes on with this training and uses it up."""
     model = projected(state, config)
-    scores, _ = _image_scores(model, config, seed=seed, directions=projected_directions(model))
+    directions = projected_directions(model)
+    if isinstance(model, LinearGenerator):
+        assert isinstance(state.source, GaussianSource)
+        scores = linear_scores(model, state.source, seed=seed, directions=directions)
+    else:
+        scores, _ = _image_scores(model, config, seed=seed, directions=directions)
     kept = (
-        *("disentanglement", "completeness", "factor_spread", "vp", "ppl", "frechet"),
-        *("encoder_r2", "mig"),
+        *("alignment", "disentanglement", "completeness", "factor_spread", "vp", "ppl"),
+        *("frechet", "encoder_r2", "mig"),
     )
     return {f"{name}_householder": scores[name] for name in kept if name in scores}
 

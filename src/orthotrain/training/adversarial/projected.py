@@ -13,15 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from orthotrain.disentangle import householder_directions, householder_projector
 from orthotrain.layers import EigenSubspace
 from orthotrain.models.average import ema_of
-from orthotrain.models.linear_gan import LinearGenerator
-from orthotrain.training.adversarial.build import latent_layers
-from orthotrain.training.adversarial.image_score import ImageGenerator
+from orthotrain.training.adversarial.build import Generator, latent_layers
 from orthotrain.training.adversarial.state import AdversarialState, averaged
 from orthotrain.training.adversarial.step import adversarial_step
 from orthotrain.training.latent_run import LatentRun
 
 
-def projected(state: AdversarialState, config: LatentRun) -> ImageGenerator:
+def projected(state: AdversarialState, config: LatentRun) -> Generator:
     """The generator trained on with its latent weights held by reflections, averaged anew.
 
     Adam starts anew for the generator, whose parameters are others, at the learning rate of the
@@ -55,12 +53,10 @@ def projected(state: AdversarialState, config: LatentRun) -> ImageGenerator:
     )
     for _ in range(max(1, round(config.latent.householder_fraction * optim.steps))):
         adversarial_step(further, config)
-    model = averaged(further)
-    assert not isinstance(model, LinearGenerator)
-    return model
+    return averaged(further)
 
 
-def projected_directions(model: ImageGenerator) -> Float[Tensor, "d d"]:
+def projected_directions(model: Generator) -> Float[Tensor, "d d"]:
     """Directions of every latent layer, all held by reflections, each for its own coordinates."""
     turned = [householder_directions(*held).double().cpu() for held in latent_layers(model)]
     directions: Tensor = torch.block_diag(*turned)  # type: ignore[no-untyped-call]

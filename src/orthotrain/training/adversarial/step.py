@@ -59,9 +59,11 @@ def _discriminator_step(state: AdversarialState, config: LatentRun) -> Tensor:
     r1 = lazy_weight(state.step, every=optim.r1_every, weight=optim.r1)
     if r1:
         loss = loss + r1 * r1_penalty(critic, real)
-    if optim.gradient_penalty:
-        slope = gradient_penalty(critic, real, fake, generator=random)
-        loss = loss + optim.gradient_penalty * slope
+    between = lazy_weight(
+        state.step, every=optim.gradient_penalty_every, weight=optim.gradient_penalty
+    )
+    if between:
+        loss = loss + between * gradient_penalty(critic, real, fake, generator=random)
     optimizer = state.optimizers[-1]
     optimizer.zero_grad()
     torch.autograd.backward(loss)
