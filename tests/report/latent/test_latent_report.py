@@ -221,6 +221,8 @@ def test_the_projector_is_judged_by_its_own_images(tmp_path):
     assert "NONE after the Householder projector 30.000" in said[-1]
     for seed in range(5):
         change_scores(folder, "none", seed, {"factor_spread_householder": 0.1})
+    table = list(csv.DictReader(turned_table(load_run(folder)).csv().splitlines()))
+    assert table[0]["disentanglement_householder"] == ""
     said = finding(folder, "Is NOG better").sentences
     assert not any("Householder projector 0.900" in one for one in said)
 
@@ -321,11 +323,15 @@ def test_a_generator_that_hardly_moves_is_not_scored_by_interventions(tmp_path):
     folder = latent_run(tmp_path / "run", names=["none", "ol"], effects={"ol": 0.9})
     rename_scores(folder, {"alignment": "disentanglement"})
     for seed in range(5):
-        change_scores(folder, "ol", seed, {"factor_spread": 0.1 if seed else 0.9})
+        scores = {"factor_spread": 0.1 if seed else 0.9, "vp": 0.5, "vp_chance": 0.1, "ppl": 0.0}
+        change_scores(folder, "ol", seed, scores)
     run = load_run(folder)
     rows = {r["variant"]: r for r in csv.DictReader(results_table(run).csv().splitlines())}
     assert float(rows["OL"]["disentanglement"]) > 1.3
-    assert rows["OL"]["disentanglement_std"] in ("", "nan")
+    # One seed is left of each, also of the path that is short because nothing moves.
+    for name in ("disentanglement", "vp", "ppl"):
+        assert rows["OL"][f"{name}_std"] in ("", "nan")
+    assert float(rows["Chance, or real against real"]["vp"]) == pytest.approx(0.1)
     (note,) = family_of(run).missing(run)
     assert note.startswith("OL, seed 1, 2, 3, 4: some factor of its images has less than 0.5")
 
