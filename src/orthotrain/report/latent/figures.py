@@ -232,6 +232,7 @@ def missing(run: Run) -> Sequence[str]:
         if still:
             notes.append(
                 f"{variant.title}, seed {', '.join(still)}: some factor of its images has less "
-                f"than {LEAST_SPREAD:g} of its spread in real ones, so no intervention is scored."
+                f"than {LEAST_SPREAD:g} of its spread in real ones, so what its coordinates and "
+                "paths do is not scored."
             )
     return notes

@@ -17,7 +17,7 @@ from orthotrain.report.latent.measures import (
     reference_of,
     scores_of,
 )
-from orthotrain.report.latent.sentences import sentence, verdict_beside
+from orthotrain.report.latent.sentences import sentence, sentences_of, verdict_beside
 from orthotrain.report.latent.tables import verdict_of
 from orthotrain.report.latent.weight_or_gradient import weight_or_gradient
 from orthotrain.report.load import Run
@@ -72,7 +72,7 @@ def _against_chance(run: Run, main: Score) -> Finding | None:
     verdict = f"yes in {words.count('better')} of {len(pairs)} treatments"
     if min(paired.count for paired in pairs) < MIN_SEEDS:
         verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
-    sentences = tuple(sentence(paired, main) for paired in pairs)
+    sentences = tuple(sentences_of(pairs, main))
     title = "Do coordinates mean more than directions at random in the same layer?"
     return Finding(title, sentences, verdict, "unclear")
 
@@ -98,7 +98,7 @@ def _against_rivals(run: Run, main: Score) -> list[Finding]:
                 f"better than {words.count('better')} of {len(pairs)}, "
                 f"worse than {words.count('worse')}"
             )
-        sentences = [sentence(paired, main) for paired in pairs]
+        sentences = sentences_of(pairs, main)
         # What turns the latent leaves the images as they are; what trains on does not.
         near, at = fidelity(run), baseline and after_training(baseline, main, "_householder")
         if near is not None and at is not None:
@@ -166,7 +166,7 @@ def _rates(run: Run, main: Score) -> Finding | None:
     return Finding(
         "Does the learning rate decide what NOG does?",
         (
-            *(sentence(paired, main) for paired in at_each),
+            *sentences_of(at_each, main),
             f"The best rate of each, chosen by these seeds: {sentence(of_best, main)}",
             *beside,
         ),
@@ -228,11 +228,11 @@ def _after_training(run: Run, main: Score) -> Finding | None:
 def _others(run: Run, main: Score) -> list[Finding]:
     """Everything else in one block, against nothing done with the same optimizer."""
     told = {"nog", "olr", "ol", "retraction", "nog-update", "nog-retraction"}
-    sentences = []
+    pairs = []
     for variant in run.variants:
         other = reference_of(run, variant)
         if other is None or not variant.finished or variant.name in told:
             continue
         if "-lr" not in variant.name:
-            sentences.append(sentence(compare(variant, other, main), main))
-    return [Finding("Everything else", tuple(sentences))]
+            pairs.append(compare(variant, other, main))
+    return [Finding("Everything else", tuple(sentences_of(pairs, main)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from orthotrain.report.findings import Tone
 from orthotrain.report.latent.measures import MIN_SEEDS, Score
@@ -31,10 +32,19 @@ def verdict_beside(
     ), "good"
 
 
+def sentences_of(pairs: Sequence[Paired], score: Score) -> list[str]:
+    """A sentence each; the first names the score."""
+    said = [sentence(paired, score) for paired in pairs]
+    return [*said[:1], *(one.removeprefix(f"{score.title}: ") for one in said[1:])]
+
+
 def sentence(paired: Paired, score: Score) -> str:
     """Both values, their difference, and what the seeds allow to say."""
     if not paired.count:
-        return f"{score.title}: not measured in the same seed of both."
+        return (
+            f"{score.title}: {paired.ours.title} and {paired.other.title} were not measured in "
+            "the same seed."
+        )
     digits = score.digits
     ours, theirs = (over_seeds(v, score.measure) for v in (paired.ours, paired.other))
     said = (
