@@ -26,7 +26,7 @@ from orthotrain.disentangle import (
     rotated,
     sap,
 )
-from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, ShapeError
 from orthotrain.models import EigenGenerator
 from reference.matrices import generator
 
@@ -226,6 +226,24 @@ def test_classes_are_not_an_order_for_sap():
     named = (sap(codes, factors[:, :1], kind="discrete") + sap(codes, factors[:, 1:])) / 2
     assert run(**settings, nominal_columns=[0])["SAP"].value == pytest.approx(named)
     assert named != pytest.approx(sap(codes, factors))
+    with pytest.raises(ConfigError, match=r"among the scored columns \[0, 1\], got \[-1\]"):
+        run(**settings, nominal_columns=[-1])
+
+
+def test_a_class_that_is_not_drawn_twice_leaves_the_others():
+    """Twelve images of one factor that varies and, in nearly every draw, one that does not."""
+
+    class Rare(Grid):
+        def __getitem__(self, index):
+            images, factors = super().__getitem__(index)
+            return images, torch.stack([factors[:, 0] * 0, factors[:, 1]], dim=1)
+
+    def encode(images):
+        return torch.stack([images[:, 0, 0, 0], images[:, 0, 3, 0]], dim=1)
+
+    with pytest.warns(OrthotrainWarning, match="one value"):
+        found = run(encode=encode, dataset=Rare(), nominal_columns=[0])
+    assert found["SAP"].value == pytest.approx(1, abs=0.05)
 
 
 def test_the_spread_of_a_score_is_that_over_new_samples():

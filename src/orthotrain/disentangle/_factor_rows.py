@@ -23,7 +23,7 @@ from orthotrain.disentangle.factor_vae_score import factor_vae_score
 from orthotrain.disentangle.mig import mig
 from orthotrain.disentangle.modularity import modularity
 from orthotrain.disentangle.sap import SapKind, sap
-from orthotrain.errors import OrthotrainWarning
+from orthotrain.errors import ConfigError, OrthotrainWarning
 
 _IMAGES_PER_CALL = 256
 _RESAMPLES = 10
@@ -41,6 +41,11 @@ def factor_rows(
     """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance."""
     require_count("evaluate", "factors.samples", budget.samples, at_least=2)
     kept = fixed_columns("evaluate", dataset, columns).tolist()
+    if not set(nominal) <= set(kept):
+        raise ConfigError(
+            f"evaluate needs nominal_columns to be among the scored columns {kept}, got "
+            f"{list(nominal)}; name columns of factors whose values are no order"
+        )
     codes, factors = _codes(encode, dataset, budget.samples, seed)
     factors = factors[:, kept]
     named = [column in nominal for column in kept]
@@ -71,12 +76,16 @@ def _sap(named: Sequence[bool]) -> Callable[[Tensor, Tensor], float]:
     kinds: tuple[tuple[SapKind, bool], ...] = (("discrete", True), ("continuous", False))
 
     def score(codes: Tensor, factors: Tensor) -> float:
+        # What takes one value in a draw is left out of the mean, as sap does.
+        varying = (factors != factors[:1]).any(dim=0).tolist()
+        if not any(varying):
+            return float(sap(codes, factors))
         total = 0.0
         for kind, is_named in kinds:
-            columns = [j for j, one in enumerate(named) if one == is_named]
+            columns = [j for j, one in enumerate(named) if one == is_named and varying[j]]
             if columns:
                 total += len(columns) * sap(codes, factors[:, columns], kind=kind)
-        return total / len(named)
+        return float(total / sum(varying))
 
     return score
 

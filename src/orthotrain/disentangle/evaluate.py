@@ -86,7 +86,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         factor_columns: Columns of the factors that are scored; None is all. Leave out what no code
             can tell, such as the turn of a shape that looks alike after a quarter of it.
         nominal_columns: Columns of the factors whose values are names and not an order: SAP fits
-            classes to them.
+            classes to them, for which each value has to be drawn several times.
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.

@@ -35,7 +35,8 @@ class Interventions:
             over that of the factor in images of the prior. 0 where it stays as it is.
         disentanglement: How far each coordinate changes one factor alone, in [0, 1].
         completeness: How far each factor is changed by one coordinate alone, in [0, 1].
-        disentanglement_error: Its standard error over the latents, by resampling them.
+        disentanglement_error: Its standard error over the latents, by resampling them with the
+            deviations over the prior held as they are.
         completeness_error: The same of completeness.
         spread: ``(f,)``: standard deviation of each factor in images of the prior. The two scores
             do not ask how much there is to change: read them beside the spread in real images,

@@ -251,6 +251,18 @@ def test_weight_or_gradient(effects, verdict, tmp_path):
     assert found.verdict == verdict
 
 
+def test_told_from_nothing_is_not_told_from_each_other(tmp_path):
+    folder = latent_run(tmp_path / "run")
+    for seed in range(5):
+        wide, narrow = (spread * (-1) ** seed for spread in (0.02, 0.001))
+        gains = {"none": 0, "ol": 0.02 + narrow, "retraction": narrow}
+        for name, gain in {**gains, "nog": 0.015 + wide, "nog-update": 0.015 + wide}.items():
+            change_scores(folder, name, seed, {"alignment": 0.5 + gain})
+    found = finding(folder, "Is it the orthogonality")
+    expected = "yes: only treatments of the weight are better than nothing, but the two are not "
+    assert (found.verdict, found.tone) == (f"{expected}told apart", "mixed")
+
+
 def test_sefa_on_nothing_done_is_the_rival_of_every_treatment(tmp_path):
     found = finding(latent_run(tmp_path / "run"), "Is SeFa")
     assert found.verdict == "nothing is better than SeFa on nothing done"
@@ -285,14 +297,31 @@ def test_nog_is_held_against_nothing_at_the_same_rate_and_at_the_best_of_each(
 
 def test_nog_is_held_against_every_rival_and_against_what_comes_after_training(tmp_path):
     found = finding(latent_run(tmp_path / "run", effects={"nog": 0.25}), "Is NOG better")
-    assert len(found.sentences) == 3
+    # In alignment, then in fidelity, where SeFa has the images of nothing done.
+    assert len(found.sentences) == 6
+    assert ", NONE 4.996" in found.sentences[4]
     for said, rival in zip(
-        found.sentences,
+        found.sentences[:3],
         ("OL", "NONE after SeFa", "NONE after the Householder projector"),
         strict=True,
     ):
         assert f", {rival} 0." in said
     assert found.verdict == "better than 1 of 3, worse than 1"
+
+
+def test_a_rival_of_better_images_is_named(tmp_path):
+    folder = latent_run(tmp_path / "run", effects={"nog": 0.25}, frechet={"nog": 4.0})
+    found = finding(folder, "Is NOG better")
+    assert found.verdict.endswith("; at worse fidelity than 1 of those it is better than")
+
+
+def test_without_a_record_of_olr_nothing_is_said_of_it(tmp_path):
+    folder = latent_run(tmp_path / "run", names=["none", "olr"])
+    for metrics in (folder / "variants" / "olr").glob("*/metrics.jsonl"):
+        kept = [one for one in metrics.read_text().splitlines() if '"method"' not in one]
+        metrics.write_text("\n".join(kept) + "\n")
+    run = load_run(folder)
+    assert not [f for f in family_of(run).findings(run) if f.title.startswith("Does OLR do any")]
 
 
 def test_orthogonality_of_the_weight_is_held_against_the_score(tmp_path):

@@ -9,12 +9,14 @@ import torch
 
 from data.packed import write_folder
 from orthotrain.data import Sprites, image_set
+from orthotrain.data.splits import random_parts
 from orthotrain.models import EigenGenerator, SimpleGenerator
 from orthotrain.training.adversarial.image_score import (
     BUDGETS,
     block_directions,
     identifiable,
     image_scores,
+    shape_features,
     sprite_factors,
 )
 
@@ -88,6 +90,7 @@ def test_images_without_factors_are_scored_in_color(kind, tmp_path):
     assert all(math.isfinite(value) for value in scores.values())
     assert set(scores) == {
         "vp", "vp_chance", "vp_sefa", "vp_rotated", "ppl", "frechet", "frechet_floor", "coverage",
+        "coverage_floor",
     }  # fmt: skip
     # Coordinates alone are moved; noise is drawn.
     assert evaluation["VP"].chance == scores["vp_chance"] == 0.25
@@ -108,6 +111,30 @@ def test_directions_turn_what_is_scored_and_not_the_images():
     assert turned["vp"] == pytest.approx(axes["vp_sefa"])
     assert turned["disentanglement"] != axes["disentanglement"]
     assert turned["disentanglement_sefa"] == axes["disentanglement_sefa"]
+
+
+@pytest.mark.slow
+def test_sprites_in_color_are_scored():
+    model = EigenGenerator(16, noise_dim=0, num_basis=2, base_channels=2, generator=random())
+    sprites = Sprites(16, color=True, held={"orientation": 0})
+    real = image_set(sprites, part="test", channels=3)
+    scores, _ = image_scores(model.eval(), real, sprites=sprites, budget=BUDGETS["smoke"], seed=0)
+    assert all(math.isfinite(value) for value in scores.values())
+
+
+def test_features_of_shapes_are_learned_on_the_validation_part(monkeypatch):
+    sprites = Sprites(16, held={"orientation": 0})
+    parts = random_parts(len(sprites), parts=["train", "validation", "test"], title="sprites")
+    seen = []
+    real = Sprites.__getitem__
+    monkeypatch.setattr(
+        Sprites, "__getitem__", lambda self, index: seen.append(index) or real(self, index)
+    )
+    space = shape_features(sprites, 60)
+    (index,) = seen
+    assert len(index) == len(set(index.tolist())) == 60
+    assert torch.isin(index, parts["validation"]).all()
+    assert space.accuracy is not None
 
 
 def test_a_turn_is_no_factor_that_an_image_tells():

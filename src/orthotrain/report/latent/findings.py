@@ -20,8 +20,8 @@ from orthotrain.report.latent.measures import (
 from orthotrain.report.latent.sentences import sentence, sentences_of, verdict_beside
 from orthotrain.report.latent.tables import verdict_of
 from orthotrain.report.latent.weight_or_gradient import weight_or_gradient
-from orthotrain.report.load import Run
-from orthotrain.report.paired import over_seeds
+from orthotrain.report.load import Run, Variant
+from orthotrain.report.paired import Paired, over_seeds
 from orthotrain.report.spectral.measures import share_used
 from orthotrain.report.tables import Spread
 
@@ -77,33 +77,48 @@ def _against_chance(run: Run, main: Score) -> Finding | None:
     return Finding(title, sentences, verdict, "unclear")
 
 
+def _rivals(run: Run, main: Score, near: Score | None) -> list[tuple[Variant, Variant]]:
+    """Every other way to separate coordinates, each with the variant that has its images."""
+    found = [(v, v) for name in ("ol", "hessian", "orojar", "vp") if (v := find(run, name))]
+    baseline = find(run, run.baseline_name)
+    if baseline is None:
+        return found
+    if turned := after_training(baseline, main, "_sefa"):
+        found.append((turned, baseline))
+    if turned := after_training(baseline, main, "_householder"):
+        own = None if near is None else after_training(baseline, near, "_householder")
+        found.append((turned, own or baseline))
+    return found
+
+
 def _against_rivals(run: Run, main: Score) -> list[Finding]:
     """NOG and OLR as trained against every other way to separate coordinates."""
-    baseline = find(run, run.baseline_name)
-    rivals = [find(run, name) for name in ("ol", "hessian", "orojar", "vp")]
-    if baseline is not None:
-        rivals += [after_training(baseline, main, end) for end in ("_sefa", "_householder")]
-    said = []
-    for name in ("nog", "olr"):
-        ours = find(run, name)
-        pairs = [compare(ours, rival, main) for rival in rivals if ours and rival]
-        pairs = [paired for paired in pairs if paired.count]
-        if ours is None or not pairs:
+    near, said = fidelity(run), []
+    rivals = _rivals(run, main, near)
+    for ours in (find(run, "nog"), find(run, "olr")):
+        if ours is None:
             continue
-        if min(paired.count for paired in pairs) < MIN_SEEDS:
+        pairs = [(compare(ours, rival, main), made) for rival, made in rivals]
+        pairs = [(paired, made) for paired, made in pairs if paired.count]
+        if not pairs:
+            continue
+        sentences = sentences_of([paired for paired, _ in pairs], main)
+        beside: list[Paired | None] = [None] * len(pairs)
+        if near is not None:
+            of_images = [compare(ours, made, near) for _, made in pairs]
+            sentences += sentences_of(of_images, near)
+            beside = [*of_images]
+        words = [
+            verdict_beside(paired, main, images, near)[0]
+            for (paired, _), images in zip(pairs, beside, strict=True)
+        ]
+        gained = [word for word in words if word.startswith("yes")]
+        lost = words.count("no, worse")
+        verdict = f"better than {len(gained)} of {len(pairs)}, worse than {lost}"
+        if worse := sum("worse fidelity" in word for word in gained):
+            verdict += f"; at worse fidelity than {worse} of those it is better than"
+        if min(paired.count for paired, _ in pairs) < MIN_SEEDS:
             verdict = f"fewer than {MIN_SEEDS} seeds: nothing is decided"
-        else:
-            words = [verdict_of(paired, main) for paired in pairs]
-            verdict = (
-                f"better than {words.count('better')} of {len(pairs)}, "
-                f"worse than {words.count('worse')}"
-            )
-        sentences = sentences_of(pairs, main)
-        # What turns the latent leaves the images as they are; what trains on does not.
-        near, at = fidelity(run), baseline and after_training(baseline, main, "_householder")
-        if near is not None and at is not None:
-            held = after_training(baseline, near, "_householder") if baseline else None
-            sentences += [] if held is None else [sentence(compare(ours, held, near), near)]
         title = f"Is {ours.title} better than its rivals?"
         said.append(Finding(title, tuple(sentences), verdict, "unclear"))
     return said
@@ -118,6 +133,8 @@ def _inert(run: Run, main: Score) -> Finding:
         if ours is None or other is None:
             continue
         used = Spread.of(100 * share_used(seed) for seed in ours.finished)
+        if not used:
+            continue
         same = identical(ours, other, scores_of(run))
         what = (
             "the scores are those of nothing done, to the last digit"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Final
 
 from orthotrain.report.findings import Finding, Tone
 from orthotrain.report.latent.measures import (
@@ -16,7 +18,11 @@ from orthotrain.report.latent.measures import (
     score_of,
 )
 from orthotrain.report.latent.sentences import sentence, verdict_beside
+from orthotrain.report.latent.tables import verdict_of
 from orthotrain.report.load import Run
+
+_OF_THE_WEIGHT: Final = ("ol", "retraction")
+_OF_THE_GRADIENT: Final = ("nog", "nog-update")
 
 
 def weight_or_gradient(run: Run, main: Score) -> Finding | None:
@@ -27,7 +33,7 @@ def weight_or_gradient(run: Run, main: Score) -> Finding | None:
         return None
     words: dict[str, list[str]] = {"weight": [], "gradient": []}
     sentences, few, near = [], False, fidelity(run)
-    for kind, names in (("weight", ("ol", "retraction")), ("gradient", ("nog", "nog-update"))):
+    for kind, names in (("weight", _OF_THE_WEIGHT), ("gradient", _OF_THE_GRADIENT)):
         for name in names:
             variant = find(run, name)
             if variant is None:
@@ -39,12 +45,13 @@ def weight_or_gradient(run: Run, main: Score) -> Finding | None:
             sentences.append(f"Of the {kind}: {sentence(paired, main)}")
             if near is not None and beside is not None and words[kind][-1].startswith("yes"):
                 sentences.append(sentence(beside, near))
-    of_gradient = find(run, "nog")
-    sentences += [
-        f"Weight against gradient: {sentence(compare(of_weight, of_gradient, main), main)}"
-        for name in ("ol", "retraction")
-        if of_gradient and (of_weight := find(run, name))
+    direct = [
+        compare(of_weight, of_gradient, main)
+        for of_weight in map(partial(find, run), _OF_THE_WEIGHT)
+        for of_gradient in map(partial(find, run), _OF_THE_GRADIENT)
+        if of_weight and of_gradient
     ]
+    sentences += [f"Weight against gradient: {sentence(paired, main)}" for paired in direct]
     both, held = find(run, "nog-retraction"), find(run, "retraction")
     if both is not None and held is not None:
         sentences.append(f"Gradient on top of weight: {sentence(compare(both, held, main), main)}")
@@ -64,6 +71,10 @@ def weight_or_gradient(run: Run, main: Score) -> Finding | None:
         (False, False): ("neither is better than nothing", "unclear"),
     }
     answer, tone = answers[bool(weight), bool(gradient)]
+    # One that is told from nothing and one that is not need not be told from each other.
+    apart = {verdict_of(paired, main) for paired in direct} & {"better", "worse"}
+    if bool(weight) != bool(gradient) and not apart:
+        more = f"{more}, but the two are not told apart"
     return Finding(title, tuple(sentences), answer + more, "mixed" if more else tone)
 
 

@@ -143,7 +143,9 @@ def image_scores(
             "encode": encode,
             "dataset": sprites,
             "factor_columns": identifiable(sprites),
-            "nominal_columns": [sprites.factor_names.index("shape")],
+            "nominal_columns": [
+                i for i, name in enumerate(sprites.factor_names) if name in ("shape", "color")
+            ],
             "factor_scores": {"encoder R^2": sum(encoder.r_squared) / dim},
         }
     evaluation = evaluate(
@@ -161,9 +163,9 @@ def image_scores(
 
 
 def shape_features(sprites: Sprites, images: int) -> FeatureSpace:
-    """Features of a classifier of shapes, trained on sprites no generator is trained or scored on.
+    """Features of a classifier of shapes, trained on sprites that no Frechet distance is of.
 
-    The same for every generator: its seed is none of a run.
+    Nor is any generator trained on them. The same for every generator: its seed is none of a run.
     """
     index = random_parts(len(sprites), parts=get_args(Part), title=sprites.title)["validation"]
     order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
@@ -240,9 +242,9 @@ def _summary(found: Evaluation) -> dict[str, float]:
         if not rows:
             continue
         scores[name] = fmean(row.value for row in rows)
-        if name.startswith("frechet"):
+        if rows[0].floor is not None:
             scores[f"{name}_floor"] = fmean(row.floor for row in rows if row.floor is not None)
-        elif rows[0].chance is not None and not start.endswith("by intervention"):
+        if rows[0].chance is not None and not start.endswith("by intervention"):
             scores[f"{name}_chance"] = fmean(row.chance for row in rows if row.chance is not None)
         for suffix, end in _TURNED.items():
             turned = [row.value for row in found.scores if row.name == start + end]
