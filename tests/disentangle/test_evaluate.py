@@ -230,19 +230,24 @@ def test_classes_are_not_an_order_for_sap():
         run(**settings, nominal_columns=[-1])
 
 
-def test_a_class_that_is_not_drawn_twice_leaves_the_others():
-    """Twelve images of one factor that varies and, in nearly every draw, one that does not."""
-
+def test_a_class_that_is_always_the_same_leaves_the_others():
     class Rare(Grid):
+        """A third factor that could vary and is never seen to."""
+
+        factor_sizes = (4, 3, 2)
+
+        def index_of(self, factors):
+            return super().index_of(factors[:, :2])
+
         def __getitem__(self, index):
             images, factors = super().__getitem__(index)
-            return images, torch.stack([factors[:, 0] * 0, factors[:, 1]], dim=1)
+            return images, torch.cat([factors, 0 * factors[:, :1]], dim=1)
 
     def encode(images):
         return torch.stack([images[:, 0, 0, 0], images[:, 0, 3, 0]], dim=1)
 
     with pytest.warns(OrthotrainWarning, match="one value"):
-        found = run(encode=encode, dataset=Rare(), nominal_columns=[0])
+        found = run(encode=encode, dataset=Rare(), nominal_columns=[2])
     assert found["SAP"].value == pytest.approx(1, abs=0.05)
 
 
