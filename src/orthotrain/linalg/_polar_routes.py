@@ -22,7 +22,7 @@ _GRAM_NOISE = 256
 # the whole at 256x2304; below this size the calls cost more than the products.
 _BLOCKED_FROM = 128
 # A skinny matrix with more entries than the first is widened in parts of about the second, which
-# stay in the cache: .3 to .4 of the time of the whole at 6x524288, but more than it at 6x16384.
+# stay in the cache: .5 to .6 of the time at 6x524288, no gain at 6x32768 (docs/log.md).
 _WHOLE_UP_TO, _PART = 2**17, 2**16
 
 
