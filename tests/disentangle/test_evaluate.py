@@ -251,6 +251,7 @@ def test_a_class_that_is_always_the_same_leaves_the_others():
     assert found["SAP"].value == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_spread_of_a_score_is_that_over_new_samples():
     """A code with noise: what ten resamples of one draw say against twelve draws."""
 

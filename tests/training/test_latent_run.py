@@ -39,7 +39,7 @@ def test_a_variant_says_what_it_is():
         "title": "OLR, SGD",
         "note": "control: SGD in place of Adam for the latent weight, at a rate of its own",
         "treatments": ["olr"],
-        "optimizer": "sgd",
+        "optimizer": "sgd for the latent weight",
         "lr_factor": 1.0,
     }
 
