@@ -41,7 +41,7 @@ def intervention_rows(
         )
         for end, generate in turned.items()
     }  # fmt: skip
-    by_chance = found[[*found][-1]]
+    *_, by_chance = found.values()
     rows = [
         Score(
             f"{part} by intervention{end}",
