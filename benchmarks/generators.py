@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 
 from _measure import interleaved_seconds, ratio, report, verdict
+from orthotrain.lab.experiments.catalog import recipe_config
+from orthotrain.lab.experiments.latent.build import build_source
+from orthotrain.lab.experiments.latent.config import all_latent_variants
+from orthotrain.lab.experiments.latent.state import build_adversarial
+from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.linalg import polar_factor
-from orthotrain.recipes.catalog import recipe_config
-from orthotrain.training.adversarial.build import build_source
-from orthotrain.training.adversarial.state import build_adversarial
-from orthotrain.training.adversarial.step import adversarial_step
-from orthotrain.training.latent_run import all_latent_variants
 
 TARGET = 0.15
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 import orthotrain
 from orthotrain.data.digits import load_digits
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.layers import DecorrelatedBatchNorm2d
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 STEPS = 200
 BATCH = 64

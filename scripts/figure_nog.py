@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 import orthotrain
 from orthotrain.data.digits import load_digits
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.linalg import polar_factor
 from orthotrain.methods import Method
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 STEPS = 150
 BATCH = 64

@@ -13,7 +13,7 @@ from figure_nog import LEARNING_RATE, STEPS, WATCHED, Training, plain_numbers, t
 from matplotlib.figure import Figure
 
 import orthotrain
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 
 
 def draw(runs: dict[str, Training], watched: dict[str, Training]) -> Figure:

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.layers import OrthogonalConv2d, orthogonal_weight
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 CHANNELS, SIDE = 16, 8
 STEM, IMAGES, RIDGE = 64, 128, 1e-2

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.layers import GlobalCovariancePool
 from orthotrain.linalg import spd_sqrt
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 CHANNELS, IMAGES, PLACES, SHRINKAGE = 64, 64, 49, 0.2
 RIDGES = [10.0**-k for k in range(1, 11)]

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.linalg import spd_inv_sqrt
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 SIZE = 64
 EXPONENTS = [k / 4 for k in range(27)]

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 
+from orthotrain.lab.report.style import LIGHT, new_figure, styled, to_png
 from orthotrain.layers import DecorrelatedBatchNorm1d, DecorrelatedBatchNorm2d
 from orthotrain.linalg import spd_inv_sqrt
-from orthotrain.report.style import LIGHT, new_figure, styled, to_png
 
 STEM, IMAGES, RIDGE = 64, 128, 1e-2
 CHANNELS, BATCHES, DRAWS = 64, 100, 2

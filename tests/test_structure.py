@@ -126,7 +126,7 @@ def test_unknown_name_is_an_attribute_error():
     [
         "import orthotrain; dir(orthotrain); orthotrain.__version__",
         "import orthotrain.errors",
-        "import orthotrain.report",
+        "import orthotrain.lab.report",
         "import orthotrain.cli",
     ],
 )

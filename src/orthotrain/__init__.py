@@ -13,13 +13,17 @@ Importing this package imports nothing else: every public name is loaded on firs
     OptimalLearningRate                       a step length for each weight (OLR)
     OrthogonalPenalty, SpectralNormalization, Retraction       other treatments of a weight
     disentangle                               score a generator: evaluate(generate, latent_dim=...)
-    linalg, layers, methods, lowrank, diagnostics, models, data, training, report
+    linalg, layers, methods, lowrank, diagnostics, models, data
+
+The laboratory (runs, experiments, reports) is :mod:`orthotrain.lab`; it needs the extra ``lab``.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
+
+from orthotrain._version import __version__
 
 if TYPE_CHECKING:
     from orthotrain import (
@@ -31,8 +35,6 @@ if TYPE_CHECKING:
         lowrank,
         methods,
         models,
-        report,
-        training,
     )
     from orthotrain.diagnostics import BasisStability, ConditionMonitor
     from orthotrain.lowrank import (
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     )
     from orthotrain.methods.attach import attach
 
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveLowRank",
@@ -76,12 +77,10 @@ __all__ = [
     "lowrank",
     "methods",
     "models",
-    "report",
     "restore_structure",
     "save",
     "to_dense",
     "to_factored",
-    "training",
 ]
 
 # Public name -> the module that defines it. The block under TYPE_CHECKING says the same to
@@ -113,8 +112,6 @@ _SUBMODULES = frozenset(
         "lowrank",
         "methods",
         "models",
-        "report",
-        "training",
     }
 )
 

@@ -14,7 +14,7 @@ from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.parser import build_parser, parse
 from orthotrain.cli.train import spread, worker_count
 from orthotrain.errors import ConfigError
-from orthotrain.recipes.catalog import RECIPES, recipe_config
+from orthotrain.lab.experiments.catalog import RECIPES, recipe_config
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
@@ -315,7 +315,7 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
         calls.append((run_dirs, out_dir))
         return tmp_path / "index.html"
 
-    monkeypatch.setattr("orthotrain.report.write_report", write_report)
+    monkeypatch.setattr("orthotrain.lab.report.write_report", write_report)
     assert main(["report", "a", "b"]) == 0
     assert main(["report", "a", "-o", "page"]) == 0
     assert calls == [([Path("a"), Path("b")], None), ([Path("a")], Path("page"))]
@@ -345,7 +345,7 @@ def test_ctrl_c_ends_with_advice(capsys, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orthotrain.training.jobs.run_all", interrupted)
+    monkeypatch.setattr("orthotrain.lab.run.jobs.run_all", interrupted)
     assert main(["train", *QUICK, "--run-dir", str(tmp_path)]) == 130
     assert "same command goes on" in capsys.readouterr().err
 

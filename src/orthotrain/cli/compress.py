@@ -18,8 +18,8 @@ def run_compress(command: Command) -> int:
             "checkpoint.pt of a run folder, or call orthotrain.compress(model, ...) in Python"
         )
 
+    from orthotrain.lab.run.restore import read_network
     from orthotrain.lowrank import compress, save
-    from orthotrain.training.restore import read_network
 
     model = read_network(source)
     before = _stored(model.state_dict())

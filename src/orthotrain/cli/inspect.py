@@ -35,7 +35,7 @@ class Layer:
 
 def run_inspect(command: Command) -> int:
     """Print one line a weight matrix, and the total."""
-    from orthotrain.training.restore import read_weights
+    from orthotrain.lab.run.restore import read_weights
 
     weights = read_weights(Path(command.arguments.checkpoint))
     layers = layers_of(weights)

@@ -12,11 +12,11 @@ from typing import Any, Final, Literal, TypeVar, get_args
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from orthotrain import __version__
+from orthotrain._version import __version__
 from orthotrain.errors import ConfigError
-from orthotrain.recipes.catalog import DEFAULT_RECIPE, RECIPES, recipe_config
-from orthotrain.training.config import RunConfig, Scale
-from orthotrain.training.record import RunFolder
+from orthotrain.lab.experiments.catalog import DEFAULT_RECIPE, RECIPES, recipe_config
+from orthotrain.lab.run.config import RunConfig, Scale
+from orthotrain.lab.run.record import RunFolder
 
 CommandName = Literal["train", "tune", "report", "inspect", "compress", "bench"]
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orthotrain.training.progress import OnProgress, Progress
+from orthotrain.lab.run.progress import OnProgress, Progress
 
 
 @contextmanager

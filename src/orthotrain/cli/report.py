@@ -9,7 +9,7 @@ from orthotrain.cli.parser import Command
 
 def run_report(command: Command) -> int:
     """Write the page and print where it is."""
-    from orthotrain.report import write_report
+    from orthotrain.lab.report import write_report
 
     output = command.arguments.output
     page = write_report(

@@ -13,8 +13,8 @@ from typing import Any, assert_never
 from orthotrain.cli.parser import Command
 from orthotrain.cli.progress import shown_progress
 from orthotrain.errors import ConfigError
-from orthotrain.training.config import RunConfig, Variant, variants_of
-from orthotrain.training.record import RunFolder
+from orthotrain.lab.run.config import RunConfig, Variant, variants_of
+from orthotrain.lab.run.record import RunFolder
 
 
 def run_train(command: Command) -> int:
@@ -26,7 +26,7 @@ def run_train(command: Command) -> int:
     train_variants(command, config, variants, folder=folder, read_test=True)
     print(final_table(variants, config, folder=folder))
     if arguments.report:
-        from orthotrain.report import write_report
+        from orthotrain.lab.report import write_report
 
         print(f"report: {write_report([folder.path], folder.report).resolve()}")
     return 0
@@ -46,8 +46,8 @@ def train_variants(
     print(f"run folder: {folder.path.resolve()}", flush=True)
 
     # torch is loaded here, after everything that can be checked without it.
-    from orthotrain.training.jobs import run_all
-    from orthotrain.training.reproducibility import environment, resolve_device
+    from orthotrain.lab.run.jobs import run_all
+    from orthotrain.lab.run.reproducibility import environment, resolve_device
 
     folder.describe(
         environment=environment(

@@ -8,8 +8,8 @@ from pathlib import Path
 from orthotrain.cli.parser import Command
 from orthotrain.cli.train import train_variants
 from orthotrain.errors import ConfigError
-from orthotrain.recipes.catalog import find_recipe
-from orthotrain.recipes.tuning import (
+from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.lab.experiments.lowrank.tuning import (
     Outcome,
     choose,
     grid_of,
@@ -19,7 +19,7 @@ from orthotrain.recipes.tuning import (
     settings_record,
     tuning_config,
 )
-from orthotrain.training.record import RunFolder, write_json
+from orthotrain.lab.run.record import RunFolder, write_json
 
 
 def run_tune(command: Command) -> int:

@@ -1,0 +1,1 @@
+"""The laboratory: runs, experiments and reports on top of the library (extra ``lab``)."""

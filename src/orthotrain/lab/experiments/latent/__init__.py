@@ -1,0 +1,1 @@
+"""Generators, and every treatment of their latent weight."""

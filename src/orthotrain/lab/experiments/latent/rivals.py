@@ -1,0 +1,132 @@
+"""The rivals of an orthogonal latent weight that act on the generator's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from orthotrain.disentangle import hessian_penalty, orojar, vp_loss
+from orthotrain.disentangle.vp_network import VariationClassifier
+from orthotrain.lab.experiments.latent.build import Generator
+from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
+
+#: What a generator takes besides its coordinates.
+Noise = Sequence[Tensor | None]
+
+
+class Rival(Protocol):
+    """A term of the generator's loss, with what it needs to be computed.
+
+    It draws from a generator of its own, so that the data stay those of the other variants.
+    """
+
+    def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
+        """The weighted term, with a graph to the generator; ``base`` is ``model(z, *noise)``."""
+
+    def step(self) -> None:
+        """Train what the term has of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next term depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
+class _Smoothness:
+    """Hessian penalty or OroJaR: nothing of its own."""
+
+    def __init__(self, kind: str, *, weight: float, random: torch.Generator) -> None:
+        self._function = {"hessian": hessian_penalty, "orojar": orojar}[kind]
+        self._weight = weight
+        self._random = random
+
+    def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
+        return self._weight * self._function(
+            lambda codes: model(codes, *noise), z, generator=self._random, base=base
+        )
+
+    def step(self) -> None:
+        """Nothing to train."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": self._random.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._random.set_state(state["random"])
+
+
+class _Variation:
+    """VP loss: a classifier that is trained along with the generator."""
+
+    def __init__(
+        self,
+        classifier: VariationClassifier,
+        *,
+        weight: float,
+        lr: float,
+        random: torch.Generator,
+    ) -> None:
+        self._classifier = classifier
+        self._optimizer = Adam(classifier.parameters(), lr=lr)
+        self._weight = weight
+        self._random = random
+
+    def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
+        self._optimizer.zero_grad()
+        loss: Tensor = vp_loss(
+            lambda codes: model(codes, *noise),
+            z,
+            classifier=self._classifier,
+            generator=self._random,
+        )
+        return self._weight * loss
+
+    def step(self) -> None:
+        self._optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "classifier": self._classifier.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": self._random.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._classifier.load_state_dict(state["classifier"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._random.set_state(state["random"])
+
+
+def build_rival(
+    variant: LatentVariant,
+    config: LatentRun,
+    *,
+    shape: tuple[int, ...],
+    latent_dim: int,
+    random: torch.Generator,
+    device: torch.device,
+) -> Rival | None:
+    """The rival that the variant asks for, or None.
+
+    Args:
+        variant: What is trained.
+        config: The run.
+        shape: Of one sample.
+        latent_dim: Coordinates of the generator.
+        random: Source of the initial weights of what it trains, then of what it draws at each step.
+        device: Of the players.
+    """
+    for kind, weight in (("hessian", config.latent.hessian), ("orojar", config.latent.orojar)):
+        if kind in variant.treatments:
+            return _Smoothness(kind, weight=weight, random=random)
+    if "vp" not in variant.treatments:
+        return None
+    classifier = VariationClassifier(latent_dim, channels=shape[0], generator=random)
+    return _Variation(
+        classifier.to(device), weight=config.latent.vp, lr=config.optim.lr, random=random
+    )

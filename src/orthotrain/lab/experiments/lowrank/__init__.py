@@ -1,0 +1,1 @@
+"""Low-rank training beside dense training and its rivals."""

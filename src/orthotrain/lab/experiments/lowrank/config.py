@@ -1,0 +1,124 @@
+"""Runs that compare low-rank training with dense training.
+
+This module does not import torch, so a command line can be parsed before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Literal
+
+from orthotrain.lab.run.config import (
+    ClassifierRun,
+    Family,
+    ModelConfig,
+    OptimConfig,
+    Variant,
+    need,
+)
+
+DENSE, PAPER, TUNED, NARROW = "dense", "oialr-paper", "oialr-tuned", "narrow"
+
+
+@dataclass(frozen=True)
+class LowRankConfig:
+    """Settings of AdaptiveLowRank with times as shares of the run, so they scale with its length.
+
+    Attributes:
+        delay_fraction: Dense steps before the switch over all steps, or auto.
+        every_fraction: Steps between rank updates over all steps.
+        rank_rtol: Drop singular values below this share of the largest (the paper's beta).
+        energy: Keep this share of a layer's energy instead; what was cut before counts as lost.
+        stored_budget: Keep this share of the dense model's stored numbers instead.
+        layer_fraction: Each update reaches this much further to the front (the paper's alpha).
+        max_drop: Largest share of a rank that one update drops.
+        min_rank_fraction: Smallest rank over the layer's smaller side.
+        only_if_cheaper: A layer stays dense until its rank pays.
+        optimizer_state: How optimizer state follows.
+    """
+
+    delay_fraction: float | Literal["auto"] = 50 / 300
+    every_fraction: float = 10 / 300
+    rank_rtol: float = 0.1
+    energy: float | None = None
+    stored_budget: float | None = None
+    layer_fraction: float = 0.1
+    max_drop: float = 0.5
+    min_rank_fraction: float = 0.01
+    only_if_cheaper: bool = True
+    optimizer_state: Literal["rotate", "slice", "reset"] = "rotate"
+
+    def __post_init__(self) -> None:
+        need(
+            self.delay_fraction == "auto" or 0 <= self.delay_fraction < 1,
+            f"delay_fraction={self.delay_fraction} must lie in [0, 1) or be auto",
+        )
+        need(
+            0 < self.every_fraction <= 1, f"every_fraction={self.every_fraction} must lie in (0, 1]"
+        )
+
+
+@dataclass(frozen=True)
+class LowRankVariant(Variant):
+    """A way to train with or without low rank.
+
+    Attributes:
+        lowrank: Settings of AdaptiveLowRank, None for dense training.
+    """
+
+    lowrank: LowRankConfig | None = None
+
+    def settings(self) -> Mapping[str, object]:
+        """What result.json says about it, beside the network."""
+        return {"lowrank": None if self.lowrank is None else asdict(self.lowrank)}
+
+
+@dataclass(frozen=True)
+class LowRankRun(ClassifierRun):
+    """A mini vision transformer, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+        optim: Optimizer and schedule.
+        paper: Low-rank settings of the variant oialr-paper.
+        tuned: Low-rank settings of the variant oialr-tuned.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    variants: tuple[str, ...] = (DENSE, PAPER, TUNED, NARROW)
+    paper: LowRankConfig = field(default_factory=LowRankConfig)
+    tuned: LowRankConfig = field(default_factory=LowRankConfig)
+
+    family: ClassVar[Family] = "lowrank"
+
+    @property
+    def baseline(self) -> str:
+        """The dense network."""
+        return DENSE
+
+    def known_variants(self) -> tuple[LowRankVariant, ...]:
+        """Dense, published, tuned, and a narrow rival of the tuned one's size."""
+        return (
+            LowRankVariant(DENSE, "dense", "the same network without any method"),
+            LowRankVariant(
+                PAPER,
+                "OIALR, published settings",
+                "settings of the authors' CIFAR-10 mini ViT, times scaled to the length of this "
+                "run",
+                lowrank=self.paper,
+            ),
+            LowRankVariant(
+                TUNED,
+                "OIALR, tuned",
+                "rule, threshold and delay chosen by a recorded grid on the validation part",
+                lowrank=self.tuned,
+            ),
+            LowRankVariant(
+                NARROW,
+                "narrow dense",
+                "a dense network, narrowed to the stored size that OIALR, tuned ended with",
+                same_size_as=TUNED,
+            ),
+        )

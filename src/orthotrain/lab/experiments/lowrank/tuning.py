@@ -1,0 +1,151 @@
+"""The search behind a recipe's tuned settings: a small grid, judged on the validation part."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.lowrank.config import DENSE, LowRankConfig, LowRankVariant
+from orthotrain.lab.experiments.recipe import Recipe, TuneGrid
+from orthotrain.lab.run.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a setting reached, over the seeds of the search.
+
+    Attributes:
+        name: Name of the variant.
+        accuracy: Mean validation accuracy, a fraction.
+        accuracy_std: Its sample standard deviation, 0 for one seed.
+        stored: Mean share of the dense network's numbers that is stored.
+        trainable: Mean share that is trained.
+    """
+
+    name: str
+    accuracy: float
+    accuracy_std: float
+    stored: float
+    trainable: float
+
+
+def grid_variants(grid: TuneGrid) -> tuple[LowRankVariant, ...]:
+    """Dense training as the yardstick, then every rule with every delay."""
+    dense = LowRankVariant(DENSE, "dense", "yardstick of the search")
+    return (
+        dense,
+        *(
+            LowRankVariant(
+                f"{rule}-{value:g}-delay-{delay:.2f}",
+                f"{rule} {value:g}, delay {100 * delay:.0f} %",
+                "a setting of the grid",
+                lowrank=LowRankConfig(
+                    **{**asdict(grid.base), "delay_fraction": delay, rule: value}
+                ),
+            )
+            for rule, value in grid.rules
+            for delay in grid.delay_fractions
+        ),
+    )
+
+
+def grid_of(recipe: Recipe) -> TuneGrid:
+    """The grid of a recipe.
+
+    Raises:
+        ConfigError: Nothing is tuned in this recipe.
+    """
+    if recipe.grid is None:
+        raise ConfigError(
+            f"tune: {recipe.name} has no settings to search for; its settings are those of the "
+            "papers or stated in the recipe"
+        )
+    return recipe.grid
+
+
+def tuning_config(recipe: Recipe, config: RunConfig) -> RunConfig:
+    """The run of the search: the recipe's own, with the search's seeds.
+
+    Raises:
+        ConfigError: Nothing is tuned in this recipe, or the search would use a seed of the final
+            comparison.
+    """
+    grid = grid_of(recipe)
+    shared = set(grid.seeds) & set(config.seeds)
+    if shared:
+        raise ConfigError(f"tune: seeds {sorted(shared)} belong to the final comparison")
+    return replace(config, seeds=grid.seeds, variants=(DENSE,))
+
+
+def outcome(name: str, results: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Mean and spread over seeds.
+
+    Args:
+        name: Name of the variant.
+        results: Contents of result.json, one a seed, at least one.
+    """
+    accuracies = [result["validation_accuracy"] for result in results]
+    return Outcome(
+        name=name,
+        accuracy=statistics.fmean(accuracies),
+        accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        stored=statistics.fmean(result["stored"] / result["dense"] for result in results),
+        trainable=statistics.fmean(result["trainable"] / result["dense"] for result in results),
+    )
+
+
+def choose(outcomes: Sequence[Outcome], *, dense: Outcome, max_accuracy_loss: float) -> Outcome:
+    """The smallest stored size within reach of dense training's accuracy.
+
+    Where no setting is within ``max_accuracy_loss``, the most accurate one.
+
+    Args:
+        outcomes: All settings of the grid, at least one.
+        dense: Dense training with the same seeds.
+        max_accuracy_loss: Largest accepted loss of mean accuracy, a fraction.
+    """
+    close = [o for o in outcomes if o.accuracy >= dense.accuracy - max_accuracy_loss]
+    if close:
+        return min(close, key=lambda o: (o.stored, -o.accuracy))
+    return max(outcomes, key=lambda o: (o.accuracy, -o.stored))
+
+
+def search_record(
+    recipe: Recipe,
+    config: RunConfig,
+    *,
+    dense: Outcome,
+    outcomes: Sequence[Outcome],
+    chosen: Outcome,
+) -> dict[str, Any]:
+    """Content of tune.json: every setting that was tried, with what it reached."""
+    return {
+        "schema": 1,
+        "recipe": recipe.name,
+        "scale": config.scale,
+        "seeds": list(config.seeds),
+        "criterion": (
+            "smallest stored size whose mean validation accuracy is at most "
+            f"{grid_of(recipe).max_accuracy_loss:g} below dense training's"
+        ),
+        "dense": asdict(dense),
+        "outcomes": [asdict(o) for o in outcomes],
+        "chosen": chosen.name,
+    }
+
+
+def settings_record(
+    settings: LowRankConfig, *, recipe: Recipe, config: RunConfig, chosen: Outcome, dense: Outcome
+) -> dict[str, Any]:
+    """Content of the settings file that a recipe reads, with where it comes from."""
+    return {
+        "source": (
+            f"orthotrain tune {recipe.name} --scale {config.scale}: {chosen.name}, validation "
+            f"{100 * chosen.accuracy:.2f} % at {100 * chosen.stored:.1f} % stored against "
+            f"{100 * dense.accuracy:.2f} % dense, seeds {', '.join(map(str, config.seeds))}"
+        ),
+        "lowrank": asdict(settings),
+    }

@@ -1,0 +1,1 @@
+"""A spectral layer and the treatments of the weight before it."""

@@ -1,0 +1,198 @@
+"""Runs that hold treatments of an ill-conditioned spectral layer against each other.
+
+This module does not import torch, so a command line can be parsed before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal
+
+from orthotrain.lab.run.config import ClassifierRun, Family, ResNetConfig, SgdConfig, Variant, need
+
+Treatment = Literal["root", "ns", "sn", "ol", "ow", "nog", "olr", "fixed"]
+SpectralLayer = Literal["whitening", "pooling"]
+
+# One treatment alone, then the sums: the short name, the words of a title, and a sentence.
+_ALONE: Final[Mapping[Treatment, tuple[str, str]]] = {
+    "sn": ("SN", "the weight before it divided by its largest singular value after each step"),
+    "ol": ("OL", "a penalty |W W^T - I|_F^2 on the weight before it"),
+    "ow": ("OW", "the weight before it kept orthogonal by its parametrisation"),
+    "nog": ("NOG", "the gradient of the weight before it replaced by the nearest orthogonal one"),
+    "olr": ("OLR", "the optimal learning rate for the weight before it, where it is smaller"),
+}
+_SUMS: Final[tuple[tuple[Treatment, ...], ...]] = (
+    ("nog", "sn"),
+    ("nog", "ol"),
+    ("nog", "ow"),
+    ("nog", "olr"),
+    ("ow", "olr"),
+    ("nog", "ow", "olr"),
+)
+# The gradient of the weight has a norm of its own under NOG, so the weight grows at another
+# pace; with its norm held fixed, what is left is the direction.
+_FIXED: Final[tuple[tuple[Treatment, ...], ...]] = ((), ("nog",), ("olr",))
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """The spectral layer, and the settings its treatments share.
+
+    Attributes:
+        layer: ZCA whitening behind the stem, or covariance pooling before the classifier.
+        ridge: Added to the diagonal of the covariance.
+        relative_ridge: Added, too, times the mean eigenvalue; pooling only.
+        group_size: Channels whitened together, all when unset.
+        ns_iterations: Newton-Schulz iterations of the variant that has no eigendecomposition.
+        penalty: Weight of the orthogonal penalty in the loss.
+        nog_scale: Norm of the nearest orthogonal gradient; none is as published.
+        nog_when: Before momentum, as published, or on the executed update.
+        olr_target: What the optimal learning rate minimises; vector is as published.
+        olr_floor: Smallest learning rate as a share of the optimizer's.
+        monitor_every_steps: Optimizer steps between readings of the condition.
+    """
+
+    layer: SpectralLayer = "whitening"
+    ridge: float = 1e-2
+    relative_ridge: float = 0.0
+    group_size: int | None = None
+    ns_iterations: int = 5
+    penalty: float = 1e-2
+    nog_scale: Literal["none", "gradient_norm", "rms"] = "none"
+    nog_when: Literal["gradient", "update"] = "gradient"
+    olr_target: Literal["vector", "matrix"] = "vector"
+    olr_floor: float = 0.0
+    monitor_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("ridge", "relative_ridge"):
+            value = getattr(self, name)
+            need(
+                math.isfinite(value) and value >= 0,
+                f"spectral.{name}={value} must not be negative",
+            )
+        for name in ("ns_iterations", "monitor_every_steps"):
+            value = getattr(self, name)
+            need(value >= 1, f"spectral.{name}={value} must be at least 1")
+        need(
+            self.group_size is None or self.group_size >= 1,
+            f"spectral.group_size={self.group_size} must be at least 1, or null for all channels",
+        )
+        need(
+            math.isfinite(self.penalty) and self.penalty > 0,
+            f"spectral.penalty={self.penalty} must be positive; leave the variants with ol out for "
+            "none",
+        )
+        need(0 <= self.olr_floor < 1, f"spectral.olr_floor={self.olr_floor} must lie in [0, 1)")
+        need(
+            self.group_size is None or self.layer == "whitening",
+            f"spectral.group_size={self.group_size}: covariance pooling has no groups of channels; "
+            "leave it unset",
+        )
+        need(
+            self.relative_ridge == 0 or self.layer == "pooling",
+            f"spectral.relative_ridge={self.relative_ridge}: whitening has a ridge alone; set "
+            "spectral.ridge",
+        )
+
+
+@dataclass(frozen=True)
+class SpectralVariant(Variant):
+    """A way to train around a spectral layer.
+
+    Attributes:
+        treatments: What is done; empty for the network without a spectral layer.
+    """
+
+    treatments: tuple[Treatment, ...] = ()
+
+    def described(self) -> dict[str, object]:
+        """What run.json says about it."""
+        return {**super().described(), "treatments": list(self.treatments)}
+
+    def settings(self) -> Mapping[str, object]:
+        """What result.json says about it, beside the network."""
+        return {"treatments": list(self.treatments)}
+
+
+@dataclass(frozen=True)
+class SpectralRun(ClassifierRun):
+    """A residual network with a spectral layer, and every treatment of the weight before it.
+
+    Attributes:
+        model: Network.
+        optim: Optimizer and schedule.
+        spectral: The spectral layer and the settings of its treatments.
+    """
+
+    model: ResNetConfig = field(default_factory=ResNetConfig)
+    optim: SgdConfig = field(default_factory=SgdConfig)
+    variants: tuple[str, ...] = ("bn", "zca", "nog", "olr")
+    spectral: SpectralConfig = field(default_factory=SpectralConfig)
+
+    family: ClassVar[Family] = "spectral"
+
+    @property
+    def baseline(self) -> str:
+        """The network without a spectral layer."""
+        return "bn" if self.spectral.layer == "whitening" else "avg"
+
+    def known_variants(self) -> tuple[SpectralVariant, ...]:
+        """The network without the layer, the layer alone, its treatments and their sums."""
+        return all_spectral_variants(self.spectral)
+
+
+def all_spectral_variants(config: SpectralConfig) -> tuple[SpectralVariant, ...]:
+    """Thirteen treatments of a spectral layer, the network without it, and three controls.
+
+    The controls hold the Frobenius norm of the weight before the layer where it began.
+    """
+    match config.layer:
+        case "whitening":
+            without = SpectralVariant("bn", "BatchNorm", "batch norm in place of whitening")
+            root, short = "zca", "ZCA"
+        case "pooling":
+            without = SpectralVariant(
+                "avg", "average pooling", "the mean over positions in place of a covariance"
+            )
+            root, short = "gcp", "GCP"
+    combinations: tuple[tuple[Treatment, ...], ...] = (
+        *((treatment,) for treatment in _ALONE),
+        *_SUMS,
+    )
+    return (
+        without,
+        SpectralVariant(
+            root,
+            f"{short} alone",
+            "square root by eigendecomposition, its exact gradient, nothing else",
+            treatments=("root",),
+        ),
+        SpectralVariant(
+            "ns",
+            "Newton-Schulz",
+            f"{config.ns_iterations} coupled Newton-Schulz iterations and their own gradient in "
+            "place of the eigendecomposition, as published",
+            treatments=("root", "ns"),
+        ),
+        *(_treated(short, chosen) for chosen in combinations),
+        *(_held(root, short, chosen) for chosen in _FIXED),
+    )
+
+
+def _treated(short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
+    title = " + ".join((short, *(_ALONE[treatment][0] for treatment in chosen)))
+    note = "; ".join(_ALONE[treatment][1] for treatment in chosen)
+    return SpectralVariant("-".join(chosen), title, note, treatments=("root", *chosen))
+
+
+def _held(root: str, short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
+    title = " + ".join((short, *(_ALONE[treatment][0] for treatment in chosen)))
+    return SpectralVariant(
+        f"{'-'.join(chosen) or root}-fixed",
+        f"{title}, norm fixed",
+        "control: after each step the weight before the layer gets back the norm it began with",
+        treatments=("root", *chosen, "fixed"),
+    )

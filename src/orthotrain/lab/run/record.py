@@ -1,0 +1,252 @@
+"""The folder of a run: what lies where, written so that a killed run loses and doubles nothing.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from orthotrain.errors import CheckpointError, ConfigError, DataError
+from orthotrain.files import write_atomically
+from orthotrain.lab.run.config import RunConfig, Variant
+
+SCHEMA = 1
+
+
+def finite(value: object) -> object:
+    """``value`` with NaN and infinities replaced by None, which JSON can say."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write into an error with advice.
+
+    Raises:
+        CheckpointError: The block raised an OSError, such as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written ({error}); the last good checkpoint is intact; free "
+            "some space or choose another disk, then run the same command again"
+        ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as indented JSON, atomically.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written.
+    """
+    text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
+    with saving(path):
+        write_atomically(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); need a JSON file") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; need a JSON object")
+    return content
+
+
+@dataclass(frozen=True)
+class SeedFolder:
+    """Files of one (variant, seed)."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last good checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def result(self) -> Path:
+        """Written last: its presence says that this training is done."""
+        return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of a whole run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def run(self) -> Path:
+        """Environment, command, variants and seeds."""
+        return self.path / "run.json"
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.path / "report"
+
+    def seed(self, variant: str, seed: int) -> SeedFolder:
+        """The folder of one training."""
+        return SeedFolder(self.path / "variants" / variant / f"seed-{seed}")
+
+    def results(self, variant: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+        """Results of all finished seeds of a variant."""
+        files = [self.seed(variant, seed).result for seed in seeds]
+        return [read_json(file) for file in files if file.exists()]
+
+    def open(self, config: RunConfig) -> None:
+        """Create the folder, or check that it belongs to the same configuration.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings, or cannot be written.
+        """
+        resolved = plain(config)
+        if self.config.exists():
+            previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            changed = _differences(previous, resolved)
+            if changed:
+                raise ConfigError(
+                    f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
+                    "choose another folder with --run-dir, or continue that run with --resume"
+                )
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(resolved, sort_keys=False)
+            write_atomically(self.config, text.encode())
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error}); choose another folder with --run-dir"
+            ) from error
+
+    def describe(
+        self, *, environment: Mapping[str, Any], config: RunConfig, variants: tuple[Variant, ...]
+    ) -> None:
+        """Write run.json once; a resumed run keeps the record of its start."""
+        if self.run.exists():
+            return
+        content = {
+            "schema": SCHEMA,
+            "recipe": config.recipe,
+            "scale": config.scale,
+            **environment,
+            "family": config.family,
+            "baseline": config.baseline,
+            "variants": [variant.described() for variant in variants],
+            "seeds": list(config.seeds),
+        }
+        write_json(self.run, content)
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists and plain values."""
+    resolved: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return resolved
+
+
+def _differences(previous: object, resolved: object, name: str = "") -> list[str]:
+    if isinstance(previous, dict) and isinstance(resolved, dict):
+        keys = sorted({*previous, *resolved})
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                previous.get(key), resolved.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if previous == resolved else [f"{name} is {previous} there and {resolved} here"]
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl; its size goes into the checkpoint, and a resume cuts back to it.
+
+    Args:
+        path: The file; its folder exists.
+        size: Bytes that belong to the checkpoint the run goes on from; 0 at a fresh start.
+
+    Raises:
+        CheckpointError: The file is shorter than that, so lines are lost.
+    """
+
+    def __init__(self, path: Path, *, size: int = 0) -> None:
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise CheckpointError(
+                f"{path} has {found} bytes, its checkpoint was written at {size}: lines are "
+                f"lost; delete the folder {path.parent} to train this seed again"
+            )
+        self._path = path
+        with saving(path):
+            self._file = path.open("ab")
+            self._file.truncate(size)
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            with saving(self._path):
+                self._file.close()
+        else:
+            # The error on its way out says more than a second failure to write would.
+            with suppress(OSError):
+                self._file.close()
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add one line."""
+        line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False)
+        with saving(self._path):
+            self._file.write(line.encode() + b"\n")
+
+    def sync(self) -> int:
+        """Bring all lines to the disk and return the size of the file."""
+        with saving(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

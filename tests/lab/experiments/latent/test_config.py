@@ -1,0 +1,77 @@
+"""Settings of a run of generators: which variants there are, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.latent.config import (
+    AdversarialConfig,
+    GeneratorConfig,
+    LatentConfig,
+    LatentDataConfig,
+    LatentRecordConfig,
+    LatentRun,
+    all_latent_variants,
+)
+
+
+def test_every_treatment_alone_and_every_control_has_a_variant():
+    variants = {variant.name: variant for variant in all_latent_variants()}
+    assert len(variants) == len(all_latent_variants()) == 23
+    assert variants["none"].treatments == ()
+    for name in ("nog", "nog-update", "olr", "ol", "retraction", "hessian", "orojar", "vp"):
+        assert variants[name].treatments == (name,)
+        assert variants[name].optimizer == "adam"
+    for name in ("nog-olr", "nog-retraction"):
+        assert variants[name].treatments == tuple(name.split("-"))
+    assert variants["nog-lr3"].lr_factor == 3.0
+    assert variants["nog-lr0.33"].lr_factor == pytest.approx(1 / 3)
+    for name in ("none", "nog", "olr", "ol"):
+        assert variants[f"{name}-sgd"].optimizer == "sgd"
+        assert variants[f"{name}-sgd"].treatments == variants[name].treatments
+
+
+def test_a_variant_says_what_it_is():
+    olr = next(variant for variant in all_latent_variants() if variant.name == "olr-sgd")
+    assert olr.described() == {
+        "name": "olr-sgd",
+        "title": "OLR, SGD",
+        "note": "control: SGD in place of Adam for the latent weight, at a rate of its own",
+        "treatments": ["olr"],
+        "optimizer": "sgd for the latent weight",
+        "lr_factor": 1.0,
+    }
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (LatentDataConfig, {"image_size": 4}, "data.image_size=4"),
+        (LatentDataConfig, {"batch_size": 1}, "data.batch_size=1"),
+        (GeneratorConfig, {"latent_dim": 0}, "model.latent_dim=0"),
+        (GeneratorConfig, {"noise_dim": -1}, "model.noise_dim=-1"),
+        (AdversarialConfig, {"steps": 0}, "optim.steps=0"),
+        (AdversarialConfig, {"lr": float("nan")}, "optim.lr=nan"),
+        (AdversarialConfig, {"discriminator_lr": 0.0}, "optim.discriminator_lr=0.0"),
+        (AdversarialConfig, {"r1": -1.0}, "optim.r1=-1.0"),
+        (AdversarialConfig, {"constant_fraction": 0.0}, "optim.constant_fraction=0.0"),
+        (LatentConfig, {"penalty": 0.0}, "latent.penalty=0.0"),
+        (LatentConfig, {"monitor_every_steps": 0}, "latent.monitor_every_steps=0"),
+        (LatentRecordConfig, {"sample_every_steps": 0}, "record.sample_every_steps=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.bad_input
+def test_data_and_generator_must_fit_and_variants_must_be_known():
+    with pytest.raises(ConfigError, match="the linear generator makes vectors"):
+        LatentRun(recipe="x", data=LatentDataConfig(name="sprites"))
+    with pytest.raises(ConfigError, match="leave vp out"):
+        LatentRun(recipe="x", variants=("none", "vp"))
+    with pytest.raises(ConfigError, match="'nogg' is not a variant; choose from none, nog"):
+        LatentRun(recipe="x", variants=("nogg",))

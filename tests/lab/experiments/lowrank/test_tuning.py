@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import pytest
+
+from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
+from orthotrain.lab.experiments.lowrank.config import LowRankConfig
+from orthotrain.lab.experiments.lowrank.tuning import (
+    Outcome,
+    choose,
+    grid_variants,
+    outcome,
+    tuning_config,
+)
+from orthotrain.lab.experiments.recipe import TuneGrid
+
+DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
+
+
+def reached(name, accuracy, stored):
+    return Outcome(name, accuracy=accuracy, accuracy_std=0.0, stored=stored, trainable=stored)
+
+
+def test_the_grid_is_every_rule_with_every_delay_and_a_yardstick():
+    grid = TuneGrid(
+        rules=(("rank_rtol", 0.2), ("energy", 0.9)),
+        delay_fractions=(0.25, 0.5),
+        seeds=(9,),
+        max_accuracy_loss=0.01,
+        base=LowRankConfig(layer_fraction=0.5),
+    )
+    dense, *rest = grid_variants(grid)
+    assert (dense.name, dense.lowrank) == ("dense", None)
+    settings = [
+        (v.lowrank.rank_rtol, v.lowrank.energy, v.lowrank.delay_fraction, v.lowrank.layer_fraction)
+        for v in rest
+    ]
+    assert settings == [
+        (0.2, None, 0.25, 0.5),
+        (0.2, None, 0.5, 0.5),
+        (0.1, 0.9, 0.25, 0.5),
+        (0.1, 0.9, 0.5, 0.5),
+    ]
+    assert len({v.name for v in rest}) == 4
+
+
+def test_the_smallest_that_keeps_the_accuracy_wins():
+    outcomes = [reached("a", 0.96, 0.8), reached("b", 0.941, 0.5), reached("c", 0.9, 0.1)]
+    assert choose(outcomes, dense=DENSE, max_accuracy_loss=0.01).name == "b"
+
+
+def test_where_none_keeps_it_the_most_accurate_wins():
+    outcomes = [reached("a", 0.80, 0.8), reached("b", 0.90, 0.9), reached("c", 0.90, 0.6)]
+    assert choose(outcomes, dense=DENSE, max_accuracy_loss=0.01).name == "c"
+
+
+def test_an_outcome_is_mean_and_spread_over_seeds():
+    results = [
+        {"validation_accuracy": 0.8, "stored": 50, "trainable": 20, "dense": 100},
+        {"validation_accuracy": 0.9, "stored": 70, "trainable": 40, "dense": 100},
+    ]
+    found = outcome("x", results)
+    assert found.accuracy == pytest.approx(0.85)
+    assert found.accuracy_std == pytest.approx(0.0707, abs=1e-4)
+    assert (found.stored, found.trainable) == (pytest.approx(0.6), pytest.approx(0.3))
+
+
+@pytest.mark.bad_input
+def test_the_search_does_not_use_seeds_of_the_comparison():
+    recipe = find_recipe("digits-minivit")
+    config = recipe_config("digits-minivit", "cpu")
+    assert tuning_config(recipe, config).seeds == recipe.grid.seeds
+    with pytest.raises(ConfigError, match="belong to the final comparison"):
+        tuning_config(recipe, replace(config, seeds=recipe.grid.seeds))

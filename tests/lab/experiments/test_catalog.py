@@ -1,0 +1,188 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.packed import write_folder, write_packed
+from orthotrain.disentangle import Evaluation
+from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.catalog import RECIPES, find_recipe, recipe_config
+from orthotrain.lab.experiments.classifier.build import build_data
+from orthotrain.lab.experiments.classifier.loop import train
+from orthotrain.lab.experiments.latent import loop
+from orthotrain.lab.experiments.latent.loop import train_generator
+from orthotrain.lab.run.config import Job, variants_of
+from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.reproducibility import resolve_device
+
+# The plainest and the fullest way to train of each recipe; all ways are trained elsewhere.
+TRAINED = {
+    "digits-minivit": ("dense", "oialr-paper", "oialr-tuned"),
+    "cifar10-minivit": ("dense", "oialr-paper", "oialr-tuned"),
+    "cifar10-dbn": ("bn", "nog-ow-olr"),
+    "texture-gcp": ("avg", "nog-olr"),
+    "clothing-gcp": ("gcp",),
+}
+GENERATORS = {
+    "latent-linear": ("none", "nog-retraction", "olr-sgd"),
+    "sprites-eigengan": ("nog-olr",),
+    "sprites-simplegan": ("none",),
+    "faces-eigengan": ("none",),
+    "faces-simplegan": ("nog-olr",),
+}
+# Packed files as small as each reader takes them.
+PACKED = {
+    "cifar10": ("cifar10_jpeg.npz", {"train_per_class": 10}),
+    "textures": (
+        "dtd10_128_jpeg.npz",
+        {"train_per_class": 12, "marks": (0,), "shape": (128, 128), "split": None},
+    ),
+    "clothing": (
+        "clothing128_jpeg.npz",
+        {"train_per_class": 4, "marks": (0, 1, 2), "shape": (128, 128)},
+    ),
+    "faces": (
+        "lfw64_jpeg.npz",
+        {"train_per_class": 15, "marks": (0,), "shape": (64, 64), "split": None, "label": None},
+    ),
+}
+
+
+def test_every_recipe_is_trained_here():
+    assert [*TRAINED, *GENERATORS] == list(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in GENERATORS for variant in GENERATORS[name]]
+)
+def test_every_recipe_of_generators_trains_two_steps(name, variant, tmp_path, monkeypatch):
+    config = recipe_config(name, "smoke")
+    config = replace(config, optim=replace(config.optim, steps=2))
+    if config.data.name in PACKED:
+        file, settings = PACKED[config.data.name]
+        packed = write_packed(tmp_path / file, **settings)
+        config = replace(config, data=replace(config.data, dir=str(packed)))
+    if config.model.kind != "linear":
+        # The scores themselves are tested where they are made.
+        monkeypatch.setattr(loop, "image_scores", lambda *a, **k: ({}, Evaluation((), (), (), {})))
+    chosen = next(v for v in variants_of(config) if v.name == variant)
+    result = train_generator(chosen, 0, config, folder=SeedFolder(tmp_path / "run"))
+    assert result["steps"] == 2
+    assert all(math.isfinite(score) for score in result["scores"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in TRAINED for variant in TRAINED[name]]
+)
+def test_every_recipe_trains_two_steps(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    if config.data.name in PACKED:
+        file, settings = PACKED[config.data.name]
+        packed = write_packed(tmp_path / file, **settings)
+        config = replace(config, data=replace(config.data, dir=str(packed), train_limit=None))
+    data = build_data(config.data, device=resolve_device(config.device))
+    config = replace(
+        config,
+        data=replace(config.data, batch_size=len(data.train) // 2),
+        optim=replace(config.optim, epochs=1),
+    )
+    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
+    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    assert result["steps"] == 2
+    assert math.isfinite(result["test_loss"])
+
+
+@pytest.mark.parametrize(("name", "variant"), [("cifar10-dbn", "nog"), ("texture-gcp", "olr")])
+def test_a_folder_of_images_takes_the_place_of_the_data(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    folder = write_folder(tmp_path / "images", per_class=20)
+    config = replace(
+        config,
+        data=replace(
+            config.data, name="image-folder", dir=str(folder), image_size=32, batch_size=8,
+            train_limit=None, crop_padding=0, crop_area=0.5,
+        ),
+        optim=replace(config.optim, epochs=1),
+    )  # fmt: skip
+    data = build_data(config.data, device=resolve_device(config.device))
+    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
+    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    assert math.isfinite(result["test_loss"])
+    assert result["steps"] == len(data.train) // 8
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_scales_say_which_they_are_and_search_other_seeds(recipe):
+    for scale, config in recipe.scales.items():
+        assert (config.recipe, config.scale) == (recipe.name, scale)
+        assert recipe.grid is None or not set(config.seeds) & set(recipe.grid.seeds)
+
+
+def test_the_full_whitening_recipe_has_the_published_settings():
+    config = recipe_config("cifar10-dbn", "full")
+    model, optim, data = config.model, config.optim, config.data
+    assert (model.depth, model.width, model.stem_channels, model.stem) == (18, 64, 64, "cifar")
+    assert (optim.epochs, optim.lr, optim.momentum, optim.weight_decay) == (350, 0.1, 0.9, 5e-4)
+    assert [round(350 * share) for share in optim.decay_at] == [100, 200, 300]
+    assert (data.batch_size, data.crop_padding, data.flip) == (128, 4, True)
+    assert (config.spectral.layer, config.spectral.ridge) == ("whitening", 1e-2)
+    assert len(config.variants) == 1 + 13 + 3
+
+
+def test_the_full_pooling_recipe_has_the_published_settings():
+    for name in ("texture-gcp", "clothing-gcp"):
+        config = recipe_config(name, "full")
+        model, optim = config.model, config.optim
+        assert (model.depth, model.reduced_channels, model.last_stride) == (50, 256, 1)
+        assert (optim.epochs, optim.weight_decay, optim.head_lr_factor) == (200, 1e-4, 20.0)
+        assert [round(200 * share) for share in optim.decay_at] == [50, 100]
+        assert config.data.batch_size == 10
+
+
+def test_the_full_cifar_recipe_has_the_published_settings():
+    config = recipe_config("cifar10-minivit", "full")
+    model, optim = config.model, config.optim
+    assert (model.patch_size, model.depth, model.heads, model.width) == (8, 6, 6, 768)
+    assert (config.data.batch_size, optim.epochs, optim.lr, optim.min_lr) == (1024, 300, 3e-4, 1e-5)
+    assert (optim.weight_decay, optim.clip_norm) == (0.01, 5.0)
+    assert config.paper.delay_fraction * optim.epochs == pytest.approx(50)
+    assert config.paper.every_fraction * optim.epochs == pytest.approx(10)
+    assert optim.warmup_fraction * optim.epochs == pytest.approx(10)
+    assert (config.paper.rank_rtol, config.paper.layer_fraction) == (0.15, 0.1)
+    assert not config.paper.only_if_cheaper
+
+
+def test_the_full_recipes_of_generators_have_the_published_settings():
+    eigen, simple = (recipe_config(f"faces-{kind}", "full") for kind in ("eigengan", "simplegan"))
+    assert (eigen.optim.lr, eigen.optim.betas, eigen.data.batch_size) == (1e-4, (0.5, 0.99), 64)
+    assert (eigen.optim.loss, eigen.optim.r1, eigen.optim.r1_every) == ("hinge", 10.0, 16)
+    assert (eigen.model.noise_dim, eigen.model.latent_dim) == (512, 6)
+    assert (eigen.optim.augment, eigen.optim.ema_half_life) == (True, 10_000)
+    assert (simple.optim.lr, simple.optim.betas, simple.data.batch_size) == (
+        2e-4,
+        (0.5, 0.999),
+        128,
+    )
+    assert (simple.optim.loss, simple.optim.gradient_penalty) == ("wasserstein", 10.0)
+    assert simple.latent.orojar == 1e-6
+    sprites = recipe_config("sprites-simplegan", "full")
+    assert (sprites.latent.hessian, sprites.latent.orojar, sprites.latent.vp) == (1e-3, 1e-11, 0.1)
+    assert (sprites.optim.loss, sprites.model.latent_dim) == ("non_saturating", 6)
+    # Without noise, so that the factors cannot go there.
+    assert recipe_config("sprites-eigengan", "full").model.noise_dim == 0
+
+
+def test_unknown_recipes_and_scales_are_refused():
+    with pytest.raises(ConfigError, match="did you mean digits-minivit"):
+        find_recipe("digit-minivit")
+    with pytest.raises(ConfigError, match="choose from smoke"):
+        recipe_config("digits-minivit", "huge")
+
+
+def test_tuned_settings_say_where_they_come_from():
+    import json
+
+    folder = Path(__file__).parents[2] / "src" / "orthotrain" / "recipes"
+    for path in folder.glob("*_tuned.json"):
+        assert "orthotrain tune" in json.loads(path.read_text())["source"]

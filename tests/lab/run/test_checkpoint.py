@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from orthotrain.errors import CheckpointError
+from orthotrain.lab.run import record
+from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
+
+
+def state_of(value):
+    return {"weight": torch.full((64, 64), float(value)), "step": value, "names": ["a", "b"]}
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(3))
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["weight"], state_of(3)["weight"])
+    assert (loaded["step"], loaded["names"]) == (3, ["a", "b"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(1))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.os, call, full)
+    with pytest.raises(CheckpointError, match=r"No space left.*intact.*same command again"):
+        save_checkpoint(path, state_of(2))
+    monkeypatch.undo()
+    assert load_checkpoint(path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("keep", [0, 3, 0.3, 0.7, 0.999])
+def test_a_truncated_checkpoint_is_refused_with_advice(tmp_path, keep):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(1))
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(CheckpointError, match="delete it and run the same command"):
+        load_checkpoint(path)
+
+
+@pytest.mark.bad_input
+def test_one_flipped_bit_in_a_tensor_is_noticed(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(1))
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.full((4,), 1.0).numpy().tobytes())
+    content[place + 1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.bad_input
+def test_files_of_other_kinds_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="was not written by orthotrain train"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"schema": 99})
+    with pytest.raises(CheckpointError, match="schema 99"):
+        load_checkpoint(path)
+
+
+@pytest.mark.bad_input
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (pytest.fail, ("the checkpoint ran code",))
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": "orthotrain-checkpoint", "schema": 1, "x": Harmful()}, path)
+    with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+        load_checkpoint(path)

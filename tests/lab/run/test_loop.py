@@ -1,0 +1,214 @@
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lab.run.tiny import CONFIG, TOTAL_STEPS, KillAt, Killed, job_of, split_of, tiny_data
+from orthotrain.errors import CheckpointError, NonFiniteError
+from orthotrain.lab.experiments.classifier.loop import evaluate, train
+from orthotrain.lab.experiments.classifier.state import build_training
+from orthotrain.lab.experiments.lowrank.config import DENSE, PAPER
+from orthotrain.lab.run import record
+from orthotrain.lab.run.checkpoint import load_checkpoint
+from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
+
+TIMES = {"step_ms", "seconds", "step_ms_dense_phase", "step_ms_final", "peak_rss_bytes"}
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def flat(value, name=""):
+    """Every leaf of a state with its path."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in flat(value[key], f"{name}.{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for i, entry in enumerate(value) for leaf in flat(entry, f"{name}.{i}")]
+    return [(name, value)]
+
+
+def assert_same_bits(one, other):
+    one, other = flat(one), flat(other)
+    assert [name for name, _ in one] == [name for name, _ in other]
+    for (name, a), (_, b) in zip(one, other, strict=True):
+        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        assert same, name
+
+
+def train_here(folder, *, name=DENSE, config=CONFIG, data=None, **options):
+    return train(
+        job_of(name), config, folder=SeedFolder(folder), data=data or tiny_data(), **options
+    )
+
+
+@pytest.fixture(params=[DENSE, PAPER])
+def variant(request):
+    return request.param
+
+
+def test_a_run_learns_and_leaves_its_record(tmp_path, variant):
+    result = train_here(tmp_path, name=variant)
+    folder = SeedFolder(tmp_path)
+    lines = read_metrics(folder.metrics)
+    losses = [line["loss"] for line in lines if line["kind"] == "step"]
+    assert len(losses) == TOTAL_STEPS
+    assert losses[-1] < 0.7 * losses[0]
+    assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [1, 2, 3, 4]
+    # The first look of the stability record is before the first step, so each epoch has a pair.
+    assert {line["epoch"] for line in lines if line["kind"] == "stability"} == {1, 2, 3, 4}
+    assert read_json(folder.result) == result
+    assert result["steps"] == TOTAL_STEPS
+    assert result["training_bytes"] == sum(
+        result[f"{name}_bytes"] for name in ("weight", "gradient", "state")
+    )
+
+
+def test_low_rank_sizes_and_ranks_are_written_when_they_change(tmp_path):
+    result = train_here(tmp_path, name=PAPER)
+    lines = read_metrics(SeedFolder(tmp_path).metrics)
+    sizes = {line["step"]: line for line in lines if line["kind"] == "size"}
+    ranks = [line for line in lines if line["kind"] == "rank"]
+    assert sizes[0]["stored"] == sizes[0]["trainable"] == sizes[0]["dense"] == result["dense"]
+    assert result["switch_step"] == 4
+    assert {line["form"] for line in ranks if line["step"] < 4} == {"dense"}
+    assert result["trainable"] == sizes[TOTAL_STEPS]["trainable"] < result["dense"]
+    assert result["stored_folded"] < result["stored"]
+    layers = {line["layer"] for line in ranks}
+    for layer in layers:
+        history = [line["rank"] for line in ranks if line["layer"] == layer]
+        assert history == sorted(history, reverse=True)
+        assert all(line["rank"] <= line["full_rank"] for line in ranks)
+    times = [line["step_ms"] for line in lines if line["kind"] == "step"]
+    assert result["step_ms_dense_phase"] == statistics.median(times[:4])
+    assert result["step_ms_final"] == statistics.median(times[-2:])
+    events = [line for line in lines if line["kind"] == "event"]
+    assert {event["event"] for event in events} >= {"switch", "update"}
+
+
+@pytest.mark.parametrize("step", [2, 4, 5, 9, 15])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, step):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = train_here(whole, name=variant)
+    with pytest.raises(Killed):
+        train_here(killed, name=variant, on_progress=KillAt(step))
+    result = train_here(killed, name=variant)
+    assert without_times([result]) == without_times([expected])
+    assert_same_bits(
+        load_checkpoint(SeedFolder(killed).checkpoint)["training"],
+        load_checkpoint(SeedFolder(whole).checkpoint)["training"],
+    )
+    # No line is doubled and none is lost.
+    assert without_times(read_metrics(SeedFolder(killed).metrics)) == without_times(
+        read_metrics(SeedFolder(whole).metrics)
+    )
+
+
+def test_resume_really_starts_from_the_checkpoint(tmp_path):
+    with pytest.raises(Killed):
+        train_here(tmp_path, on_progress=KillAt(10))
+    seen = []
+    train_here(tmp_path, on_progress=seen.append)
+    assert (seen[0].stage, seen[0].step) == ("started", 8)
+    assert [p.step for p in seen if p.stage == "stepped"] == list(range(9, 17))
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = train_here(whole)
+    train_here(killed)
+    SeedFolder(killed).result.unlink()
+    assert without_times([train_here(killed)]) == without_times([expected])
+
+
+def test_the_test_part_is_read_once_after_the_last_step(tmp_path):
+    data = tiny_data()
+    with pytest.raises(Killed):
+        train_here(tmp_path, data=data, on_progress=KillAt(TOTAL_STEPS, stage="evaluated"))
+    assert data.read_test.reads == 0
+    result = train_here(tmp_path, data=data)
+    assert data.read_test.reads == 1
+    assert 0 <= result["test_accuracy"] <= 1
+
+
+def test_the_test_part_is_not_read_while_settings_are_chosen(tmp_path):
+    data = tiny_data()
+    result = train_here(tmp_path, data=data, read_test=False)
+    assert data.read_test.reads == 0
+    assert result["test_accuracy"] is None
+
+
+def test_seeds_share_nothing_and_variants_share_start_and_batches():
+    data = tiny_data()
+    starts = {
+        (name, seed): build_training(job_of(name, seed), CONFIG, data=data)
+        for name in (DENSE, PAPER)
+        for seed in (0, 1)
+    }
+    same = [starts[DENSE, 0], starts[PAPER, 0]]
+    other = starts[DENSE, 1]
+    assert_same_bits(*(s.model.state_dict() for s in same))
+    assert not torch.equal(other.model.head.weight, same[0].model.head.weight)
+    batches = [s.batches.next_batch()[0] for s in (*same, other)]
+    assert torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[0], batches[2])
+
+
+def test_global_random_state_is_left_as_it_was_by_the_steps(tmp_path):
+    states = []
+    train_here(tmp_path, on_progress=lambda progress: states.append(torch.get_rng_state()))
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
+def test_evaluate_is_exact_over_uneven_batches(monkeypatch):
+    model = build_training(job_of(), CONFIG, data=tiny_data()).model
+    split = split_of(15, 3)
+    monkeypatch.setattr("orthotrain.lab.experiments.classifier.loop._EVALUATION_BATCH", 4)
+    result = evaluate(model, split)
+    with torch.no_grad():
+        scores = model(split.images)
+    loss = torch.nn.functional.cross_entropy(scores.double(), split.labels)
+    assert result.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert result.accuracy == (scores.argmax(1) == split.labels).double().mean().item()
+    assert model.training
+
+
+@pytest.mark.bad_input
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
+    data = tiny_data()
+    data.train.images[:] = math.inf
+    with pytest.raises(NonFiniteError, match=r"loss .* is nan at step 1 .*--optim\.lr"):
+        train_here(tmp_path, data=data)
+    assert not SeedFolder(tmp_path).result.exists()
+
+
+@pytest.mark.bad_input
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_later(tmp_path, monkeypatch):
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    expected = train_here(whole)
+    replace_file = record.os.replace
+    done = []
+
+    def replace_once(source, target):
+        if done:
+            raise OSError(28, "No space left on device")
+        done.append(target)
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record.os, "replace", replace_once)
+        with pytest.raises(CheckpointError, match=r"No space left .* last good checkpoint"):
+            train_here(full)
+    assert load_checkpoint(SeedFolder(full).checkpoint)["training"]["step"] == 4
+    assert not list(full.glob("*.tmp"))
+    assert without_times([train_here(full)]) == without_times([expected])
+
+
+def test_label_smoothing_and_clipping_change_the_run(tmp_path):
+    losses = []
+    for i, changes in enumerate(({}, {"label_smoothing": 0.3}, {"clip_norm": 1e-3})):
+        config = replace(CONFIG, optim=replace(CONFIG.optim, **changes))
+        losses.append(train_here(tmp_path / str(i), config=config)["validation_loss"])
+    assert len(set(losses)) == 3
