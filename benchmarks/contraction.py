@@ -15,7 +15,7 @@ from torch import nn
 
 from _measure import Ratio, interleaved_seconds, kept_bytes, ratio, report, train_step, verdict
 from orthotrain.layers import LowRankConv2d, LowRankLinear
-from orthotrain.lowrank.policy import factored_pays
+from orthotrain.lowrank.decide import factored_pays
 
 RANKS = (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)
 LAYERS = {

@@ -5,6 +5,7 @@ Importing this package imports nothing else: every public name is loaded on firs
 
     attach                                    hook methods onto an optimizer's step
     AdaptiveLowRank                           train in an orthogonal basis, shrink the core (OIALR)
+    Relative, Energy, StoredBudget            how the rank of each layer is chosen
     compress, to_dense, to_factored           change the form of a trained model
     restore_structure, save, load             checkpoints that know their ranks
     BasisStability                            watch the bases settle
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from orthotrain.diagnostics import BasisStability, ConditionMonitor
     from orthotrain.lowrank import (
         AdaptiveLowRank,
+        Energy,
+        Relative,
+        StoredBudget,
         compress,
         load,
         restore_structure,
@@ -60,11 +64,14 @@ __all__ = [
     "AdaptiveLowRank",
     "BasisStability",
     "ConditionMonitor",
+    "Energy",
     "NearestOrthogonalGradient",
     "OptimalLearningRate",
     "OrthogonalPenalty",
+    "Relative",
     "Retraction",
     "SpectralNormalization",
+    "StoredBudget",
     "__version__",
     "attach",
     "compress",
@@ -89,11 +96,14 @@ _HOME = {
     "AdaptiveLowRank": "orthotrain.lowrank",
     "BasisStability": "orthotrain.diagnostics",
     "ConditionMonitor": "orthotrain.diagnostics",
+    "Energy": "orthotrain.lowrank",
     "NearestOrthogonalGradient": "orthotrain.methods",
     "OptimalLearningRate": "orthotrain.methods",
     "OrthogonalPenalty": "orthotrain.methods",
+    "Relative": "orthotrain.lowrank",
     "Retraction": "orthotrain.methods",
     "SpectralNormalization": "orthotrain.methods",
+    "StoredBudget": "orthotrain.lowrank",
     "attach": "orthotrain.methods.attach",
     "compress": "orthotrain.lowrank",
     "load": "orthotrain.lowrank",

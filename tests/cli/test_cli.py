@@ -18,7 +18,7 @@ from orthotrain.lab.experiments.catalog import RECIPES, recipe_config
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
-    "delay_fraction", "every_fraction", "rank_rtol", "energy", "stored_budget", "layer_fraction",
+    "delay_fraction", "every_fraction", "rank", "layer_fraction",
     "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
 }  # fmt: skip
 SETTINGS = {
@@ -76,7 +76,7 @@ OPTIONS = {
     | {*SETTINGS},
     "report": {"help", "output"},
     "inspect": {"help"},
-    "compress": {"help", "rank-rtol", "output"},
+    "compress": {"help", "rank", "output"},
     "bench": {"help"},
 }
 
@@ -148,7 +148,10 @@ def test_help_needs_no_torch(arguments):
         ([], "no command given"),
         (["fly"], "invalid choice: 'fly'"),
         (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
-        (["train", "cifar10-dbn", "--tuned.energy", "1"], "unrecognized arguments: --tuned.energy"),
+        (
+            ["train", "cifar10-dbn", "--tuned.rank", "energy=1"],
+            "unrecognized arguments: --tuned.rank",
+        ),
         (["train", "cifar10-dbn", "--variants", "gcp"], "'gcp' is not a variant; choose from bn"),
         (["train", "cifar10-dbn", "--spectral.ridge", "-1"], "spectral.ridge=-1"),
         (["train", "cifar10-dbn", "--model.depth", "20"], "model.depth"),
@@ -170,7 +173,11 @@ def test_help_needs_no_torch(arguments):
         (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
         (["inspect", "/does/not/exist.safetensors"], "does not exist"),
         (["compress", "/x.pt", "-o", "/y"], "rank"),
-        (["compress", "/x.safetensors", "--rank-rtol", "0.1", "-o", "/y"], "holds weights but not"),
+        (
+            ["compress", "/x.safetensors", "--rank", "energy=.9", "-o", "/y"],
+            "holds weights but not",
+        ),
+        (["compress", "/x.pt", "--rank", "energy:.9", "-o", "/y"], "energy=NUMBER, stored_budget"),
         (["bench", "nope"], "'nope' does not exist; choose from"),
     ],
 )
@@ -201,7 +208,7 @@ def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
     error = fails(capsys, "train", *QUICK, "--data.batch_size", "5000", "--run-dir", tmp_path / "b")
     assert "batch_size=5000 does not fit 1079 images" in error
     error = fails(
-        capsys, "train", *QUICK, "--variants", "oialr-paper", "--paper.rank_rtol", "1.5",
+        capsys, "train", *QUICK, "--variants", "oialr-paper", "--paper.rank", "rank_rtol=1.5",
         "--run-dir", tmp_path / "c",
     )  # fmt: skip
     assert "rank_rtol" in error
@@ -230,11 +237,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
 
 def test_values_may_be_unset_and_auto():
     config = parse(
-        ["train", "--optim.clip_norm", "null", "--tuned.energy", "null",
+        ["train", "--optim.clip_norm", "null", "--tuned.rank", "energy=.9",
          "--paper.delay_fraction", "auto"]
     ).config()  # fmt: skip
     assert config.optim.clip_norm is None
-    assert config.tuned.energy is None
+    assert config.tuned.rank == "energy=.9"
     assert config.paper.delay_fraction == "auto"
 
 
@@ -282,7 +289,7 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
     assert "blocks.0.attention.query" in table
     assert "8x8" in table
     small = tmp_path / "small.safetensors"
-    assert main(["compress", str(checkpoint), "--rank-rtol", "0.5", "-o", str(small)]) == 0
+    assert main(["compress", str(checkpoint), "--rank", "rank_rtol=0.5", "-o", str(small)]) == 0
     assert "numbers stored" in capsys.readouterr().out
     assert main(["inspect", str(small)]) == 0
 
@@ -327,7 +334,9 @@ def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"PK nothing")
     assert "damaged" in fails(capsys, "inspect", path)
-    assert "damaged" in fails(capsys, "compress", path, "--rank-rtol", "0.1", "-o", tmp_path / "x")
+    assert "damaged" in fails(
+        capsys, "compress", path, "--rank", "energy=0.9", "-o", tmp_path / "x"
+    )
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"nothing")
     assert "no safetensors file" in fails(capsys, "inspect", path)

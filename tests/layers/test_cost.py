@@ -22,7 +22,7 @@ from orthotrain.layers._cost import (
     materialized_cost,
 )
 from orthotrain.layers._factors import factorize_
-from orthotrain.lowrank.policy import factored_pays
+from orthotrain.lowrank.decide import factored_pays
 
 FORMS = {"factored": factored_cost, "materialized": materialized_cost}
 # rows, m, n, k: rows below and above either side, wide, tall and square, low and full rank.

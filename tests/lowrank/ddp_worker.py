@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orthotrain import AdaptiveLowRank, attach
 from orthotrain.errors import OrthotrainWarning
 from orthotrain.lowrank import training
-from orthotrain.lowrank.distributed import Agreement
+from orthotrain.lowrank.agree import Agreement
 
 WORLD, BATCH, STEPS = 2, 8, 10
 

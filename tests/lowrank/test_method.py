@@ -28,7 +28,7 @@ from orthotrain import attach
 from orthotrain.diagnostics import BasisStability
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import AdaptiveLowRank, compress, load, save, to_dense, training
+from orthotrain.lowrank import AdaptiveLowRank, compress, load, look, save, to_dense
 from reference.matrices import from_spectrum
 
 
@@ -104,7 +104,7 @@ def test_a_layer_stays_dense_until_its_rank_pays_and_says_what_is_planned():
 
 def test_a_layer_that_stays_dense_is_never_decomposed_in_full(monkeypatch):
     decompositions = []
-    monkeypatch.setattr(training, "decomposed", lambda site: decompositions.append(site.name))
+    monkeypatch.setattr(look, "decomposed", lambda site: decompositions.append(site.name))
     model = with_spectra([10.0] * 10, [10.0] * 10)
     optimizer, handle = attached(
         model, still(model), delay_steps=1, every_steps=1, only_if_cheaper=True
@@ -450,7 +450,7 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
     lines = handle.plan.splitlines()
     assert lines == [
         "10 layers can become low-rank, 2 stay as they are",
-        "layers whose rank pays switch after step 100, an update every 10",
+        "layers whose rank pays switch after step 100, with an update every 10 steps",
         "update 10, after step 190, is the first to reach every layer",
         "the run ends at step 150: only 6 of 10 are reached",
     ]

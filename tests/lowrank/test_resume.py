@@ -215,7 +215,7 @@ def test_merging_in_the_middle_of_training_does_not_reach_the_optimizer():
 
 def test_shapes_are_checked_after_every_resize(monkeypatch):
     parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
-    monkeypatch.setattr("orthotrain.lowrank.training.resize", lambda *args, **options: [])
+    monkeypatch.setattr("orthotrain.lowrank.change.resize", lambda *args, **options: [])
     go_on(parts, range(2), mlp_loss)
     with pytest.raises(StateError, match=r"shape \(8, 8\), its 'exp_avg' \(10, 10\)"):
         go_on(parts, [2], mlp_loss)  # by the update itself, whose step has ended

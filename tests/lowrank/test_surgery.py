@@ -229,8 +229,8 @@ def test_compress_skips_by_pattern():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "exactly one"),
-        ({"rank_rtol": 0.1, "energy": 0.9}, "exactly one"),
+        ({}, "one rank rule, got"),
+        ({"rank_rtol": 0.1, "energy": 0.9}, "one rank rule, got"),
         ({"rank_rtol": 1.0}, "rank_rtol"),
         ({"energy": 0.0}, "energy"),
         ({"stored_budget": 0.01}, "stored_budget=0.01"),

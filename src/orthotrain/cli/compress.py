@@ -19,11 +19,12 @@ def run_compress(command: Command) -> int:
         )
 
     from orthotrain.lab.run.restore import read_network
-    from orthotrain.lowrank import compress, save
+    from orthotrain.lowrank import compress, read_rule, save
 
+    rule = read_rule(command.value("rank", str))
     model = read_network(source)
     before = _stored(model.state_dict())
-    compress(model, rank_rtol=command.value("rank_rtol", float))
+    compress(model, rank=rule)
     after = _stored(model.state_dict())
     save(model, output)
     print(f"{output}: {after:,} numbers stored, {100 * after / before:.1f} % of {before:,}")

@@ -234,10 +234,9 @@ def _add_inspect(parser: ArgumentParser, base: RunConfig) -> None:
 def _add_compress(parser: ArgumentParser, base: RunConfig) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a run folder")
     parser.add_argument(
-        "--rank-rtol",
-        type=float,
+        "--rank",
         required=True,
-        help="drop singular values below this share of the largest, in [0, 1)",
+        help="rank rule: rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
     )
     parser.add_argument(
         "-o", "--output", required=True, help="safetensors file, see orthotrain.load"

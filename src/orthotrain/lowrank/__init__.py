@@ -1,13 +1,31 @@
 """OIALR: train only a small core inside a network's settled orthogonal basis."""
 
+from orthotrain.lowrank.compression import compress
+from orthotrain.lowrank.follow import restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
+from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
+from orthotrain.lowrank.rules import (
+    RANK_RULES,
+    Energy,
+    Relative,
+    StoredBudget,
+    read_rule,
+)
 from orthotrain.lowrank.storage import load, save
-from orthotrain.lowrank.surgery import compress, restore_structure, to_dense, to_factored
+from orthotrain.lowrank.surgery import to_dense, to_factored
 
 __all__ = [
+    "RANK_RULES",
     "AdaptiveLowRank",
+    "Candidate",
+    "Energy",
+    "LayerRule",
+    "RankRule",
+    "Relative",
+    "StoredBudget",
     "compress",
     "load",
+    "read_rule",
     "restore_structure",
     "save",
     "to_dense",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
-from orthotrain.lowrank.surgery import restore_structure
+from orthotrain.lowrank.follow import restore_structure
 from orthotrain.methods.select import clean_name, unwrap
 
 _FORMAT = "orthotrain.model.1"

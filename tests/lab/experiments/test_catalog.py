@@ -149,7 +149,7 @@ def test_the_full_cifar_recipe_has_the_published_settings():
     assert config.paper.delay_fraction * optim.epochs == pytest.approx(50)
     assert config.paper.every_fraction * optim.epochs == pytest.approx(10)
     assert optim.warmup_fraction * optim.epochs == pytest.approx(10)
-    assert (config.paper.rank_rtol, config.paper.layer_fraction) == (0.15, 0.1)
+    assert (config.paper.rank, config.paper.layer_fraction) == ("rank_rtol=0.15", 0.1)
     assert not config.paper.only_if_cheaper
 
 

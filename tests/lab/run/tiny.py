@@ -14,7 +14,7 @@ from orthotrain.lab.experiments.lowrank.config import (
 from orthotrain.lab.run.config import Job, ModelConfig, OptimConfig, RecordConfig, variants_of
 
 LOWRANK = LowRankConfig(
-    delay_fraction=0.25, every_fraction=0.125, rank_rtol=0.3, only_if_cheaper=False
+    delay_fraction=0.25, every_fraction=0.125, rank="rank_rtol=0.3", only_if_cheaper=False
 )
 CONFIG = LowRankRun(
     recipe="tiny",

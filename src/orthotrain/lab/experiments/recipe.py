@@ -16,7 +16,7 @@ class TuneGrid:
     """Settings of low-rank training that ``orthotrain tune`` compares.
 
     Attributes:
-        rules: Pairs of a setting that decides the rank and its value.
+        rules: Rank rules, such as ``energy=0.9``.
         delay_fractions: Dense steps before the switch over all steps.
         seeds: Seeds of the search; never those of the final comparison.
         max_accuracy_loss: How far below dense training's mean validation accuracy of the same
@@ -24,7 +24,7 @@ class TuneGrid:
         base: What all settings of the grid share.
     """
 
-    rules: tuple[tuple[str, float], ...]
+    rules: tuple[str, ...]
     delay_fractions: tuple[float, ...]
     seeds: tuple[int, ...]
     max_accuracy_loss: float

@@ -15,7 +15,7 @@ from orthotrain.lab.experiments.classifier.networks import network_from
 from orthotrain.lab.experiments.latent.build import Generator, build_players
 from orthotrain.lab.experiments.latent.config import GeneratorConfig
 from orthotrain.lab.run.checkpoint import load_checkpoint
-from orthotrain.lowrank.surgery import restore_structure
+from orthotrain.lowrank import restore_structure
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

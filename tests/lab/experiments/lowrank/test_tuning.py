@@ -23,7 +23,7 @@ def reached(name, accuracy, stored):
 
 def test_the_grid_is_every_rule_with_every_delay_and_a_yardstick():
     grid = TuneGrid(
-        rules=(("rank_rtol", 0.2), ("energy", 0.9)),
+        rules=("rank_rtol=0.2", "energy=0.9"),
         delay_fractions=(0.25, 0.5),
         seeds=(9,),
         max_accuracy_loss=0.01,
@@ -31,16 +31,14 @@ def test_the_grid_is_every_rule_with_every_delay_and_a_yardstick():
     )
     dense, *rest = grid_variants(grid)
     assert (dense.name, dense.lowrank) == ("dense", None)
-    settings = [
-        (v.lowrank.rank_rtol, v.lowrank.energy, v.lowrank.delay_fraction, v.lowrank.layer_fraction)
-        for v in rest
-    ]
+    settings = [(v.lowrank.rank, v.lowrank.delay_fraction, v.lowrank.layer_fraction) for v in rest]
     assert settings == [
-        (0.2, None, 0.25, 0.5),
-        (0.2, None, 0.5, 0.5),
-        (0.1, 0.9, 0.25, 0.5),
-        (0.1, 0.9, 0.5, 0.5),
+        ("rank_rtol=0.2", 0.25, 0.5),
+        ("rank_rtol=0.2", 0.5, 0.5),
+        ("energy=0.9", 0.25, 0.5),
+        ("energy=0.9", 0.5, 0.5),
     ]
+    assert rest[0].name == "rank_rtol-0.2-delay-0.25"
     assert len({v.name for v in rest}) == 4
 
 

@@ -23,7 +23,7 @@ from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun,
 from orthotrain.lab.experiments.spectral.config import SpectralRun, SpectralVariant
 from orthotrain.lab.run.config import ClassifierRun, DataConfig, Job, OptimConfig, SgdConfig
 from orthotrain.lab.run.schedule import step_decay_scheduler, warmup_cosine_scheduler
-from orthotrain.lowrank.method import AdaptiveLowRank
+from orthotrain.lowrank import AdaptiveLowRank, read_rule
 from orthotrain.methods import (
     Method,
     NearestOrthogonalGradient,
@@ -167,9 +167,7 @@ def adaptive_low_rank(config: LowRankConfig, *, total_steps: int) -> AdaptiveLow
     return AdaptiveLowRank(
         delay_steps=delay if delay == "auto" else round(delay * total_steps),
         every_steps=max(1, round(config.every_fraction * total_steps)),
-        rank_rtol=config.rank_rtol,
-        energy=config.energy,
-        stored_budget=config.stored_budget,
+        rank=read_rule(config.rank),
         layer_fraction=config.layer_fraction,
         max_drop=config.max_drop,
         min_rank_fraction=config.min_rank_fraction,

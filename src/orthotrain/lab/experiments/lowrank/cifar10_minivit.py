@@ -77,7 +77,7 @@ CIFAR10_MINIVIT = Recipe(
         "full": _FULL,
     },
     grid=TuneGrid(
-        rules=(("rank_rtol", 0.15), ("rank_rtol", 0.3), ("energy", 0.95), ("energy", 0.9)),
+        rules=("rank_rtol=0.15", "rank_rtol=0.3", "energy=0.95", "energy=0.9"),
         delay_fractions=(1 / 6, 1 / 3, 1 / 2),
         seeds=(100,),
         max_accuracy_loss=0.01,

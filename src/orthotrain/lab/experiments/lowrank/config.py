@@ -28,9 +28,9 @@ class LowRankConfig:
     Attributes:
         delay_fraction: Dense steps before the switch over all steps, or auto.
         every_fraction: Steps between rank updates over all steps.
-        rank_rtol: Drop singular values below this share of the largest (the paper's beta).
-        energy: Keep this share of a layer's energy instead; what was cut before counts as lost.
-        stored_budget: Keep this share of the dense model's stored numbers instead.
+        rank: Rank rule: rank_rtol=0.1 drops singular values below this share of the largest (the
+            paper's beta), energy=0.9 keeps this share of a layer's energy, stored_budget=0.5
+            stores this share of the dense model's numbers.
         layer_fraction: Each update reaches this much further to the front (the paper's alpha).
         max_drop: Largest share of a rank that one update drops.
         min_rank_fraction: Smallest rank over the layer's smaller side.
@@ -40,9 +40,7 @@ class LowRankConfig:
 
     delay_fraction: float | Literal["auto"] = 50 / 300
     every_fraction: float = 10 / 300
-    rank_rtol: float = 0.1
-    energy: float | None = None
-    stored_budget: float | None = None
+    rank: str = "rank_rtol=0.1"
     layer_fraction: float = 0.1
     max_drop: float = 0.5
     min_rank_fraction: float = 0.01

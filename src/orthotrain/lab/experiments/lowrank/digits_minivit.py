@@ -19,7 +19,7 @@ from orthotrain.lab.run.config import DataConfig, ModelConfig, OptimConfig, Reco
 PUBLISHED = LowRankConfig(
     delay_fraction=50 / 300,
     every_fraction=10 / 300,
-    rank_rtol=0.15,
+    rank="rank_rtol=0.15",
     layer_fraction=0.1,
     only_if_cheaper=False,
 )
@@ -70,12 +70,7 @@ DIGITS_MINIVIT = Recipe(
         ),
     },
     grid=TuneGrid(
-        rules=(
-            ("rank_rtol", 0.3),
-            ("energy", 0.8),
-            ("stored_budget", 0.6),
-            ("stored_budget", 0.4),
-        ),
+        rules=("rank_rtol=0.3", "energy=0.8", "stored_budget=0.6", "stored_budget=0.4"),
         # Late switches win over early ones (first experiments of this project).
         delay_fractions=(1 / 3, 1 / 2),
         seeds=(100, 101),

@@ -39,14 +39,12 @@ def grid_variants(grid: TuneGrid) -> tuple[LowRankVariant, ...]:
         dense,
         *(
             LowRankVariant(
-                f"{rule}-{value:g}-delay-{delay:.2f}",
-                f"{rule} {value:g}, delay {100 * delay:.0f} %",
+                f"{rule.replace('=', '-')}-delay-{delay:.2f}",
+                f"{rule.replace('=', ' ')}, delay {100 * delay:.0f} %",
                 "a setting of the grid",
-                lowrank=LowRankConfig(
-                    **{**asdict(grid.base), "delay_fraction": delay, rule: value}
-                ),
+                lowrank=replace(grid.base, delay_fraction=delay, rank=rule),
             )
-            for rule, value in grid.rules
+            for rule in grid.rules
             for delay in grid.delay_fractions
         ),
     )

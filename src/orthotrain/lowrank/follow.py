@@ -1,15 +1,18 @@
-"""Copies of a model (an average of its weights) follow its changes of structure."""
+"""What follows a change of structure: copies of a model, and models that load its checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import ConfigError
+from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.layers._factors import (
     LowRankModule,
+    factor_names,
+    follow_state_dict,
     hold_factors_,
     is_factored,
     low_rank_class_of,
@@ -18,7 +21,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.sites import Site
-from orthotrain.methods.select import named_modules_clean
+from orthotrain.methods.select import clean_name, named_modules_clean, unwrap
 
 
 class FollowingCopy:
@@ -86,3 +89,72 @@ def _projected(module: nn.Module, weight: str, site: Site) -> Tensor:
     assert isinstance(module, LowRankModule)
     own_u, own_core, own_vh = (t.to(exact) for t in module.factors(weight))
     return (u.mT @ own_u) @ own_core @ (own_vh @ vh.mT)
+
+
+def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
+    """Let every layer of a model take the structure of a state dict before its values."""
+    return [
+        module.register_load_state_dict_pre_hook(follow_state_dict)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+        if low_rank_class_of(module) is not None
+    ]
+
+
+def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
+
+    Ranks and forms follow the checkpoint; values are not copied, ``load_state_dict`` does that.
+    Wrapper prefixes (``module.``, ``_orig_mod.``) on either side do not matter.
+
+    Args:
+        model: A fresh model, dense or low-rank.
+        state_dict: Names and tensors; only the shapes of factors are read.
+
+    Returns:
+        The same model.
+
+    Raises:
+        CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
+    """
+    wanted = {clean_name(name): value for name, value in state_dict.items()}
+    problems: list[str] = []
+    known: set[str] = set()
+    for name, module in unwrap(model).named_modules(remove_duplicate=False):
+        low_rank_class = low_rank_class_of(module)
+        if low_rank_class is not None:
+            prefix = f"{clean_name(name)}." if name else ""
+            known |= {prefix + factor_names(weight)[1] for weight in low_rank_class.weight_names}
+            follow_state_dict(module, wanted, prefix, problems)
+    cores = {name for name in wanted if name == "core" or name.endswith((".core", "_core"))}
+    problems += [f"{name} has no layer in this model" for name in sorted(cores - known)]
+    if problems:
+        raise CheckpointError(
+            "restore_structure needs the model that the checkpoint was saved from, got: "
+            + "; ".join(problems[:5])
+            + "; build the model with the settings it was trained with"
+        )
+    share_tied_factors_(model)
+    return model
+
+
+def share_tied_factors_(model: nn.Module) -> None:
+    """Give modules that share one core the same ``u`` and ``vh`` tensors again, after a load."""
+    first: dict[int, tuple[LowRankModule, str]] = {}
+    for module, weight in factored_weights(model):
+        u, core, vh = module.factors(weight)
+        owner, owner_weight = first.setdefault(id(core), (module, weight))
+        if owner is not module:
+            shared = owner.factors(owner_weight)
+            if shared.u.shape == u.shape and shared.vh.shape == vh.shape:
+                hold_factors_(module, weight, type(module), shared.u, shared.vh)
+
+
+def factored_weights(model: nn.Module) -> list[tuple[LowRankModule, str]]:
+    """Every ``(module, weight name)`` that is held in factors, in model order."""
+    return [
+        (module, weight)
+        for module in model.modules()
+        if isinstance(module, LowRankModule)
+        for weight in module.weight_names
+        if is_factored(module, weight)
+    ]

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
 from orthotrain.linalg import working_dtype
+from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
 from orthotrain.methods._compat import (
@@ -21,8 +22,6 @@ from orthotrain.methods._compat import (
     may_run_out_of_inputs_alone,
     rebuild_reducer,
 )
-
-Decomposition = tuple[Tensor, Tensor, Tensor]
 
 
 class Agreement:

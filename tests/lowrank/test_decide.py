@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.policy import (
-    Candidate,
-    Limits,
-    RankRule,
+from orthotrain.lowrank import Candidate, Energy, Relative, StoredBudget
+from orthotrain.lowrank.decide import (
     decided_ranks,
     factored_pays,
-    has_settled,
-    loss_jumped,
     tail_length,
     updates_to_reach_all,
-    verdict_is_due,
 )
+from orthotrain.lowrank.guard import LossGuard, loss_jumped
+from orthotrain.lowrank.history import has_settled
+from orthotrain.lowrank.rank_rule import Limits
 from reference.matrices import generator
 
 OPEN = Limits(max_drop=1.0, min_rank_fraction=0.0)
@@ -40,7 +38,7 @@ def candidate(*spectra, ceiling=None, m=None, n=None, **options):
 
 
 def decide(*candidates, rule=None, limits=OPEN, other_numbers=0):
-    rule = rule or RankRule(rank_rtol=0.1)
+    rule = rule or Relative(0.1)
     return decided_ranks(candidates, rule=rule, limits=limits, other_numbers=other_numbers)
 
 
@@ -79,7 +77,7 @@ def test_a_layer_out_of_reach_keeps_its_rank():
 def test_the_threshold_is_relative_to_the_largest_value_and_zero_keeps_all():
     spectrum = [10.0, 5.0, 1.0, 0.99, 0.0]
     assert decide(candidate(spectrum)) == [3]
-    assert decide(candidate(spectrum), rule=RankRule(rank_rtol=0.0)) == [5]
+    assert decide(candidate(spectrum), rule=Relative(0.0)) == [5]
     assert decide(candidate([0.0, 0.0])) == [1]
 
 
@@ -118,12 +116,12 @@ def test_blocks_share_the_largest_rank_that_one_of_them_needs():
     assert decide(candidate([1.0, 0.01, 0.0], [1.0, 0.5, 0.0])) == [2]
     # One block lies far below the other: the threshold is relative to its own largest value.
     assert decide(candidate([100.0, 0.0, 0.0], [1e-3, 1e-3, 1e-3])) == [3]
-    rule = RankRule(energy=0.9)
+    rule = Energy(0.9)
     assert decide(candidate([100.0, 0.0, 0.0], [1e-3, 1e-3, 1e-5]), rule=rule) == [2]
 
 
 def test_the_energy_rule_does_not_compound():
-    rule = RankRule(energy=0.9)
+    rule = Energy(0.9)
     s = torch.logspace(0, -1, 32, dtype=torch.float64)
     first = decide(candidate(s.tolist()), rule=rule)[0]
     lost = s[first:].square().sum().item()
@@ -136,7 +134,7 @@ def test_the_energy_rule_does_not_compound():
 
 
 def test_energy_cut_from_one_block_is_not_charged_to_another():
-    rule = RankRule(energy=0.75)
+    rule = Energy(0.75)
     worn, whole = [1.0, 0.3, 0.2], [1.0, 1.0, 0.1]
     assert decide(candidate(worn, whole, cut_energy=[0.4, 0.0]), rule=rule) == [3]
     assert decide(candidate(worn, whole, cut_energy=[0.0, 0.0]), rule=rule) == [2]
@@ -153,7 +151,7 @@ def stored(ranks, sizes):
 def test_a_budget_is_met_where_least_energy_is_lost():
     steep = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, may_stay_dense=True)
     flat = candidate([1.0] * 20, m=20, n=20, may_stay_dense=True)
-    rule = RankRule(stored_budget=0.75)
+    rule = StoredBudget(0.75)
     ranks = decide(steep, flat, rule=rule)
     assert ranks[0] < ranks[1]
     assert ranks[1] == 20  # dense numbers, not 20 * (20 + 20 + 20)
@@ -162,14 +160,14 @@ def test_a_budget_is_met_where_least_energy_is_lost():
 
 def test_a_budget_without_dense_layers_counts_factors_at_every_rank():
     layers = [candidate([1.0] * 20, m=20, n=20, may_stay_dense=False) for _ in range(2)]
-    ranks = decide(*layers, rule=RankRule(stored_budget=1.0))
+    ranks = decide(*layers, rule=StoredBudget(1.0))
     assert stored(ranks, [(20, 20)] * 2) <= 800
     assert max(ranks) < 20
 
 
 def test_a_budget_counts_the_rest_of_the_model():
     layer = candidate((torch.arange(20, 0, -1.0) ** 3).tolist(), m=20, n=20, may_stay_dense=True)
-    rule = RankRule(stored_budget=0.75)
+    rule = StoredBudget(0.75)
     alone = decide(layer, rule=rule)[0]
     beside = decide(layer, rule=rule, other_numbers=200)[0]
     assert beside < alone
@@ -179,7 +177,7 @@ def test_a_budget_counts_the_rest_of_the_model():
 def test_a_budget_counts_convolutions_at_the_ranks_they_are_rounded_up_to():
     steep, flat = [10.0 * 0.8**i for i in range(40)], [1.0] * 40
     options = dict(m=40, n=360, may_stay_dense=True, multiple=16)
-    rule = RankRule(stored_budget=0.6)
+    rule = StoredBudget(0.6)
     ranks = decide(candidate(steep, **options), candidate(flat, **options), rule=rule)
     assert ranks == [16, 16]  # 17 of one would fit, but 32 do not
     assert stored(ranks, [(40, 360)] * 2) <= 0.6 * 2 * 40 * 360
@@ -189,7 +187,7 @@ def test_a_budget_counts_convolutions_at_the_ranks_they_are_rounded_up_to():
 def test_a_budget_out_of_reach_says_what_the_smallest_ranks_take():
     layer = candidate([1.0] * 20, m=20, n=20, may_stay_dense=True)
     with pytest.raises(ConfigError, match=r"stored_budget=0\.05 .*smallest ranks they hold 41"):
-        decide(layer, rule=RankRule(stored_budget=0.05))
+        decide(layer, rule=StoredBudget(0.05))
 
 
 @pytest.mark.parametrize(("m", "n", "share"), [(768, 768, 0.535), (3072, 768, 0.937)])
@@ -247,25 +245,27 @@ def test_few_losses_give_no_verdict():
     assert not loss_jumped([1.0, 1.1, 0.9, 1.0], [9.0] * 10)
     assert not loss_jumped(noise(10, seed=1), [9.0] * 4)
     assert loss_jumped(noise(10, seed=1), [9.0] * 5)
-    assert not verdict_is_due([1.0] * 9)
-    assert verdict_is_due([1.0] * 10)
+
+
+def test_the_verdict_comes_with_the_tenth_loss_or_when_time_is_up():
+    guard = LossGuard()
+    for loss in noise(10, seed=1):
+        guard.observe(loss)
+    guard.cut_happened(["a"])
+    for _ in range(9):
+        guard.observe(9.0)
+        assert guard.verdict() == []
+    guard.observe(9.0)
+    assert guard.verdict() == ["a"]
+    assert guard.verdict() == []
+    guard.cut_happened(["b"])
+    for _ in range(5):
+        guard.observe(math.inf)
+    assert guard.verdict() == []
+    assert guard.verdict(final=True) == ["b"]
 
 
 # --- settings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"rank_rtol": 1.0}, {"rank_rtol": -0.1}, {"rank_rtol": math.nan}, {"energy": 0.0},
-        {"energy": 1.1}, {"stored_budget": 0.0}, {"stored_budget": 2.0},
-        {"energy": 0.9, "stored_budget": 0.5},
-    ],
-)  # fmt: skip
-def test_a_rule_out_of_range_is_refused_by_name(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        RankRule(**settings)
 
 
 @pytest.mark.bad_input

@@ -1,0 +1,147 @@
+"""What a rank rule is: it sees singular values and says which ranks layers get, within limits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+from torch import Tensor
+
+from orthotrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a rank rule knows of one layer at an update.
+
+    Attributes:
+        spectrum: ``(blocks, r)`` singular values of the core, or of the dense weight, sorted
+            from large to small. All blocks get the same rank.
+        cut_energy: For each block, the sum of squares of all singular values cut so far; empty
+            where nothing was cut.
+        ceiling: The rank it must not exceed: its rank, or the planned rank while it is dense.
+        m: Rows of a block.
+        n: Columns of a block.
+        may_stay_dense: Whether it holds its dense weight and may keep it where that is cheaper.
+        within_reach: Whether this update may change it.
+        multiple: The rank is rounded up to a multiple of this.
+    """
+
+    spectrum: Tensor
+    cut_energy: Sequence[float]
+    ceiling: int
+    m: int
+    n: int
+    may_stay_dense: bool
+    within_reach: bool
+    multiple: int = 1
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank a block can have."""
+        return min(self.m, self.n)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that share one rank."""
+        return self.spectrum.shape[0]
+
+    def rounded(self, rank: int) -> int:
+        """A rank rounded up to what the hardware likes, but not above the ceiling."""
+        return min(math.ceil(rank / self.multiple) * self.multiple, self.ceiling)
+
+
+class RankRule(ABC):
+    """Base of every rank rule: subclasses are frozen dataclasses that hold settings only.
+
+    A rule for each layer by itself derives from :class:`LayerRule`. ``docs/rank_rule.md``
+    writes one.
+
+    Attributes:
+        sees_all_layers: Whether a decision needs the spectra of all layers. Otherwise the rule
+            sees those that the update may change.
+    """
+
+    sees_all_layers: ClassVar[bool] = True
+
+    @abstractmethod
+    def ranks(
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> list[int]:
+        """The rank that each layer should get, before the guards on a cut.
+
+        Args:
+            layers: In model order.
+            min_ranks: The smallest rank each layer may get.
+            other_numbers: Stored numbers of the model outside these layers; 0 where the rule
+                does not see all layers.
+        """
+
+
+class LayerRule(RankRule):
+    """A rule that decides each layer by its own spectrum."""
+
+    sees_all_layers: ClassVar[bool] = False
+
+    @abstractmethod
+    def rank(self, layer: Candidate) -> int:
+        """The rank that this layer should get, before the guards on a cut.
+
+        The guards keep it between one and the rank that the layer has.
+        """
+
+    def ranks(
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> list[int]:
+        """What ``rank`` says of each layer."""
+        return [self.rank(layer) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Guards on every cut.
+
+    Attributes:
+        max_drop: One update drops at most this share of the rank.
+        min_rank_fraction: The rank never falls below this share of the full rank, nor below one.
+
+    Raises:
+        ConfigError: A value outside its range.
+    """
+
+    max_drop: float = 0.5
+    min_rank_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_share("max_drop", self.max_drop, one=True)
+        require_share("min_rank_fraction", self.min_rank_fraction, zero=True)
+
+    def floor(self, full_rank: int) -> int:
+        """The smallest rank allowed."""
+        return max(1, int(self.min_rank_fraction * full_rank))
+
+
+def require(holds: bool, name: str, value: object, needed: object) -> None:
+    """Refuse a setting.
+
+    Raises:
+        ConfigError: ``holds`` is false; the message says what was given and what is needed.
+    """
+    if not holds:
+        raise ConfigError(f"low-rank training needs {name} to be {needed}, got {value!r}")
+
+
+def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:
+    """Refuse a setting that is no number from 0 to 1; ``zero`` and ``one`` allow the ends.
+
+    Raises:
+        ConfigError: Another number, or none, such as the string that YAML makes of ``1e-1``.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    holds = 0 < number < 1 or (zero and number == 0) or (one and number == 1)
+    interval = ("[" if zero else "(") + "0, 1" + ("]" if one else ")")
+    require(holds, name, value, f"a share in {interval}")

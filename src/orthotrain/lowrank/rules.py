@@ -1,0 +1,170 @@
+"""The rank rules, the table of their names, and how one of them is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from orthotrain.errors import ConfigError
+from orthotrain.layers import stored_numbers
+from orthotrain.linalg import numerical_rank, ranks_within_budget
+from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule, require_share
+
+
+@dataclass(frozen=True)
+class Relative(LayerRule):
+    """Drop singular values below a share of the layer's largest one. Short form: ``rank_rtol=``.
+
+    Args:
+        rtol: The share, in ``[0, 1)``: the paper's beta. 0 keeps all singular values.
+
+    Raises:
+        ConfigError: ``rtol`` is outside its range.
+
+    Source:
+        Coquelin et al., arXiv:2401.08505.
+    """
+
+    rtol: float
+
+    def __post_init__(self) -> None:
+        require_share("rank_rtol", self.rtol, zero=True)
+
+    def rank(self, layer: Candidate) -> int:
+        """The most that a block of the layer needs."""
+        return int(numerical_rank(layer.spectrum, rtol=self.rtol).max())
+
+
+@dataclass(frozen=True)
+class Energy(LayerRule):
+    """Keep a share of the energy of each layer. Short form: ``energy=``.
+
+    Energy is the sum of squared singular values, counted for each block of a layer. Energy that
+    was cut before counts as lost, so repeated cuts do not compound.
+
+    Args:
+        share: The share to keep, in ``(0, 1]``.
+
+    Raises:
+        ConfigError: ``share`` is outside its range.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        require_share("energy", self.share, one=True)
+
+    def rank(self, layer: Candidate) -> int:
+        """The most that a block of the layer needs."""
+        s = layer.spectrum.double()
+        total = s.square().sum(-1)
+        if layer.cut_energy:
+            total = total + total.new_tensor(layer.cut_energy)
+        return int(numerical_rank(s, energy=self.share, total_energy=total).max())
+
+
+@dataclass(frozen=True)
+class StoredBudget(RankRule):
+    """Cut until the model stores a share of the dense model's numbers. Short: ``stored_budget=``.
+
+    The whole model is counted. Ranks fall first where a saved number costs least energy.
+
+    Args:
+        share: The share to store, in ``(0, 1]``.
+
+    Raises:
+        ConfigError: ``share`` is outside its range. At an update: the smallest ranks that the
+            guards allow already exceed the budget.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        require_share("stored_budget", self.share, one=True)
+
+    def ranks(
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> list[int]:
+        """Ranks that together keep most energy within the budget."""
+        dense = sum(layer.blocks * layer.m * layer.n for layer in layers)
+        budget = int(self.share * (dense + other_numbers)) - other_numbers
+        costs = [_stored_cost(layer) for layer in layers]
+        smallest = sum(cost(rank) for cost, rank in zip(costs, min_ranks, strict=True))
+        if smallest > budget:
+            raise ConfigError(
+                f"stored_budget={self.share} leaves {budget:,} numbers for the low-rank layers. "
+                f"At their smallest ranks they hold {smallest:,}, and the rest of the model "
+                f"holds {other_numbers:,}. Raise stored_budget or skip fewer layers"
+            )
+        spectra = [layer.spectrum.double().square().sum(0).sqrt() for layer in layers]
+        return ranks_within_budget(spectra, costs=costs, budget=budget, min_ranks=min_ranks)
+
+
+def _stored_cost(layer: Candidate) -> Callable[[int], int]:
+    """Stored numbers of a layer as a function of its rank; it may stay dense until that pays.
+
+    Counted at the rank it is rounded up to: that is what is stored.
+    """
+
+    def cost(rank: int) -> int:
+        dense = layer.m * layer.n
+        factored = stored_numbers(layer.m, layer.n, layer.rounded(rank))
+        return layer.blocks * (min(dense, factored) if layer.may_stay_dense else factored)
+
+    return cost
+
+
+# One row per rule: its name in texts such as "energy=0.9". The first three names are keywords
+# of AdaptiveLowRank and compress, too.
+RANK_RULES: Final[dict[str, Callable[[float], RankRule]]] = {
+    "rank_rtol": Relative,
+    "energy": Energy,
+    "stored_budget": StoredBudget,
+}
+DEFAULT_RULE: Final = Relative(0.1)
+
+
+def chosen_rule(rank: object, **short_forms: object) -> RankRule:
+    """The one rule that was given, as an object or as a short form.
+
+    Args:
+        rank: A rule, or ``None`` where a short form is given.
+        short_forms: Values by their name in ``RANK_RULES``; ``None`` is left out.
+
+    Raises:
+        ConfigError: No rule, two of them, something else than a rule, or a value out of range.
+    """
+    given = {"rank": rank, **short_forms}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) == 1:
+        ((name, value),) = given.items()
+        if name != "rank":
+            return RANK_RULES[name](value)  # type: ignore[arg-type]  # the rule checks it
+        if isinstance(value, RankRule):
+            return value
+    got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
+    raise ConfigError(
+        f"low-rank training needs one rank rule, got {got}; choose one of rank=Relative(0.1), "
+        "rank=Energy(0.9) and rank=StoredBudget(0.5), or one of the short forms rank_rtol=0.1, "
+        "energy=0.9 and stored_budget=0.5"
+    )
+
+
+def read_rule(text: str) -> RankRule:
+    """The rule that a text such as ``"energy=0.9"`` names.
+
+    Raises:
+        ConfigError: No rule of that name, no number, or a number out of range.
+
+    Example:
+        >>> read_rule("energy=0.9")
+        Energy(share=0.9)
+    """
+    name, _, value = text.partition("=")
+    try:
+        rule, number = RANK_RULES[name.strip()], float(value)
+    except (KeyError, ValueError) as error:
+        forms = ", ".join(f"{each}=NUMBER" for each in RANK_RULES)
+        raise ConfigError(f"rank needs one of the forms {forms}, got {text!r}") from error
+    return rule(number)
