@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orthotrain import AdaptiveLowRank, attach
 from orthotrain.errors import OrthotrainWarning
-from orthotrain.lowrank import training
+from orthotrain.lowrank import look
 from orthotrain.lowrank.agree import Agreement
 
 WORLD, BATCH, STEPS = 2, 8, 10
@@ -134,7 +134,7 @@ def first_process_decides(rank):
     calls = {"decomposed": 0, "spectrum": 0}
 
     def counted(name, then):
-        original = getattr(training, name)
+        original = getattr(look, name)
 
         def call(site):
             calls[name] += 1
@@ -144,12 +144,12 @@ def first_process_decides(rank):
 
     decomposed, other_signs = counted("decomposed", lambda psq: (-psq[0], psq[1], -psq[2]))
     spectrum, counted_spectrum = counted("spectrum", lambda s: s)
-    training.decomposed, training.spectrum = other_signs, counted_spectrum
+    look.decomposed, look.spectrum = other_signs, counted_spectrum
     try:
         model, wrapper, optimizer, _ = wrapped(rank)
         train(wrapper, optimizer, steps=3, rank=rank)
     finally:
-        training.decomposed, training.spectrum = decomposed, spectrum
+        look.decomposed, look.spectrum = decomposed, spectrum
     return outcome(model, optimizer, calls=calls)
 
 

@@ -133,7 +133,7 @@ def test_a_failure_of_the_first_process_is_told_to_the_others(both):
 
 def test_processes_at_different_steps_are_noticed(both):
     assert both[0]["another step"]["error"] is None
-    assert "same step, this one is at 12 and the first one at 2" in both[1]["another step"]["error"]
+    assert "same step. This one is at 12, the first one at 2" in both[1]["another step"]["error"]
 
 
 @pytest.mark.bad_input

@@ -544,7 +544,7 @@ def test_a_switch_beyond_the_end_of_the_run_is_refused(delay, total, fits):
     if fits:
         attach(model, optimizer, method, total_steps=total)
         return
-    with pytest.raises(ConfigError, match=f"the run has {total} steps"):
+    with pytest.raises(ConfigError, match=f"The run has {total} steps"):
         attach(model, optimizer, method, total_steps=total)
 
 

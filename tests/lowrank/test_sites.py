@@ -183,7 +183,7 @@ def test_what_cannot_be_converted_is_named_with_its_reason():
         "frozen": "requires no gradient",
         "foreign": "no parameter group",
         "depthwise": "depthwise",
-        "own": "OwnForward, a subclass of Linear",
+        "own": "OwnForward has no low-rank form: a subclass of Linear",
         "parametrized": "computed from other parameters",
         "lazy": "LazyLinear has no weight yet",
         "complex": "complex64",

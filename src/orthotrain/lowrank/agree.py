@@ -25,7 +25,7 @@ from orthotrain.methods._compat import (
 
 
 class Agreement:
-    """What one process decided, the same on all of them; on a single process, nothing to do.
+    """Makes what one process decided the same on all; a single process has nothing to agree on.
 
     Under ``DistributedDataParallel`` the first process of the wrapper's group alone looks at
     spectra and losses, and sends the new ranks and each decomposition to the others: no two
@@ -76,14 +76,14 @@ class Agreement:
         wrapper, step = self._run.wrapper, self._run.step
         if wrapper is not None and may_run_out_of_inputs_alone(wrapper):
             raise ConfigError(
-                "AdaptiveLowRank needs every process at each update, but inside this model.join() "
-                "a process may be done before others; pass throw_on_early_termination=True to it"
+                "AdaptiveLowRank needs every process at each update. Inside this model.join() one "
+                "may end before the others; pass throw_on_early_termination=True to it"
             )
         message = torch.ones(2 + count, dtype=torch.int64, device=self._device)
         shared = self._from_first(lambda: torch.tensor([step, *decide()]), message).tolist()
         if shared[0] != step:
             raise StateError(
-                f"AdaptiveLowRank needs all processes at the same step, this one is at {step} and "
+                f"AdaptiveLowRank needs all processes at the same step. This one is at {step}, "
                 f"the first one at {shared[0]}; load the handle's state on every process"
             )
         return shared[1:]
@@ -150,8 +150,8 @@ class Agreement:
         option = cannot_resize_under(wrapper)
         if option is not None:
             raise ConfigError(
-                "AdaptiveLowRank changes the shapes of parameters, which this "
-                f"DistributedDataParallel does not bear: it was made with {option}; leave that out"
+                "AdaptiveLowRank changes the shapes of parameters. This DistributedDataParallel "
+                f"cannot follow because it was made with {option}; leave that out"
             )
         self._fit(wrapper)
 
@@ -168,9 +168,9 @@ class Agreement:
         self._warned = True
         warnings.warn(
             f"AdaptiveLowRank found {dist.get_world_size()} processes but no "
-            "DistributedDataParallel around the model, so each process decides its ranks by "
-            "itself; to train one model, pass the DistributedDataParallel module to attach, or "
-            "run its forward before the first update",
+            "DistributedDataParallel around the model. Each process decides its ranks by itself. "
+            "To train one model, pass the DistributedDataParallel module to attach, or run its "
+            "forward before the first update",
             OrthotrainWarning,
             stacklevel=2,
         )

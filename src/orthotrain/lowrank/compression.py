@@ -10,8 +10,9 @@ from orthotrain.errors import ConfigError
 from orthotrain.layers import stored_numbers
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.decide import decided_ranks
-from orthotrain.lowrank.look import decomposed, spectrum
-from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.look import candidate_of, decomposed, spectrum
+from orthotrain.lowrank.rank_rule import Limits, RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
 from orthotrain.methods.select import unwrap
@@ -57,14 +58,9 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     inner = unwrap(model)
     sites, refusals = find_sites(inner, Selection(skip=tuple(skip)))
     require_sites(sites, refusals, "compress")
-    candidates = [
-        Candidate(
-            spectrum=spectrum(site), cut_energy=(), ceiling=site.rank, m=site.layout.m,
-            n=site.layout.n, may_stay_dense=only_if_cheaper and not site.factored,
-            within_reach=True, multiple=site.multiple,
-        )
-        for site in sites
-    ]  # fmt: skip
+    new = LayerHistory()  # nothing was cut or planned before
+    options = {"within_reach": True, "only_if_cheaper": only_if_cheaper}
+    candidates = [candidate_of(site, spectrum(site), new, **options) for site in sites]
     others = other_numbers(inner, sites)
     ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
     for site, k in zip(sites, ranks, strict=True):

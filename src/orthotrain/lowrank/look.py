@@ -47,19 +47,27 @@ class View:
                 s = s.reshape(-1, s.shape[-1])
             else:
                 s = spectrum(site)
-            planned = layer.planned_rank
-            self.candidates[i] = Candidate(
-                spectrum=s, cut_energy=layer.cut_energy,
-                ceiling=site.rank if site.factored or planned < 0 else planned,
-                m=site.layout.m, n=site.layout.n, within_reach=i in reach,
-                may_stay_dense=settings.only_if_cheaper and not site.factored,
-                multiple=site.multiple,
-            )  # fmt: skip
+            self.candidates[i] = candidate_of(
+                site, s, layer, within_reach=i in reach, only_if_cheaper=settings.only_if_cheaper
+            )
 
     def decomposition(self, site: Site) -> Decomposition:
         """The one that the decision was made on, where there is one."""
         known = self.decompositions.pop(site.name, None)
         return decomposed(site) if known is None else known
+
+
+def candidate_of(
+    site: Site, s: Tensor, layer: LayerHistory, *, within_reach: bool, only_if_cheaper: bool
+) -> Candidate:
+    """What a rank rule is told of a site with singular values ``s``, ``(blocks, r)``."""
+    planned = layer.planned_rank
+    return Candidate(
+        spectrum=s, cut_energy=layer.cut_energy, m=site.layout.m, n=site.layout.n,
+        ceiling=site.rank if site.factored or planned < 0 else planned,
+        may_stay_dense=only_if_cheaper and not site.factored, within_reach=within_reach,
+        multiple=site.multiple,
+    )  # fmt: skip
 
 
 def check_bases(sites: Sequence[Site], layers: Mapping[str, LayerHistory]) -> None:
@@ -106,8 +114,8 @@ def require_finite(site: Site) -> None:
     if not bool(torch.isfinite(site.parameter).all()):
         raise NonFiniteError(
             f"a decomposition needs finite weights, got NaN or infinity in {site.name}, shape "
-            f"{tuple(site.parameter.shape)}; lower the learning rate or clip gradients, and go "
-            "on from the last good checkpoint"
+            f"{tuple(site.parameter.shape)}. Go on from the last good checkpoint with a lower "
+            "learning rate or clipped gradients"
         )
 
 

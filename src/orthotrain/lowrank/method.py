@@ -74,8 +74,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
         if total is not None and first >= total:
             raise ConfigError(
                 f"AdaptiveLowRank with delay_steps={self.delay_steps!r} and every_steps="
-                f"{self.every_steps} switches after step {first} at the earliest, the run has "
-                f"{total} steps; lower them"
+                f"{self.every_steps} switches after step {first} at the earliest. The run has "
+                f"{total} steps; lower delay_steps or every_steps"
             )
         selection = Selection(
             skip=self.skip, dense_first=self.dense_first, dense_last=self.dense_last,

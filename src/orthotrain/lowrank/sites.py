@@ -175,7 +175,7 @@ def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str)
 
 
 def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
-    """A site a weight, before anything is refused."""
+    """One site per weight, before any is refused."""
     for name, module in named_modules_clean(model):
         low_rank_class = low_rank_class_of(module)
         if low_rank_class is None:
@@ -259,7 +259,7 @@ def _no_form(module: nn.Module) -> str:
     base = next((c for c in _CONVERTED_CLASSES if isinstance(module, c)), None)
     if base is None:
         return f"{kind} has no low-rank form"
-    return f"{kind}, a subclass of {base.__name__}, has no low-rank form: it may act otherwise"
+    return f"{kind} has no low-rank form: a subclass of {base.__name__} may compute something else"
 
 
 def _names(sites: Sequence[Site]) -> str:

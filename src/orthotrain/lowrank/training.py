@@ -189,8 +189,8 @@ class LowRankTraining(Bound):
             odd = sorted(set(theirs) ^ set(self._layers))[:5]
             raise StateError(
                 f"AdaptiveLowRank needs the state of the same {len(self._layers)} layers, got "
-                f"{len(theirs)} layers that differ in {odd}; attach with the settings (skip, "
-                "dense_first, dense_last) the state was saved with"
+                f"{len(theirs)} layers that differ in {odd}. Attach with the settings that the "
+                "state was saved with: skip, dense_first, dense_last"
             )
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in self._layers}
         self._updates = int(state["updates"])
