@@ -1,4 +1,4 @@
-"""One of two processes that train together; started by ``test_distributed.py``.
+"""One of two processes that train together; started by ``test_agree.py``.
 
 ``python ddp_worker.py RANK FOLDER`` runs every scenario and writes what this process ended with
 to ``FOLDER/rank<RANK>.pt``.

@@ -115,6 +115,20 @@ def test_a_layer_that_stays_dense_is_never_decomposed_in_full(monkeypatch):
     assert "rank 10 does not pay yet" in str(handle.summary())
 
 
+def test_a_layer_that_turns_is_decomposed_once(monkeypatch):
+    decompositions, original = [], look.decomposed
+    model = with_spectra([10.0] * 10, [10.0] * 10)
+    optimizer, handle = attached(model, still(model), delay_steps=1, every_steps=1)
+    train(model, optimizer, range(2))
+    monkeypatch.setattr(
+        look, "decomposed", lambda site: decompositions.append(site.name) or original(site)
+    )
+    train(model, optimizer, range(1))
+    turned = [r["layer"] for r in events(handle, "turn") if r["step"] == 3]
+    assert turned
+    assert sorted(decompositions) == sorted(turned)
+
+
 def test_watching_and_cutting_go_together():
     model = mlp(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
