@@ -107,7 +107,7 @@ class Sprites:
             require_within(f"held[{name!r}]", value, 0, len(grid[name]) - 1)
         self.factor_names = tuple(name for name in names if name not in held)
         if not self.factor_names:
-            raise ConfigError("Sprites: every factor is held; leave out at least one to vary")
+            raise ConfigError("Sprites: held fixes every factor; leave at least one out of it")
         self.factor_values = {name: grid[name] for name in self.factor_names}
         self.factor_sizes = tuple(len(values) for values in self.factor_values.values())
         self.image_shape = (3 if color else 1, size, size)
@@ -173,7 +173,9 @@ class Sprites:
         index = index.to(torch.int64)
         outside = (index < -count) | (index >= count)
         if outside.any():
-            raise IndexError(f"Sprites: index {int(index[outside][0])} of {count} images")
+            raise IndexError(
+                f"Sprites: index {int(index[outside][0])} is outside of {count} images"
+            )
         return torch.stack(torch.unravel_index(index % count, self.factor_sizes), dim=1)
 
     def index_of(self, factors: Int64[Tensor, "n f"]) -> Int64[Tensor, " n"]:

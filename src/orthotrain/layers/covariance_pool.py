@@ -92,7 +92,7 @@ class GlobalCovariancePool(nn.Module):
         if min(in_channels, channels) < 1:
             raise ConfigError(
                 f"GlobalCovariancePool needs at least one channel, got in_channels={in_channels} "
-                f"and reduced_channels={reduced_channels}; leave the reduction out to keep all"
+                f"and reduced_channels={reduced_channels}; leave reduced_channels out to keep all"
             )
         for name, value, top in (
             ("ridge", ridge, float("inf")),
@@ -103,7 +103,7 @@ class GlobalCovariancePool(nn.Module):
             if not (0 <= number <= top and number < float("inf")):
                 raise ConfigError(
                     f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value!r}; "
-                    f"0 leaves the covariance as it is"
+                    f"0 leaves the covariance unchanged"
                 )
         require_root_settings(f"GlobalCovariancePool({in_channels})", method, gradient, iterations)
         self.in_channels = in_channels
@@ -161,8 +161,8 @@ class GlobalCovariancePool(nn.Module):
         places = x.shape[2] * x.shape[3]
         if places < 2:
             raise ShapeError(
-                f"{self._name()} needs at least two places to form a covariance, got x of shape "
-                f"{tuple(x.shape)}; use larger images or a smaller stride"
+                f"{self._name()} needs at least two places (h * w) to form a covariance, got x of "
+                f"shape {tuple(x.shape)}; use larger images or a smaller stride"
             )
         features: Tensor = self.reduce(x)
         with torch.autocast(device_type=x.device.type, enabled=False):

@@ -215,15 +215,15 @@ class DecorrelatedBatchNorm(nn.Module):
     def _number_of_groups(self, group_size: int | None, groups: int | None) -> int:
         if group_size is not None and groups is not None:
             raise ConfigError(
-                f"{self._name()} needs group_size or groups, got both ({group_size} and "
-                f"{groups}); one follows from the other"
+                f"{self._name()} needs one of group_size and groups, got both: "
+                f"group_size={group_size} and groups={groups}; leave one out"
             )
         parts = groups if group_size is None else group_size
         if self.num_features < 1 or (parts is not None and parts < 1):
             raise ConfigError(
-                f"{self._name()} needs at least one channel and one group, got {parts} for "
-                f"{'groups' if group_size is None else 'group_size'}; leave it out for one group "
-                f"of all channels"
+                f"{self._name()} needs at least one channel and one group, got "
+                f"{'groups' if group_size is None else 'group_size'}={parts}; leave it out for one "
+                f"group of all channels"
             )
         if parts is None:
             return 1
@@ -265,15 +265,15 @@ class DecorrelatedBatchNorm(nn.Module):
     def _require_samples(self, samples: int, layout: Layout) -> None:
         if samples < 2:
             raise ShapeError(
-                f"{self._name()} needs more than one value per channel for statistics of a "
+                f"{self._name()} needs more than one value per channel for the statistics of a "
                 f"batch, got x of shape {tuple(layout.shape)}; give more samples or call eval() "
                 f"on a layer with running statistics"
             )
         if self.ridge == 0 and samples <= self.group_size:
             raise ShapeError(
-                f"{self._name()} needs more samples than channels of a group where the ridge is "
-                f"0, got {samples} samples of {self.group_size} channels; set ridge, or choose "
-                f"smaller groups"
+                f"{self._name()} needs more samples than channels per group when ridge is 0, got "
+                f"{samples} samples of {self.group_size} channels; set ridge, or choose smaller "
+                f"groups"
             )
 
 

@@ -105,7 +105,7 @@ class EigenSubspace(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.num_basis:
             raise ShapeError(
                 f"EigenSubspace needs coordinates of shape (n, {self.num_basis}), got "
-                f"{tuple(z.shape)}; one column is one direction"
+                f"{tuple(z.shape)}; each column is the coordinate along one direction"
             )
         phi = torch.addmm(self.mean, z * self.scale, self.u)
         return phi.view(len(z), *self.out_shape)

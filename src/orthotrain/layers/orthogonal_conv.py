@@ -115,8 +115,8 @@ class OrthogonalConv2d(nn.Module):
         _require_sizes(in_channels, out_channels, (height, width), stride)
         if not 0.0 < max_norm < float("inf"):
             raise ConfigError(
-                f"OrthogonalConv2d needs a positive max_norm, got {max_norm}; 0.7 keeps the "
-                f"tolerance, 0.7 times the kernel's size is as published"
+                f"OrthogonalConv2d needs a positive, finite max_norm, got {max_norm}; the default "
+                f"is 0.7, the published scale is 0.7 times the kernel size"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.max_norm = (height, width), stride, max_norm
@@ -242,5 +242,5 @@ def _require_input(x: Tensor, channels: int, stride: int) -> None:
     if x.shape[-2] % stride or x.shape[-1] % stride:
         raise ShapeError(
             f"OrthogonalConv2d needs a height and width that its stride {stride} divides, got "
-            f"{tuple(x.shape)}; pad or crop the input: dropping pixels would not be orthogonal"
+            f"{tuple(x.shape)}; pad or crop the input: a layer that drops pixels is not orthogonal"
         )

@@ -148,11 +148,12 @@ def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:
         own = [key for key, value in module._parameters.items() if value is not None]
         raise ConfigError(
             f"orthogonal_weight needs a module with a parameter {name!r}, got a {kind} with "
-            f"{own or 'none'}; give the layer itself, and make a low-rank one dense first"
+            f"{own or 'no parameters'}; pass the layer itself, or make a low-rank layer dense"
         )
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ConfigError(
-            f"orthogonal_weight needs a weight with a shape, got a lazy {kind}; run it once first"
+            f"orthogonal_weight needs a weight whose shape is known, got a lazy {kind}; run it "
+            f"once on a batch first"
         )
     if not weight.is_floating_point():
         raise ConfigError(

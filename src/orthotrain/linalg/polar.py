@@ -132,7 +132,7 @@ def _rule(
     if method not in get_args(PolarMethod):
         raise ConfigError(
             f"polar_factor needs method to be one of {', '.join(get_args(PolarMethod))}, got "
-            f"{method!r}; 'auto' is right unless you compare routes"
+            f"{method!r}; take 'auto' unless you compare routes"
         )
     silent = method == "auto"
     method = _automatic(a) if method == "auto" else method
@@ -167,8 +167,8 @@ def _steps(method: PolarMethod, max_iters: int | None) -> int:
         case "auto" | "svd" | "gram" | "qdwh":
             if max_iters is not None:
                 raise ConfigError(
-                    f"polar_factor needs max_iters only with 'newton_schulz' or 'polar_express', "
-                    f"got {max_iters} with {method!r}; leave it out, that route ends by itself"
+                    f"polar_factor takes max_iters only with 'newton_schulz' or 'polar_express', "
+                    f"got {max_iters} with {method!r}; leave it out, this route stops by itself"
                 )
             return 0
         case _:
@@ -176,6 +176,6 @@ def _steps(method: PolarMethod, max_iters: int | None) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(
             f"polar_factor needs max_iters as a whole number of at least 1, got {steps!r}; "
-            f"leave it out for {method!r}'s own"
+            f"leave it out for the default of {method!r}"
         )
     return steps

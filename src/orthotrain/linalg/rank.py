@@ -283,7 +283,7 @@ class _CutTable:
         if any(a > b for a, b in pairwise(self.cost)):
             raise ConfigError(
                 f"ranks_within_budget needs costs that do not fall as the rank grows, got "
-                f"costs[{index}] that does; cap a factored cost at the dense one"
+                f"costs[{index}], which falls; cap a factored cost at the dense one"
             )
         self.lost = _lost_shares(values)
         self._targets = self._hull()

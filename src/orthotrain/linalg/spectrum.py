@@ -204,12 +204,12 @@ def _require_ridge(function: str, ridge: float, relative_ridge: float, *, symmet
         if not 0 <= value < math.inf:
             raise ConfigError(
                 f"{function} needs a finite {name} >= 0, got {value}; it is what the layer adds "
-                f"to the eigenvalues, 0 for nothing"
+                f"to the eigenvalues, and 0 where it adds nothing"
             )
         if value and not symmetric:
             raise ConfigError(
-                f"{function} needs symmetric=True with {name}={value}; a ridge is added to "
-                f"eigenvalues, and a matrix read by singular values has none"
+                f"{function} takes a ridge only with symmetric=True, got {name}={value}; a ridge "
+                f"is added to eigenvalues, and without symmetric=True singular values are read"
             )
 
 

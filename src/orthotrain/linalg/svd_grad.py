@@ -156,7 +156,7 @@ def _plan(function: str, a: Tensor, gradient: SpectralGradient, drop_last: int) 
     if gradient not in get_args(SpectralGradient):
         raise ConfigError(
             f"{function} needs gradient to be one of {', '.join(get_args(SpectralGradient))}, got "
-            f"{gradient!r}; 'exact' is right unless you compare them"
+            f"{gradient!r}; take 'exact' unless you compare them"
         )
     size = min(a.shape[-2:])
     if gradient == "top_n" and not 0 <= drop_last < size:

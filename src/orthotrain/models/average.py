@@ -73,7 +73,7 @@ def ema_of(
     if not 0 < half_life_images < float("inf"):
         raise ConfigError(
             f"ema_of needs a positive, finite half_life_images, got {half_life_images}; for a "
-            "decay d a step it is batch_size * log(0.5) / log(d)"
+            "decay d per step it is batch_size * log(0.5) / log(d)"
         )
     if batch_size < 1:
         raise ConfigError(f"ema_of needs batch_size of at least 1, got {batch_size}")

@@ -112,7 +112,7 @@ class EigenGenerator(nn.Module):
         if noise_dim < 0 or num_basis < 1:
             raise ConfigError(
                 f"EigenGenerator: got noise_dim={noise_dim} and num_basis={num_basis}, need "
-                "noise_dim of at least 0 (none) and num_basis of at least 1"
+                "noise_dim of at least 0 (0: no noise) and num_basis of at least 1"
             )
         self.image_shape = (channels, size, size)
         self.noise_dim = noise_dim
@@ -318,6 +318,6 @@ def _require_channels(model: str, base_channels: int, channels: int) -> None:
     require_at_least_one(model, base_channels=base_channels, channels=channels)
     if base_channels > _MAX_CHANNELS:
         raise ConfigError(
-            f"{model}: base_channels={base_channels} must be at most {_MAX_CHANNELS}, which no "
-            "level passes"
+            f"{model}: base_channels={base_channels} must be at most {_MAX_CHANNELS}, the limit "
+            "of channels per level"
         )

@@ -98,7 +98,7 @@ class ResNet(nn.Module):
         if (pool is None) != (pool_features is None):
             raise ConfigError(
                 f"ResNet: got pool={type(pool).__name__} with pool_features={pool_features}; "
-                "give both, or neither for the average over all places"
+                "give both, or neither for average pooling"
             )
         self.channels = channels
         block, blocks = _STAGES[depth]
@@ -150,8 +150,8 @@ class ResNet(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != self.channels or images.numel() == 0:
             raise ShapeError(
-                f"ResNet: got images {tuple(images.shape)}, need at least one of "
-                f"(batch, {self.channels}, height, width)"
+                f"ResNet: got images {tuple(images.shape)}, need (batch, {self.channels}, height, "
+                "width) with at least one image"
             )
         x = self.shrink(F.relu(self.norm(self.stem(images))))
         scores: Tensor = self.head(self.pool(self.layers(x)))
