@@ -54,7 +54,7 @@ class Sprites:
 
     Args:
         size: Side of the images in pixels, 16 to 64.
-        supersample: Edges are the mean of ``supersample**2`` samples a pixel, 1 to 8.
+        supersample: Edges are the mean of ``supersample**2`` samples per pixel, 1 to 8.
         binary: One sample, at the pixel's centre, whatever ``supersample``: images of 0 and 1.
         color: Add the factor ``color``, before the others, and give RGB.
         doubled_orientation: Whether the grid holds the angle ``2 pi`` beside 0. Off, there are
@@ -206,7 +206,7 @@ class Sprites:
     def render(self, factors: Int64[Tensor, "n f"]) -> Float[Tensor, "n c size size"]:
         """Draw the sprites with these classes: float32 in [0, 1] on the device of ``factors``.
 
-        About 7,000 images a second at 64 pixels on one thread. An image does not depend on what
+        About 7,000 images per second at 64 pixels on one thread. An image does not depend on what
         else is drawn with it.
 
         Raises:

@@ -20,7 +20,7 @@ from orthotrain.linalg import thin_svd
 
 
 class Factors(NamedTuple):
-    """``weight = u @ core @ vh``; with several blocks, one such product a block.
+    """``weight = u @ core @ vh``; with several blocks, one such product per block.
 
     ``u`` is ``(m, k)``, ``core`` ``(k, k)`` and ``vh`` ``(k, n)``, each with a leading
     ``blocks`` dimension where there is more than one block.

@@ -20,9 +20,9 @@ _SCALE_STEP = 3.0
 class EigenSubspace(nn.Module):
     r"""Subspace of a feature map: ``(n, k)`` coordinates to ``(n, *out_shape)``.
 
-    ``phi = (scale * z) U + mean``, with the directions as rows of ``U``. Each row is one image of
-    what its coordinate adds, ``scale`` how far a unit of the coordinate goes along it, and
-    ``mean`` the origin. The rows are orthonormal at the start and stay so only if something keeps
+    ``phi = (scale * z) U + mean``, with the directions as rows of ``U``. Each row is what its
+    coordinate adds, ``scale`` says how far one unit of the coordinate goes along it, and ``mean``
+    is the origin. The rows are orthonormal at the start. They stay so only if something keeps
     them so: a penalty (:meth:`orthonormality_penalty`, or ``OrthogonalPenalty`` on the optimizer)
     or ``Retraction``. Methods find the directions by name, ``"*.u"``, and act on them as a matrix
     of ``k`` rows.

@@ -50,9 +50,9 @@ def insert_whitening(
         ``SyncBatchNorm`` hands over its process group. ``settings`` come first.
 
         A ``DecorrelatedBatchNorm`` that is replaced hands over all of its settings and its running
-        covariance as it is. Where ``settings`` ask for other groups, these take from it what it
-        knows, and zero between channels that were whitened apart. Where they name a ``method``,
-        ``gradient`` and ``iterations`` of the old one do not come along.
+        covariance as it is. Where ``settings`` ask for other groups, these copy their
+        blocks of it, with zero between channels that were whitened apart. Where they name a
+        ``method``, ``gradient`` and ``iterations`` of the old one are dropped.
 
         Where no norm is replaced, the new ``weight`` and ``bias`` are unknown to an optimizer
         that exists already: add them with ``optimizer.add_param_group``, or pass

@@ -159,11 +159,11 @@ class LowRankTransposedLinear(_SingleWeight):
 
 
 class _LowRankConv(_SingleWeight):
-    """What the convolutions share: geometry from the module, one factorization a group."""
+    """What the convolutions share: geometry from the module, one factorization per group."""
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
-        """One block a group, ``out / groups`` by ``in / groups`` times the kernel's size."""
+        """One block per group, ``out / groups`` by ``in / groups`` times the kernel's size."""
         assert isinstance(module, nn.modules.conv._ConvNd)
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
         return (WeightLayout.of_blocks(shape, module.groups),)
@@ -246,7 +246,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         RankError: ``rank`` is out of range.
 
     Source:
-        Coquelin et al., arXiv:2401.08505; a factorization a group is ours.
+        Coquelin et al., arXiv:2401.08505; one factorization per group is ours.
 
     Example:
         >>> layer = LowRankConv2d(4, 6, 3, padding="same", rank=2)

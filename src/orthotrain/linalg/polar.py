@@ -62,10 +62,10 @@ def polar_factor(
               direction is left between zero and one.
         rtol: In ``[0, 1)``. Directions with ``s_i < rtol * s_0`` are null and stay zero, so a
             zero matrix maps to zero, also with 0. Defaults to the larger of ``4 * eps`` of the
-            input's dtype (rounding of a matrix product; half precision is taken at face value,
+            input's dtype (rounding of a matrix product; half precision counts as exact,
             with the eps of float32) and ``eps * max(m, n)`` of the dtype it is computed in.
             The methods that use products only cannot cut: a null direction that is not zero
-            grows from its rounding, by 8e3 in eight steps of Polar Express and by 1.5 a step of
+            grows from its rounding, by 8e3 in eight steps of Polar Express and by 1.5 per step of
             Newton-Schulz, which ends when the kept ones have arrived. They warn where that
             shows in the result.
         complete: Give null directions the SVD's null vectors, so that the result is orthonormal

@@ -137,7 +137,7 @@ class ConvSpectralBound(NamedTuple):
 
     Attributes:
         bound: Scalar: estimate of an upper bound of the operator norm.
-        left: The left vectors reached, one a reshaping; given back, the iteration goes on.
+        left: The left vectors reached, one per reshaping; pass them on to continue the iteration.
     """
 
     bound: Tensor

@@ -66,8 +66,8 @@ def eigh(
         NotImplementedError: A second derivative other than of ``"exact"`` was asked for.
 
     Warns:
-        NumericalWarning: ``"exact"`` met values equal to rounding in backward. What it gives is
-            the derivative of a loss that does not depend on the choice of vectors among these.
+        NumericalWarning: ``"exact"`` met values equal up to rounding in backward. The result is
+            right for a loss that does not depend on the choice of vectors among these.
 
     Note:
         Every gradient is finite and antisymmetric in its factors, at ties, too: of two equal
@@ -119,7 +119,8 @@ def svd(
         NotImplementedError: A second derivative other than of ``"exact"`` was asked for.
 
     Warns:
-        NumericalWarning: ``"exact"`` met values equal to rounding in backward, or a driver failed.
+        NumericalWarning: ``"exact"`` met values equal up to rounding in backward, or a driver
+            failed.
 
     Note:
         Finite everywhere, as that of ``eigh``. Where ``m != n``, the part of the derivative that

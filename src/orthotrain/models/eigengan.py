@@ -55,17 +55,17 @@ class EigenBlock(nn.Module):
 
 
 class EigenGenerator(nn.Module):
-    """EigenGAN's generator: ``num_basis`` latent coordinates a level, besides a noise vector.
+    """EigenGAN's generator: ``num_basis`` latent coordinates per level, besides a noise vector.
 
-    The noise ``e`` makes a 4x4 map, or a learned one stands in its place. Each of the
-    ``log2(size) - 2`` blocks doubles its side and adds what its own coordinates say, from the
-    coarse to the fine. No norms, so samples do not meet, and training and evaluation are alike.
+    The noise ``e`` makes a 4x4 map; without noise the map is learned. Each of the
+    ``log2(size) - 2`` blocks doubles its side and adds its own directions, from coarse to fine.
+    There are no norms: samples do not influence each other, and training equals evaluation.
 
     Args:
         size: Side of the images in pixels, a power of two from 8 up.
         noise_dim: Length of ``e``. 0 leaves ``e`` out and learns the 4x4 map: with noise, factors
             of a small data set may all go there and leave the coordinates without a meaning.
-        num_basis: Coordinates a block.
+        num_basis: Coordinates per block.
         base_channels: Channels of the last map; each level down has twice as many, up to 512.
         channels: Image channels.
         generator: Source of the initial weights; torch's global state then stays as it is. None

@@ -33,7 +33,7 @@ class ResNet(nn.Module):
     and the weight before it is ``stem.weight`` or the pool's own reduction.
 
     Args:
-        depth: 18 (two 3x3 convolutions a block) or 50 (bottlenecks of four times the width).
+        depth: 18 (two 3x3 convolutions per block) or 50 (bottlenecks of four times the width).
         width: Channels of the first stage; each further stage has twice as many.
         stem_channels: Outputs of the stem, independent of ``width``: a narrow network keeps a
             stem of 64 channels that sees 27 numbers.
