@@ -357,18 +357,18 @@ def test_sprites_by_name_have_the_size_asked_for():
 @pytest.mark.parametrize(
     ("source", "settings", "message"),
     [
-        ("celeba", {}, "no set 'celeba'; there are faces, clothing"),
+        ("celeba", {}, "got 'celeba', need one of faces, clothing"),
         ("faces", {"part": "all"}, "part='all' must be one of train, validation, test"),
         ("faces", {"image_size": 65}, "image_size=65 must lie between 1 and 64"),
         ("cifar10", {"image_size": 0}, "image_size=0 must lie between 1 and 32"),
-        ("faces", {"channels": 1}, "the images of faces are RGB"),
+        ("faces", {"channels": 1}, "the images of faces have 3"),
         ("image-folder", {}, "give image_size"),
         ("image-folder", {"image_size": 0}, "image_size=0 must be at least 1"),
-        (Sprites(16), {"image_size": 32}, "image_size=32 of Sprites"),
+        (Sprites(16), {"image_size": 32}, "image_size=32 does not fit Sprites"),
         (
             Sprites(16, color=True, held={"x": 0, "y": 0}),
             {"channels": 1},
-            "channels=1 of images with 3",
+            "got channels=1, its images have 3",
         ),
         (Sprites(16, held={"x": 0, "y": 0}), {"channels": 2}, "channels=2"),
         ("sprites", {"image_size": 128}, "size=128 must be a whole number from 16 to 64"),

@@ -118,7 +118,7 @@ def test_of_many_frames_the_first_counts():
 @pytest.mark.bad_input
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_of_no_known_range_are_refused(mode):
-    with pytest.raises(ValueError, match=f"mode {mode} has numbers of no known range"):
+    with pytest.raises(ValueError, match=f"mode {mode} does not say the range of its values"):
         pixels(encoded(Image.new(mode, (4, 4), 70_000), "TIFF"))
 
 

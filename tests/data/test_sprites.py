@@ -341,8 +341,8 @@ def test_correlated_images_show_correlated_values():
         ({"size": 32.0}, r"size=32\.0"),
         ({"supersample": 0}, "supersample=0"),
         ({"supersample": 9}, "supersample=9"),
-        ({"held": {"hue": 0}}, "no factor 'hue' here; there are shape, scale"),
-        ({"held": {"color": 0}}, "no factor 'color' here"),
+        ({"held": {"hue": 0}}, "'hue' is no factor here; need one of shape, scale"),
+        ({"held": {"color": 0}}, "'color' is no factor here"),
         ({"held": {"scale": 6}}, r"held\['scale'\]=6 must be a whole number from 0 to 5"),
         ({"held": {"orientation": 39}, "doubled_orientation": False}, "from 0 to 38"),
         ({"held": dict.fromkeys(("shape", "scale", "orientation", "x", "y"), 0)}, "every factor"),
@@ -356,7 +356,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("index", [737_280, -737_281, torch.tensor([3, 737_280])])
 def test_an_index_outside_the_grid_is_an_index_error(index):
-    with pytest.raises(IndexError, match=r"index -?73728\d of 737280 images"):
+    with pytest.raises(IndexError, match=r"index -?73728\d is outside of 737280 images"):
         Sprites()[index]
 
 
@@ -377,8 +377,8 @@ def test_indices_of_another_kind_are_refused(index):
         (torch.zeros(2, 4, dtype=torch.int64), ShapeError, r"need \(n, 5\), in the order shape"),
         (torch.zeros(5, dtype=torch.int64), ShapeError, r"got factors \(5,\)"),
         (torch.zeros(2, 5), ShapeError, "need int64 classes"),
-        (torch.tensor([[0, 6, 0, 0, 0]]), ConfigError, "a class of scale lies outside 0 to 5"),
-        (torch.tensor([[0, 0, 0, 0, -1]]), ConfigError, "a class of y lies outside 0 to 31"),
+        (torch.tensor([[0, 6, 0, 0, 0]]), ConfigError, "a class of scale outside 0 to 5"),
+        (torch.tensor([[0, 0, 0, 0, -1]]), ConfigError, "a class of y outside 0 to 31"),
     ],
 )
 def test_classes_that_do_not_exist_are_refused(ask, factors, error, message):
@@ -390,10 +390,10 @@ def test_classes_that_do_not_exist_are_refused(ask, factors, error, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.5, 1, 0, 0, 0], r"shape=0\.5; need 0, 1 or 2"),
-        ([3, 1, 0, 0, 0], "shape=3; need 0, 1 or 2"),
-        ([0, 1.01, 0, 0, 0], r"scale=1\.01; need 0\.5 to 1"),
-        ([0, 1, 0, -0.1, 0], r"x=-0\.1; need 0 to 1"),
+        ([0.5, 1, 0, 0, 0], r"shape=0\.5, need 0, 1 or 2"),
+        ([3, 1, 0, 0, 0], "shape=3, need 0, 1 or 2"),
+        ([0, 1.01, 0, 0, 0], r"scale=1\.01, need 0\.5 to 1"),
+        ([0, 1, 0, -0.1, 0], r"x=-0\.1, need 0 to 1"),
         ([0, 1, math.nan, 0, 0], "NaN or infinite"),
     ],
 )
@@ -411,7 +411,7 @@ def test_values_out_of_range_are_refused(values, message):
         (("x", "x", 0.5), "two different factors"),
         (("x", "y", 1.1), r"coefficient in \[-1, 1\]"),
         (("x", "y", math.nan), r"coefficient in \[-1, 1\]"),
-        (("x", "hue", 0.5), "no factor 'hue' here"),
+        (("x", "hue", 0.5), "'hue' is no factor here"),
     ],
 )
 def test_an_impossible_correlation_is_refused(correlation, message):

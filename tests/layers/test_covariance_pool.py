@@ -290,7 +290,9 @@ def test_channels_last_and_strided_maps():
 def test_non_finite_features_name_the_layer(bad):
     x = maps(2, 4, 3, 3)
     x[1, 2, 0, 0] = bad
-    with pytest.raises(NonFiniteError, match=r"GlobalCovariancePool\(4\) needs .* got .*"):
+    with pytest.raises(
+        NonFiniteError, match=r"GlobalCovariancePool\(4\) cannot take .* needs .* got .*"
+    ):
         GlobalCovariancePool(4)(x)
 
 

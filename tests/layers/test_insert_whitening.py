@@ -358,7 +358,7 @@ def test_a_wrapped_model():
 
 def test_a_weight_that_is_read_and_not_called():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    unchanged(model, "MultiheadAttention reads", after="attention.out_proj")
+    unchanged(model, "MultiheadAttention only reads", after="attention.out_proj")
 
 
 def test_a_model_that_is_the_layer_itself():

@@ -149,7 +149,7 @@ def test_a_rank_outside_its_range(rank):
 
 @pytest.mark.bad_input
 def test_a_layer_that_is_not_the_plain_one():
-    advice = "out of the plain torch layer of its name.*orthotrain.to_dense"
+    advice = "needs the plain torch layer that it replaces.*orthotrain.to_dense"
     for wrong in (LowRankLinear(8, 6, rank=2), nn.Bilinear(2, 2, 2), nn.Conv2d(4, 6, 3)):
         with pytest.raises(ConfigError, match=advice):
             LowRankLinear.from_linear(wrong)

@@ -315,9 +315,9 @@ def test_is_causal_without_a_mask_is_refused_as_in_torch():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((4, 3, 8), (5, 3, 8), (6, 3, 8)), "one length"),
-        (((4, 3, 8), (5, 2, 8), (5, 2, 8)), "one batch size"),
-        (((4, 1, 8), (5, 2, 8), (5, 2, 8)), "one batch size"),
+        (((4, 3, 8), (5, 3, 8), (6, 3, 8)), "the same length"),
+        (((4, 3, 8), (5, 2, 8), (5, 2, 8)), "the same batch size"),
+        (((4, 1, 8), (5, 2, 8), (5, 2, 8)), "the same batch size"),
         (((4, 3, 8), (5, 8), (5, 8)), "all 3-D"),
         (((8,), (8,), (8,)), "all 3-D"),
         (((4, 3, 7), (5, 3, 8), (5, 3, 8)), r"shape \(..., 8\), got \(4, 3, 7\)"),

@@ -216,8 +216,8 @@ def test_readings_are_a_measurement():
 @pytest.mark.parametrize(
     ("a", "settings", "error", "words"),
     [
-        (torch.eye(2), {"ridge": 0.1}, ConfigError, "symmetric=True with ridge"),
-        (torch.eye(2), {"relative_ridge": 0.1}, ConfigError, "symmetric=True with relative"),
+        (torch.eye(2), {"ridge": 0.1}, ConfigError, "symmetric=True, got ridge"),
+        (torch.eye(2), {"relative_ridge": 0.1}, ConfigError, "symmetric=True, got relative"),
         (torch.eye(2), {"symmetric": True, "ridge": -1.0}, ConfigError, "finite ridge"),
         (torch.eye(2), {"symmetric": True, "ridge": torch.inf}, ConfigError, "finite ridge"),
         (torch.eye(2), {"rtol": 1.0}, ConfigError, "rtol"),

@@ -236,5 +236,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (0, 2, 8, 8), (2, 8, 8), (1, 2, 0, 8)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ShapeError, match=r"need at least one of \(batch, 2, height, width\)"):
+    with pytest.raises(
+        ShapeError, match=r"need \(batch, 2, height, width\) with at least one image"
+    ):
         model_of()(torch.zeros(shape))

@@ -70,11 +70,11 @@ def centre_square(
 def _as_rgb(opened: Any, image: ModuleType) -> Any:
     if opened.mode.startswith("I;16"):
         if "transparency" in opened.info:
-            raise ValueError("16-bit gray with a transparent value")
+            raise ValueError("16-bit gray with a transparent value is not supported")
         # Pillow does the same to 16-bit color, but clips 16-bit gray at 255.
         return image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
     if opened.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {opened.mode} has numbers of no known range")
+        raise ValueError(f"mode {opened.mode} does not say the range of its values")
     if opened.has_transparency_data:
         page = image.new("RGBA", opened.size, BACKGROUND)
         page.alpha_composite(opened.convert("RGBA"))

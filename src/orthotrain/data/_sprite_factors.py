@@ -71,7 +71,7 @@ def require_within(name: str, value: int, low: int, high: int) -> None:
 def require_factor(name: str, names: Sequence[str]) -> None:
     """Raise ``ConfigError`` unless ``name`` is one of ``names``."""
     if name not in names:
-        raise ConfigError(f"Sprites: no factor {name!r} here; there are {', '.join(names)}")
+        raise ConfigError(f"Sprites: {name!r} is no factor here; need one of {', '.join(names)}")
 
 
 def require_classes(
@@ -86,14 +86,14 @@ def require_classes(
     _require_columns(factors, names)
     if not holds_integers(factors):
         raise ShapeError(
-            f"Sprites: got factors of {factors.dtype}, need int64 classes; values go to "
+            f"Sprites: got factors of {factors.dtype}, need int64 classes; pass values to "
             "render_values"
         )
     count = torch.tensor(sizes, device=factors.device)
     wrong = ((factors < 0) | (factors >= count)).any(dim=0).tolist()
     for name, size, bad in zip(names, sizes, wrong, strict=True):
         if bad:
-            raise ConfigError(f"Sprites: a class of {name} lies outside 0 to {size - 1}")
+            raise ConfigError(f"Sprites: got a class of {name} outside 0 to {size - 1}")
 
 
 def require_values(values: Float[Tensor, "n f"], *, names: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def require_values(values: Float[Tensor, "n f"], *, names: Sequence[str]) -> Non
     """
     _require_columns(values, names)
     if not values.isfinite().all():
-        raise ConfigError("Sprites: a value is NaN or infinite; need finite values")
+        raise ConfigError("Sprites: got a NaN or infinite value; need finite values")
     for column, name in zip(values.unbind(1), names, strict=True):
         if name in _PERIODIC:
             continue
@@ -114,7 +114,7 @@ def require_values(values: Float[Tensor, "n f"], *, names: Sequence[str]) -> Non
         if name == "shape":
             need, wrong = "0, 1 or 2", wrong | (column == high) | (column != column.floor())
         if wrong.any():
-            raise ConfigError(f"Sprites: {name}={column[wrong][0].item():g}; need {need}")
+            raise ConfigError(f"Sprites: got {name}={column[wrong][0].item():g}, need {need}")
 
 
 def holds_integers(a: Tensor) -> bool:

@@ -40,7 +40,7 @@ def coverage(
         pose: Shape (0 square, 1 ellipse, 2 heart), scale in (0, 1], angle in radians, and
             position x and y in [0, 1].
         size: Side of the canvas in pixels.
-        samples: Samples a pixel along one side.
+        samples: Samples per pixel along one side.
 
     Returns:
         Float32 on the device of ``pose``. An image depends on its own row alone.

@@ -21,12 +21,12 @@ _LOG_RATIO = math.log(4 / 3)
 class BatchStream:
     """Endless shuffled batches; each pass over the data drops the incomplete last batch.
 
-    All chance comes from one generator, and the state holds that generator, the order of the
-    current pass and the place in it: a restored stream goes on with the same images.
+    All random numbers come from one generator. The state holds that generator, the order of the
+    current pass and the place in it. A restored stream goes on with the same images.
 
     Args:
         split: The data to draw from.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         seed: Seed of the stream's own generator.
         crop_padding: Zero padding on each side before a random crop back to size; 0 for none.
         crop_area: Smallest share of its area that a random part of each image has, which is then

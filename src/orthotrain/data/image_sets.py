@@ -122,17 +122,17 @@ def image_set(
         return ImageSet("sprites", sprites.title, part, drawn)
     if channels != 3:
         raise ConfigError(
-            f"image_set: channels={channels} is for sprites without color; the images of "
-            f"{source} are RGB"
+            f"image_set: channels={channels} is for sprites without color only; the images of "
+            f"{source} have 3"
         )
     if source == "image-folder":
         if image_size is None:
-            raise ConfigError("image_set: a folder has images of any size; give image_size")
+            raise ConfigError("image_set: a folder may hold images of any size; give image_size")
         title, images = lazy_folder(data, image_size=image_size, part=part)
         return ImageSet(source, title, part, images)
     if source not in PACKED:
         raise ConfigError(
-            f"image_set: no set {source!r}; there are {', '.join(get_args(ImageSetName))}"
+            f"image_set: got {source!r}, need one of {', '.join(get_args(ImageSetName))}"
         )
     packed = PACKED[source]
     size = packed.side if image_size is None else image_size
@@ -145,6 +145,6 @@ def _sprites(source: Literal["sprites"] | Sprites, size: int | None) -> Sprites:
         return Sprites() if size is None else Sprites(size)
     if size not in (None, source.image_shape[-1]):
         raise ConfigError(
-            f"image_set: image_size={size} of {source!r}; make the Sprites of that size"
+            f"image_set: image_size={size} does not fit {source!r}; make Sprites({size})"
         )
     return source

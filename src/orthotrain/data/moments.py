@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
-# As many images of 64 pixels as stay in cache: 4,500 images a second on one thread, where a
+# As many images of 64 pixels as stay in cache: 4,500 images per second on one thread, where a
 # thousand at once make it 280.
 _CHUNK = 16
 

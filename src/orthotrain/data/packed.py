@@ -294,7 +294,7 @@ def _open_archive(source: PackedSource, path: Path) -> _Archive:
     if count == 0 or archive.offsets[-1] != len(archive.data):
         raise _damaged(source, path, f"offsets do not end at the {len(archive.data)} bytes of data")
     if np.diff(archive.offsets, prepend=0).min() < 0:
-        raise _damaged(source, path, "offsets go back")
+        raise _damaged(source, path, "an offset is smaller than the one before it")
     if source.classes and (label.min() < 0 or label.max() >= source.classes):
         raise _damaged(
             source, path, f"labels {label.min()} to {label.max()} for {source.classes} classes"

@@ -96,9 +96,9 @@ def stratified_split(
         counts = [round(fraction * len(members)) for fraction in fractions]
         if min(counts) < 1 or sum(counts) >= len(members):
             raise DataError(
-                f"stratified_split: class {label} has {len(members)} samples, too few to put "
-                f"{list(fractions)} of them into parts of their own; use larger fractions or "
-                "more data"
+                f"stratified_split: class {label} has {len(members)} samples, too few for parts "
+                f"of {list(fractions)} of them with at least one sample each; use larger "
+                "fractions or more data"
             )
         sizes = [len(members) - sum(counts), *counts]
         for part, chosen in zip(parts, members.split(sizes), strict=True):

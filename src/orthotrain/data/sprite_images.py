@@ -39,8 +39,8 @@ class SpriteImages:
     ) -> None:
         if channels not in (1, 3) or channels < sprites.image_shape[0]:
             raise ConfigError(
-                f"{sprites.title}: channels={channels} of images with {sprites.image_shape[0]}; "
-                "need 3, or 1 without color"
+                f"{sprites.title}: got channels={channels}, its images have "
+                f"{sprites.image_shape[0]}; need 3, or 1 for sprites without color"
             )
         self._sprites = sprites
         self._channels = channels

@@ -54,7 +54,7 @@ class Sprites:
 
     Args:
         size: Side of the images in pixels, 16 to 64.
-        supersample: Edges are the mean of ``supersample**2`` samples a pixel, 1 to 8.
+        supersample: Edges are the mean of ``supersample**2`` samples per pixel, 1 to 8.
         binary: One sample, at the pixel's centre, whatever ``supersample``: images of 0 and 1.
         color: Add the factor ``color``, before the others, and give RGB.
         doubled_orientation: Whether the grid holds the angle ``2 pi`` beside 0. Off, there are
@@ -107,7 +107,7 @@ class Sprites:
             require_within(f"held[{name!r}]", value, 0, len(grid[name]) - 1)
         self.factor_names = tuple(name for name in names if name not in held)
         if not self.factor_names:
-            raise ConfigError("Sprites: every factor is held; leave out at least one to vary")
+            raise ConfigError("Sprites: held fixes every factor; leave at least one out of it")
         self.factor_values = {name: grid[name] for name in self.factor_names}
         self.factor_sizes = tuple(len(values) for values in self.factor_values.values())
         self.image_shape = (3 if color else 1, size, size)
@@ -173,7 +173,9 @@ class Sprites:
         index = index.to(torch.int64)
         outside = (index < -count) | (index >= count)
         if outside.any():
-            raise IndexError(f"Sprites: index {int(index[outside][0])} of {count} images")
+            raise IndexError(
+                f"Sprites: index {int(index[outside][0])} is outside of {count} images"
+            )
         return torch.stack(torch.unravel_index(index % count, self.factor_sizes), dim=1)
 
     def index_of(self, factors: Int64[Tensor, "n f"]) -> Int64[Tensor, " n"]:
@@ -204,7 +206,7 @@ class Sprites:
     def render(self, factors: Int64[Tensor, "n f"]) -> Float[Tensor, "n c size size"]:
         """Draw the sprites with these classes: float32 in [0, 1] on the device of ``factors``.
 
-        About 7,000 images a second at 64 pixels on one thread. An image does not depend on what
+        About 7,000 images per second at 64 pixels on one thread. An image does not depend on what
         else is drawn with it.
 
         Raises:

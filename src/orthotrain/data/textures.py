@@ -11,7 +11,7 @@ from orthotrain.data.splits import ImageData
 
 # Every third image of a class, beginning with its first, is a test image.
 TEST_EVERY = 3
-# Of the other two thirds, stratified: 16 of 80 images a class.
+# Of the other two thirds, stratified: 16 of 80 images per class.
 VALIDATION_FRACTION = 0.2
 
 

@@ -1,4 +1,4 @@
-"""Apply a low-rank weight ``u @ core @ vh`` without building it, keeping ``k`` numbers a row.
+"""Apply a low-rank weight ``u @ core @ vh`` without building it, keeping ``k`` numbers per row.
 
 Both operations are one ``autograd.Function``. What backward needs is the ``k``-wide product
 with ``vh``, not the input: ``F.conv2d`` keeps its input even where the weight is frozen, so a
@@ -77,7 +77,7 @@ def low_rank_conv(
             where the padding is not with zeros.
         u: ``(groups, out / groups, k)``, treated as a constant.
         core: ``(groups, k, k)``, differentiated.
-        vh: ``(groups * k, channels / groups, *kernel)``: the right factor as ``k`` filters a
+        vh: ``(groups * k, channels / groups, *kernel)``: the right factor as ``k`` filters per
             group, treated as a constant.
         bias: ``(out,)`` or None.
         geometry: Stride, zero padding and dilation of each spatial dimension.
@@ -100,7 +100,7 @@ def low_rank_conv(
 
 
 class ConvGeometry:
-    """Stride, zero padding and dilation, one integer a spatial dimension, and the memory format.
+    """Stride, zero padding and dilation, one integer per spatial dimension, and the memory format.
 
     Torch takes the format of a result from the input or the weight. Padding and custom backward
     passes lose the input's, so with ``channels_last`` every weight is given in that format.

@@ -2,7 +2,7 @@
 
 A weight ``u @ core @ vh`` (``m x k``, ``k x k``, ``k x n``) acts on ``rows`` inputs: tokens of
 a linear layer, output positions of a convolution. The counts leave out what is linear in the
-sizes (bias, casts). ``benchmarks/contraction.py`` holds them against the clock.
+sizes (bias, casts). ``benchmarks/contraction.py`` compares them with measured times.
 """
 
 from __future__ import annotations

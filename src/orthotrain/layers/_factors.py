@@ -20,7 +20,7 @@ from orthotrain.linalg import thin_svd
 
 
 class Factors(NamedTuple):
-    """``weight = u @ core @ vh``; with several blocks, one such product a block.
+    """``weight = u @ core @ vh``; with several blocks, one such product per block.
 
     ``u`` is ``(m, k)``, ``core`` ``(k, k)`` and ``vh`` ``(k, n)``, each with a leading
     ``blocks`` dimension where there is more than one block.
@@ -78,7 +78,7 @@ class LowRankModule(nn.Module):
         From the sizes that the module knows, not from its tensors, so it can be asked of a
         dense and of a low-rank module alike.
         """
-        raise TypeError(f"{cls.__name__} must say how its weights are laid out")
+        raise TypeError(f"{cls.__name__} must define layouts(module, weight)")
 
     @classmethod
     def layout(cls, module: nn.Module, weight: str) -> WeightLayout:

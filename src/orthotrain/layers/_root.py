@@ -22,7 +22,7 @@ def root_in_layer(
         return root(covariance, **settings)
     except (NonFiniteError, NotPositiveDefiniteError) as error:
         raise type(error)(
-            f"{layer} needs an input whose covariance has a root, got one that fails there: {error}"
+            f"{layer} cannot take the root of the covariance of its input: {error}"
         ) from error
 
 

@@ -24,20 +24,20 @@ class GlobalCovariancePool(nn.Module):
 
     ``P = X X^T / M``,  ``S = (P + ridges)^(1/2)``, and the upper triangle of ``S`` row by row.
 
-    The root brings the spread of eigenvalues from squares back to the scale of the features, so
-    the result can stand where an average over places stood.
+    The root takes the eigenvalues from the scale of squares back to that of the features. So the
+    result can replace an average over places.
 
     Args:
         in_channels: ``C``.
         reduced_channels: ``d`` of a 1x1 convolution without bias, batch norm and ReLU before the
             covariance; None takes the channels as they are, ``d = C``.
-        method: Of the root, see ``spd_sqrt``.
-        gradient: Its derivative, see ``spd_sqrt``.
-        iterations: Of an iterative method or derivative.
+        method: How the root is computed, see ``spd_sqrt``.
+        gradient: Derivative of the root, see ``spd_sqrt``.
+        iterations: Steps of an iterative method or derivative.
         ridge: Added to every eigenvalue of ``P``.
-        relative_ridge: Times the mean eigenvalue of ``P``, added, too.
+        relative_ridge: This times the mean eigenvalue of ``P`` is added, too.
         shrinkage: ``s`` in [0, 1]: ``P <- (1 - s) P + s (trace(P) / d) 1``, for maps with few
-            places a channel. It keeps the trace.
+            places per channel. It keeps the trace.
 
     Attributes:
         reduce: The reduction, ``nn.Sequential(conv, norm, relu)``, or ``nn.Identity``.
@@ -48,8 +48,8 @@ class GlobalCovariancePool(nn.Module):
         on CPU and float32 on a GPU.
 
         With no more places than channels (``M <= d``) ``P`` has rank ``M - 1`` at most. Its root
-        is still defined and what is given; see the note. A map without any variance gives zeros,
-        with a zero derivative.
+        is still defined, and the layer returns it; see the note. A map without any variance
+        gives zeros, with a zero derivative.
 
     Raises:
         ConfigError: No channel, a ridge or shrinkage out of its range, or a setting of the root
@@ -59,8 +59,8 @@ class GlobalCovariancePool(nn.Module):
 
     Note:
         At a zero eigenvalue the root itself has no derivative. The gradient at the features has
-        one and stays bounded, because null directions of ``P`` are null directions of ``X``,
-        through which it is carried. The small default of ``relative_ridge`` makes both finite.
+        one and stays bounded, because null directions of ``P`` are null directions of ``X``.
+        The small default of ``relative_ridge`` makes both finite.
 
     Source:
         Li, Xie, Wang and Zuo (2017), arXiv:1703.08050; protocol and reduction as in Li, Xie,
@@ -92,7 +92,7 @@ class GlobalCovariancePool(nn.Module):
         if min(in_channels, channels) < 1:
             raise ConfigError(
                 f"GlobalCovariancePool needs at least one channel, got in_channels={in_channels} "
-                f"and reduced_channels={reduced_channels}; leave the reduction out to keep all"
+                f"and reduced_channels={reduced_channels}; leave reduced_channels out to keep all"
             )
         for name, value, top in (
             ("ridge", ridge, float("inf")),
@@ -103,7 +103,7 @@ class GlobalCovariancePool(nn.Module):
             if not (0 <= number <= top and number < float("inf")):
                 raise ConfigError(
                     f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value!r}; "
-                    f"0 leaves the covariance as it is"
+                    f"0 leaves the covariance unchanged"
                 )
         require_root_settings(f"GlobalCovariancePool({in_channels})", method, gradient, iterations)
         self.in_channels = in_channels
@@ -147,7 +147,7 @@ class GlobalCovariancePool(nn.Module):
             return root.flatten(1).index_select(1, self._triangle).to(dtype)
 
     def covariance(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d d"]:
-        """What enters the root, without ridges: reduced, centred, biased, shrunk."""
+        """Covariance that enters the root: reduced, centred, biased, shrunk, without ridges."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ShapeError(
                 f"{self._name()} needs x of shape (batch, {self.in_channels}, h, w), got "
@@ -161,8 +161,8 @@ class GlobalCovariancePool(nn.Module):
         places = x.shape[2] * x.shape[3]
         if places < 2:
             raise ShapeError(
-                f"{self._name()} needs at least two places to form a covariance, got x of shape "
-                f"{tuple(x.shape)}; use larger images or a smaller stride"
+                f"{self._name()} needs at least two places (h * w) to form a covariance, got x of "
+                f"shape {tuple(x.shape)}; use larger images or a smaller stride"
             )
         features: Tensor = self.reduce(x)
         with torch.autocast(device_type=x.device.type, enabled=False):

@@ -118,8 +118,8 @@ class DecorrelatedBatchNorm(nn.Module):
     def covariance(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "groups size size"]:
         """Biased covariance of a batch as training forms it, without the ridge.
 
-        Differentiable, in float32 (float64 for float64 input). Of the samples of this process
-        alone, also where the layer shares its statistics: this never communicates.
+        Differentiable, in float32 (float64 for float64 input). It reads the samples of this
+        process alone, also where the layer shares its statistics: it never communicates.
         """
         self._require_shape(x)
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -215,15 +215,15 @@ class DecorrelatedBatchNorm(nn.Module):
     def _number_of_groups(self, group_size: int | None, groups: int | None) -> int:
         if group_size is not None and groups is not None:
             raise ConfigError(
-                f"{self._name()} needs group_size or groups, got both ({group_size} and "
-                f"{groups}); one follows from the other"
+                f"{self._name()} needs one of group_size and groups, got both: "
+                f"group_size={group_size} and groups={groups}; leave one out"
             )
         parts = groups if group_size is None else group_size
         if self.num_features < 1 or (parts is not None and parts < 1):
             raise ConfigError(
-                f"{self._name()} needs at least one channel and one group, got {parts} for "
-                f"{'groups' if group_size is None else 'group_size'}; leave it out for one group "
-                f"of all channels"
+                f"{self._name()} needs at least one channel and one group, got "
+                f"{'groups' if group_size is None else 'group_size'}={parts}; leave it out for one "
+                f"group of all channels"
             )
         if parts is None:
             return 1
@@ -265,15 +265,15 @@ class DecorrelatedBatchNorm(nn.Module):
     def _require_samples(self, samples: int, layout: Layout) -> None:
         if samples < 2:
             raise ShapeError(
-                f"{self._name()} needs more than one value per channel for statistics of a "
+                f"{self._name()} needs more than one value per channel for the statistics of a "
                 f"batch, got x of shape {tuple(layout.shape)}; give more samples or call eval() "
                 f"on a layer with running statistics"
             )
         if self.ridge == 0 and samples <= self.group_size:
             raise ShapeError(
-                f"{self._name()} needs more samples than channels of a group where the ridge is "
-                f"0, got {samples} samples of {self.group_size} channels; set ridge, or choose "
-                f"smaller groups"
+                f"{self._name()} needs more samples than channels per group when ridge is 0, got "
+                f"{samples} samples of {self.group_size} channels; set ridge, or choose smaller "
+                f"groups"
             )
 
 
@@ -297,17 +297,17 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
     Args:
         num_features: Channels ``C``.
         group_size: Channels whitened together; must divide ``C``.
-        groups: Their number, instead of ``group_size``. Default of both: one group of all.
+        groups: Number of groups, instead of ``group_size``. With neither, one group of all.
         ridge: Added to the diagonal of the covariance; directions with less variance than this
-            are not blown up to one. 0 needs more samples than channels of a group, and no
-            direction without variance.
+            are not scaled up to one. 0 needs more samples than channels per group, and
+            variance in every direction.
         momentum: Share of the new batch in the running statistics; None averages over all
             batches.
         affine: Whether ``weight`` (one at the start) and ``bias`` (zero) are trained.
-        track_running_stats: Off, evaluation uses the statistics of its batch, too.
-        method: Of the inverse root, see ``spd_inv_sqrt``.
-        gradient: Its derivative, see ``spd_inv_sqrt``.
-        iterations: Of an iterative method or derivative.
+        track_running_stats: If False, evaluation uses the statistics of its batch, too.
+        method: How the inverse root is computed, see ``spd_inv_sqrt``.
+        gradient: Derivative of the inverse root, see ``spd_inv_sqrt``.
+        iterations: Steps of an iterative method or derivative.
         synchronize: In training, take mean and covariance over the processes of
             ``process_group``, as ``nn.SyncBatchNorm`` does. Batches may differ in size.
         process_group: None is all processes.
@@ -328,7 +328,7 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
         ConfigError: Channels that do not divide into the groups, a setting out of its range, or
             one of the root that ``spd_inv_sqrt`` does not take.
         ShapeError: Another shape; in training fewer than two values per channel, or with
-            ``ridge=0`` no more samples than channels of a group.
+            ``ridge=0`` no more samples than channels per group.
         NonFiniteError: NaN or infinity in the input of a training step.
         NotPositiveDefiniteError: A direction without variance, and no ridge.
 

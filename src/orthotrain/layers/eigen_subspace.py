@@ -20,9 +20,9 @@ _SCALE_STEP = 3.0
 class EigenSubspace(nn.Module):
     r"""Subspace of a feature map: ``(n, k)`` coordinates to ``(n, *out_shape)``.
 
-    ``phi = (scale * z) U + mean``, with the directions as rows of ``U``. Each row is one image of
-    what its coordinate adds, ``scale`` how far a unit of the coordinate goes along it, and
-    ``mean`` the origin. The rows are orthonormal at the start and stay so only if something keeps
+    ``phi = (scale * z) U + mean``, with the directions as rows of ``U``. Each row is what its
+    coordinate adds, ``scale`` says how far one unit of the coordinate goes along it, and ``mean``
+    is the origin. The rows are orthonormal at the start. They stay so only if something keeps
     them so: a penalty (:meth:`orthonormality_penalty`, or ``OrthogonalPenalty`` on the optimizer)
     or ``Retraction``. Methods find the directions by name, ``"*.u"``, and act on them as a matrix
     of ``k`` rows.
@@ -105,7 +105,7 @@ class EigenSubspace(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.num_basis:
             raise ShapeError(
                 f"EigenSubspace needs coordinates of shape (n, {self.num_basis}), got "
-                f"{tuple(z.shape)}; one column is one direction"
+                f"{tuple(z.shape)}; each column is the coordinate along one direction"
             )
         phi = torch.addmm(self.mean, z * self.scale, self.u)
         return phi.view(len(z), *self.out_shape)

@@ -50,9 +50,9 @@ def insert_whitening(
         ``SyncBatchNorm`` hands over its process group. ``settings`` come first.
 
         A ``DecorrelatedBatchNorm`` that is replaced hands over all of its settings and its running
-        covariance as it is. Where ``settings`` ask for other groups, these take from it what it
-        knows, and zero between channels that were whitened apart. Where they name a ``method``,
-        ``gradient`` and ``iterations`` of the old one do not come along.
+        covariance as it is. Where ``settings`` ask for other groups, these copy their
+        blocks of it, with zero between channels that were whitened apart. Where they name a
+        ``method``, ``gradient`` and ``iterations`` of the old one are dropped.
 
         Where no norm is replaced, the new ``weight`` and ``bias`` are unknown to an optimizer
         that exists already: add them with ``optimizer.add_param_group``, or pass
@@ -65,8 +65,8 @@ def insert_whitening(
     """
     if isinstance(model, DistributedDataParallel | DataParallel):
         raise ConfigError(
-            f"insert_whitening needs the bare model, got a {type(model).__name__}; insert first, "
-            f"then wrap, so that the new parameters are reduced, too"
+            f"insert_whitening needs the bare model, got a {type(model).__name__}; insert first "
+            f"and wrap afterwards, or the wrapper does not see the new parameters"
         )
     layer = _named(model, after)
     dims, channels = _channels(after, layer)
@@ -115,8 +115,8 @@ def _require_called(model: nn.Module, name: str, layer: nn.Module) -> None:
     for parent in model.modules():
         if isinstance(parent, nn.MultiheadAttention) and layer in parent.children():
             raise ConfigError(
-                f"insert_whitening needs a layer that is called, got {name!r}, whose weight "
-                f"{type(parent).__name__} reads by itself; insert after the attention's next layer"
+                f"insert_whitening needs a layer that the model calls, got {name!r}; its "
+                f"{type(parent).__name__} only reads the weight; name the layer after the attention"
             )
 
 
@@ -129,8 +129,8 @@ def _norm_to_replace(
         if width != channels:
             found = "no norm over channels" if width is None else f"a norm of {width} channels"
             raise ConfigError(
-                f"insert_whitening needs a norm of {channels} channels, as {after!r} gives, got "
-                f"{replaces!r}, a {type(norm).__name__}: {found}; name the norm that follows "
+                f"insert_whitening needs a norm of {channels} channels, the output of {after!r}, "
+                f"got {replaces!r}, a {type(norm).__name__}: {found}; name the norm that follows "
                 f"{after!r}"
             )
         return norm

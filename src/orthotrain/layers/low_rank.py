@@ -48,7 +48,7 @@ class _SingleWeight(LowRankModule):
             bias.copy_(fresh.get_parameter("bias"))
 
     def _fresh(self) -> nn.Module:
-        raise TypeError(f"{type(self).__name__} must say how its dense layer is made")
+        raise TypeError(f"{type(self).__name__} must define _fresh(), which makes its dense layer")
 
     def extra_repr(self) -> str:
         """The dense layer's description, and the rank."""
@@ -159,11 +159,11 @@ class LowRankTransposedLinear(_SingleWeight):
 
 
 class _LowRankConv(_SingleWeight):
-    """What the convolutions share: geometry from the module, one factorization a group."""
+    """What the convolutions share: geometry from the module, one factorization per group."""
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
-        """One block a group, ``out / groups`` by ``in / groups`` times the kernel's size."""
+        """One block per group, ``out / groups`` by ``in / groups`` times the kernel's size."""
         assert isinstance(module, nn.modules.conv._ConvNd)
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
         return (WeightLayout.of_blocks(shape, module.groups),)
@@ -246,7 +246,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         RankError: ``rank`` is out of range.
 
     Source:
-        Coquelin et al., arXiv:2401.08505; a factorization a group is ours.
+        Coquelin et al., arXiv:2401.08505; one factorization per group is ours.
 
     Example:
         >>> layer = LowRankConv2d(4, 6, 3, padding="same", rank=2)
@@ -281,9 +281,9 @@ def _copied(cls: type[_Layer], dense: nn.Module, rank: int | None) -> _Layer:
     known = low_rank_class_of(dense)
     if known is None or isinstance(dense, LowRankModule) or not issubclass(cls, known):
         raise ConfigError(
-            f"{cls.__name__} is made out of the plain torch layer of its name, got a "
-            f"{type(dense).__name__}, which computes something else; for a low-rank one use "
-            "orthotrain.to_dense first"
+            f"{cls.__name__} needs the plain torch layer that it replaces, got a "
+            f"{type(dense).__name__}, which computes something else; make a low-rank layer dense "
+            "first with orthotrain.to_dense"
         )
     layer = copy.deepcopy(dense)
     factorize_(layer, "weight", cls, rank=rank)

@@ -74,7 +74,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         """
         if is_causal and attn_mask is None:
             raise ConfigError(
-                "MultiheadAttention needs attn_mask where is_causal is set, got None; pass "
+                "MultiheadAttention needs attn_mask when is_causal is True, got None; pass "
                 "nn.Transformer.generate_square_subsequent_mask(length)"
             )
         batched = query.ndim == 3
@@ -181,14 +181,14 @@ def _require_fitting(inputs: tuple[Tensor, ...], *, batch_dim: int) -> None:
     if len(query) not in (2, 3) or not len(query) == len(key) == len(value):
         raise ShapeError(
             "MultiheadAttention needs query, key and value all 3-D, or all 2-D without a batch, "
-            f"got {query}, {key}, {value}"
+            f"got shapes {query}, {key}, {value}"
         )
     same_batch = len(query) == 2 or query[batch_dim] == key[batch_dim]
     if not same_batch or key[:-1] != value[:-1]:
         raise ShapeError(
-            "MultiheadAttention needs query, key and value of one batch size, key and value of "
-            f"one length, got {query}, {key}, {value} with the batch in dimension {batch_dim}; "
-            "check batch_first"
+            "MultiheadAttention needs the same batch size for query, key and value, and the same "
+            f"length for key and value, got {query}, {key}, {value} with the batch in dimension "
+            f"{batch_dim}; check batch_first"
         )
 
 

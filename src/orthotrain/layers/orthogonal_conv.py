@@ -41,15 +41,15 @@ class OrthogonalConv2d(nn.Module):
     ``(1.1 max_norm)^(t + 1) / (t + 1)!`` with ``t = 5`` powers of ``A`` in training and 10 in
     evaluation. By default that is 2.9e-4 in training; in evaluation it is 1.4e-9, so rounding
     decides: about 1e-6 in float32. The factor 1.1 is for the power iteration that measures the
-    norm, which ends below it by a few percent at most. In training it makes one round a
+    norm, which ends below it by a few percent at most. In training it makes one round per
     forward pass, and 50 at the first and every 200th: a weight that is replaced by hand
     during training is measured well only some passes later. Evaluation makes 50 rounds each time,
     and keeps nothing.
 
     **Scale.** The published code leaves the factor ``sqrt(kh kw)`` out of the bound of the norm,
     which is ``max_norm = 0.7 * sqrt(kh kw)`` here: 2.1 for a 3x3 kernel, with a tolerance of .21
-    in training. It turns further away from the identity, and keeps its promise only because
-    the bound is rarely reached.
+    in training. It turns further away from the identity, and stays near orthogonal only
+    because the bound is rarely reached.
 
     Args:
         in_channels: Channels of the input.
@@ -115,8 +115,8 @@ class OrthogonalConv2d(nn.Module):
         _require_sizes(in_channels, out_channels, (height, width), stride)
         if not 0.0 < max_norm < float("inf"):
             raise ConfigError(
-                f"OrthogonalConv2d needs a positive max_norm, got {max_norm}; 0.7 keeps the "
-                f"tolerance, 0.7 times the kernel's size is as published"
+                f"OrthogonalConv2d needs a positive, finite max_norm, got {max_norm}; the default "
+                f"is 0.7, the published scale is 0.7 times the kernel size"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.max_norm = (height, width), stride, max_norm
@@ -206,7 +206,7 @@ class OrthogonalConv2d(nn.Module):
 
 
 def _space_to_depth(x: Tensor, stride: int) -> Tensor:
-    """``(n, c, h, w)`` to ``(n, c * stride^2, h / stride, w / stride)``, a block a pixel.
+    """``(n, c, h, w)`` to ``(n, c * stride^2, h / stride, w / stride)``, one block per pixel.
 
     ``pixel_unshuffle`` leaves an empty batch as it is.
     """
@@ -242,5 +242,5 @@ def _require_input(x: Tensor, channels: int, stride: int) -> None:
     if x.shape[-2] % stride or x.shape[-1] % stride:
         raise ShapeError(
             f"OrthogonalConv2d needs a height and width that its stride {stride} divides, got "
-            f"{tuple(x.shape)}; pad or crop the input: dropping pixels would not be orthogonal"
+            f"{tuple(x.shape)}; pad or crop the input: a layer that drops pixels is not orthogonal"
         )

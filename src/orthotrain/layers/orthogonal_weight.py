@@ -19,14 +19,14 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     """Keep a weight orthonormal while it is trained, as a matrix of outputs by all the rest.
 
-    The weight is flattened to ``(out, in * kh * kw)``, to one such matrix a group where a
+    The weight is flattened to ``(out, in * kh * kw)``, to one such matrix per group where a
     convolution has groups, and written as a product of Householder reflections, by
     ``torch.nn.utils.parametrizations.orthogonal``. So its rows are orthonormal if there are at most
     as many as columns, and else its columns, whatever an optimizer does. It starts as
     the polar factor of the weight that was there.
 
-    Applied to the 4-D weight itself, torch makes every ``kh x kw`` slice orthogonal, which does not
-    make the weight so.
+    Applied to the 4-D weight itself, torch's parametrisation makes every ``kh x kw`` slice
+    orthogonal. The weight is then not orthogonal.
 
     Args:
         module: An ``nn.Linear``, a convolution or any module with such a parameter; changed in
@@ -116,7 +116,7 @@ class _FlatOrthogonal(nn.Module):
         return self._shaped(flat, weight)
 
     def _flat(self, weight: Tensor) -> Tensor:
-        """One matrix a group, ``(groups, out / groups, rest)``, in float32 at least."""
+        """One matrix per group, ``(groups, out / groups, rest)``, in float32 at least."""
         work = weight.to(result_dtype(weight.dtype))
         if self.inputs_first:
             taps = weight[0, 0].numel()
@@ -148,11 +148,12 @@ def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:
         own = [key for key, value in module._parameters.items() if value is not None]
         raise ConfigError(
             f"orthogonal_weight needs a module with a parameter {name!r}, got a {kind} with "
-            f"{own or 'none'}; give the layer itself, and make a low-rank one dense first"
+            f"{own or 'no parameters'}; pass the layer itself, or make a low-rank layer dense"
         )
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ConfigError(
-            f"orthogonal_weight needs a weight with a shape, got a lazy {kind}; run it once first"
+            f"orthogonal_weight needs a weight whose shape is known, got a lazy {kind}; run it "
+            f"once on a batch first"
         )
     if not weight.is_floating_point():
         raise ConfigError(

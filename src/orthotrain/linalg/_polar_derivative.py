@@ -134,8 +134,8 @@ def _gradient_among_equal_ranks(g: Tensor, q: Tensor, v: Tensor, s: Tensor, kept
     """The same for the kept directions alone; null ones, completed or not, are held fixed."""
     null = int((~kept).sum())
     warnings.warn(
-        f"polar_factor: {null} of {kept.numel()} directions are null, where the derivative does "
-        f"not exist; gave the derivative among matrices of the same rank",
+        f"polar_factor: {null} of {kept.numel()} directions are null, and the derivative does not "
+        f"exist there; returned the derivative among matrices of the same rank",
         NumericalWarning,
         stacklevel=2,
     )
@@ -166,7 +166,7 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(_: BackwardCFunction, g: Tensor) -> tuple[Tensor, None, None]:
         raise NotImplementedError(
-            f"polar_factor has a second derivative where no direction is null, got a call for it "
-            f"at shape {tuple(g.shape)} with null directions; detach its gradient, drop "
-            f"create_graph, or add what makes the rank full"
+            f"polar_factor has a second derivative only where no direction is null, got null "
+            f"directions in a matrix of shape {tuple(g.shape)}; drop create_graph, detach the "
+            f"gradient, or make the rank full"
         )

@@ -32,21 +32,21 @@ def require_root_settings(function: str, method: Any, gradient: Any, iterations:
         if value not in choices:
             raise ConfigError(
                 f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
-                f"the default is right unless you compare them"
+                f"leave it out unless you compare them"
             )
     if gradient == "newton_schulz" and method != "newton_schulz":
         raise ConfigError(
             f"{function} needs method='newton_schulz' for gradient='newton_schulz', got "
-            f"method={method!r}; it is autograd through that iteration's steps"
+            f"method={method!r}; this gradient is autograd through the steps of that method"
         )
     if iterations is None:
         return
     whole = isinstance(iterations, int) and not isinstance(iterations, bool)
     if method not in DEFAULT_ITERATIONS or not whole or iterations < 1:
         raise ConfigError(
-            f"{function} needs iterations as a whole number of at least 1, and a method that "
-            f"iterates ({' or '.join(DEFAULT_ITERATIONS)}), got iterations={iterations!r} with "
-            f"method={method!r}; leave it out, or name such a method"
+            f"{function} needs iterations as a whole number of at least 1, and method="
+            f"{' or '.join(DEFAULT_ITERATIONS)}, got iterations={iterations!r} with "
+            f"method={method!r}; leave iterations out, or choose a method that iterates"
         )
 
 
@@ -90,7 +90,7 @@ def carried_dtype(function: str, a: Tensor, rounded_to: torch.dtype | None) -> t
     if not (isinstance(rounded_to, torch.dtype) and rounded_to.is_floating_point):
         raise ConfigError(
             f"{function} needs rounded_to to be a floating-point dtype that a was stored in, got "
-            f"{rounded_to!r}; leave it out for {a.dtype}, that of a"
+            f"{rounded_to!r}; leave it out if a was never stored in another dtype than {a.dtype}"
         )
     return max(a.dtype, rounded_to, key=lambda dtype: torch.finfo(dtype).eps)
 

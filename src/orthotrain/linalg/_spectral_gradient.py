@@ -98,9 +98,9 @@ def _exact(function: str, pairs: _Pairs, values: Tensor) -> Tensor:
     tied = tied.triu(1)
     if _known(tied.any()):
         warnings.warn(
-            f"{function}: {int(tied.sum())} pairs of values are equal to rounding, where their "
-            f"vectors have no derivative; gave none between them. Of a matrix root, spd_sqrt and "
-            f"spd_inv_sqrt have the derivative at ties, too",
+            f"{function}: {int(tied.sum())} pairs of values are equal up to rounding, and their "
+            f"vectors have no derivative there; it was set to zero between them. For a matrix root "
+            f"take spd_sqrt or spd_inv_sqrt, which have a derivative at ties",
             NumericalWarning,
             stacklevel=2,
         )
@@ -135,6 +135,6 @@ class FirstDerivative(torch.autograd.Function):
     def backward(ctx: Any, *_: Any) -> Any:
         """Refuse."""
         raise NotImplementedError(
-            f"{ctx.function} has a second derivative for gradient='exact' only, got a call for "
-            f"it with another; drop create_graph, or take 'exact'"
+            f"{ctx.function} has a second derivative for gradient='exact' only, and this call "
+            f"chose another gradient; drop create_graph, or take 'exact'"
         )

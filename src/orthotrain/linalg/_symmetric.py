@@ -121,7 +121,7 @@ def _by_svd(function: str, a: Tensor) -> tuple[Tensor, Tensor]:
         u, s, _ = torch.linalg.svd(work + shift * torch.eye(len(work), dtype=work.dtype))
     except LinAlgError as error:
         raise ConvergenceError(
-            f"{function} needs eigenvalues, got no convergence from eigh or the SVD for a matrix "
-            f"of size {len(work)} and norm {shift:.3g}; look at its entries, or add a ridge"
+            f"{function}: neither eigh nor the SVD converged for a matrix of size {len(work)} "
+            f"and norm {shift:.3g}; look at its entries, or add a ridge"
         ) from error
     return (s - shift).flip(-1), u.flip(-1)

@@ -62,10 +62,10 @@ def polar_factor(
               direction is left between zero and one.
         rtol: In ``[0, 1)``. Directions with ``s_i < rtol * s_0`` are null and stay zero, so a
             zero matrix maps to zero, also with 0. Defaults to the larger of ``4 * eps`` of the
-            input's dtype (rounding of a matrix product; half precision is taken at face value,
+            input's dtype (rounding of a matrix product; half precision counts as exact,
             with the eps of float32) and ``eps * max(m, n)`` of the dtype it is computed in.
             The methods that use products only cannot cut: a null direction that is not zero
-            grows from its rounding, by 8e3 in eight steps of Polar Express and by 1.5 a step of
+            grows from its rounding, by 8e3 in eight steps of Polar Express and by 1.5 per step of
             Newton-Schulz, which ends when the kept ones have arrived. They warn where that
             shows in the result.
         complete: Give null directions the SVD's null vectors, so that the result is orthonormal
@@ -132,7 +132,7 @@ def _rule(
     if method not in get_args(PolarMethod):
         raise ConfigError(
             f"polar_factor needs method to be one of {', '.join(get_args(PolarMethod))}, got "
-            f"{method!r}; 'auto' is right unless you compare routes"
+            f"{method!r}; take 'auto' unless you compare routes"
         )
     silent = method == "auto"
     method = _automatic(a) if method == "auto" else method
@@ -167,8 +167,8 @@ def _steps(method: PolarMethod, max_iters: int | None) -> int:
         case "auto" | "svd" | "gram" | "qdwh":
             if max_iters is not None:
                 raise ConfigError(
-                    f"polar_factor needs max_iters only with 'newton_schulz' or 'polar_express', "
-                    f"got {max_iters} with {method!r}; leave it out, that route ends by itself"
+                    f"polar_factor takes max_iters only with 'newton_schulz' or 'polar_express', "
+                    f"got {max_iters} with {method!r}; leave it out, this route stops by itself"
                 )
             return 0
         case _:
@@ -176,6 +176,6 @@ def _steps(method: PolarMethod, max_iters: int | None) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(
             f"polar_factor needs max_iters as a whole number of at least 1, got {steps!r}; "
-            f"leave it out for {method!r}'s own"
+            f"leave it out for the default of {method!r}"
         )
     return steps

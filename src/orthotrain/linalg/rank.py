@@ -1,8 +1,8 @@
 """How many directions a spectrum keeps: the only truncation rule in the package.
 
 A threshold relative to the largest singular value (``beta`` of OIALR, arXiv:2401.08505), a share
-of the energy, or a budget of stored numbers spread over many spectra. Where the threshold is to
-part numbers from their rounding, ``rounding_rtol`` says what it is.
+of the energy, or a budget of stored numbers spread over many spectra. ``rounding_rtol`` is
+the threshold that separates numbers from their rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rounding_rtol(
 
     Args:
         a: ``(*batch, m, n)``. One share for the whole batch.
-        eps: To what its entries are known. Defaults to the eps of the dtype of ``a``.
+        eps: Relative precision of its entries. Defaults to the eps of the dtype of ``a``.
         difference_from: The weight from which ``a`` is a difference, in any shape.
     """
     share = max(a.shape[-2:]) * (torch.finfo(a.dtype).eps if eps is None else eps)
@@ -193,9 +193,9 @@ def ranks_within_budget(
 ) -> list[int]:
     """Ranks of several matrices that fit one budget of stored numbers and lose little energy.
 
-    All start at full rank. What loses least energy, relative to that matrix's own total, for
-    each stored number it saves goes first, until the costs fit. Where a small cut saves nothing
-    (a layer that stays dense above its break-even), the cut is deep enough to pay.
+    All start at full rank. The cut that loses least energy per stored number saved goes first,
+    until the costs fit. Energy counts relative to the total of its matrix. Where a small cut saves
+    nothing (a layer that stays dense above its break-even), the cut is deep enough to pay.
 
     Args:
         spectra: One ``(k_i,)`` per matrix, sorted from large to small; lengths may differ.
@@ -283,7 +283,7 @@ class _CutTable:
         if any(a > b for a, b in pairwise(self.cost)):
             raise ConfigError(
                 f"ranks_within_budget needs costs that do not fall as the rank grows, got "
-                f"costs[{index}] that does; cap a factored cost at the dense one"
+                f"costs[{index}], which falls; cap a factored cost at the dense one"
             )
         self.lost = _lost_shares(values)
         self._targets = self._hull()

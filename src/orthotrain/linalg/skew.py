@@ -137,7 +137,7 @@ class ConvSpectralBound(NamedTuple):
 
     Attributes:
         bound: Scalar: estimate of an upper bound of the operator norm.
-        left: The left vectors reached, one a reshaping; given back, the iteration goes on.
+        left: The left vectors reached, one per reshaping; pass them on to continue the iteration.
     """
 
     bound: Tensor
@@ -194,8 +194,8 @@ def conv_spectral_bound(
     _require_kernel("conv_spectral_bound", kernel)
     if rounds < 0:
         raise ConfigError(
-            f"conv_spectral_bound needs rounds >= 0, got {rounds}; 50 from the start, and 1 a step "
-            f"while the kernel moves slowly"
+            f"conv_spectral_bound needs rounds >= 0, got {rounds}; take 50 at first, then 1 per "
+            f"step while the kernel changes slowly"
         )
     with without_autocast(kernel):
         work = kernel.to(result_dtype(kernel.dtype))
@@ -365,7 +365,7 @@ def _fitted(
         raise ShapeError(
             f"conv_spectral_bound needs left vectors of shapes {sides} for a kernel of shape "
             f"{tuple(kernel.shape)}, got {[tuple(u.shape) for u in left]}; start with left=None, "
-            f"and keep skew as it was"
+            f"and keep skew the same in all calls"
         )
     return tuple(u.to(m) for u, m in zip(left, matrices, strict=True))
 

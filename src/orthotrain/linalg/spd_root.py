@@ -325,8 +325,8 @@ def _exact(
     if not basis.inverse and has_zero(basis.s):
         warnings.warn(
             f"{plan.function}: {int((basis.s == 0).sum())} of {basis.s.numel()} eigenvalues are "
-            f"null, where the derivative does not exist; gave none between null directions. Add "
-            f"a ridge for a derivative everywhere",
+            f"null, and the derivative does not exist there; it was set to zero between null "
+            f"directions. Add a ridge for a derivative everywhere",
             NumericalWarning,
             stacklevel=2,
         )

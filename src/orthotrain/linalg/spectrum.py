@@ -61,7 +61,7 @@ def condition_number(
 
 @dataclass(frozen=True)
 class ConditionReadings:
-    """What one matrix, or each of a batch, reads in four senses; ``(*batch,)`` in float64.
+    """Rank, and condition read in four ways, per matrix of a batch; ``(*batch,)`` in float64.
 
     Attributes:
         rank: How many values count, by ``numerical_rank`` at ``rtol``.
@@ -69,8 +69,8 @@ class ConditionReadings:
         with_ridge: ``(largest + ridge) / (smallest + ridge)`` of a symmetric matrix, with
             eigenvalues below zero taken for zero; infinite without a ridge where the smallest is
             zero. None for singular values.
-        naive_float32: Largest over smallest absolute value as float32 finds them. Of a matrix
-            that is singular up to rounding it says where the rounding ended, and no more.
+        naive_float32: Largest over smallest absolute value as float32 finds them. For a
+            matrix that is singular up to rounding it measures rounding only.
         naive_float64: The same in float64.
         largest: Largest eigenvalue or singular value.
         norm: Frobenius norm.
@@ -98,11 +98,11 @@ def condition_readings(
     ridge: float = 0.0,
     relative_ridge: float = 0.0,
 ) -> ConditionReadings:
-    """Rank and condition number of a matrix in the four senses that are often taken for one.
+    """Rank of a matrix, and its condition number read in four ways.
 
     A covariance of 27 inputs seen through 64 channels has rank 27 at most. Its 37 other
-    eigenvalues are rounding, and so is a condition number that divides by them; one that leaves
-    them out, and one that adds the ridge first, say different things again.
+    eigenvalues are rounding, and so is a condition number that divides by them. One reading leaves
+    them out, one adds the ridge first, and two divide by them, in float32 and in float64.
 
     Args:
         a: ``(*batch, m, n)`` with ``m, n >= 1``. Batch entries are independent.
@@ -111,7 +111,7 @@ def condition_readings(
         symmetric: Read eigenvalues of a symmetric positive semi-definite matrix instead of
             singular values.
         ridge: Added to every eigenvalue, as in ``spd_sqrt``; symmetric matrices only.
-        relative_ridge: Times the mean eigenvalue, added, too.
+        relative_ridge: This times the mean eigenvalue is added, too.
 
     Returns:
         All readings, on the device of ``a``, without gradient.
@@ -204,12 +204,12 @@ def _require_ridge(function: str, ridge: float, relative_ridge: float, *, symmet
         if not 0 <= value < math.inf:
             raise ConfigError(
                 f"{function} needs a finite {name} >= 0, got {value}; it is what the layer adds "
-                f"to the eigenvalues, 0 for nothing"
+                f"to the eigenvalues, and 0 where it adds nothing"
             )
         if value and not symmetric:
             raise ConfigError(
-                f"{function} needs symmetric=True with {name}={value}; a ridge is added to "
-                f"eigenvalues, and a matrix read by singular values has none"
+                f"{function} takes a ridge only with symmetric=True, got {name}={value}; a ridge "
+                f"is added to eigenvalues, and without symmetric=True singular values are read"
             )
 
 

@@ -72,7 +72,7 @@ def basis_stability_from_polar(
 ) -> Float[Tensor, "*batch"]:
     """``basis_stability`` of weights whose polar factors are at hand.
 
-    Keeping ``polar_factor(weight)`` instead of the weight saves one decomposition a comparison.
+    Keeping ``polar_factor(weight)`` instead of the weight saves one decomposition per comparison.
 
     Args:
         q_before: ``(*batch, m, n)`` from ``polar_factor``; not checked for orthonormality.

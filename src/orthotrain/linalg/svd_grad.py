@@ -66,8 +66,8 @@ def eigh(
         NotImplementedError: A second derivative other than of ``"exact"`` was asked for.
 
     Warns:
-        NumericalWarning: ``"exact"`` met values equal to rounding in backward. What it gives is
-            the derivative of a loss that does not depend on the choice of vectors among these.
+        NumericalWarning: ``"exact"`` met values equal up to rounding in backward. The result is
+            right for a loss that does not depend on the choice of vectors among these.
 
     Note:
         Every gradient is finite and antisymmetric in its factors, at ties, too: of two equal
@@ -119,7 +119,8 @@ def svd(
         NotImplementedError: A second derivative other than of ``"exact"`` was asked for.
 
     Warns:
-        NumericalWarning: ``"exact"`` met values equal to rounding in backward, or a driver failed.
+        NumericalWarning: ``"exact"`` met values equal up to rounding in backward, or a driver
+            failed.
 
     Note:
         Finite everywhere, as that of ``eigh``. Where ``m != n``, the part of the derivative that
@@ -156,7 +157,7 @@ def _plan(function: str, a: Tensor, gradient: SpectralGradient, drop_last: int) 
     if gradient not in get_args(SpectralGradient):
         raise ConfigError(
             f"{function} needs gradient to be one of {', '.join(get_args(SpectralGradient))}, got "
-            f"{gradient!r}; 'exact' is right unless you compare them"
+            f"{gradient!r}; take 'exact' unless you compare them"
         )
     size = min(a.shape[-2:])
     if gradient == "top_n" and not 0 <= drop_last < size:

@@ -52,7 +52,8 @@ def require_images(model: str, images: Tensor, shape: tuple[int, ...]) -> None:
     if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
         sizes = ", ".join(map(str, shape))
         raise ShapeError(
-            f"{model}: got images {tuple(images.shape)}, need at least one of (batch, {sizes})"
+            f"{model}: got images {tuple(images.shape)}, need (batch, {sizes}) with at least one "
+            "image"
         )
 
 

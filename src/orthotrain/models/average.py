@@ -18,8 +18,8 @@ class ImageDecay:
     """The decay of an exponential average whose weights halve over a number of images.
 
     Attributes:
-        half_life_images: Once warm.
-        batch_size: Images a step.
+        half_life_images: Half-life after the warm-up.
+        batch_size: Images per step.
         warmup: Largest half-life as a share of the images averaged so far.
     """
 
@@ -52,16 +52,16 @@ def ema_of(
 
     Args:
         model: Any module, wrapped or not; it is not changed.
-        half_life_images: Images over which the weight of a step halves. For a decay ``d`` a step
+        half_life_images: Images over which the weight of a step halves. For a decay ``d`` per step
             that is ``batch_size * log(0.5) / log(d)``: 692.8 batches for 0.999.
-        batch_size: Images a step.
-        warmup: As above, at least 0. 0 is none: then the first step's weights decay like any
-            other's.
+        batch_size: Images per step.
+        warmup: As above, at least 0. With 0 there is no warm-up: the weights of the first step
+            decay like those of any other.
 
     Returns:
         torch's ``AveragedModel``. Buffers are those of the model, not averaged. Its ``state_dict``
-        holds how far the warm-up is. Let ``handle.track(ema)`` know of it where a method changes
-        the structure of the model.
+        holds how far the warm-up is. Call ``handle.track(ema)`` where a method changes the
+        structure of the model.
 
     Raises:
         ConfigError: A half-life or batch that is not positive and finite, or a negative warm-up.
@@ -73,7 +73,7 @@ def ema_of(
     if not 0 < half_life_images < float("inf"):
         raise ConfigError(
             f"ema_of needs a positive, finite half_life_images, got {half_life_images}; for a "
-            "decay d a step it is batch_size * log(0.5) / log(d)"
+            "decay d per step it is batch_size * log(0.5) / log(d)"
         )
     if batch_size < 1:
         raise ConfigError(f"ema_of needs batch_size of at least 1, got {batch_size}")

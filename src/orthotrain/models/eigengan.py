@@ -55,17 +55,17 @@ class EigenBlock(nn.Module):
 
 
 class EigenGenerator(nn.Module):
-    """EigenGAN's generator: ``num_basis`` latent coordinates a level, besides a noise vector.
+    """EigenGAN's generator: ``num_basis`` latent coordinates per level, besides a noise vector.
 
-    The noise ``e`` makes a 4x4 map, or a learned one stands in its place. Each of the
-    ``log2(size) - 2`` blocks doubles its side and adds what its own coordinates say, from the
-    coarse to the fine. No norms, so samples do not meet, and training and evaluation are alike.
+    The noise ``e`` makes a 4x4 map; without noise the map is learned. Each of the
+    ``log2(size) - 2`` blocks doubles its side and adds its own directions, from coarse to fine.
+    There are no norms: samples do not influence each other, and training equals evaluation.
 
     Args:
         size: Side of the images in pixels, a power of two from 8 up.
         noise_dim: Length of ``e``. 0 leaves ``e`` out and learns the 4x4 map: with noise, factors
             of a small data set may all go there and leave the coordinates without a meaning.
-        num_basis: Coordinates a block.
+        num_basis: Coordinates per block.
         base_channels: Channels of the last map; each level down has twice as many, up to 512.
         channels: Image channels.
         generator: Source of the initial weights; torch's global state then stays as it is. None
@@ -112,7 +112,7 @@ class EigenGenerator(nn.Module):
         if noise_dim < 0 or num_basis < 1:
             raise ConfigError(
                 f"EigenGenerator: got noise_dim={noise_dim} and num_basis={num_basis}, need "
-                "noise_dim of at least 0 (none) and num_basis of at least 1"
+                "noise_dim of at least 0 (0: no noise) and num_basis of at least 1"
             )
         self.image_shape = (channels, size, size)
         self.noise_dim = noise_dim
@@ -318,6 +318,6 @@ def _require_channels(model: str, base_channels: int, channels: int) -> None:
     require_at_least_one(model, base_channels=base_channels, channels=channels)
     if base_channels > _MAX_CHANNELS:
         raise ConfigError(
-            f"{model}: base_channels={base_channels} must be at most {_MAX_CHANNELS}, which no "
-            "level passes"
+            f"{model}: base_channels={base_channels} must be at most {_MAX_CHANNELS}, the limit "
+            "of channels per level"
         )

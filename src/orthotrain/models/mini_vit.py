@@ -116,7 +116,10 @@ class MiniViT(nn.Module):
                 f"MiniViT: width={width} is no multiple of heads={heads}; choose a multiple"
             )
         if round(width * mlp_ratio) < 1:
-            raise ConfigError(f"MiniViT: mlp_ratio={mlp_ratio} leaves no hidden unit")
+            raise ConfigError(
+                f"MiniViT: mlp_ratio={mlp_ratio} leaves no hidden unit at width={width}; need "
+                "width * mlp_ratio of at least 1"
+            )
         self.image_shape = (channels, image_size, image_size)
         self.patch_size = patch_size
         self.patch_embed = nn.Linear(channels * patch_size**2, width)

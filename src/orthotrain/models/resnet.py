@@ -33,7 +33,7 @@ class ResNet(nn.Module):
     and the weight before it is ``stem.weight`` or the pool's own reduction.
 
     Args:
-        depth: 18 (two 3x3 convolutions a block) or 50 (bottlenecks of four times the width).
+        depth: 18 (two 3x3 convolutions per block) or 50 (bottlenecks of four times the width).
         width: Channels of the first stage; each further stage has twice as many.
         stem_channels: Outputs of the stem, independent of ``width``: a narrow network keeps a
             stem of 64 channels that sees 27 numbers.
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
         if (pool is None) != (pool_features is None):
             raise ConfigError(
                 f"ResNet: got pool={type(pool).__name__} with pool_features={pool_features}; "
-                "give both, or neither for the average over all places"
+                "give both, or neither for average pooling"
             )
         self.channels = channels
         block, blocks = _STAGES[depth]
@@ -150,8 +150,8 @@ class ResNet(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != self.channels or images.numel() == 0:
             raise ShapeError(
-                f"ResNet: got images {tuple(images.shape)}, need at least one of "
-                f"(batch, {self.channels}, height, width)"
+                f"ResNet: got images {tuple(images.shape)}, need (batch, {self.channels}, height, "
+                "width) with at least one image"
             )
         x = self.shrink(F.relu(self.norm(self.stem(images))))
         scores: Tensor = self.head(self.pool(self.layers(x)))

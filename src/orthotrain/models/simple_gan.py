@@ -37,7 +37,7 @@ _FIRST_CHANNELS = 64
 class LatentMap(nn.Module):
     """The first layer of a generator: a transposed convolution of a 1x1 map with ``latent_dim``.
 
-    Its weight is kept as the matrix it is on vectors, one row a coordinate, where
+    Its weight is kept as the matrix it is on vectors, one row per coordinate, where
     ``nn.ConvTranspose2d`` on a 1x1 map would keep ``(latent_dim, c, h, w)``. So methods that act
     on matrices, and directions taken from it, see that matrix, not outputs by all the rest.
 
@@ -80,8 +80,8 @@ class SimpleGenerator(nn.Module):
     """A latent layer to 4x4, then 4x4 transposed convolutions of stride 2 to the image.
 
     Each doubling has an instance norm with learned affine map and a leaky ReLU; the latent layer
-    has neither. Norms are of one sample, without running statistics, so samples do not meet, and
-    training and evaluation are alike.
+    has neither. Norms are of one sample, without running statistics: samples do not influence
+    each other, and training equals evaluation.
 
     Channels from 4x4 to full size: 512, 256, 128, 64, 64 at 64 pixels and 1024, 1024, 512, 256,
     128, 64 at 128. At 32 and 16 pixels the widest levels of the network for 64 are left out: 256,
