@@ -1,14 +1,71 @@
-"""What an evaluation found: one row a score, with what it is worth, printed as a table."""
+"""What an evaluation takes and finds: budgets, real images, and a table of one row per score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from orthotrain.disentangle.codes import DciModel
+from orthotrain.disentangle.features import signed_images
+from orthotrain.disentangle.generators import ValueRange
+from orthotrain.disentangle.variation_predictability import ClassifierBudget
+from orthotrain.errors import ConfigError, ShapeError
 
 _HEADINGS = ("score", "value", "spread", "chance", "real vs real", "note")
+
 _LEFT = {"score", "note"}
+
+
+@dataclass(frozen=True)
+class FactorBudget:
+    """Of the scores that need true factors; the defaults are the published ones.
+
+    Attributes:
+        samples: Images that are encoded for MIG, SAP, modularity and DCI.
+        train_votes: Of FactorVAE and beta-VAE score.
+        evaluation_votes: Of both.
+        chance_repeats: Permutations from which the chance of the first four is measured, at least
+            2; DCI trains its classifiers for each.
+        dci_model: See ``dci``.
+    """
+
+    samples: int = 10_000
+    train_votes: int = 10_000
+    evaluation_votes: int = 5_000
+    chance_repeats: int = 3
+    dci_model: DciModel = "gradient_boosting"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each score draws; the defaults are what their papers take, or enough.
+
+    Attributes:
+        latents: For activeness, at least 2.
+        classifier: Of VP.
+        interventions: Latents for each coordinate that is moved, at least 2.
+        paths: Of PPL.
+        images: Generated ones for fidelity, and as many real ones twice; fewer where there are
+            fewer. All pairs are compared, in every space and split.
+        splits: Of the real images for fidelity.
+        pca_images: Real images to which pixel PCA is fitted, at most a fifth; they are not scored.
+        factors: Of the scores that need true factors.
+    """
+
+    latents: int = 300
+    classifier: ClassifierBudget = field(default_factory=ClassifierBudget)
+    interventions: int = 300
+    paths: int = 2000
+    images: int = 2000
+    splits: int = 5
+    pca_images: int = 1000
+    factors: FactorBudget = field(default_factory=FactorBudget)
 
 
 @dataclass(frozen=True)
@@ -115,3 +172,54 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
             ]
         )
     return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Real images: a tensor ``(n, c, h, w)``, or anything that is indexed like one.
+
+    An index tensor ``(k,)`` gives images ``(k, c, h, w)``, uint8 or floating-point, alone or as
+    the first of a tuple.
+    """
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Images at an index tensor."""
+
+
+def image_batches(
+    reference: Reference,
+    index: Int64[Tensor, " k"],
+    *,
+    value_range: ValueRange,
+    batch_size: int,
+) -> Iterator[Float[Tensor, "n c h w"]]:
+    """The images at ``index`` in [-1, 1]; raises unless each batch holds as many as asked for."""
+    for part in torch.split(index, batch_size):
+        found = reference[part]
+        images = found[0] if isinstance(found, tuple | list) else found
+        if not isinstance(images, Tensor):
+            raise ConfigError(
+                f"evaluate needs reference[indices] to be a tensor of images, got "
+                f"{type(images).__name__}; pass a tensor, or an object that stacks its images"
+            )
+        if images.ndim != 4 or len(images) != len(part):
+            raise ShapeError(
+                f"evaluate needs reference[indices] of shape (k, c, h, w) for k = {len(part)} "
+                f"indices, got {tuple(images.shape)}; index it with a tensor to see"
+            )
+        yield signed_images(images, value_range=value_range)
+
+
+def drawn(reference: Reference, random: torch.Generator) -> Int64[Tensor, " n"]:
+    """All indices of the reference in random order."""
+    try:
+        count = len(reference)
+    except TypeError as error:
+        raise ConfigError(
+            f"evaluate needs a reference with a length, got {type(reference).__name__}; pass a "
+            f"tensor of images, or an object with len and [indices]"
+        ) from error
+    return torch.randperm(count, generator=random)

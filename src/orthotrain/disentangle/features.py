@@ -17,24 +17,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._generator import (
+from orthotrain.disentangle.generators import (
     ValueRange,
     measuring,
     module_of,
     place_of,
-    require_choice,
     require_image_values,
     require_range,
     signed,
-    stream,
 )
-from orthotrain.disentangle._small_classifier import train_small_classifier
+from orthotrain.disentangle.networks import (
+    SmallClassifier,
+    accuracy_and_gain,
+    seeded_initialization,
+    train_epoch,
+)
+from orthotrain.disentangle.samples import require_choice, require_count, require_positive, stream
 from orthotrain.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from orthotrain.linalg import thin_svd
 
 #: What a network in a file expects: [-1, 1], [0, 1] or 0 to 255 as bytes.
 InputRange = Literal["signed", "unit", "bytes"]
+
+_HELD_OUT = 0.2
+# Below this a fifth is not even two images.
+_FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class FeatureSpace:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ShapeError(
                 f"FeatureSpace {self.name!r} needs features (n, ...) with n = {len(images)} >= 1, "
-                f"got {got} for images {tuple(images.shape)}; return one row an image"
+                f"got {got} for images {tuple(images.shape)}; return one row per image"
             )
         features = out.reshape(len(out), -1).double()
         if not bool(torch.isfinite(features).all()):
@@ -176,7 +183,7 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
         seed: Of the weights, the split and the order.
         epochs: Over the training part.
         width: Channels of the first convolution.
-        batch_size: Images an optimizer step, at least 2.
+        batch_size: Images per optimizer step, at least 2.
         lr: Of Adam.
 
     Raises:
@@ -184,12 +191,26 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
         ConfigError: Labels that are no classes, or a setting out of its range.
         NonFiniteError: ``images`` holds NaN or infinity.
     """
-    _require_image_shape("classifier_features", images)
-    require_image_values("classifier_features", images, "any")
-    random = stream("classifier_features", seed)
-    network, accuracy = train_small_classifier(
-        images, labels, random, epochs=epochs, width=width, batch_size=batch_size, lr=lr
-    )
+    name = "classifier_features"
+    _require_image_shape(name, images)
+    require_image_values(name, images, "any")
+    random = stream(name, seed)
+    classes = _classes(name, images, labels)
+    require_count(name, "epochs", epochs, at_least=1)
+    require_count(name, "width", width, at_least=1)
+    require_count(name, "batch_size", batch_size, at_least=2)
+    require_positive(name, "lr", lr, "1e-3 is the default")
+    x, y = images.detach().float(), labels.to(images.device)
+    with seeded_initialization(random):
+        network = SmallClassifier(x.shape[1], classes, width).to(x.device)
+    order = torch.randperm(len(x), generator=random)
+    held_out, train = order.tensor_split([round(_HELD_OUT * len(x))])
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for _ in range(epochs):
+        mixed = train[torch.randperm(len(train), generator=random)]
+        train_epoch(network, optimizer, x, y, mixed, batch_size)
+    accuracy, _ = accuracy_and_gain(network, x, y, held_out, batch_size)
+    network.requires_grad_(False)
     return FeatureSpace("classifier", network.features, accuracy=accuracy)
 
 
@@ -272,6 +293,20 @@ def _require_image_shape(function: str, images: Tensor) -> None:
             f"{function} needs images of shape (n, c, h, w), got {tuple(images.shape)}; a single "
             f"image needs images.unsqueeze(0), grey ones images.unsqueeze(1)"
         )
+
+
+def _classes(function: str, images: Tensor, labels: Tensor) -> int:
+    if labels.ndim != 1 or len(labels) != len(images) or len(images) < _FEWEST:
+        raise ShapeError(
+            f"{function} needs at least {_FEWEST} images and a label for each, got images "
+            f"{tuple(images.shape)} and labels {tuple(labels.shape)}; give one class per image"
+        )
+    if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) < 1:
+        raise ConfigError(
+            f"{function} needs int64 labels from 0 of at least two classes, got {labels.dtype} "
+            f"from {labels.min()} to {labels.max()}; number the classes from 0"
+        )
+    return int(labels.max()) + 1
 
 
 def _network_in(path: Path, allow_pickle: bool) -> nn.Module:

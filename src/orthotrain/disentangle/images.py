@@ -1,4 +1,8 @@
-"""Frechet and kernel distance in a named feature space, with real against real beside them."""
+"""Generated images compared with real ones, as two sets of feature vectors.
+
+Frechet and kernel distance, precision and recall, density and coverage; ``fidelity`` gives all of
+them, each beside real against real.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,59 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._feature_sets import require_feature_sets
-from orthotrain.disentangle._generator import stream
-from orthotrain.disentangle.coverage import density_coverage, precision_recall
+from orthotrain.disentangle.samples import require_count, stream
 from orthotrain.errors import ShapeError
 from orthotrain.linalg import spd_sqrt
+from orthotrain.linalg._inputs import require_finite, require_real_floating
 
-# Rows of a kernel matrix at a time.
+# Rows of a distance matrix at a time: 8 MB for 1,000 columns in float64.
 _ROWS = 1024
+
+_MEASURES = ("FD", "KD", "precision", "recall", "density", "coverage")
+
+
+def require_feature_sets(
+    function: str, real: Tensor, fake: Tensor, *, least: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """The two sets in float64; raises unless each is a finite ``(n, d)`` with enough rows."""
+    for name, x in (("real", real), ("fake", fake)):
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise ShapeError(
+                f"{function} needs features {name} of shape (n, d), got {tuple(x.shape)}; embed "
+                f"the images in a feature space first"
+            )
+        require_real_floating(function, x, name=name)
+        if len(x) < least:
+            raise ShapeError(
+                f"{function} needs at least {least} samples in each set, got {len(x)} in {name} "
+                f"of shape {tuple(x.shape)}; draw more"
+            )
+        require_finite(function, x, name=name)
+    if real.shape[1] != fake.shape[1]:
+        raise ShapeError(
+            f"{function} needs both sets in one feature space, got {real.shape[1]} and "
+            f"{fake.shape[1]} features; embed them by the same function"
+        )
+    return real.detach().double(), fake.detach().to(real.device).double()
+
+
+def distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Euclidean distances, entry by entry: equal pairs have equal distances, and a pair of one 0.
+
+    The product form of ``cdist`` is faster and cannot tell near points from equal ones.
+    """
+    return torch.cat(
+        [
+            torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
+            for rows in torch.split(a, _ROWS)
+        ]
+    )
+
+
+def neighbour_radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
+    """Distance of every point to its k-th nearest other point."""
+    # The nearest of all is the point itself.
+    return distances(x, x).kthvalue(k + 1, dim=1).values
 
 
 def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
@@ -179,9 +227,6 @@ def fidelity(
     )  # fmt: skip
 
 
-_MEASURES = ("FD", "KD", "precision", "recall", "density", "coverage")
-
-
 def _measures(real: Tensor, fake: Tensor) -> dict[str, float]:
     manifold, covered = precision_recall(real, fake), density_coverage(real, fake)
     values = (
@@ -214,3 +259,105 @@ def _mean_within(x: Tensor) -> Tensor:
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
     parts = [((rows @ b.mT / a.shape[1] + 1) ** 3).sum() for rows in torch.split(a, _ROWS)]
     return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Both in [0, 1]; one for a set against itself.
+
+    Attributes:
+        precision: Part of the generated samples that lie where real ones do.
+        recall: Part of the real samples that lie where generated ones do.
+    """
+
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class DensityCoverage:
+    """Both one for a set against itself; the mean density of equal distributions is one.
+
+    Attributes:
+        density: How many real neighbourhoods hold a generated sample, over ``k``; may pass one.
+        coverage: Part of the real neighbourhoods that hold any generated sample, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3
+) -> PrecisionRecall:
+    """Parts of each set inside the other's manifold of k-nearest-neighbour balls.
+
+    A point is inside where its distance to some point of the set is at most that point's distance
+    to its own k-th neighbour.
+
+    Args:
+        real: Features ``(n, d)`` with ``n > k``.
+        fake: Features ``(m, d)`` with ``m > k``.
+        k: Neighbours, 3 as published.
+
+    Returns:
+        ``.precision`` and ``.recall``. Sets of different size or in another feature space give
+        other numbers; look at real against real beside them.
+
+    Raises:
+        ShapeError: Not ``(n, d)``, sets of different width, or no more than ``k`` samples.
+        ConfigError: Not real floating-point, or ``k`` below 1.
+        NonFiniteError: A feature is NaN or infinite.
+
+    Note:
+        Not differentiable.
+
+    Source:
+        Kynkaanniemi et al. (2019), arXiv:1904.06991, equation 1.
+    """
+    require_count("precision_recall", "k", k, at_least=1)
+    real, fake = require_feature_sets("precision_recall", real, fake, least=k + 1)
+    apart = distances(real, fake)
+    in_real = (apart <= neighbour_radii(real, k).unsqueeze(1)).any(dim=0)
+    in_fake = (apart <= neighbour_radii(fake, k)).any(dim=1)
+    return PrecisionRecall(
+        precision=float(in_real.double().mean()), recall=float(in_fake.double().mean())
+    )
+
+
+def density_coverage(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
+) -> DensityCoverage:
+    """How often, and how widely, generated samples fall into neighbourhoods of real ones.
+
+    Only real samples have neighbourhoods, so an outlier among the generated ones does no harm.
+    A sample is in one where its distance is less than the radius.
+
+    Args:
+        real: Features ``(n, d)`` with ``n > k``.
+        fake: Features ``(m, d)`` with ``m > k``.
+        k: Neighbours, 5 as published.
+
+    Returns:
+        ``.density`` and ``.coverage``. Of two samples of one distribution the mean density is one
+        and the mean coverage ``1 - prod over j of (n - j) / (n + m - j)``, ``j`` from 1 to ``k``.
+
+    Raises:
+        ShapeError: Not ``(n, d)``, sets of different width, or no more than ``k`` samples.
+        ConfigError: Not real floating-point, or ``k`` below 1.
+        NonFiniteError: A feature is NaN or infinite.
+
+    Note:
+        Not differentiable. Points that are there more than ``k`` times have a radius of zero, and
+        nothing falls into it.
+
+    Source:
+        Naeem et al. (2020), arXiv:2002.09797.
+    """
+    require_count("density_coverage", "k", k, at_least=1)
+    real, fake = require_feature_sets("density_coverage", real, fake, least=k + 1)
+    inside = distances(real, fake) < neighbour_radii(real, k).unsqueeze(1)
+    return DensityCoverage(
+        density=float(inside.double().sum(dim=0).mean()) / k,
+        coverage=float(inside.any(dim=1).double().mean()),
+    )
