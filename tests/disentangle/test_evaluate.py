@@ -407,7 +407,7 @@ def test_table():
         settings={"seed": 0},
     )
     assert str(found).splitlines() == [
-        "score                 value  spread        chance  real vs real  note",
+        "score                 value  spread  chance level  real vs real  note",
         "-------------------  ------  ------  ------------  ------------  ------",
         "VP                   0.8123   0.013        0.1667             -  higher",
         "FD[random 0, 2,000]    12.5     0.5             -          1.25  lower",

@@ -158,7 +158,7 @@ def test_parts_hold_every_coordinate_to_its_share():
 
 def test_it_prints_with_chance():
     found = VariationPredictability(0.812, 0.013, 1 / 6, (0.8, 0.82), 10_000)
-    assert str(found) == "VP[10,000 pairs] = 81.2 % +- 1.3 (chance 16.7 %)"
+    assert str(found) == "VP[10,000 pairs] = 81.2 % +- 1.3 (chance level 16.7 %)"
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def sefa_directions(
             a square matrix does not tell.
 
     Returns:
-        ``(directions, strengths)``: directions ``(d, d)``, orthogonal, **one a row**, from the
+        ``(directions, strengths)``: directions ``(d, d)``, orthogonal, **one per row**, from the
         largest eigenvalue to the smallest; strengths are the eigenvalues, ``(d,)``, not negative.
         The largest entry of every direction is positive (the first of equals). Both in the dtype
         and on the device of ``weight``. Where eigenvalues repeat, the directions between them are
@@ -119,7 +119,7 @@ def reflection_product(
     """First columns of ``H_1 H_2 ... H_k`` with ``H_i = 1 - 2 v_i v_i^T / (v_i^T v_i)``.
 
     Args:
-        vectors: ``(n, k)``, one ``v_i`` a column, none of them zero.
+        vectors: ``(n, k)``, one ``v_i`` per column, none of them zero.
         columns: How many columns of the product; None is ``k``.
 
     Returns:
@@ -133,7 +133,7 @@ def reflection_product(
     """
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ShapeError(
-            f"reflection_product needs vectors (n, k), one a column, got {tuple(vectors.shape)}; "
+            f"reflection_product needs vectors (n, k), one per column, got {tuple(vectors.shape)}; "
             f"make a single vector a matrix with v.unsqueeze(-1)"
         )
     n, k = vectors.shape
@@ -298,7 +298,7 @@ def householder_projector(
 
 @torch.no_grad()
 def householder_directions(module: nn.Module, name: str = "weight") -> Float[Tensor, "r d"]:
-    """Directions of a weight that ``householder_projector`` holds, orthonormal, one a row.
+    """Directions of a weight that ``householder_projector`` holds, orthonormal, one per row.
 
     Moved along row ``i``, the latent moves column ``i`` of ``U`` alone, as far as its scale says.
     With all of them kept, ``rotated(generator, directions)`` is the generator along them.

@@ -80,19 +80,19 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
 ) -> Evaluation:
     """Score a generator: its latents and paths, its images, and its factors where known.
 
-    Always: activeness, how many coordinates are active, VP, VP with the latents turned at random
-    (what is left of it where axes mean nothing), and PPL. With ``reference``: Frechet and kernel
-    distance, precision, recall, density and coverage in every feature space, each beside real
-    against real. With ``measure``: disentanglement and completeness by intervention, beside those
-    of latents turned at random. With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI,
-    FactorVAE and beta-VAE score, each beside its chance.
+    - Always: activeness, the number of active coordinates, VP, PPL, and VP with the latents turned
+      at random, which is what VP gives when the axes mean nothing.
+    - With ``reference``: Frechet and kernel distance, precision, recall, density and coverage in
+      every feature space, each beside real against real.
+    - With ``measure``: disentanglement and completeness by intervention, beside those of latents
+      turned at random.
+    - With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each
+      beside its chance level.
 
     Args:
-        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
-            latent must give the same image. Modes, devices and dtypes as for ``activeness``. A
+        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, as for ``activeness``. A
             generator with a noise input besides its factors takes both in one latent, as
-            ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates. A method
-            of the module is called where the module is; a plain function gets latents on the CPU.
+            ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates.
         latent_dim: Length of a latent, at least 2.
         seed: Of everything.
         reference: Real images: a tensor, uint8 or floating-point, or an object with ``len`` and
@@ -100,7 +100,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         reference_range: Of floating-point real images; None is ``value_range``.
         spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
         turned: Directions along which the latent is moved, too, for VP and interventions: by name
-            orthogonal ``(factors, factors)``, one direction a row, as ``sefa_directions`` gives
+            orthogonal ``(factors, factors)``, one direction per row, as ``sefa_directions`` gives
             them. ``"latents rotated"`` is ``random_rotation(factors, seed=seed)`` unless given.
         measure: Images to factors ``(n, f)``, as in ``interventions``.
         encode: Images of ``dataset`` to codes ``(n, d)``.
@@ -112,7 +112,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the generated images: ``"signed"`` [-1, 1], ``"unit"`` [0, 1], or
             ``"any"``. The first two are checked and measured alike, in [-1, 1].
 
@@ -128,8 +128,8 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         NonFiniteError: An image or feature holds NaN or infinity.
 
     Note:
-        The spread is over draws, splits or classifiers of this one generator. What tells two
-        methods apart is the spread over trained generators, which is larger.
+        The spread is over draws, splits or classifiers of this one generator. To compare two
+        methods, train several generators: the spread over them is larger.
     """
     budget = Budget() if budget is None else budget
     source = Source.of("evaluate", generate, latent_dim, factors, batch_size, value_range)
@@ -216,7 +216,7 @@ def _ways(source: Source, turned: Mapping[str, Tensor] | None, seed: int) -> dic
         if directions.shape != (source.factors, source.factors):
             raise ShapeError(
                 f"evaluate needs directions of shape {(source.factors, source.factors)} in turned, "
-                f"got {tuple(directions.shape)} for {name!r}; give one direction a coordinate"
+                f"got {tuple(directions.shape)} for {name!r}; give one direction per coordinate"
             )
         ways[f", {name}"] = rotated(source.generate, directions)
     return ways
@@ -228,9 +228,8 @@ def _latent_rows(
     rows = []
     for end, generate in ways.items():
         found = variation_predictability(
-            generate, source.latent_dim, seed=seed, budget=budget.classifier,
-            factors=source.factors, batch_size=source.batch_size, value_range=source.value_range,
-        )  # fmt: skip
+            generate, source.latent_dim, seed=seed, budget=budget.classifier, **source.settings
+        )
         note = f"higher; spread over {len(found.accuracies)} classifiers"
         rows.append(Score(f"VP{end}", found.accuracy, found.spread, chance=found.chance, note=note))
     for space in (pixel_features(), *(random_features(seed=number) for number in RANDOM_SPACES)):
@@ -256,7 +255,7 @@ def intervention_rows(
     Args:
         source: The generator.
         turned: Ways by the end of their rows' names: ``""`` is the latent as it is, and the last
-            one is turned at random, which is the chance of all.
+            one is turned at random, which is the chance level of all.
         measure: Images to factors.
         seed: Of the latents.
         budget: How many.
@@ -264,7 +263,7 @@ def intervention_rows(
     found = {
         end: interventions(
             generate, source.latent_dim, measure=measure, seed=seed, samples=budget.interventions,
-            factors=source.factors, batch_size=source.batch_size, value_range=source.value_range,
+            **source.settings,
         )
         for end, generate in turned.items()
     }  # fmt: skip

@@ -17,7 +17,7 @@ from orthotrain.disentangle.generators import ValueRange
 from orthotrain.disentangle.variation_predictability import ClassifierBudget
 from orthotrain.errors import ConfigError, ShapeError
 
-_HEADINGS = ("score", "value", "spread", "chance", "real vs real", "note")
+_HEADINGS = ("score", "value", "spread", "chance level", "real vs real", "note")
 
 _LEFT = {"score", "note"}
 
@@ -30,8 +30,8 @@ class FactorBudget:
         samples: Images that are encoded for MIG, SAP, modularity and DCI.
         train_votes: Of FactorVAE and beta-VAE score.
         evaluation_votes: Of both.
-        chance_repeats: Permutations from which the chance of the first four is measured, at least
-            2; DCI trains its classifiers for each.
+        chance_repeats: Permutations from which the chance level of the first four is measured, at
+            least 2. DCI trains its classifiers for each.
         dci_model: See ``dci``.
     """
 
@@ -76,7 +76,8 @@ class Score:
         name: With its feature space and number of samples where it has them.
         value: The score.
         spread: Of the value; ``note`` says over what. None where it was not measured.
-        chance: What comes out where the latents mean nothing. None where that is not defined.
+        chance: The chance level: what comes out where the latents mean nothing. None where that is
+            not defined.
         chance_spread: Its standard deviation over permutations, where it was measured so.
         floor: What real images get against other real ones at the same number of samples. None
             where no real images enter.
@@ -131,17 +132,10 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
+        most_first = sorted(range(len(self.activeness)), key=lambda dim: -self.activeness[dim])
         active = "  ".join(
-            f"{dim}: {value:.3g} +- {spread:.1g}"
-            for dim, value, spread in sorted(
-                zip(
-                    range(len(self.activeness)),
-                    self.activeness,
-                    self.activeness_spread,
-                    strict=True,
-                ),
-                key=lambda row: -row[1],
-            )
+            f"{dim}: {self.activeness[dim]:.3g} +- {self.activeness_spread[dim]:.1g}"
+            for dim in most_first
         )
         return "\n".join([*_table([_cells(s) for s in self.scores]), f"activeness  {active}"])
 

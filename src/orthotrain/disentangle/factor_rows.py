@@ -32,7 +32,7 @@ def factor_rows(
     seed: int,
     budget: FactorBudget,
 ) -> list[Score]:
-    """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance."""
+    """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance level."""
     require_count("evaluate", "factors.samples", budget.samples, at_least=2)
     kept = fixed_columns("evaluate", dataset, columns).tolist()
     if not set(nominal) <= set(kept):

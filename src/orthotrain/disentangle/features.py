@@ -323,8 +323,8 @@ def _network_in(path: Path, allow_pickle: bool) -> nn.Module:
     except RuntimeError as error:
         if not allow_pickle:
             raise ConfigError(
-                f"file_features needs a TorchScript file, got {path}, which is none; if you trust "
-                f"it and torch.save wrote a module there, pass allow_pickle=True"
+                f"file_features needs a TorchScript file, and {path} is none; if torch.save wrote "
+                f"a module there and you trust it, pass allow_pickle=True"
             ) from error
         try:
             network = torch.load(path, map_location="cpu", weights_only=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,6 @@ ValueRange = Literal["signed", "unit", "any"]
 # Above the rounding of a tanh or sigmoid in half precision (4e-3 at one, rounded towards it), and
 # far below a wrong range, which is off by one.
 _RANGE_SLACK = 1e-2
-
 # Directions in half precision are orthonormal to 4e-3; a transposed or scaled mistake is far off.
 _ORTHONORMALITY = 1e-2
 
@@ -80,6 +79,13 @@ class Source:
                 f"leave it out to move every coordinate"
             )
         return cls(function, generate, latent_dim, factors, batch_size, value_range)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another score of the same generator is called with."""
+        return {
+            "factors": self.factors, "batch_size": self.batch_size, "value_range": self.value_range,
+        }  # fmt: skip
 
     def latents(self, n: int, random: torch.Generator) -> Float[Tensor, "n d"]:
         """``n`` latents from the prior N(0, 1), in the generator's dtype, on the CPU.
@@ -193,13 +199,6 @@ def measuring(*functions: object) -> Iterator[None]:
             part.training = training
 
 
-def moved(z: Tensor, dim: int, value: float) -> Tensor:
-    """A copy of the latents with one coordinate set."""
-    z = z.clone()
-    z[:, dim] = value
-    return z
-
-
 def require_range(function: str, value_range: ValueRange) -> None:
     """Raise ConfigError unless ``value_range`` is one of its names."""
     require_choice(function, "value_range", value_range, get_args(ValueRange))
@@ -223,7 +222,7 @@ class RotatedGenerator:
 
     Attributes:
         generate: The generator.
-        directions: ``(k, k)``, orthogonal, one direction a row. Coordinates beyond ``k`` stay.
+        directions: ``(k, k)``, orthogonal, one direction per row. Coordinates beyond ``k`` stay.
     """
 
     generate: Generate
@@ -254,7 +253,7 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
 
     Args:
         generate: Latents ``(n, d)`` with ``d >= k`` to images.
-        directions: ``(k, k)`` orthogonal, one direction a row, as ``sefa_directions`` and
+        directions: ``(k, k)`` orthogonal, one direction per row, as ``sefa_directions`` and
             ``random_rotation`` give them.
 
     Returns:
@@ -266,8 +265,8 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
     """
     if directions.ndim != 2 or directions.shape[0] != directions.shape[1] or not len(directions):
         raise ShapeError(
-            f"rotated needs directions of shape (k, k), one a row, got {tuple(directions.shape)}; "
-            f"take all of them, not only the strongest"
+            f"rotated needs directions of shape (k, k), one per row, got "
+            f"{tuple(directions.shape)}; take all of them, not only the strongest"
         )
     gram = directions.detach().double() @ directions.detach().double().mT
     error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())

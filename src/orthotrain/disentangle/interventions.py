@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring, moved
+from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
 from orthotrain.disentangle.samples import concentration, require_choice, require_count, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
@@ -38,21 +38,21 @@ def activeness(  # noqa: PLR0913 - the budget, by name
     """Mean variance of a pixel while one coordinate takes the values -2, 0 and 2.
 
     With ``G`` the generator and ``z`` from N(0, 1), coordinate ``i`` gets
-    ``mean over z and pixels of var over v of G(z with z_i = v)``, the variance unbiased. A
-    coordinate that changes nothing gets 0.
+    ``mean over z and pixels of var over v of G(z with z_i = v)``, with the unbiased variance. A
+    coordinate that does not change the image gets 0.
 
     Args:
-        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour, the same
-            image for the same latent. A module, or its bound method, is put into evaluation mode
-            for the call and back, and gets latents on the device and in the dtype of its weights.
-            Another callable gets float32 latents on the CPU and sees to the mode of its modules.
+        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour. The same
+            latent must give the same image. A module, or its bound method, is put into evaluation
+            mode for the call and back. It gets latents on the device and in the dtype of its
+            weights. Any other callable gets float32 latents on the CPU, and sets the mode itself.
         latent_dim: Length of a latent.
         seed: Of the latents.
         samples: Latents for each coordinate.
         values: What the coordinate is set to; at least two.
         factors: Measure this many coordinates, from the first; None is all. The others are drawn
             from the prior, as a noise input of the generator would be.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the images: ``"signed"`` [-1, 1], ``"unit"`` [0, 1], or ``"any"``. The
             first two are checked and measured alike, in [-1, 1]; the third is taken as it is.
 
@@ -96,7 +96,7 @@ def activeness_of_latents(
     with measuring(source.generate):
         for dim in range(source.factors):
             parts = []
-            for images in source.batches(*(moved(z, dim, value) for value in values)):
+            for images in source.batches(*(_moved(z, dim, value) for value in values)):
                 variance = torch.stack([x.double() for x in images]).var(dim=0)
                 parts.append(variance.mean(dim=(1, 2, 3)).cpu())
             rows[:, dim] = torch.cat(parts)
@@ -118,7 +118,7 @@ def traversals(  # noqa: PLR0913 - what is drawn, by name
 ) -> Float[Tensor, "samples rows values c h w"]:
     """Images along each latent coordinate, on fixed latents.
 
-    The same seed gives the same latents to every generator, so that figures can be compared; more
+    The same seed gives the same latents to every generator, so figures can be compared. More
     samples add latents and leave the first as they are.
 
     Args:
@@ -131,7 +131,7 @@ def traversals(  # noqa: PLR0913 - what is drawn, by name
         order: Of the rows: ``"index"`` is as ``dims`` has them, ``"activeness"`` puts the most
             active first, by ``activeness(generate, latent_dim, seed=seed)``.
         factors: How many coordinates, from the first, may be moved; None is all.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the images, see ``activeness``.
 
     Returns:
@@ -154,11 +154,11 @@ def traversals(  # noqa: PLR0913 - what is drawn, by name
     source = Source.of("traversals", generate, latent_dim, factors, batch_size, value_range)
     require_count("traversals", "samples", samples, at_least=1)
     if len(values) == 0:
-        raise ConfigError("traversals needs at least one value for a row, got none; -3 to 3 shows")
+        raise ConfigError("traversals needs at least one value for a row, got none; try -3 to 3")
     rows = _rows(source, range(source.factors) if dims is None else dims, order, seed)
     z = source.latents(samples, stream("traversals", seed))
     grid = torch.stack(
-        [torch.stack([moved(z, dim, value) for value in values], dim=1) for dim in rows], dim=1
+        [torch.stack([_moved(z, dim, value) for value in values], dim=1) for dim in rows], dim=1
     )
     with measuring(generate):
         images = torch.cat([x.cpu() for (x,) in source.batches(grid.flatten(0, 2))])
@@ -166,7 +166,11 @@ def traversals(  # noqa: PLR0913 - what is drawn, by name
 
 
 def _rows(source: Source, dims: Sequence[int], order: Order, seed: int) -> list[int]:
-    require_dims(source.function, dims, source.factors)
+    if not dims or any(isinstance(d, bool) or not 0 <= d < source.factors for d in dims):
+        raise ConfigError(
+            f"{source.function} needs dims between 0 and {source.factors - 1}, got {list(dims)}; "
+            f"name at least one coordinate of the latent"
+        )
     require_choice(source.function, "order", order, get_args(Order))
     match order:
         case "index":
@@ -177,16 +181,6 @@ def _rows(source: Source, dims: Sequence[int], order: Order, seed: int) -> list[
             return [dims[i] for i in found.tolist()]
         case _:
             assert_never(order)
-
-
-def require_dims(function: str, dims: Sequence[int], factors: int) -> None:
-    """Raise ConfigError unless ``dims`` are coordinates that are moved."""
-    wrong = [d for d in dims if isinstance(d, bool) or not 0 <= d < factors]
-    if wrong or not dims:
-        raise ConfigError(
-            f"{function} needs dims between 0 and {factors - 1}, got {list(dims)}; name at least "
-            f"one coordinate of the latent"
-        )
 
 
 @dataclass(frozen=True)
@@ -201,9 +195,9 @@ class Interventions:
         disentanglement_error: Its standard error over the latents, by resampling them with the
             deviations over the prior held as they are.
         completeness_error: The same of completeness.
-        spread: ``(f,)``: standard deviation of each factor in images of the prior. The two scores
-            do not ask how much there is to change: read them beside the spread in real images,
-            since a generator of one image that moves by a pixel can have 1 in both.
+        spread: ``(f,)``: standard deviation of each factor in images of the prior. Read the scores
+            beside the spread in real images: a generator of one image that moves by a pixel can
+            score 1 in both.
     """
 
     sensitivity: Float[Tensor, "d f"]
@@ -226,25 +220,25 @@ def interventions(  # noqa: PLR0913 - the budget, by name
     batch_size: int = 64,
     value_range: ValueRange = "signed",
 ) -> Interventions:
-    """Move one coordinate at a time and measure factors of the generated images.
+    """How far each factor of the generated images moves with each latent coordinate.
 
     With ``m`` the measure and ``z`` from N(0, 1), ``sensitivity_ij`` is the root mean square over
     ``z`` of the standard deviation over ``v`` of ``m_j(G(z with z_i = v))``, divided by the
     standard deviation of ``m_j(G(z))`` over ``z``. Disentanglement and completeness are those of
-    DCI, ``1 - entropy`` of the rows and columns of the squared sensitivities, each weighted by
-    its share. No code has to be regressed, so nothing is lost to an encoder that fails.
+    DCI: ``1 - entropy`` of the rows and columns of the squared sensitivities, each weighted by
+    its share. No encoder is needed.
 
     Args:
         generate: Latents ``(n, latent_dim)`` to images, as in ``activeness``.
         latent_dim: Length of a latent.
         measure: Images ``(n, c, h, w)``, in [-1, 1] unless ``value_range`` is ``"any"``, to
-            ``(n, f)`` numbers, one a factor: such as the moments of a blob, or a network that was
-            trained to tell the factors of real images.
+            ``(n, f)`` numbers, one per factor. Examples are the moments of a blob, or a network
+            that was trained to read the factors of real images.
         seed: Of the latents.
         samples: Latents for each coordinate, at least two.
         values: What the coordinate is set to; at least two.
         factors: Move this many coordinates, from the first; None is all.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the generated images, see ``activeness``.
 
     Raises:
@@ -262,7 +256,8 @@ def interventions(  # noqa: PLR0913 - the budget, by name
     require_count("interventions", "samples", samples, at_least=2)
     if len(values) < 2:
         raise ConfigError(
-            f"interventions needs at least two values for a deviation, got {list(values)}"
+            f"interventions needs at least two values for a deviation, got {list(values)}; the "
+            f"default is -2, -1, 0, 1, 2"
         )
     z = source.latents(samples, stream("interventions", seed))
     with measuring(generate, measure):
@@ -271,7 +266,7 @@ def interventions(  # noqa: PLR0913 - the budget, by name
         variances = []
         for dim in range(source.factors):
             steps = torch.stack(
-                _measured(measure, source.batches(*(moved(z, dim, value) for value in values)))
+                _measured(measure, source.batches(*(_moved(z, dim, value) for value in values)))
             )
             variances.append(steps.var(dim=0))
     # What rounding leaves of a constant is no factor of the image.
@@ -296,13 +291,19 @@ def _scores(power: Float[Tensor, "d n f"]) -> tuple[float, float]:
     return concentration(mean), concentration(mean.T)
 
 
-def _measured(measure: Callable[[Tensor], Tensor], batches: object) -> list[Float[Tensor, "n f"]]:
+def _measured(
+    measure: Callable[[Tensor], Tensor], batches: Iterable[Sequence[Tensor]]
+) -> list[Float[Tensor, "n f"]]:
     """Factors of several sets of images that come batch by batch, each set in one tensor."""
-    columns: list[list[Tensor]] = []
-    for images in batches:  # type: ignore[attr-defined]
-        found = [_checked(measure(x), len(x)) for x in images]
-        columns.append(found)
+    columns = [[_checked(measure(x), len(x)) for x in images] for images in batches]
     return [torch.cat(parts) for parts in zip(*columns, strict=True)]
+
+
+def _moved(z: Tensor, dim: int, value: float) -> Tensor:
+    """A copy of the latents with one coordinate set."""
+    z = z.clone()
+    z[:, dim] = value
+    return z
 
 
 def _checked(factors: object, n: int) -> Tensor:

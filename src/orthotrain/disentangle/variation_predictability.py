@@ -68,7 +68,7 @@ class VariationPredictability:
     def __str__(self) -> str:
         return (
             f"VP[{self.pairs:,} pairs] = {100 * self.accuracy:.1f} % "
-            f"+- {100 * self.spread:.1f} (chance {100 * self.chance:.1f} %)"
+            f"+- {100 * self.spread:.1f} (chance level {100 * self.chance:.1f} %)"
         )
 
 
