@@ -330,7 +330,11 @@ def fidelity_rows(  # noqa: PLR0913 - what is compared, by name
         for images in image_batches(
             reference, index, value_range=reference_range, batch_size=source.batch_size
         ):
-            _require_like(images, image_shape)
+            if tuple(images.shape[1:]) != image_shape:
+                raise ShapeError(
+                    f"evaluate needs real images of the shape {image_shape} of generated ones, got "
+                    f"{tuple(images.shape[1:])}; crop and resize them as in training"
+                )
             yield images
 
     fitted = max(2, min(budget.pca_images, len(order) // 5))
@@ -363,11 +367,3 @@ def embedded(
         for space, part in zip(spaces, parts, strict=True):
             part.append(space(images).cpu())
     return [torch.cat(part) for part in parts]
-
-
-def _require_like(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    if tuple(images.shape[1:]) != image_shape:
-        raise ShapeError(
-            f"evaluate needs real images of the shape {image_shape} of generated ones, got "
-            f"{tuple(images.shape[1:])}; crop and resize them as in training"
-        )

@@ -1,7 +1,7 @@
 """Generated images compared with real ones, as two sets of feature vectors.
 
 Frechet and kernel distance, precision and recall, density and coverage; ``fidelity`` gives all of
-them, each beside real against real.
+them, each beside real against real. None is differentiable.
 """
 
 from __future__ import annotations
@@ -25,55 +25,11 @@ _ROWS = 1024
 _MEASURES = ("FD", "KD", "precision", "recall", "density", "coverage")
 
 
-def require_feature_sets(
-    function: str, real: Tensor, fake: Tensor, *, least: int
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """The two sets in float64; raises unless each is a finite ``(n, d)`` with enough rows."""
-    for name, x in (("real", real), ("fake", fake)):
-        if x.ndim != 2 or x.shape[1] == 0:
-            raise ShapeError(
-                f"{function} needs features {name} of shape (n, d), got {tuple(x.shape)}; embed "
-                f"the images in a feature space first"
-            )
-        require_real_floating(function, x, name=name)
-        if len(x) < least:
-            raise ShapeError(
-                f"{function} needs at least {least} samples in each set, got {len(x)} in {name} "
-                f"of shape {tuple(x.shape)}; draw more"
-            )
-        require_finite(function, x, name=name)
-    if real.shape[1] != fake.shape[1]:
-        raise ShapeError(
-            f"{function} needs both sets in one feature space, got {real.shape[1]} and "
-            f"{fake.shape[1]} features; embed them by the same function"
-        )
-    return real.detach().double(), fake.detach().to(real.device).double()
-
-
-def distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Euclidean distances, entry by entry: equal pairs have equal distances, and a pair of one 0.
-
-    The product form of ``cdist`` is faster and cannot tell near points from equal ones.
-    """
-    return torch.cat(
-        [
-            torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
-            for rows in torch.split(a, _ROWS)
-        ]
-    )
-
-
-def neighbour_radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
-    """Distance of every point to its k-th nearest other point."""
-    # The nearest of all is the point itself.
-    return distances(x, x).kthvalue(k + 1, dim=1).values
-
-
 def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     r"""Squared Frechet distance of two Gaussians with the means and covariances of the sets.
 
-    ``|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)``. In Inception features this
-    is called FID; in others it must not be.
+    ``|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)``. Only in Inception features
+    may this be called FID.
 
     Args:
         real: Features ``(n, d)`` with ``n >= 2``.
@@ -88,9 +44,9 @@ def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> 
         NonFiniteError: A feature is NaN or infinite.
 
     Note:
-        Biased upwards, the more so the fewer the samples: compare at one ``n`` only, beside the
-        distance of real images to other real ones. Covariances of fewer samples than features are
-        singular and do no harm. Not differentiable.
+        Biased upwards, more so with fewer samples. Compare at one ``n`` only, beside the distance
+        of real images to other real ones. Covariances of fewer samples than features are
+        singular and do no harm.
 
     Source:
         Dowson and Landau (1982), J. Multivariate Anal. 12(3); Heusel et al. (2017),
@@ -101,7 +57,7 @@ def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> 
         >>> round(float(frechet_distance(a, a + 3)), 6)
         18.0
     """
-    real, fake = require_feature_sets("frechet_distance", real, fake, least=2)
+    real, fake = _feature_sets("frechet_distance", real, fake, least=2)
     (mean, covariance), (other_mean, other) = _moments(real), _moments(fake)
     # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of A^1/2 B^1/2, which needs no root
     # of a product that rounding makes indefinite.
@@ -114,7 +70,7 @@ def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> 
 def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     r"""Unbiased squared maximum mean discrepancy with the kernel ``(x . y / d + 1)^3``.
 
-    In Inception features this is called KID; in others it must not be.
+    Only in Inception features may this be called KID.
 
     Args:
         real: Features ``(n, d)`` with ``n >= 2``.
@@ -122,23 +78,114 @@ def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> F
 
     Returns:
         A float64 scalar. Zero on average for two samples of one distribution, at any number of
-        samples, so it may be negative; a set with itself always is, since it meets itself only in
-        the mixed term.
+        samples, so it may be negative. For a set with itself it always is.
 
     Raises:
-        ShapeError: Not ``(n, d)``, sets of different width, or fewer than two samples.
-        ConfigError: Not real floating-point.
-        NonFiniteError: A feature is NaN or infinite.
-
-    Note:
-        Not differentiable.
+        ShapeError, ConfigError, NonFiniteError: As ``frechet_distance``.
 
     Source:
         Gretton et al. (2012), JMLR 13, equation 3; Binkowski et al. (2018), arXiv:1801.01401.
     """
-    real, fake = require_feature_sets("kernel_distance", real, fake, least=2)
+    real, fake = _feature_sets("kernel_distance", real, fake, least=2)
     within = _mean_within(real) + _mean_within(fake)
     return within - 2 * _kernel_sum(real, fake) / (len(real) * len(fake))
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Both in [0, 1]; one for a set against itself.
+
+    Attributes:
+        precision: Share of the generated samples that lie where real ones do.
+        recall: Share of the real samples that lie where generated ones do.
+    """
+
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class DensityCoverage:
+    """Both one for a set against itself; the mean density of equal distributions is one.
+
+    Attributes:
+        density: How many real neighbourhoods hold a generated sample, over ``k``; may pass one.
+        coverage: Share of the real neighbourhoods that hold any generated sample, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3
+) -> PrecisionRecall:
+    """Share of each set inside the other's manifold of k-nearest-neighbour balls.
+
+    A point is inside where its distance to some point of the set is at most that point's distance
+    to its own k-th neighbour.
+
+    Args:
+        real: Features ``(n, d)`` with ``n > k``.
+        fake: Features ``(m, d)`` with ``m > k``.
+        k: Neighbours, 3 as published.
+
+    Returns:
+        ``.precision`` and ``.recall``. Both depend on the size of the sets and on the feature
+        space: read them beside real against real.
+
+    Raises:
+        ShapeError, ConfigError, NonFiniteError: As ``frechet_distance``; also no more than ``k``
+            samples, or ``k`` below 1.
+
+    Source:
+        Kynkaanniemi et al. (2019), arXiv:1904.06991, equation 1.
+    """
+    require_count("precision_recall", "k", k, at_least=1)
+    real, fake = _feature_sets("precision_recall", real, fake, least=k + 1)
+    apart = _distances(real, fake)
+    in_real = (apart <= _neighbour_radii(real, k).unsqueeze(1)).any(dim=0)
+    in_fake = (apart <= _neighbour_radii(fake, k)).any(dim=1)
+    return PrecisionRecall(
+        precision=float(in_real.double().mean()), recall=float(in_fake.double().mean())
+    )
+
+
+def density_coverage(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
+) -> DensityCoverage:
+    """How often, and how widely, generated samples fall into neighbourhoods of real ones.
+
+    Only real samples have neighbourhoods, so an outlier among the generated ones does no harm. A
+    sample lies in a neighbourhood where its distance is less than the radius.
+
+    Args:
+        real: Features ``(n, d)`` with ``n > k``.
+        fake: Features ``(m, d)`` with ``m > k``.
+        k: Neighbours, 5 as published.
+
+    Returns:
+        ``.density`` and ``.coverage``. Of two samples of one distribution the mean density is one
+        and the mean coverage ``1 - prod over j of (n - j) / (n + m - j)``, ``j`` from 1 to ``k``.
+
+    Raises:
+        ShapeError, ConfigError, NonFiniteError: As ``frechet_distance``; also no more than ``k``
+            samples, or ``k`` below 1.
+
+    Note:
+        Points that are there more than ``k`` times have a radius of zero, and
+        nothing falls into it.
+
+    Source:
+        Naeem et al. (2020), arXiv:2002.09797.
+    """
+    require_count("density_coverage", "k", k, at_least=1)
+    real, fake = _feature_sets("density_coverage", real, fake, least=k + 1)
+    inside = _distances(real, fake) < _neighbour_radii(real, k).unsqueeze(1)
+    return DensityCoverage(
+        density=float(inside.double().sum(dim=0).mean()) / k,
+        coverage=float(inside.any(dim=1).double().mean()),
+    )
 
 
 @dataclass(frozen=True)
@@ -185,8 +232,8 @@ def fidelity(
 ) -> tuple[Fidelity, ...]:
     """Every measure of fidelity, each with its floor at the same number of samples.
 
-    The real set is halved at random; one half is compared with as many generated samples and with
-    the other half. So ``n`` is the smaller of half of the real and all of the generated samples.
+    The real set is halved at random. One half is compared with as many generated samples, and with
+    the other half. ``n`` is the smaller of half of the real and all of the generated samples.
 
     Args:
         real: Features ``(n, d)``, at least twice the samples that the measures need.
@@ -199,12 +246,11 @@ def fidelity(
         FD, KD, precision and recall (3 neighbours), density and coverage (5).
 
     Raises:
-        ShapeError: Not ``(n, d)``, sets of different width, or fewer than 6 samples in a half.
-        ConfigError: Not real floating-point, or fewer than 2 splits.
-        NonFiniteError: A feature is NaN or infinite.
+        ShapeError, ConfigError, NonFiniteError: As ``frechet_distance``; also fewer than 6 samples
+            in a half, or fewer than 2 splits.
     """
     require_count("fidelity", "splits", splits, at_least=2)
-    real, fake = require_feature_sets("fidelity", real, fake, least=2)
+    real, fake = _feature_sets("fidelity", real, fake, least=2)
     n = min(len(real) // 2, len(fake))
     if n < 6:
         raise ShapeError(
@@ -225,6 +271,50 @@ def fidelity(
                  *_mean_and_spread([b for _, b in values]))
         for name, values in rows.items()
     )  # fmt: skip
+
+
+def _feature_sets(
+    function: str, real: Tensor, fake: Tensor, *, least: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """The two sets in float64; raises unless each is a finite ``(n, d)`` with enough rows."""
+    for name, x in (("real", real), ("fake", fake)):
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise ShapeError(
+                f"{function} needs features {name} of shape (n, d), got {tuple(x.shape)}; embed "
+                f"the images in a feature space first"
+            )
+        require_real_floating(function, x, name=name)
+        if len(x) < least:
+            raise ShapeError(
+                f"{function} needs at least {least} samples in each set, got {len(x)} in {name} "
+                f"of shape {tuple(x.shape)}; draw more"
+            )
+        require_finite(function, x, name=name)
+    if real.shape[1] != fake.shape[1]:
+        raise ShapeError(
+            f"{function} needs both sets in one feature space, got {real.shape[1]} and "
+            f"{fake.shape[1]} features; embed them by the same function"
+        )
+    return real.detach().double(), fake.detach().to(real.device).double()
+
+
+def _distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Euclidean distances, entry by entry: equal pairs have equal distances, and a pair of one 0.
+
+    The product form of ``cdist`` is faster and cannot tell near points from equal ones.
+    """
+    return torch.cat(
+        [
+            torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
+            for rows in torch.split(a, _ROWS)
+        ]
+    )
+
+
+def _neighbour_radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
+    """Distance of every point to its k-th nearest other point."""
+    # The nearest of all is the point itself.
+    return _distances(x, x).kthvalue(k + 1, dim=1).values
 
 
 def _measures(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -259,105 +349,3 @@ def _mean_within(x: Tensor) -> Tensor:
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
     parts = [((rows @ b.mT / a.shape[1] + 1) ** 3).sum() for rows in torch.split(a, _ROWS)]
     return torch.stack(parts).sum()
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Both in [0, 1]; one for a set against itself.
-
-    Attributes:
-        precision: Part of the generated samples that lie where real ones do.
-        recall: Part of the real samples that lie where generated ones do.
-    """
-
-    precision: float
-    recall: float
-
-
-@dataclass(frozen=True)
-class DensityCoverage:
-    """Both one for a set against itself; the mean density of equal distributions is one.
-
-    Attributes:
-        density: How many real neighbourhoods hold a generated sample, over ``k``; may pass one.
-        coverage: Part of the real neighbourhoods that hold any generated sample, in [0, 1].
-    """
-
-    density: float
-    coverage: float
-
-
-def precision_recall(
-    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3
-) -> PrecisionRecall:
-    """Parts of each set inside the other's manifold of k-nearest-neighbour balls.
-
-    A point is inside where its distance to some point of the set is at most that point's distance
-    to its own k-th neighbour.
-
-    Args:
-        real: Features ``(n, d)`` with ``n > k``.
-        fake: Features ``(m, d)`` with ``m > k``.
-        k: Neighbours, 3 as published.
-
-    Returns:
-        ``.precision`` and ``.recall``. Sets of different size or in another feature space give
-        other numbers; look at real against real beside them.
-
-    Raises:
-        ShapeError: Not ``(n, d)``, sets of different width, or no more than ``k`` samples.
-        ConfigError: Not real floating-point, or ``k`` below 1.
-        NonFiniteError: A feature is NaN or infinite.
-
-    Note:
-        Not differentiable.
-
-    Source:
-        Kynkaanniemi et al. (2019), arXiv:1904.06991, equation 1.
-    """
-    require_count("precision_recall", "k", k, at_least=1)
-    real, fake = require_feature_sets("precision_recall", real, fake, least=k + 1)
-    apart = distances(real, fake)
-    in_real = (apart <= neighbour_radii(real, k).unsqueeze(1)).any(dim=0)
-    in_fake = (apart <= neighbour_radii(fake, k)).any(dim=1)
-    return PrecisionRecall(
-        precision=float(in_real.double().mean()), recall=float(in_fake.double().mean())
-    )
-
-
-def density_coverage(
-    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
-) -> DensityCoverage:
-    """How often, and how widely, generated samples fall into neighbourhoods of real ones.
-
-    Only real samples have neighbourhoods, so an outlier among the generated ones does no harm.
-    A sample is in one where its distance is less than the radius.
-
-    Args:
-        real: Features ``(n, d)`` with ``n > k``.
-        fake: Features ``(m, d)`` with ``m > k``.
-        k: Neighbours, 5 as published.
-
-    Returns:
-        ``.density`` and ``.coverage``. Of two samples of one distribution the mean density is one
-        and the mean coverage ``1 - prod over j of (n - j) / (n + m - j)``, ``j`` from 1 to ``k``.
-
-    Raises:
-        ShapeError: Not ``(n, d)``, sets of different width, or no more than ``k`` samples.
-        ConfigError: Not real floating-point, or ``k`` below 1.
-        NonFiniteError: A feature is NaN or infinite.
-
-    Note:
-        Not differentiable. Points that are there more than ``k`` times have a radius of zero, and
-        nothing falls into it.
-
-    Source:
-        Naeem et al. (2020), arXiv:2002.09797.
-    """
-    require_count("density_coverage", "k", k, at_least=1)
-    real, fake = require_feature_sets("density_coverage", real, fake, least=k + 1)
-    inside = distances(real, fake) < neighbour_radii(real, k).unsqueeze(1)
-    return DensityCoverage(
-        density=float(inside.double().sum(dim=0).mean()) / k,
-        coverage=float(inside.any(dim=1).double().mean()),
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,6 @@ from torch.nn import functional as F
 
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
 from orthotrain.disentangle.samples import require_count, require_positive, stream
-
-_LR_USUAL = "1e-3 is the default"
 
 
 @contextmanager
@@ -26,23 +25,13 @@ def seeded_initialization(random: torch.Generator) -> Iterator[None]:
         yield
 
 
-class SmallClassifier(nn.Module):
-    """``.features`` to ``(n, 4 * width)``, ``.head`` to ``(n, classes)``.
+class _Classifier(nn.Module):
+    """Convolutions, the mean over the image (``.features``), and a linear layer (``.head``)."""
 
-    Three times Conv3x3 with stride 2, batch norm and ReLU, with doubling channels; then the mean
-    over the image and a linear layer.
-    """
-
-    def __init__(self, channels: int, classes: int, width: int) -> None:
+    def __init__(self, convolutions: Sequence[nn.Module], *, width: int, classes: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            *_block(channels, width, stride=2),
-            *_block(width, 2 * width, stride=2),
-            *_block(2 * width, 4 * width, stride=2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(4 * width, classes)
+        self.features = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(width, classes)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Logits."""
@@ -50,7 +39,16 @@ class SmallClassifier(nn.Module):
         return logits
 
 
-class VariationClassifier(nn.Module):
+class SmallClassifier(_Classifier):
+    """Three times Conv3x3 with stride 2, batch norm and ReLU, with doubling channels."""
+
+    def __init__(self, channels: int, classes: int, width: int) -> None:
+        widths = (channels, width, 2 * width, 4 * width)
+        blocks = [_block(*pair, stride=2) for pair in pairwise(widths)]
+        super().__init__([*chain(*blocks)], width=4 * width, classes=classes)
+
+
+class VariationClassifier(_Classifier):
     """Convolutions over the difference of two images, to one logit per latent coordinate.
 
     Conv7x7 stride 2, Conv3x3, max pool, two times Conv3x3 with twice the channels, global average
@@ -78,26 +76,18 @@ class VariationClassifier(nn.Module):
         width: int = 64,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
         for name, value in (("factors", factors), ("channels", channels), ("width", width)):
             require_count("VariationClassifier", name, value, at_least=1)
         random = torch.default_generator if generator is None else generator
         with seeded_initialization(random):
-            self.features = nn.Sequential(
+            blocks = [
                 *_block(channels, width, kernel=7, stride=2),
                 *_block(width, width),
                 nn.MaxPool2d(3, stride=2, padding=1),
                 *_block(width, 2 * width),
                 *_block(2 * width, 4 * width),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-            )
-            self.head = nn.Linear(4 * width, factors)
-
-    def forward(self, difference: Float[Tensor, "n c h w"]) -> Float[Tensor, "n factors"]:
-        """Logits."""
-        logits: Tensor = self.head(self.features(difference))
-        return logits
+            ]
+            super().__init__(blocks, width=4 * width, classes=factors)
 
 
 def train_epoch(
@@ -204,7 +194,7 @@ def latent_encoder(  # noqa: PLR0913 - the budget, by name
     require_count(name, "steps", steps, at_least=1)
     require_count(name, "batch_size", batch_size, at_least=2)
     require_count(name, "held_out", held_out, at_least=2)
-    require_positive(name, "lr", lr, _LR_USUAL)
+    require_positive(name, "lr", lr, "1e-3 is the default")
     random = stream(name, seed)
     with measuring(generate):
         first = checked.images(checked.latents(2, random))
