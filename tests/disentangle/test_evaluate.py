@@ -429,7 +429,7 @@ def test_record_is_plain_and_strict_json():
 
 def test_rows_are_found_by_name(plain):
     assert plain["VP"] is plain.scores[1]
-    with pytest.raises(KeyError, match="no score 'FID'; there are active dimensions, VP"):
+    with pytest.raises(KeyError, match="no score 'FID'; the rows are active dimensions, VP"):
         plain["FID"]
 
 

@@ -1,7 +1,8 @@
 """Scores of codes against known factors: mutual information, MIG, modularity, SAP and DCI.
 
 Codes are ``(n, d)``, one row per sample; factors are ``(n, f)`` integers. All scores are blind to
-order, sign, shift and scale of the code dimensions, up to rounding. None is differentiable.
+order, sign, shift and scale of the code dimensions, up to rounding. None is differentiable. Bins,
+predictors and numbers of samples follow Locatello et al. (2019), arXiv:1811.12359.
 ``chance_level`` measures what each of them gives to codes that know nothing of the factors.
 """
 
@@ -63,9 +64,6 @@ def mutual_information(
         Biased upwards by about ``(bins - 1) (values - 1) / (2 n)`` where codes and factors are
         independent (Miller 1955): .03 nats for 20 bins, 32 values and 10,000 samples.
 
-    Source:
-        Locatello et al. (2019), arXiv:1811.12359, for bins and estimate.
-
     Example:
         >>> factors = torch.tensor([[0], [0], [1], [1]])
         >>> mutual_information(factors.double(), factors).item()  # log 2
@@ -100,8 +98,7 @@ def mig(
             varies.
 
     Source:
-        Chen et al. (2018), arXiv:1802.04942, equation 6. Bins in place of the encoder's density:
-        Locatello et al. (2019), arXiv:1811.12359.
+        Chen et al. (2018), arXiv:1802.04942, equation 6, with bins for the encoder's density.
 
     Example:
         >>> factors = torch.cartesian_prod(torch.arange(3), torch.arange(4)).repeat(2, 1)
@@ -145,8 +142,7 @@ def modularity(
         factors of 3, 6, 32 and 32 values. Read a score beside its ``chance_level``.
 
     Source:
-        Ridgeway and Mozer (2018), arXiv:1802.05312, section 3. Bins: Locatello et al. (2019),
-        arXiv:1811.12359.
+        Ridgeway and Mozer (2018), arXiv:1802.05312, section 3.
 
     Example:
         >>> factors = torch.cartesian_prod(torch.arange(3), torch.arange(3)).repeat(3, 1)
@@ -205,8 +201,8 @@ def sap(
 
     Source:
         Kumar, Sattigeri and Balakrishnan (2018), arXiv:1711.00848, section 3, which fits
-        thresholds where factors are discrete. The SVM in their place: Locatello et al. (2019),
-        arXiv:1811.12359, there without standardization and with the plain accuracy.
+        thresholds where factors are discrete. The SVM in their place is Locatello et al.'s, there
+        without standardization and with the plain accuracy.
 
     Example:
         >>> factors = torch.cartesian_prod(torch.arange(3), torch.arange(4))
@@ -242,8 +238,7 @@ class DciScore:
     Attributes:
         disentanglement: In [0, 1]; 1 where each dimension is of use for one factor.
         completeness: In [0, 1]; 1 where each factor is predicted from one dimension.
-        informativeness: Share of held-out samples whose factor is predicted right, mean over
-            factors.
+        informativeness: Share of held-out samples predicted right, mean over factors.
         informativeness_chance: The same for a predictor that always names the most frequent
             value. ``chance_level`` measures the chance level of the other two.
         importance: ``(d, f)`` float64; each column sums to 1, or is 0 where nothing was of use.
@@ -273,19 +268,17 @@ def dci(
     - informativeness: mean accuracy on samples that were not fitted
 
     Args:
-        codes: ``(n, d)``; 10,000 to 15,000 samples are usual. With ``d = 1`` completeness says
-            nothing and is 1. Dimensions are standardized first.
-        factors: ``(n, f)`` integers, of which at least two vary. Their values are names, not
-            numbers. A factor that takes one value is left out, with a warning.
+        codes: ``(n, d)``; 10,000 to 15,000 samples are usual. With ``d = 1`` completeness is 1.
+        factors: ``(n, f)`` integers, of which at least two vary. A factor that takes one value is
+            left out, with a warning.
         model: scikit-learn's ``"gradient_boosting"`` with its defaults, as published, or its
             ``"random_forest"`` with all dimensions tried at every split. Boosting takes minutes
             for 10,000 samples of 6 dimensions, sixteen times as long as the forest.
         seed: Of the split, two thirds for the fit, and of the model.
 
     Returns:
-        The scores. A constant dimension has no importance and counts in ``d``. Codes that are all
-        constant score 0 in the first two. Equal dimensions share importance, which lowers
-        completeness and not disentanglement.
+        The scores. A constant dimension has no importance and counts in ``d``; where all are
+        constant, the first two scores are 0. Copies of a dimension lower completeness alone.
 
     Raises:
         ShapeError, ConfigError, NonFiniteError: As ``sap`` with ``"discrete"``; also an unknown
@@ -293,8 +286,7 @@ def dci(
         MissingPackageError: scikit-learn is not installed.
 
     Source:
-        Eastwood and Williams (2018), ICLR, section 2, with prediction errors in place of
-        accuracy. Gradient boosting, accuracy and weights: Locatello et al. (2019).
+        Eastwood and Williams (2018), ICLR, section 2, there with prediction errors for accuracy.
 
     Example:
         >>> factors = torch.cartesian_prod(*[torch.arange(3)] * 3).repeat(6, 1)

@@ -30,23 +30,21 @@ def sefa_directions(
     are the eigenvectors of ``W W^T``.
 
     Args:
-        weight: What multiplies the latent, in one of these shapes:
+        weight: The weight that multiplies the latent, in one of these shapes:
 
             - ``nn.Linear``: ``(out, in)``, the latent is axis 1;
             - ``nn.ConvTranspose2d``: ``(in, out, kh, kw)``, the latent is axis 0;
             - ``EigenSubspace.u`` and the latent layer of ``SimpleGenerator``:
               ``(latent, features)``, axis 0. The subspace multiplies by its scales, too: pass
               ``(scale[:, None] * u)``.
-        latent_axis: Which axis is the latent. None is the first of three axes or more and the
-            shorter one of a matrix, since a latent becomes more features than it has coordinates;
-            a square matrix does not tell.
+        latent_axis: Which axis is the latent. None is the first of three axes or more, and the
+            shorter one of a matrix. A square matrix needs it named.
 
     Returns:
         ``(directions, strengths)``: directions ``(d, d)``, orthogonal, **one per row**, from the
         largest eigenvalue to the smallest; strengths are the eigenvalues, ``(d,)``, not negative.
-        The largest entry of every direction is positive (the first of equals). Both in the dtype
-        and on the device of ``weight``. Where eigenvalues repeat, the directions between them are
-        arbitrary.
+        The largest entry of every direction is positive (the first of equals). Both have the dtype
+        and device of ``weight``. Where eigenvalues repeat, their directions are arbitrary.
 
     Raises:
         ShapeError: Fewer than two axes, or an empty one.
@@ -153,16 +151,16 @@ def reflection_product(
 class HouseholderProjector(nn.Module):
     """Parametrisation of a weight as ``U diag(s) V^T``, ``U`` and ``V`` products of reflections.
 
-    For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. What is trained
-    are the reflection vectors; ``s`` is a buffer, zero beyond ``rank``, so the weight stays low
-    rank and its directions orthonormal at every step of any optimizer. ``V``, on the side of the
-    latent, holds the directions as columns; ``householder_directions`` gives them as rows.
+    For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. The reflection
+    vectors are trained; ``s`` is a buffer, zero beyond ``rank``. So the weight stays low rank and
+    its directions orthonormal at every step of any optimizer. ``V``, on the side of the latent,
+    holds the directions as columns; ``householder_directions`` gives them as rows.
 
     Args:
         rank: Directions that are kept; None keeps all that the weight can have.
-        scales: ``"one"``, as published, is for a layer that is trained further; ``"mean"`` and
-            ``"singular"`` keep the size of the weight, and ``"singular"`` at full rank the weight
-            itself.
+        scales: ``"one"``, as published, is for a layer that is trained further. ``"mean"`` and
+            ``"singular"`` keep the size of the weight; ``"singular"`` at full rank keeps the
+            weight.
         latent_axis: See ``sefa_directions``.
     """
 
@@ -215,16 +213,16 @@ def householder_projection(
     scales: Scales = "one",
     latent_axis: int | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """The weight with orthonormal directions in place of its own: where the projector starts.
+    """The weight with orthonormal directions in place of its own; the projector starts there.
 
     With the SVD of the weight as ``(latent, features)``, ``W = V diag(s) U^T``, the first ``rank``
     directions are kept and their singular values replaced.
 
     Args:
-        weight: What multiplies the latent, in the shapes of ``sefa_directions``.
+        weight: The weight that multiplies the latent, in the shapes of ``sefa_directions``.
         rank: Directions that are kept; None is ``min(latent, features)``.
         scales: In place of the singular values: ``"one"``; their ``"mean"``; or the
-            ``"singular"`` values themselves, which cuts the rank and changes nothing else.
+            ``"singular"`` values themselves, which only cuts the rank.
         latent_axis: See ``sefa_directions``.
 
     Returns:
@@ -258,13 +256,12 @@ def householder_projector(
 ) -> nn.Module:
     """Hold a latent weight of a trained module by reflections from now on, in place.
 
-    The weight becomes ``householder_projection`` of what it was and keeps that form under
-    training; an optimizer must be built (again) on the parameters, which are new. Undo it with
+    The weight becomes its ``householder_projection`` and keeps that form under training. Its
+    parameters are new: build the optimizer again. To undo it, call
     ``torch.nn.utils.parametrize.remove_parametrizations``, which keeps the present weight.
 
-    The published projector is then trained on for about 1 % of the steps, with ones on the
-    diagonal and a rank of ten. What is left out of it: scales that the layer multiplies by
-    outside of its weight.
+    The published projector is then trained for about 1 % of the steps, with ones on the diagonal
+    and rank ten. Scales that the layer multiplies by outside of its weight are left out.
 
     Args:
         module: Its owner, for instance the first transposed convolution of a generator.

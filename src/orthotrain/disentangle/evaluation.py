@@ -18,18 +18,17 @@ from orthotrain.disentangle.variation_predictability import ClassifierBudget
 from orthotrain.errors import ConfigError, ShapeError
 
 _HEADINGS = ("score", "value", "spread", "chance level", "real vs real", "note")
-
 _LEFT = {"score", "note"}
 
 
 @dataclass(frozen=True)
 class FactorBudget:
-    """Of the scores that need true factors; the defaults are the published ones.
+    """How much the scores from true factors draw; the defaults are the published numbers.
 
     Attributes:
         samples: Images that are encoded for MIG, SAP, modularity and DCI.
-        train_votes: Of FactorVAE and beta-VAE score.
-        evaluation_votes: Of both.
+        train_votes: Training votes of FactorVAE and beta-VAE score.
+        evaluation_votes: Votes on which both are scored.
         chance_repeats: Permutations from which the chance level of the first four is measured, at
             least 2. DCI trains its classifiers for each.
         dci_model: See ``dci``.
@@ -44,18 +43,18 @@ class FactorBudget:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much each score draws; the defaults are what their papers take, or enough.
+    """How much each score draws; the defaults are what the papers take.
 
     Attributes:
-        latents: For activeness, at least 2.
-        classifier: Of VP.
-        interventions: Latents for each coordinate that is moved, at least 2.
-        paths: Of PPL.
-        images: Generated ones for fidelity, and as many real ones twice; fewer where there are
-            fewer. All pairs are compared, in every space and split.
-        splits: Of the real images for fidelity.
-        pca_images: Real images to which pixel PCA is fitted, at most a fifth; they are not scored.
-        factors: Of the scores that need true factors.
+        latents: Latents for activeness, at least 2.
+        classifier: Budget of VP.
+        interventions: Latents per coordinate that is moved, at least 2.
+        paths: Paths for PPL.
+        images: Generated images for fidelity; it needs twice as many real ones, and takes fewer
+            where there are fewer. All pairs are compared, in every space and split.
+        splits: Splits of the real images for fidelity.
+        pca_images: Real images to which pixel PCA is fitted, at most a fifth. They are not scored.
+        factors: Budget of the scores from true factors.
     """
 
     latents: int = 300
@@ -70,18 +69,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Score:
-    """One number, and what it has to be read against.
+    """One row: a number, and what it is read beside.
 
     Attributes:
         name: With its feature space and number of samples where it has them.
         value: The score.
-        spread: Of the value; ``note`` says over what. None where it was not measured.
+        spread: Spread of the value; ``note`` says over what. None where it was not measured.
         chance: The chance level: what comes out where the latents mean nothing. None where that is
             not defined.
-        chance_spread: Its standard deviation over permutations, where it was measured so.
+        chance_spread: Standard deviation of the chance level, where it was measured.
         floor: What real images get against other real ones at the same number of samples. None
-            where no real images enter.
-        note: What is better, and what the spread is of.
+            for scores without real images.
+        note: Which direction is better, and over what the spread was taken.
     """
 
     name: str
@@ -98,8 +97,8 @@ class Evaluation:
     """All scores of one generator; ``print`` shows a table.
 
     Attributes:
-        scores: The rows.
-        activeness: Of each coordinate that is a factor.
+        scores: The rows, one per score.
+        activeness: Activeness of each coordinate that is a factor.
         activeness_spread: Its standard error over the latents.
         settings: What the numbers depend on: seed, sizes, budgets.
     """
@@ -113,12 +112,12 @@ class Evaluation:
         """The row of that name.
 
         Raises:
-            KeyError: There is none; the message lists those there are.
+            KeyError: There is no such row; the message lists the names.
         """
         for score in self.scores:
             if score.name == name:
                 return score
-        raise KeyError(f"no score {name!r}; there are {', '.join(s.name for s in self.scores)}")
+        raise KeyError(f"no score {name!r}; the rows are {', '.join(s.name for s in self.scores)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and dicts, for a run record; not finite is None."""

@@ -62,7 +62,7 @@ class FeatureSpace:
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features of one batch in float64, without gradient.
 
-        A module gets the images where its weights are; another callable gets them as they are.
+        A module gets the images on its device; any other callable gets them as they are.
 
         Raises:
             ShapeError: The function does not return a row for each image.
@@ -97,7 +97,7 @@ def random_features(*, seed: int, widths: Sequence[int] = (16, 32, 64)) -> Featu
 
     Conv3x3 with stride 2 and LeakyReLU for each width, weights from N(0, 1) scaled as He et al.
     (2015) do, all from the seed; ``sum(widths)`` features. Grey and colour images of any size
-    work, each number of channels with weights of its own. Use three seeds and report all.
+    work; each number of channels has weights of its own. Use three seeds and report all.
 
     Args:
         seed: Of the weights; it is part of the name, ``"random SEED"``.
@@ -172,10 +172,10 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
 ) -> FeatureSpace:
     """Penultimate features of a small classifier, trained here on images of the same domain.
 
-    Train it on images that are not scored afterwards. Three times Conv3x3 stride 2, batch norm
-    and ReLU with doubling channels, global average pool (the features, ``4 * width``), linear.
-    A fifth of the images is held out for ``.accuracy``: features of a classifier that has not
-    learned its classes are hardly more than random ones.
+    Train it on images that are not scored afterwards. The network is three times Conv3x3 with
+    stride 2, batch norm and ReLU, then the mean over the image (``4 * width`` features), then a
+    linear layer. A fifth of the images is held out for ``.accuracy``. Where it is low, the features
+    are hardly better than random ones.
 
     Args:
         images: ``(n, c, h, w)`` in [-1, 1].
@@ -237,8 +237,8 @@ def file_features(
         allow_pickle: Unpickling runs code of the file: only for files you trust.
 
     Returns:
-        A space on the CPU, whatever device the images are on; grey images are given to the
-        network as three equal channels.
+        A space on the CPU, whatever device the images are on. Grey images become three equal
+        channels.
 
     Raises:
         DataError: No such file, or no network in it.
@@ -272,7 +272,7 @@ def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Floa
 
     Args:
         images: ``(n, c, h, w)``; uint8 from 0 to 255, or floating-point in ``value_range``.
-        value_range: ``"signed"``, ``"unit"`` or ``"any"``; of no matter for uint8.
+        value_range: ``"signed"``, ``"unit"`` or ``"any"``; ignored for uint8.
 
     Raises:
         ShapeError: Not ``(n, c, h, w)``.

@@ -88,8 +88,7 @@ class Samples:
         Raises:
             ShapeError: A value of a factor does not occur in both parts.
         """
-        generator = torch.Generator().manual_seed(require_seed(function, seed))
-        order = torch.randperm(len(self.levels), generator=generator)
+        order = torch.randperm(len(self.levels), generator=stream(function, seed))
         train, test = order.tensor_split([round(_TRAIN_SHARE * len(order))])
         for j, count in enumerate(self.counts):
             seen = [len(torch.unique(self.levels[part, j])) for part in (train, test)]
@@ -150,13 +149,6 @@ def require_codes(function: str, codes: Tensor, *, name: str) -> None:
     require_finite(function, codes, name=name)
 
 
-def require_seed(function: str, seed: int) -> int:
-    """The seed, if both torch and scikit-learn take it."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}")
-    return seed
-
-
 def require_count(function: str, name: str, value: int, *, at_least: int) -> None:
     """Raise ConfigError unless ``value`` is a whole number from ``at_least`` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
@@ -181,8 +173,14 @@ def require_choice(function: str, name: str, value: str, choices: tuple[str, ...
 
 
 def stream(function: str, seed: int) -> torch.Generator:
-    """A CPU generator of its own for a function's draws."""
-    return torch.Generator().manual_seed(require_seed(function, seed))
+    """A CPU generator of its own for a function's draws; both torch and scikit-learn take the seed.
+
+    Raises:
+        ConfigError: ``seed`` is no integer in ``[0, 2**32)``.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}")
+    return torch.Generator().manual_seed(seed)
 
 
 def scaled_columns(codes: Tensor) -> Tensor:
@@ -292,10 +290,10 @@ def chance_level(
     """
     checked_samples("chance_level", codes, factors)
     require_count("chance_level", "repeats", repeats, at_least=2)
-    generator = torch.Generator().manual_seed(require_seed("chance_level", seed))
+    random = stream("chance_level", seed)
     values = []
     for _ in range(repeats):
-        order = torch.randperm(len(factors), generator=generator)
+        order = torch.randperm(len(factors), generator=random)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OrthotrainWarning)
             values.append(float(score(codes, factors[order.to(factors.device)])))
