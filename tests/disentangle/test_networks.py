@@ -1,4 +1,4 @@
-"""The encoder route: what can be read from an image is read, what is not there is not."""
+"""The encoder reads what is in an image and nothing else; an epoch of the small classifiers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from orthotrain.disentangle import VariationClassifier, latent_encoder
 from orthotrain.disentangle.networks import train_epoch
 from orthotrain.errors import ConfigError
+from reference.matrices import generator
 
 SETTINGS = {"steps": 150, "width": 8, "lr": 3e-3, "held_out": 256, "seed": 0}
 
