@@ -1,7 +1,7 @@
 """Typed errors: what was given, what was needed, what to try.
 
-Every error is also a ``ValueError``, ``ArithmeticError`` or ``OSError``, so code that knows
-nothing of this package still catches it by its kind.
+Every error is also a ``ValueError``, ``ArithmeticError``, ``OSError`` or ``ImportError``, so code
+that knows nothing of this package still catches it by its kind.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class CheckpointError(OrthotrainError, ValueError):
 
 class DataError(OrthotrainError, FileNotFoundError):
     """A data file that is missing or not what its name promises."""
+
+
+class MissingPackageError(OrthotrainError, ImportError):
+    """A package that this call needs and that is not installed."""
 
 
 class NonFiniteError(OrthotrainError, ArithmeticError):

@@ -1,10 +1,10 @@
-import builtins
+import sys
 
 import pytest
 import torch
 
 from orthotrain.data.digits import load_digits
-from orthotrain.errors import DataError
+from orthotrain.errors import MissingPackageError
 
 
 def test_three_fixed_parts_of_all_images():
@@ -38,13 +38,6 @@ def test_normalized_by_the_training_part():
 
 @pytest.mark.bad_input
 def test_missing_scikit_learn_is_named(monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"pip install 'orthotrain\[data\]'"):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingPackageError, match=r'scikit-learn .*"orthotrain\[lab\]"'):
         load_digits()

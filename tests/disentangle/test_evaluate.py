@@ -407,7 +407,7 @@ def test_table():
         settings={"seed": 0},
     )
     assert str(found).splitlines() == [
-        "score                 value  spread        chance  real vs real  note",
+        "score                 value  spread  chance level  real vs real  note",
         "-------------------  ------  ------  ------------  ------------  ------",
         "VP                   0.8123   0.013        0.1667             -  higher",
         "FD[random 0, 2,000]    12.5     0.5             -          1.25  lower",
@@ -429,7 +429,7 @@ def test_record_is_plain_and_strict_json():
 
 def test_rows_are_found_by_name(plain):
     assert plain["VP"] is plain.scores[1]
-    with pytest.raises(KeyError, match="no score 'FID'; there are active dimensions, VP"):
+    with pytest.raises(KeyError, match="no score 'FID'; the rows are active dimensions, VP"):
         plain["FID"]
 
 

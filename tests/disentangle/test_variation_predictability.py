@@ -131,14 +131,14 @@ def test_epoch_is_chosen_on_the_validation_part_and_scored_on_the_rest(monkeypat
         with torch.no_grad():
             network.head.bias.fill_(round(float(network.head.bias[0])) + 1)
 
-    def told(network, x, labels, part):
+    def told(network, x, labels, part, batch_size):
         epoch = int(network.head.bias[0])
         seen.append((len(part), epoch))
         # The second has the best accuracy, the third as good a one at a higher loss.
         return {1: (0.2, -0.1), 2: (0.9, -0.3), 3: (0.9, -0.4), 4: (0.5, -0.2)}[epoch]
 
-    monkeypatch.setattr(MODULE, "_train_epoch", marked)
-    monkeypatch.setattr(MODULE, "_score", told)
+    monkeypatch.setattr(MODULE, "train_epoch", marked)
+    monkeypatch.setattr(MODULE, "accuracy_and_gain", told)
     budget = ClassifierBudget(
         pairs=100, epochs=4, width=2, train_fraction=0.3, validation_fraction=0.1
     )
@@ -158,7 +158,7 @@ def test_parts_hold_every_coordinate_to_its_share():
 
 def test_it_prints_with_chance():
     found = VariationPredictability(0.812, 0.013, 1 / 6, (0.8, 0.82), 10_000)
-    assert str(found) == "VP[10,000 pairs] = 81.2 % +- 1.3 (chance 16.7 %)"
+    assert str(found) == "VP[10,000 pairs] = 81.2 % +- 1.3 (chance level 16.7 %)"
 
 
 # --- the network ----------------------------------------------------------------------------------

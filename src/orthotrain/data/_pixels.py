@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orthotrain.errors import DataError
+from orthotrain.extras import optional_module
 
 # What shows through transparent pixels: their own color is often black or left over.
 BACKGROUND = "white"
@@ -20,16 +20,10 @@ def pillow(title: str) -> ModuleType:
     """The module ``PIL.Image``; ``title`` names the data set that needs it.
 
     Raises:
-        DataError: Pillow is not installed.
+        MissingPackageError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(
-            f"{title}: decoding needs Pillow, which is not installed; install it with: "
-            "pip install 'orthotrain[data]'"
-        ) from error
-    return Image
+    module: ModuleType = optional_module(f"{title}: images", "PIL.Image", package="Pillow")
+    return module
 
 
 def centre_square(

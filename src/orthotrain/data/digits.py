@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from orthotrain.data.splits import SPLIT_SEED, ImageData, Split, limited, stratified_split
-from orthotrain.errors import DataError
+from orthotrain.extras import optional_module
 
 VALIDATION_FRACTION = 0.2
 TEST_FRACTION = 0.2
@@ -26,20 +26,13 @@ def load_digits(*, train_limit: int | None = None, device: torch.device | None =
         standard deviation of the training part.
 
     Raises:
-        DataError: scikit-learn is not installed.
+        MissingPackageError: scikit-learn, which brings the digits, is not installed.
 
     Source:
         Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; the test
         part of it, as shipped with scikit-learn.
     """
-    try:
-        from sklearn.datasets import load_digits as sklearn_digits
-    except ImportError as error:
-        raise DataError(
-            "load_digits: the digits come with scikit-learn, which is not installed; "
-            "install it with: pip install 'orthotrain[data]'"
-        ) from error
-    bunch = sklearn_digits()
+    bunch = optional_module("load_digits", "sklearn.datasets", package="scikit-learn").load_digits()
     images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / MAX_PIXEL
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     generator = torch.Generator().manual_seed(SPLIT_SEED)

@@ -1,25 +1,32 @@
-"""How far the latent coordinates of a generator are separated from each other: scores, rivals.
+"""How far the latent coordinates of a generator are separated from each other.
 
-Metrics are pure and seeded: a generator as a callable, or codes and factors, in; numbers with
-their spread and chance out. The rivals of NOG and OLR are losses.
+Every score is a pure function with a seed. It takes a generator as a callable, or codes and
+factors, and returns a number with its spread and its chance level.
+
+- ``codes``: mutual information, MIG, modularity, SAP and DCI of codes with known factors
+- ``votes``: FactorVAE and beta-VAE score of an encoder on a grid of factors
+- ``interventions``: activeness, traversals, and the factors that a coordinate moves
+- ``variation_predictability``, ``path_length``: VP and PPL of a generator
+- ``images``, ``features``: Frechet and kernel distance, precision, recall, density, coverage, and
+  the feature spaces in which they are measured
+- ``directions``, ``generators``: SeFa, the Householder projector, generators along directions
+- ``rival_losses``: the Hessian penalty, OroJaR and the VP loss
+- ``networks``: the small networks that are trained here, among them the latent encoder
+- ``samples``: the chance level of a score of codes
+- ``evaluate``: all scores by one call
 """
 
-from orthotrain.disentangle._votes import FactorDataset, VoteScore
-from orthotrain.disentangle.activeness import activeness
-from orthotrain.disentangle.beta_vae_score import beta_vae_score
-from orthotrain.disentangle.budget import Budget, FactorBudget
-from orthotrain.disentangle.chance import ChanceLevel, chance_level
-from orthotrain.disentangle.coverage import (
-    DensityCoverage,
-    PrecisionRecall,
-    density_coverage,
-    precision_recall,
+from orthotrain.disentangle.codes import DciScore, dci, mig, modularity, mutual_information, sap
+from orthotrain.disentangle.directions import (
+    HouseholderProjector,
+    householder_directions,
+    householder_projection,
+    householder_projector,
+    reflection_product,
+    sefa_directions,
 )
-from orthotrain.disentangle.dci import DciScore, dci
-from orthotrain.disentangle.encoder import LatentEncoder, latent_encoder
 from orthotrain.disentangle.evaluate import evaluate
-from orthotrain.disentangle.evaluation import Evaluation, Score
-from orthotrain.disentangle.factor_vae_score import FactorVaeScore, factor_vae_score
+from orthotrain.disentangle.evaluation import Budget, Evaluation, FactorBudget, Score
 from orthotrain.disentangle.features import (
     FeatureSpace,
     classifier_features,
@@ -29,32 +36,39 @@ from orthotrain.disentangle.features import (
     random_features,
     signed_images,
 )
-from orthotrain.disentangle.fidelity import Fidelity, fidelity, frechet_distance, kernel_distance
-from orthotrain.disentangle.hessian_penalty import hessian_penalty
-from orthotrain.disentangle.householder import (
-    HouseholderProjector,
-    householder_directions,
-    householder_projection,
-    householder_projector,
-    reflection_product,
+from orthotrain.disentangle.generators import RotatedGenerator, random_rotation, rotated
+from orthotrain.disentangle.images import (
+    DensityCoverage,
+    Fidelity,
+    PrecisionRecall,
+    density_coverage,
+    fidelity,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
 )
-from orthotrain.disentangle.intervention import Interventions, interventions
-from orthotrain.disentangle.mig import mig
-from orthotrain.disentangle.modularity import modularity
-from orthotrain.disentangle.mutual_information import mutual_information
-from orthotrain.disentangle.orojar import orojar
+from orthotrain.disentangle.interventions import (
+    Interventions,
+    activeness,
+    interventions,
+    traversals,
+)
+from orthotrain.disentangle.networks import LatentEncoder, VariationClassifier, latent_encoder
 from orthotrain.disentangle.path_length import PathLength, path_length, slerp
-from orthotrain.disentangle.rotation import RotatedGenerator, random_rotation, rotated
-from orthotrain.disentangle.sap import sap
-from orthotrain.disentangle.sefa import sefa_directions
-from orthotrain.disentangle.traversal import traversals
+from orthotrain.disentangle.rival_losses import hessian_penalty, orojar, vp_loss
+from orthotrain.disentangle.samples import ChanceLevel, chance_level
 from orthotrain.disentangle.variation_predictability import (
     ClassifierBudget,
     VariationPredictability,
     variation_predictability,
 )
-from orthotrain.disentangle.vp_loss import vp_loss
-from orthotrain.disentangle.vp_network import VariationClassifier
+from orthotrain.disentangle.votes import (
+    FactorDataset,
+    FactorVaeScore,
+    VoteScore,
+    beta_vae_score,
+    factor_vae_score,
+)
 
 __all__ = [
     "Budget",

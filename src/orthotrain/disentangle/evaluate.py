@@ -1,39 +1,61 @@
-"""Every score of a generator by one call, each with its spread and with what chance gives."""
+"""Every score of a generator by one call, each with its spread and its chance level."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._factor_rows import factor_rows
-from orthotrain.disentangle._fidelity_rows import RANDOM_SPACES, fidelity_rows
-from orthotrain.disentangle._generator import (
+from orthotrain.disentangle.evaluation import (
+    Budget,
+    Evaluation,
+    Reference,
+    Score,
+    drawn,
+    image_batches,
+)
+from orthotrain.disentangle.factor_rows import factor_rows
+from orthotrain.disentangle.features import FeatureSpace, pixel_features, pixel_pca, random_features
+from orthotrain.disentangle.generators import (
     Generate,
     Source,
     ValueRange,
     measuring,
-    stream,
+    random_rotation,
+    require_range,
+    rotated,
 )
-from orthotrain.disentangle._intervention_rows import intervention_rows, spread_row
-from orthotrain.disentangle._reference import Reference, drawn, image_batches
-from orthotrain.disentangle.activeness import VALUES, activeness_of_latents
-from orthotrain.disentangle.budget import Budget
-from orthotrain.disentangle.evaluation import Evaluation, Score
-from orthotrain.disentangle.features import FeatureSpace, pixel_features, random_features
+from orthotrain.disentangle.images import fidelity
+from orthotrain.disentangle.interventions import (
+    VALUES,
+    Interventions,
+    activeness_of_latents,
+    interventions,
+)
 from orthotrain.disentangle.path_length import path_length
-from orthotrain.disentangle.rotation import random_rotation, rotated
+from orthotrain.disentangle.samples import require_count, stream
 from orthotrain.disentangle.variation_predictability import variation_predictability
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import effective_rank
 
 # Two calls on the same latents may differ by the order of sums on an accelerator, not by this.
 _SAME_IMAGE = 1e-3
+
 _AT_RANDOM = "latents rotated"
+
+_PARTS = ("disentanglement", "completeness")
+
+#: Seeds of the random spaces. One network may see or miss a fault by luck; report all three.
+RANDOM_SPACES = (0, 1, 2)
+
+_PCA_COMPONENTS = 64
+
+# A fifth is set apart for the PCA, and six are the fewest that have five neighbours.
+_FEWEST = 15
 
 
 def evaluate(  # noqa: PLR0913 - what is scored, by name
@@ -58,19 +80,19 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
 ) -> Evaluation:
     """Score a generator: its latents and paths, its images, and its factors where known.
 
-    Always: activeness, how many coordinates are active, VP, VP with the latents turned at random
-    (what is left of it where axes mean nothing), and PPL. With ``reference``: Frechet and kernel
-    distance, precision, recall, density and coverage in every feature space, each beside real
-    against real. With ``measure``: disentanglement and completeness by intervention, beside those
-    of latents turned at random. With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI,
-    FactorVAE and beta-VAE score, each beside its chance.
+    - Always: activeness, the number of active coordinates, VP, PPL, and VP with the latents turned
+      at random, which is what VP gives when the axes mean nothing.
+    - With ``reference``: Frechet and kernel distance, precision, recall, density and coverage in
+      every feature space, each beside real against real.
+    - With ``measure``: disentanglement and completeness by intervention, beside those of latents
+      turned at random.
+    - With ``encode`` and ``dataset``: MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each
+      beside its chance level.
 
     Args:
-        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, grey or colour; the same
-            latent must give the same image. Modes, devices and dtypes as for ``activeness``. A
+        generate: Latents ``(n, latent_dim)`` to images ``(n, c, h, w)``, as for ``activeness``. A
             generator with a noise input besides its factors takes both in one latent, as
-            ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates. A method
-            of the module is called where the module is; a plain function gets latents on the CPU.
+            ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates.
         latent_dim: Length of a latent, at least 2.
         seed: Of everything.
         reference: Real images: a tensor, uint8 or floating-point, or an object with ``len`` and
@@ -78,7 +100,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         reference_range: Of floating-point real images; None is ``value_range``.
         spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
         turned: Directions along which the latent is moved, too, for VP and interventions: by name
-            orthogonal ``(factors, factors)``, one direction a row, as ``sefa_directions`` gives
+            orthogonal ``(factors, factors)``, one direction per row, as ``sefa_directions`` gives
             them. ``"latents rotated"`` is ``random_rotation(factors, seed=seed)`` unless given.
         measure: Images to factors ``(n, f)``, as in ``interventions``.
         encode: Images of ``dataset`` to codes ``(n, d)``.
@@ -90,7 +112,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the generated images: ``"signed"`` [-1, 1], ``"unit"`` [0, 1], or
             ``"any"``. The first two are checked and measured alike, in [-1, 1].
 
@@ -106,14 +128,11 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
         NonFiniteError: An image or feature holds NaN or infinity.
 
     Note:
-        The spread is over draws, splits or classifiers of this one generator. What tells two
-        methods apart is the spread over trained generators, which is larger.
+        The spread is over draws, splits or classifiers of this one generator. To compare two
+        methods, train several generators: the spread over them is larger.
     """
     budget = Budget() if budget is None else budget
-    source = Source.of(
-        "evaluate", generate, latent_dim,
-        factors=factors, batch_size=batch_size, value_range=value_range,
-    )  # fmt: skip
+    source = Source.of("evaluate", generate, latent_dim, factors, batch_size, value_range)
     if (encode is None) != (dataset is None):
         raise ConfigError(
             f"evaluate needs encode and dataset together, got only "
@@ -197,7 +216,7 @@ def _ways(source: Source, turned: Mapping[str, Tensor] | None, seed: int) -> dic
         if directions.shape != (source.factors, source.factors):
             raise ShapeError(
                 f"evaluate needs directions of shape {(source.factors, source.factors)} in turned, "
-                f"got {tuple(directions.shape)} for {name!r}; give one direction a coordinate"
+                f"got {tuple(directions.shape)} for {name!r}; give one direction per coordinate"
             )
         ways[f", {name}"] = rotated(source.generate, directions)
     return ways
@@ -209,9 +228,8 @@ def _latent_rows(
     rows = []
     for end, generate in ways.items():
         found = variation_predictability(
-            generate, source.latent_dim, seed=seed, budget=budget.classifier,
-            factors=source.factors, batch_size=source.batch_size, value_range=source.value_range,
-        )  # fmt: skip
+            generate, source.latent_dim, seed=seed, budget=budget.classifier, **source.settings
+        )
         note = f"higher; spread over {len(found.accuracies)} classifiers"
         rows.append(Score(f"VP{end}", found.accuracy, found.spread, chance=found.chance, note=note))
     for space in (pixel_features(), *(random_features(seed=number) for number in RANDOM_SPACES)):
@@ -222,3 +240,130 @@ def _latent_rows(
         note = "lower; spread: standard error"
         rows.append(Score(path.label, path.mean, path.spread, note=note))
     return rows
+
+
+def intervention_rows(
+    source: Source,
+    turned: Mapping[str, Generate],
+    measure: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+    budget: Budget,
+) -> tuple[list[Score], Interventions]:
+    """Both scores of each way to turn the latent, and what was found of the latent as it is.
+
+    Args:
+        source: The generator.
+        turned: Ways by the end of their rows' names: ``""`` is the latent as it is, and the last
+            one is turned at random, which is the chance level of all.
+        measure: Images to factors.
+        seed: Of the latents.
+        budget: How many.
+    """
+    found = {
+        end: interventions(
+            generate, source.latent_dim, measure=measure, seed=seed, samples=budget.interventions,
+            **source.settings,
+        )
+        for end, generate in turned.items()
+    }  # fmt: skip
+    *_, by_chance = found.values()
+    rows = [
+        Score(
+            f"{part} by intervention{end}",
+            getattr(one, part),
+            getattr(one, f"{part}_error"),
+            chance=getattr(by_chance, part),
+            chance_spread=getattr(by_chance, f"{part}_error"),
+            note="higher; spread: standard error",
+        )
+        for part in _PARTS
+        for end, one in found.items()
+    ]
+    return rows, found[""]
+
+
+def spread_row(
+    spread: Float[Tensor, " f"], real: Iterable[Tensor], measure: Callable[[Tensor], Tensor]
+) -> Score:
+    """Least standard deviation of a factor, as a share of that in real images, at most 1.
+
+    Args:
+        spread: Of each factor in generated images.
+        real: Batches of real images.
+        measure: Images to factors.
+    """
+    with measuring(measure):
+        factors = torch.cat([measure(images).detach().double().cpu() for images in real])
+    deviation = factors.std(dim=0)
+    share = torch.where(deviation > 0, spread / deviation, 1.0)
+    return Score(
+        "least spread of a factor",
+        float(share.clamp(max=1).min()),
+        note="share of that in real images; where it is small, what moves a factor says little",
+    )
+
+
+def fidelity_rows(  # noqa: PLR0913 - what is compared, by name
+    source: Source,
+    reference: Reference,
+    *,
+    reference_range: ValueRange,
+    spaces: Sequence[FeatureSpace],
+    image_shape: tuple[int, ...],
+    seed: int,
+    budget: Budget,
+) -> list[Score]:
+    """Every measure in three random spaces, pixel PCA and the given ones, with its floor."""
+    require_range("evaluate", reference_range)
+    for name in ("images", "pca_images"):
+        require_count("evaluate", name, getattr(budget, name), at_least=2)
+    random = stream("evaluate", seed)
+    order = drawn(reference, random)
+    if len(order) < _FEWEST:
+        raise ShapeError(
+            f"evaluate needs at least {_FEWEST} real images, got {len(order)}; distances of so few "
+            f"say nothing, give thousands"
+        )
+
+    def real(index: Int64[Tensor, " k"]) -> Iterator[Tensor]:
+        for images in image_batches(
+            reference, index, value_range=reference_range, batch_size=source.batch_size
+        ):
+            if tuple(images.shape[1:]) != image_shape:
+                raise ShapeError(
+                    f"evaluate needs real images of the shape {image_shape} of generated ones, got "
+                    f"{tuple(images.shape[1:])}; crop and resize them as in training"
+                )
+            yield images
+
+    fitted = max(2, min(budget.pca_images, len(order) // 5))
+    scored = order[fitted : fitted + 2 * budget.images]
+    fit = torch.cat(list(real(order[:fitted])))
+    components = min(_PCA_COMPONENTS, len(fit) - 1, fit[0].numel())
+    every = [
+        *(random_features(seed=number) for number in RANDOM_SPACES),
+        pixel_pca(fit, components=components),
+        *spaces,
+    ]
+    z = source.latents(min(budget.images, len(scored) // 2), random)
+    with measuring(source.generate):
+        generated = embedded(every, (images for (images,) in source.batches(z)))
+    rows = []
+    for space, a, b in zip(every, embedded(every, real(scored)), generated, strict=True):
+        for found in fidelity(a, b, features=space.name, seed=seed, splits=budget.splits):
+            better = "lower" if found.name in ("FD", "KD") else "higher"
+            note = f"{better}; spread over {budget.splits} splits"
+            rows.append(Score(found.label, found.value, found.spread, floor=found.floor, note=note))
+    return rows
+
+
+def embedded(
+    spaces: Sequence[FeatureSpace], batches: Iterable[Tensor]
+) -> list[Float[Tensor, "n d"]]:
+    """Features of all images in each space, on the CPU; every batch is made once."""
+    parts: list[list[Tensor]] = [[] for _ in spaces]
+    for images in batches:
+        for space, part in zip(spaces, parts, strict=True):
+            part.append(space(images).cpu())
+    return [torch.cat(part) for part in parts]

@@ -17,24 +17,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._generator import (
+from orthotrain.disentangle.generators import (
     ValueRange,
     measuring,
     module_of,
     place_of,
-    require_choice,
     require_image_values,
     require_range,
     signed,
-    stream,
 )
-from orthotrain.disentangle._small_classifier import train_small_classifier
+from orthotrain.disentangle.networks import (
+    SmallClassifier,
+    accuracy_and_gain,
+    seeded_initialization,
+    train_epoch,
+)
+from orthotrain.disentangle.samples import require_choice, require_count, require_positive, stream
 from orthotrain.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from orthotrain.linalg import thin_svd
 
 #: What a network in a file expects: [-1, 1], [0, 1] or 0 to 255 as bytes.
 InputRange = Literal["signed", "unit", "bytes"]
+
+_HELD_OUT = 0.2
+# Below this a fifth is not even two images.
+_FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class FeatureSpace:
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features of one batch in float64, without gradient.
 
-        A module gets the images where its weights are; another callable gets them as they are.
+        A module gets the images on its device; any other callable gets them as they are.
 
         Raises:
             ShapeError: The function does not return a row for each image.
@@ -69,7 +76,7 @@ class FeatureSpace:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ShapeError(
                 f"FeatureSpace {self.name!r} needs features (n, ...) with n = {len(images)} >= 1, "
-                f"got {got} for images {tuple(images.shape)}; return one row an image"
+                f"got {got} for images {tuple(images.shape)}; return one row per image"
             )
         features = out.reshape(len(out), -1).double()
         if not bool(torch.isfinite(features).all()):
@@ -90,7 +97,7 @@ def random_features(*, seed: int, widths: Sequence[int] = (16, 32, 64)) -> Featu
 
     Conv3x3 with stride 2 and LeakyReLU for each width, weights from N(0, 1) scaled as He et al.
     (2015) do, all from the seed; ``sum(widths)`` features. Grey and colour images of any size
-    work, each number of channels with weights of its own. Use three seeds and report all.
+    work; each number of channels has weights of its own. Use three seeds and report all.
 
     Args:
         seed: Of the weights; it is part of the name, ``"random SEED"``.
@@ -165,10 +172,10 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
 ) -> FeatureSpace:
     """Penultimate features of a small classifier, trained here on images of the same domain.
 
-    Train it on images that are not scored afterwards. Three times Conv3x3 stride 2, batch norm
-    and ReLU with doubling channels, global average pool (the features, ``4 * width``), linear.
-    A fifth of the images is held out for ``.accuracy``: features of a classifier that has not
-    learned its classes are hardly more than random ones.
+    Train it on images that are not scored afterwards. The network is three times Conv3x3 with
+    stride 2, batch norm and ReLU, then the mean over the image (``4 * width`` features), then a
+    linear layer. A fifth of the images is held out for ``.accuracy``. Where it is low, the features
+    are hardly better than random ones.
 
     Args:
         images: ``(n, c, h, w)`` in [-1, 1].
@@ -176,7 +183,7 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
         seed: Of the weights, the split and the order.
         epochs: Over the training part.
         width: Channels of the first convolution.
-        batch_size: Images an optimizer step, at least 2.
+        batch_size: Images per optimizer step, at least 2.
         lr: Of Adam.
 
     Raises:
@@ -184,12 +191,26 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
         ConfigError: Labels that are no classes, or a setting out of its range.
         NonFiniteError: ``images`` holds NaN or infinity.
     """
-    _require_image_shape("classifier_features", images)
-    require_image_values("classifier_features", images, "any")
-    random = stream("classifier_features", seed)
-    network, accuracy = train_small_classifier(
-        images, labels, random, epochs=epochs, width=width, batch_size=batch_size, lr=lr
-    )
+    name = "classifier_features"
+    _require_image_shape(name, images)
+    require_image_values(name, images, "any")
+    random = stream(name, seed)
+    classes = _classes(name, images, labels)
+    require_count(name, "epochs", epochs, at_least=1)
+    require_count(name, "width", width, at_least=1)
+    require_count(name, "batch_size", batch_size, at_least=2)
+    require_positive(name, "lr", lr, "1e-3 is the default")
+    x, y = images.detach().float(), labels.to(images.device)
+    with seeded_initialization(random):
+        network = SmallClassifier(x.shape[1], classes, width).to(x.device)
+    order = torch.randperm(len(x), generator=random)
+    held_out, train = order.tensor_split([round(_HELD_OUT * len(x))])
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for _ in range(epochs):
+        mixed = train[torch.randperm(len(train), generator=random)]
+        train_epoch(network, optimizer, x, y, mixed, batch_size)
+    accuracy, _ = accuracy_and_gain(network, x, y, held_out, batch_size)
+    network.requires_grad_(False)
     return FeatureSpace("classifier", network.features, accuracy=accuracy)
 
 
@@ -216,8 +237,8 @@ def file_features(
         allow_pickle: Unpickling runs code of the file: only for files you trust.
 
     Returns:
-        A space on the CPU, whatever device the images are on; grey images are given to the
-        network as three equal channels.
+        A space on the CPU, whatever device the images are on. Grey images become three equal
+        channels.
 
     Raises:
         DataError: No such file, or no network in it.
@@ -251,7 +272,7 @@ def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Floa
 
     Args:
         images: ``(n, c, h, w)``; uint8 from 0 to 255, or floating-point in ``value_range``.
-        value_range: ``"signed"``, ``"unit"`` or ``"any"``; of no matter for uint8.
+        value_range: ``"signed"``, ``"unit"`` or ``"any"``; ignored for uint8.
 
     Raises:
         ShapeError: Not ``(n, c, h, w)``.
@@ -274,6 +295,20 @@ def _require_image_shape(function: str, images: Tensor) -> None:
         )
 
 
+def _classes(function: str, images: Tensor, labels: Tensor) -> int:
+    if labels.ndim != 1 or len(labels) != len(images) or len(images) < _FEWEST:
+        raise ShapeError(
+            f"{function} needs at least {_FEWEST} images and a label for each, got images "
+            f"{tuple(images.shape)} and labels {tuple(labels.shape)}; give one class per image"
+        )
+    if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) < 1:
+        raise ConfigError(
+            f"{function} needs int64 labels from 0 of at least two classes, got {labels.dtype} "
+            f"from {labels.min()} to {labels.max()}; number the classes from 0"
+        )
+    return int(labels.max()) + 1
+
+
 def _network_in(path: Path, allow_pickle: bool) -> nn.Module:
     if not path.is_file():
         raise DataError(
@@ -288,8 +323,8 @@ def _network_in(path: Path, allow_pickle: bool) -> nn.Module:
     except RuntimeError as error:
         if not allow_pickle:
             raise ConfigError(
-                f"file_features needs a TorchScript file, got {path}, which is none; if you trust "
-                f"it and torch.save wrote a module there, pass allow_pickle=True"
+                f"file_features needs a TorchScript file, and {path} is none; if torch.save wrote "
+                f"a module there and you trust it, pass allow_pickle=True"
             ) from error
         try:
             network = torch.load(path, map_location="cpu", weights_only=False)

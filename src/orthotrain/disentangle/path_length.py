@@ -9,15 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._generator import (
-    Generate,
-    Source,
-    ValueRange,
-    measuring,
-    stream,
-)
 from orthotrain.disentangle.features import FeatureSpace
+from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
+from orthotrain.disentangle.samples import require_count, stream
 from orthotrain.errors import ConfigError, ShapeError
 
 
@@ -71,7 +65,7 @@ def path_length(  # noqa: PLR0913 - the settings of a metric, by name
             spaces cannot be compared.
         samples: Paths, at least 2.
         step: Of the path's parameter, as published.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the images, see ``activeness``.
 
     Returns:
@@ -84,16 +78,13 @@ def path_length(  # noqa: PLR0913 - the settings of a metric, by name
         NonFiniteError: An image or a feature holds NaN or infinity.
 
     Note:
-        Rounding of float32 images adds about ``(6e-8 / step)^2`` a pixel, 4e-7 at the default; a
+        Rounding of float32 images adds about ``(6e-8 / step)^2`` per pixel, 4e-7 at the default; a
         generator in float64 is measured in float64. Not differentiable.
 
     Source:
         Karras, Laine and Aila (2019), arXiv:1812.04948, section 4.1.
     """
-    source = Source.of(
-        "path_length", generate, latent_dim,
-        factors=None, batch_size=batch_size, value_range=value_range,
-    )  # fmt: skip
+    source = Source.of("path_length", generate, latent_dim, None, batch_size, value_range)
     require_count("path_length", "samples", samples, at_least=2)
     if latent_dim < 2:
         raise ConfigError(
@@ -138,7 +129,7 @@ def slerp(
         great circle is not unique and the result is not finite.
 
     Raises:
-        ShapeError: ``a`` and ``b`` differ in shape, or ``t`` is not one number a vector.
+        ShapeError: ``a`` and ``b`` differ in shape, or ``t`` is not one number per vector.
 
     Note:
         Differentiable where the directions differ and are not opposite.

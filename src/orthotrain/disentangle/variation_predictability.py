@@ -8,21 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._generator import (
-    Generate,
-    Source,
-    ValueRange,
-    measuring,
-    stream,
-)
-from orthotrain.disentangle.vp_network import VariationClassifier
+from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
+from orthotrain.disentangle.networks import VariationClassifier, accuracy_and_gain, train_epoch
+from orthotrain.disentangle.samples import require_count, require_positive, stream
 from orthotrain.errors import ConfigError
 
 _NAME = "variation_predictability"
+_SCORED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class ClassifierBudget:
         validation_fraction: Part on which the epoch is chosen; the rest gives the score.
         classifiers: How many, each with a split and first weights of its own; at least three.
         epochs: Each over the whole training part.
-        batch_size: Pairs an optimizer step.
+        batch_size: Pairs per optimizer step.
         lr: Of Adam.
         width: Of ``VariationClassifier``.
     """
@@ -58,9 +52,9 @@ class VariationPredictability:
 
     Attributes:
         accuracy: Mean over the classifiers, in [0, 1].
-        spread: Standard deviation over the classifiers. How far it moves between trained
-            generators is another matter: train several.
-        chance: What a guess gets, one over the number of coordinates.
+        spread: Standard deviation over the classifiers. Between trained generators the score
+            moves further: train several.
+        chance: The chance level, one over the number of coordinates.
         accuracies: Of each classifier.
         pairs: Image pairs in all.
     """
@@ -74,7 +68,7 @@ class VariationPredictability:
     def __str__(self) -> str:
         return (
             f"VP[{self.pairs:,} pairs] = {100 * self.accuracy:.1f} % "
-            f"+- {100 * self.spread:.1f} (chance {100 * self.chance:.1f} %)"
+            f"+- {100 * self.spread:.1f} (chance level {100 * self.chance:.1f} %)"
         )
 
 
@@ -101,7 +95,7 @@ def variation_predictability(  # noqa: PLR0913 - the settings of a metric, by na
             same numbers on the same machine, with the same number of threads.
         budget: None is ``ClassifierBudget()``.
         factors: How many coordinates, from the first, may move; None is all. At least two.
-        batch_size: Images a call of ``generate``.
+        batch_size: Images per call of ``generate``.
         value_range: Of the images, see ``activeness``.
 
     Returns:
@@ -114,16 +108,14 @@ def variation_predictability(  # noqa: PLR0913 - the settings of a metric, by na
         NonFiniteError: An image holds NaN or infinity.
 
     Note:
-        A score near chance says that the coordinates look alike or do nothing; a high one says
-        that they differ, not that each is one factor of the data. Not differentiable.
+        A score near the chance level says that the coordinates look alike or do nothing. A high
+        one says that they differ, not that each is one factor of the data. Not differentiable.
 
     Source:
         Zhu, Xu and Tao (2020), arXiv:2007.12885. There the epoch is chosen on the pairs that are
         scored; here on others.
     """
-    source = Source.of(
-        _NAME, generate, latent_dim, factors=factors, batch_size=batch_size, value_range=value_range
-    )
+    source = Source.of(_NAME, generate, latent_dim, factors, batch_size, value_range)
     budget = ClassifierBudget() if budget is None else budget
     _require_budget(budget, source.factors)
     random = stream(_NAME, seed)
@@ -177,47 +169,14 @@ def _accuracy(
     optimizer = torch.optim.Adam(network.parameters(), lr=budget.lr)
     best, kept = (-1.0, 0.0), network.state_dict()
     for _ in range(budget.epochs):
-        _train_epoch(network, optimizer, x, labels, train, budget.batch_size, random)
-        found = _score(network, x, labels, validation)
+        order = train[torch.randperm(len(train), generator=random)]
+        train_epoch(network, optimizer, x, labels, order, budget.batch_size)
+        found = accuracy_and_gain(network, x, labels, validation, _SCORED_AT_ONCE)
         # Ties between accuracies, which are common on a small part, go to the lower loss.
         if found > best:
             best, kept = found, {k: v.clone() for k, v in network.state_dict().items()}
     network.load_state_dict(kept)
-    return _score(network, x, labels, rest)[0]
-
-
-def _train_epoch(  # noqa: PLR0913 - the parts of a loop
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    labels: Tensor,
-    part: Tensor,
-    batch_size: int,
-    random: torch.Generator,
-) -> None:
-    network.train()
-    order = part[torch.randperm(len(part), generator=random)].to(x.device)
-    with torch.enable_grad():
-        for batch in torch.split(order, batch_size):
-            # Batch norm has no variance of one pair, which a remainder may be.
-            if len(batch) == 1:
-                continue
-            loss = F.cross_entropy(network(x[batch]), labels[batch])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-
-
-@torch.no_grad()
-def _score(network: nn.Module, x: Tensor, labels: Tensor, part: Tensor) -> tuple[float, float]:
-    """Accuracy and negative loss; larger is better in both."""
-    network.eval()
-    hits, loss = 0, 0.0
-    for batch in torch.split(part.to(x.device), 256):
-        logits = network(x[batch])
-        hits += int((logits.argmax(dim=1) == labels[batch]).sum())
-        loss += float(F.cross_entropy(logits, labels[batch], reduction="sum"))
-    return hits / len(part), -loss / len(part)
+    return accuracy_and_gain(network, x, labels, rest, _SCORED_AT_ONCE)[0]
 
 
 def _parts(
@@ -249,10 +208,7 @@ def _require_budget(budget: ClassifierBudget, factors: int) -> None:
     require_count(_NAME, "classifiers", budget.classifiers, at_least=3)
     for name in ("pairs", "epochs", "batch_size", "width"):
         require_count(_NAME, name, getattr(budget, name), at_least=2 if name == "batch_size" else 1)
-    if not 0 < budget.lr < float("inf"):
-        raise ConfigError(
-            f"{_NAME} needs a finite lr > 0, got {budget.lr}; the published one is 0.01"
-        )
+    require_positive(_NAME, "lr", budget.lr, "the published one is 0.01")
     fractions = (budget.train_fraction, budget.validation_fraction)
     if not (min(fractions) > 0 and sum(fractions) < 1):
         raise ConfigError(

@@ -15,7 +15,13 @@ from lab.experiments.latent.tiny import EIGEN, LINEAR, SIMPLE, STEPS, seed_folde
 from lab.run.test_loop import assert_same_bits
 from lab.run.tiny import KillAt, Killed
 from orthotrain.disentangle import Evaluation
-from orthotrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from orthotrain.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingPackageError,
+    NonFiniteError,
+)
 from orthotrain.lab.experiments.latent import build, loop
 from orthotrain.lab.experiments.latent.build import (
     build_methods,
@@ -376,12 +382,12 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("module", "message"),
-    [("PIL", "samples: decoding needs Pillow"), ("sklearn", "true factors need scikit-learn")],
+    [("PIL.Image", "samples: .*Pillow is needed"), ("sklearn", "factors: scikit-learn is needed")],
 )
 def test_a_missing_package_is_told_before_the_first_step(module, message, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(build, "find_spec", lambda name: None if name == module else name)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(MissingPackageError, match=message):
         train_here(tmp_path / "run", config=EIGEN)
     assert not (tmp_path / "run").exists()
     train_here(tmp_path / "linear", config=LINEAR)

@@ -20,6 +20,7 @@ from orthotrain.data.sprite_images import SpriteImages
 from orthotrain.data.sprites import Sprites
 from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.errors import DataError
+from orthotrain.extras import missing_package
 from orthotrain.lab.experiments.latent.config import (
     AdversarialConfig,
     GeneratorConfig,
@@ -179,14 +180,12 @@ def _require_packages(*, factors: bool) -> None:
         factors: Whether its scores read true factors.
 
     Raises:
-        DataError: Pillow, which writes samples, or scikit-learn, which DCI needs, is missing.
+        MissingPackageError: Pillow, which writes samples, or scikit-learn, which DCI needs, is
+            missing.
     """
     pillow("samples")
     if factors and find_spec("sklearn") is None:
-        raise DataError(
-            "train: scores of true factors need scikit-learn, which is not installed; install it "
-            "with: pip install 'orthotrain[data]'"
-        )
+        raise missing_package("train: scores of true factors", "scikit-learn")
 
 
 def build_images(config: LatentDataConfig, *, part: Part) -> ImageSet:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from orthotrain.disentangle import hessian_penalty, orojar, vp_loss
-from orthotrain.disentangle.vp_network import VariationClassifier
+from orthotrain.disentangle import VariationClassifier, hessian_penalty, orojar, vp_loss
 from orthotrain.lab.experiments.latent.build import Generator
 from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
 

@@ -1,16 +1,18 @@
-"""What every score asks of codes and factors: checks, dead dimensions, bins, a held-out part.
+"""Codes and factors as every score takes them, the checks of settings, and the chance level.
 
 Each check names the function the user called, so a message can be read without a traceback.
 """
 
 from __future__ import annotations
 
-import importlib
+import math
+import statistics
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from orthotrain.errors import ConfigError, OrthotrainWarning, ShapeError
@@ -86,8 +88,7 @@ class Samples:
         Raises:
             ShapeError: A value of a factor does not occur in both parts.
         """
-        generator = torch.Generator().manual_seed(require_seed(function, seed))
-        order = torch.randperm(len(self.levels), generator=generator)
+        order = torch.randperm(len(self.levels), generator=stream(function, seed))
         train, test = order.tensor_split([round(_TRAIN_SHARE * len(order))])
         for j, count in enumerate(self.counts):
             seen = [len(torch.unique(self.levels[part, j])) for part in (train, test)]
@@ -113,7 +114,7 @@ def checked_samples(function: str, codes: Tensor, factors: Tensor) -> Samples:
     if factors.ndim != 2 or 0 in factors.shape:
         raise ShapeError(
             f"{function} needs factors of shape (n, f) with n, f >= 1, got "
-            f"{tuple(factors.shape)}; one row a sample, and factors[:, None] for a single factor"
+            f"{tuple(factors.shape)}; one row per sample, and factors[:, None] for a single factor"
         )
     if factors.is_floating_point() or factors.is_complex() or factors.dtype == torch.bool:
         raise ConfigError(
@@ -141,18 +142,11 @@ def require_codes(function: str, codes: Tensor, *, name: str) -> None:
     if codes.ndim != 2 or 0 in codes.shape:
         raise ShapeError(
             f"{function} needs {name} of shape (n, d) with n, d >= 1, got {tuple(codes.shape)}; "
-            f"one row a sample: flatten with .flatten(1), and take codes[:, None] for a single "
+            f"one row per sample: flatten with .flatten(1), and take codes[:, None] for a single "
             f"dimension"
         )
     require_real_floating(function, codes, name=name)
     require_finite(function, codes, name=name)
-
-
-def require_seed(function: str, seed: int) -> int:
-    """The seed, if both torch and scikit-learn take it."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}")
-    return seed
 
 
 def require_count(function: str, name: str, value: int, *, at_least: int) -> None:
@@ -161,6 +155,32 @@ def require_count(function: str, name: str, value: int, *, at_least: int) -> Non
         raise ConfigError(
             f"{function} needs {name} to be a whole number of at least {at_least}, got {value!r}"
         )
+
+
+def require_positive(function: str, name: str, value: float, usual: str) -> None:
+    """Raise ConfigError unless ``value`` is finite and above 0; ``usual`` says what is taken."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{function} needs a finite {name} > 0, got {value}; {usual}")
+
+
+def require_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of its names; the first is the usual one."""
+    if value not in choices:
+        raise ConfigError(
+            f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
+            f"{choices[0]!r} is the usual one"
+        )
+
+
+def stream(function: str, seed: int) -> torch.Generator:
+    """A CPU generator of its own for a function's draws; both torch and scikit-learn take the seed.
+
+    Raises:
+        ConfigError: ``seed`` is no integer in ``[0, 2**32)``.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}")
+    return torch.Generator().manual_seed(seed)
 
 
 def scaled_columns(codes: Tensor) -> Tensor:
@@ -199,16 +219,82 @@ def bin_indices(samples: Samples, bins: int) -> Tensor:
     return torch.where(samples.live, index, 0)
 
 
-def scikit_learn(function: str, module: str) -> Any:
-    """The module ``sklearn.<module>``.
+def concentration(importance: Tensor) -> float:
+    """``1 - entropy / log(columns)`` of each row, weighted by the row's share of the whole.
+
+    1 where each row has one entry, 0 where all entries are alike or zero.
+    """
+    total = importance.sum()
+    if total == 0:
+        return 0.0
+    if importance.shape[1] == 1:
+        return 1.0
+    rows = importance.sum(dim=1, keepdim=True)
+    share = importance / torch.where(rows > 0, rows, 1.0)
+    entropy = -torch.xlogy(share, share).sum(dim=1) / math.log(importance.shape[1])
+    return float(((1 - entropy) * rows.squeeze(1) / total).sum())
+
+
+@dataclass(frozen=True)
+class ChanceLevel:
+    """A score without any relation between codes and factors.
+
+    Attributes:
+        level: Mean over the repeats.
+        spread: Standard deviation over the repeats.
+        values: The score of each repeat.
+    """
+
+    level: float
+    spread: float
+    values: tuple[float, ...]
+
+
+def chance_level(
+    score: Callable[[Tensor, Tensor], float],
+    codes: Float[Tensor, "n d"],
+    factors: Integer[Tensor, "n f"],
+    *,
+    seed: int,
+    repeats: int = 10,
+) -> ChanceLevel:
+    """Level and spread of a score when rows of factors are dealt to codes at random.
+
+    A permutation keeps what codes and factors are by themselves, among them the dependence of
+    factors on each other, and the bias of the estimate at this number of samples.
+
+    Args:
+        score: A function of codes and factors, for instance ``mig`` or
+            ``lambda codes, factors: dci(codes, factors).disentanglement``.
+        codes: ``(n, d)``.
+        factors: ``(n, f)`` integers.
+        seed: Of the permutations.
+        repeats: How many, at least 2.
+
+    Returns:
+        Mean and standard deviation over the repeats, and each of them.
 
     Raises:
-        ConfigError: scikit-learn is not installed.
+        ShapeError, ConfigError, NonFiniteError: Codes and factors that no score takes, a seed
+            outside ``[0, 2**32)``, or fewer than two repeats.
+
+    Note:
+        Warnings about factors that take one value are not repeated here.
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(8), torch.arange(8)).repeat(10, 1)
+        >>> from orthotrain.disentangle import mig
+        >>> chance = chance_level(mig, factors.double(), factors, seed=0)
+        >>> chance.level < 0.05, chance.spread < 0.05
+        (True, True)
     """
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ConfigError(
-            f"{function} fits its predictors with scikit-learn, which is not installed; install "
-            f"it with: pip install 'orthotrain[disentangle]'"
-        ) from error
+    checked_samples("chance_level", codes, factors)
+    require_count("chance_level", "repeats", repeats, at_least=2)
+    random = stream("chance_level", seed)
+    values = []
+    for _ in range(repeats):
+        order = torch.randperm(len(factors), generator=random)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OrthotrainWarning)
+            values.append(float(score(codes, factors[order.to(factors.device)])))
+    return ChanceLevel(statistics.fmean(values), statistics.stdev(values), tuple(values))

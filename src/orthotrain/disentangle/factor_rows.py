@@ -11,21 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orthotrain.disentangle._codes import require_count
-from orthotrain.disentangle._generator import measuring, stream
-from orthotrain.disentangle._votes import fixed_columns
-from orthotrain.disentangle.beta_vae_score import beta_vae_score
-from orthotrain.disentangle.budget import FactorBudget
-from orthotrain.disentangle.chance import chance_level
-from orthotrain.disentangle.dci import DciScore, dci
-from orthotrain.disentangle.evaluation import Score
-from orthotrain.disentangle.factor_vae_score import factor_vae_score
-from orthotrain.disentangle.mig import mig
-from orthotrain.disentangle.modularity import modularity
-from orthotrain.disentangle.sap import SapKind, sap
+from orthotrain.disentangle.codes import DciScore, SapKind, dci, mig, modularity, sap
+from orthotrain.disentangle.evaluation import FactorBudget, Score
+from orthotrain.disentangle.generators import measuring
+from orthotrain.disentangle.samples import chance_level, require_count, stream
+from orthotrain.disentangle.votes import beta_vae_score, factor_vae_score, fixed_columns
 from orthotrain.errors import ConfigError, OrthotrainWarning
 
 _IMAGES_PER_CALL = 256
+
 _RESAMPLES = 10
 
 
@@ -38,7 +32,7 @@ def factor_rows(
     seed: int,
     budget: FactorBudget,
 ) -> list[Score]:
-    """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance."""
+    """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance level."""
     require_count("evaluate", "factors.samples", budget.samples, at_least=2)
     kept = fixed_columns("evaluate", dataset, columns).tolist()
     if not set(nominal) <= set(kept):

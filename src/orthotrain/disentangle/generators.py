@@ -1,7 +1,8 @@
-"""A generator as the metrics see it: latents from the prior in, checked images out.
+"""A generator as the scores see it: latents from the prior in, checked images out.
 
-Every metric draws, batches and checks through this file, so that what counts as an image, and in
-which range it is measured, is decided once.
+Every score draws, batches and checks through this file, so that what counts as an image, and in
+which range it is measured, is decided once. A generator can also be turned first: N(0, 1) looks
+the same from every side, so a turned generator draws the same set of images.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain.disentangle._codes import require_count, require_seed
+from orthotrain.disentangle.samples import require_choice, require_count, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
 #: Latents ``(n, latent_dim)`` in, images ``(n, c, h, w)`` out.
@@ -27,6 +28,8 @@ ValueRange = Literal["signed", "unit", "any"]
 # Above the rounding of a tanh or sigmoid in half precision (4e-3 at one, rounded towards it), and
 # far below a wrong range, which is off by one.
 _RANGE_SLACK = 1e-2
+# Directions in half precision are orthonormal to 4e-3; a transposed or scaled mistake is far off.
+_ORTHONORMALITY = 1e-2
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Source:
         generate: The generator.
         latent_dim: Length of a latent.
         factors: How many coordinates, from the first, are moved; the others are drawn and kept.
-        batch_size: Images a call.
+        batch_size: Images per call.
         value_range: Of the images that ``generate`` returns.
     """
 
@@ -55,7 +58,6 @@ class Source:
         function: str,
         generate: Generate,
         latent_dim: int,
-        *,
         factors: int | None,
         batch_size: int,
         value_range: ValueRange,
@@ -77,6 +79,13 @@ class Source:
                 f"leave it out to move every coordinate"
             )
         return cls(function, generate, latent_dim, factors, batch_size, value_range)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another score of the same generator is called with."""
+        return {
+            "factors": self.factors, "batch_size": self.batch_size, "value_range": self.value_range,
+        }  # fmt: skip
 
     def latents(self, n: int, random: torch.Generator) -> Float[Tensor, "n d"]:
         """``n`` latents from the prior N(0, 1), in the generator's dtype, on the CPU.
@@ -190,49 +199,9 @@ def measuring(*functions: object) -> Iterator[None]:
             part.training = training
 
 
-@contextmanager
-def seeded_initialization(random: torch.Generator) -> Iterator[None]:
-    """Let modules that draw from torch's global state follow ``random``; the state is restored."""
-    seed = torch.randint(2**62, (), generator=random, device=random.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))
-        yield
-
-
-def stream(function: str, seed: int) -> torch.Generator:
-    """A CPU generator of its own for a function's draws."""
-    return torch.Generator().manual_seed(require_seed(function, seed))
-
-
-def moved(z: Tensor, dim: int, value: float) -> Tensor:
-    """A copy of the latents with one coordinate set."""
-    z = z.clone()
-    z[:, dim] = value
-    return z
-
-
-def require_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of its names; the first is the usual one."""
-    if value not in choices:
-        raise ConfigError(
-            f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
-            f"{choices[0]!r} is the usual one"
-        )
-
-
 def require_range(function: str, value_range: ValueRange) -> None:
     """Raise ConfigError unless ``value_range`` is one of its names."""
     require_choice(function, "value_range", value_range, get_args(ValueRange))
-
-
-def require_dims(function: str, dims: Sequence[int], factors: int) -> None:
-    """Raise ConfigError unless ``dims`` are coordinates that are moved."""
-    wrong = [d for d in dims if isinstance(d, bool) or not 0 <= d < factors]
-    if wrong or not dims:
-        raise ConfigError(
-            f"{function} needs dims between 0 and {factors - 1}, got {list(dims)}; name at least "
-            f"one coordinate of the latent"
-        )
 
 
 def _bounds(value_range: ValueRange) -> tuple[float, float] | None:
@@ -245,3 +214,106 @@ def _bounds(value_range: ValueRange) -> tuple[float, float] | None:
             return None
         case _:
             assert_never(value_range)
+
+
+@dataclass(frozen=True)
+class RotatedGenerator:
+    """A generator moved along directions: coordinate ``i`` of its latent walks along row ``i``.
+
+    Attributes:
+        generate: The generator.
+        directions: ``(k, k)``, orthogonal, one direction per row. Coordinates beyond ``k`` stay.
+    """
+
+    generate: Generate
+    directions: Float[Tensor, "k k"]
+
+    @property
+    def __wrapped__(self) -> Generate:
+        """The generator, whose mode and device are looked for through this one."""
+        return self.generate
+
+    def __call__(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
+        """Images of ``sum_i z_i directions_i``."""
+        k = len(self.directions)
+        if z.ndim != 2 or z.shape[1] < k:
+            raise ShapeError(
+                f"RotatedGenerator needs latents (n, d) with d >= {k}, got {tuple(z.shape)}; "
+                f"directions and latents must be of one generator"
+            )
+        turned = z[:, :k] @ self.directions.to(z.device, z.dtype)
+        return self.generate(torch.cat([turned, z[:, k:]], dim=1))
+
+
+def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGenerator:
+    """The generator with its latent turned, for SeFa and for the rotated control.
+
+    The directions are orthonormal, so ``z @ directions`` is as normal as ``z`` and the set of
+    images stays the same. What a single coordinate does changes.
+
+    Args:
+        generate: Latents ``(n, d)`` with ``d >= k`` to images.
+        directions: ``(k, k)`` orthogonal, one direction per row, as ``sefa_directions`` and
+            ``random_rotation`` give them.
+
+    Returns:
+        A callable on latents. Differentiable in them and in the generator's parameters.
+
+    Raises:
+        ShapeError: ``directions`` is not square.
+        ConfigError: ``directions`` is not orthogonal.
+    """
+    if directions.ndim != 2 or directions.shape[0] != directions.shape[1] or not len(directions):
+        raise ShapeError(
+            f"rotated needs directions of shape (k, k), one per row, got "
+            f"{tuple(directions.shape)}; take all of them, not only the strongest"
+        )
+    gram = directions.detach().double() @ directions.detach().double().mT
+    error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+    if not error <= _ORTHONORMALITY:
+        raise ConfigError(
+            f"rotated needs orthogonal directions, got max|D D^T - 1| of {error:.3g} in directions "
+            f"of shape {tuple(directions.shape)}; others would change the images, not only their "
+            f"coordinates"
+        )
+    return RotatedGenerator(generate, directions)
+
+
+def random_rotation(
+    dim: int, *, seed: int, blocks: Sequence[int] | None = None
+) -> Float[Tensor, "dim dim"]:
+    """A rotation drawn evenly from all rotations and reflections (Haar), in float64.
+
+    The control for every disentanglement score: what it gives when the axes mean nothing.
+
+    Args:
+        dim: Its size, at least 1.
+        seed: Of the draw.
+        blocks: Sizes of groups of coordinates, in order, each of which is turned by itself: such as
+            the layers of an EigenGAN, within which SeFa turns, too. None is one group of all.
+
+    Raises:
+        ConfigError: ``dim`` or a block is below 1, blocks do not add up to ``dim``, or ``seed`` is
+            no whole number.
+
+    Source:
+        Mezzadri (2007), Notices of the AMS 54(5): QR of a Gaussian matrix, signs by the diagonal.
+    """
+    require_count("random_rotation", "dim", dim, at_least=1)
+    sizes = [dim] if blocks is None else list(blocks)
+    for size in sizes:
+        require_count("random_rotation", "a block", size, at_least=1)
+    if sum(sizes) != dim:
+        raise ConfigError(
+            f"random_rotation needs blocks that add up to {dim} coordinates, got {sizes}; "
+            f"None turns all of them"
+        )
+    random = stream("random_rotation", seed)
+    rotation: Tensor = torch.block_diag(*(_haar(size, random) for size in sizes))  # type: ignore[no-untyped-call]
+    return rotation
+
+
+def _haar(dim: int, random: torch.Generator) -> Float[Tensor, "dim dim"]:
+    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=torch.float64))
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation

@@ -1,20 +1,169 @@
-"""The intervention route: sensitivities of maps that are known."""
+"""Activeness, traversals and interventions: known values of linear generators."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from disentangle.generators import Normed, linear
 from orthotrain.data import Sprites, sprite_moments
-from orthotrain.disentangle import interventions
+from orthotrain.disentangle import activeness, interventions, traversals
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from reference import generator_metrics as twins
+
+
+def test_of_a_linear_generator_is_four_mean_squares_of_its_rows():
+    """The unbiased variance of -2 w, 0 and 2 w is 4 w^2, whatever the latent."""
+    model = linear(4, shape=(3, 5, 4))
+    expected = 4 * model.weight.detach().square().mean(dim=1)
+    found = activeness(model, 4, seed=0, samples=5, value_range="any")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_agrees_with_the_twin_on_the_latents_it_draws():
+    model = Normed().double().eval()
+    latents = []
+
+    def watched(z):
+        latents.append(z.clone())
+        return model(z.double())
+
+    values = (-1.0, 0.5, 2.0, 3.0)
+    found = activeness(watched, 3, seed=3, samples=6, values=values, batch_size=6)
+    # The second coordinate's first call holds the drawn first coordinate, and so on.
+    z = latents[len(values)].clone()
+    z[:, 1] = latents[0][:, 1]
+    with torch.no_grad():
+        expected = twins.activeness(lambda x: model(x.double()), z, values)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+def test_only_the_factors_are_moved_and_the_rest_is_drawn():
+    seen = []
+
+    def watched(z):
+        seen.append(z.clone())
+        return torch.tanh(z)[:, :, None, None]
+
+    found = activeness(watched, 5, seed=0, samples=8, factors=2)
+    assert found.shape == (2,)
+    assert len(seen) == 6
+    tails = torch.stack([z[:, 2:] for z in seen])
+    assert torch.equal(tails, tails[:1].expand_as(tails))
+    assert tails.std() > 0.5
+
+
+def test_first_latents_do_not_depend_on_how_many_there_are():
+    seen = []
+
+    def watched(z):
+        seen.append(z.clone())
+        return torch.zeros(len(z), 1, 2, 2)
+
+    activeness(watched, 3, seed=0, samples=40, batch_size=100)
+    every = seen[0]
+    for samples in (1, 3, 17, 32):
+        seen.clear()
+        activeness(watched, 3, seed=0, samples=samples, batch_size=100)
+        assert torch.equal(seen[0], every[:samples])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"values": (1.0,)}, "two values"),
+        ({"factors": 0}, "factors"),
+        ({"factors": 4}, "between 1 and latent_dim = 3"),
+        ({"factors": True}, "factors"),
+    ],
+    ids=str,
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=f"activeness needs .*{message}"):
+        activeness(linear(), 3, seed=0, **settings)
+
+
+def test_every_image_is_the_generator_at_that_latent():
+    model = Normed().eval()
+    values = [-1.0, 0.5]
+    rows = traversals(model, 3, seed=4, samples=2, values=values)
+    assert rows.shape == (2, 3, 2, 3, 4, 4)
+    latents = []
+    traversals(
+        lambda z: latents.append(z) or torch.zeros(len(z), 1, 1, 1),
+        3, seed=4, samples=2, values=values,
+    )  # fmt: skip
+    z = latents[0].reshape(2, 3, 2, 3)
+    for sample in range(2):
+        for dim in range(3):
+            kept = [d for d in range(3) if d != dim]
+            assert z[sample, dim, :, dim].tolist() == values
+            # What is kept is the same in every row and column that keeps it.
+            other = z[sample, (dim + 1) % 3, 0, kept]
+            fixed = [k for k in range(len(kept)) if kept[k] != (dim + 1) % 3]
+            for column in range(2):
+                assert torch.equal(z[sample, dim, column, kept][fixed], other[fixed])
+            with torch.no_grad():
+                expected = model(z[sample, dim])
+            torch.testing.assert_close(rows[sample, dim], expected, rtol=0, atol=1e-6)
+
+
+def test_more_samples_keep_the_first():
+    one, three = (traversals(Normed(), 3, seed=1, samples=n) for n in (1, 3))
+    torch.testing.assert_close(three[:1], one, rtol=0, atol=1e-6)
+    assert not torch.allclose(three[1], three[0])
+
+
+def test_rows_are_chosen_and_ordered():
+    model = linear(4)
+    with torch.no_grad():
+        model.weight *= torch.tensor([1.0, 4.0, 2.0, 3.0])[:, None] / model.weight.norm(
+            dim=1, keepdim=True
+        )
+    rows = partial(traversals, model, 4, seed=0, value_range="any")
+    every = rows()
+    for settings, expected in (
+        ({"dims": [3, 1]}, [3, 1]),
+        ({"order": "activeness"}, [1, 3, 2, 0]),
+        ({"order": "activeness", "dims": [0, 2]}, [2, 0]),
+    ):
+        torch.testing.assert_close(rows(**settings), every[:, expected], rtol=0, atol=1e-12)
+    order = activeness(model, 4, seed=0, value_range="any").argsort(descending=True)
+    assert order.tolist() == [1, 3, 2, 0]
+
+
+def test_factors_limit_the_rows():
+    rows = traversals(linear(5), 5, seed=0, factors=2, value_range="any")
+    assert rows.shape[1] == 2
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"values": ()}, "at least one value"),
+        ({"dims": []}, "dims"),
+        ({"dims": [3]}, "between 0 and 2"),
+        ({"dims": [2], "factors": 2}, "between 0 and 1"),
+        ({"order": "size"}, "order"),
+    ],
+    ids=str,
+)
+def test_traversal_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=f"traversals needs .*{message}"):
+        traversals(linear(), 3, seed=0, **settings)
+
 
 VALUES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
-def linear(matrix):
+def linear_row(matrix):
     """A generator whose image of one row is a linear map of the latent."""
     return lambda z: (z @ matrix.T.to(z)).view(len(z), 1, 1, -1)
 
@@ -25,7 +174,7 @@ def flat(images):
 
 def measured(matrix, **settings):
     settings = {"samples": 2000, "value_range": "any", "seed": 0, **settings}
-    return interventions(linear(matrix), matrix.shape[1], measure=flat, **settings)
+    return interventions(linear_row(matrix), matrix.shape[1], measure=flat, **settings)
 
 
 def test_independent_coordinates_have_both_scores_one():
@@ -136,10 +285,10 @@ def test_bad_input_is_named():
     with pytest.raises(ConfigError, match="samples"):
         measured(eye, samples=1)
     with pytest.raises(ShapeError, match=r"measure to return \(n, f\)"):
-        interventions(linear(eye), 2, measure=lambda x: x, seed=0, samples=4, value_range="any")
+        interventions(linear_row(eye), 2, measure=lambda x: x, seed=0, samples=4, value_range="any")
     with pytest.raises(NonFiniteError, match="measure returned NaN"):
         interventions(
-            linear(eye), 2, measure=lambda x: flat(x) * math.nan, seed=0, samples=4,
+            linear_row(eye), 2, measure=lambda x: flat(x) * math.nan, seed=0, samples=4,
             value_range="any",
         )  # fmt: skip
 

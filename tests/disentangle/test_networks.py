@@ -1,4 +1,4 @@
-"""The encoder route: what can be read from an image is read, what is not there is not."""
+"""The encoder reads what is in an image and nothing else; an epoch of the small classifiers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from orthotrain.disentangle import latent_encoder
+from orthotrain.disentangle import VariationClassifier, latent_encoder
+from orthotrain.disentangle.networks import train_epoch
 from orthotrain.errors import ConfigError
+from reference.matrices import generator
 
 SETTINGS = {"steps": 150, "width": 8, "lr": 3e-3, "held_out": 256, "seed": 0}
 
@@ -75,3 +77,16 @@ def test_coordinates_beyond_the_factors_are_noise(encoder):
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         latent_encoder(Blobs(), 3, **{**SETTINGS, **settings})
+
+
+def test_a_remainder_of_one_image_is_left_out_of_an_epoch():
+    """Batch norm has no variance of a single image, so the fifth of five changes nothing."""
+    x = torch.randn(5, 1, 12, 12, generator=generator(2))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    states = []
+    for order in (torch.arange(5), torch.arange(4)):
+        network = VariationClassifier(3, channels=1, width=2, generator=generator(1))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        train_epoch(network, optimizer, x, labels, order, 4)
+        states.append(network.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])

@@ -1,4 +1,4 @@
-"""Householder projector: a latent weight held as reflections, orthonormal by construction."""
+"""Directions of a latent weight: SeFa in closed form, and the trained Householder projector."""
 
 from __future__ import annotations
 
@@ -9,13 +9,106 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from orthotrain.disentangle._generator import require_choice
-from orthotrain.disentangle.sefa import axis_of_latent, latent_matrix
+from orthotrain.disentangle.samples import require_choice
 from orthotrain.errors import ConfigError, RankError, ShapeError
-from orthotrain.linalg import thin_svd
+from orthotrain.linalg import eigh, thin_svd
+from orthotrain.linalg._inputs import require_finite, require_real_floating
+
+# Entries nearer than this to the largest count as equal to it, so that rounding does not choose.
+_TIE = 1e-6
 
 #: What stands on the diagonal: ones, the mean of the kept singular values, or these themselves.
 Scales = Literal["one", "mean", "singular"]
+
+
+def sefa_directions(
+    weight: Float[Tensor, "*shape"], *, latent_axis: int | None = None
+) -> tuple[Float[Tensor, "d d"], Float[Tensor, " d"]]:
+    r"""Directions in latent space along which a weight stretches most (SeFa).
+
+    With the weight as ``W``, ``(latent, features)``, and each column scaled to length one, these
+    are the eigenvectors of ``W W^T``.
+
+    Args:
+        weight: The weight that multiplies the latent, in one of these shapes:
+
+            - ``nn.Linear``: ``(out, in)``, the latent is axis 1;
+            - ``nn.ConvTranspose2d``: ``(in, out, kh, kw)``, the latent is axis 0;
+            - ``EigenSubspace.u`` and the latent layer of ``SimpleGenerator``:
+              ``(latent, features)``, axis 0. The subspace multiplies by its scales, too: pass
+              ``(scale[:, None] * u)``.
+        latent_axis: Which axis is the latent. None is the first of three axes or more, and the
+            shorter one of a matrix. A square matrix needs it named.
+
+    Returns:
+        ``(directions, strengths)``: directions ``(d, d)``, orthogonal, **one per row**, from the
+        largest eigenvalue to the smallest; strengths are the eigenvalues, ``(d,)``, not negative.
+        The largest entry of every direction is positive (the first of equals). Both have the dtype
+        and device of ``weight``. Where eigenvalues repeat, their directions are arbitrary.
+
+    Raises:
+        ShapeError: Fewer than two axes, or an empty one.
+        ConfigError: Not real floating-point, no such axis, or a square matrix without one.
+        NonFiniteError: ``weight`` holds NaN or infinity.
+        ConvergenceError: No driver finds the eigenvalues.
+
+    Note:
+        A column of zeros, a feature that no latent reaches, stays zero. Not differentiable.
+
+    Source:
+        Shen and Zhou (2021), arXiv:2007.06600.
+
+    Example:
+        >>> weight = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 0.0]])  # of nn.Linear(2, 3)
+        >>> directions, strengths = sefa_directions(weight)
+        >>> directions.tolist(), strengths.tolist()
+        ([[0.0, 1.0], [1.0, 0.0]], [2.0, 1.0])
+    """
+    w = latent_matrix("sefa_directions", weight, latent_axis).detach().double()
+    norms = w.norm(dim=0, keepdim=True)
+    w = w / torch.where(norms > 0, norms, 1.0)
+    gram = w @ w.mT
+    values, vectors = eigh((gram + gram.mT) / 2)
+    directions = _fixed_signs(vectors.mT.flip(0))
+    strengths = values.flip(0).clamp(min=0)
+    return directions.to(weight.dtype), strengths.to(weight.dtype)
+
+
+def latent_matrix(
+    function: str, weight: Tensor, latent_axis: int | None
+) -> Float[Tensor, "latent features"]:
+    """The weight as ``(latent, features)``; raises unless it is finite and real."""
+    if weight.ndim < 2 or 0 in weight.shape:
+        raise ShapeError(
+            f"{function} needs a weight (out, in) or (in, out, ...), got {tuple(weight.shape)}; "
+            f"pass the weight that multiplies the latent"
+        )
+    require_real_floating(function, weight, name="weight")
+    axis = axis_of_latent(tuple(weight.shape), latent_axis)
+    if axis is None or isinstance(latent_axis, bool) or not 0 <= axis < weight.ndim:
+        raise ConfigError(
+            f"{function} needs latent_axis to be an axis of the weight, got {latent_axis} for "
+            f"shape {tuple(weight.shape)}; 1 for nn.Linear, 0 for a transposed convolution"
+        )
+    require_finite(function, weight, name="weight")
+    return weight.movedim(axis, 0).flatten(1)
+
+
+def axis_of_latent(shape: tuple[int, ...], latent_axis: int | None) -> int | None:
+    """Which axis of a weight is the latent, counted from the front; None where nothing tells."""
+    if latent_axis is not None:
+        return latent_axis + len(shape) if latent_axis < 0 else latent_axis
+    if len(shape) != 2:
+        return 0
+    return None if shape[0] == shape[1] else int(shape[1] < shape[0])
+
+
+def _fixed_signs(directions: Tensor) -> Tensor:
+    size = directions.abs()
+    # The first of the largest: argmax of a mask is its first hit.
+    first = (size >= (1 - _TIE) * size.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
+    signs = directions.gather(1, first).sign()
+    return directions * signs
 
 
 def reflection_product(
@@ -24,7 +117,7 @@ def reflection_product(
     """First columns of ``H_1 H_2 ... H_k`` with ``H_i = 1 - 2 v_i v_i^T / (v_i^T v_i)``.
 
     Args:
-        vectors: ``(n, k)``, one ``v_i`` a column, none of them zero.
+        vectors: ``(n, k)``, one ``v_i`` per column, none of them zero.
         columns: How many columns of the product; None is ``k``.
 
     Returns:
@@ -38,7 +131,7 @@ def reflection_product(
     """
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ShapeError(
-            f"reflection_product needs vectors (n, k), one a column, got {tuple(vectors.shape)}; "
+            f"reflection_product needs vectors (n, k), one per column, got {tuple(vectors.shape)}; "
             f"make a single vector a matrix with v.unsqueeze(-1)"
         )
     n, k = vectors.shape
@@ -58,16 +151,16 @@ def reflection_product(
 class HouseholderProjector(nn.Module):
     """Parametrisation of a weight as ``U diag(s) V^T``, ``U`` and ``V`` products of reflections.
 
-    For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. What is trained
-    are the reflection vectors; ``s`` is a buffer, zero beyond ``rank``, so the weight stays low
-    rank and its directions orthonormal at every step of any optimizer. ``V``, on the side of the
-    latent, holds the directions as columns; ``householder_directions`` gives them as rows.
+    For ``torch.nn.utils.parametrize``; ``householder_projector`` registers it. The reflection
+    vectors are trained; ``s`` is a buffer, zero beyond ``rank``. So the weight stays low rank and
+    its directions orthonormal at every step of any optimizer. ``V``, on the side of the latent,
+    holds the directions as columns; ``householder_directions`` gives them as rows.
 
     Args:
         rank: Directions that are kept; None keeps all that the weight can have.
-        scales: ``"one"``, as published, is for a layer that is trained further; ``"mean"`` and
-            ``"singular"`` keep the size of the weight, and ``"singular"`` at full rank the weight
-            itself.
+        scales: ``"one"``, as published, is for a layer that is trained further. ``"mean"`` and
+            ``"singular"`` keep the size of the weight; ``"singular"`` at full rank keeps the
+            weight.
         latent_axis: See ``sefa_directions``.
     """
 
@@ -120,16 +213,16 @@ def householder_projection(
     scales: Scales = "one",
     latent_axis: int | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """The weight with orthonormal directions in place of its own: where the projector starts.
+    """The weight with orthonormal directions in place of its own; the projector starts there.
 
     With the SVD of the weight as ``(latent, features)``, ``W = V diag(s) U^T``, the first ``rank``
     directions are kept and their singular values replaced.
 
     Args:
-        weight: What multiplies the latent, in the shapes of ``sefa_directions``.
+        weight: The weight that multiplies the latent, in the shapes of ``sefa_directions``.
         rank: Directions that are kept; None is ``min(latent, features)``.
         scales: In place of the singular values: ``"one"``; their ``"mean"``; or the
-            ``"singular"`` values themselves, which cuts the rank and changes nothing else.
+            ``"singular"`` values themselves, which only cuts the rank.
         latent_axis: See ``sefa_directions``.
 
     Returns:
@@ -163,13 +256,12 @@ def householder_projector(
 ) -> nn.Module:
     """Hold a latent weight of a trained module by reflections from now on, in place.
 
-    The weight becomes ``householder_projection`` of what it was and keeps that form under
-    training; an optimizer must be built (again) on the parameters, which are new. Undo it with
+    The weight becomes its ``householder_projection`` and keeps that form under training. Its
+    parameters are new: build the optimizer again. To undo it, call
     ``torch.nn.utils.parametrize.remove_parametrizations``, which keeps the present weight.
 
-    The published projector is then trained on for about 1 % of the steps, with ones on the
-    diagonal and a rank of ten. What is left out of it: scales that the layer multiplies by
-    outside of its weight.
+    The published projector is then trained for about 1 % of the steps, with ones on the diagonal
+    and rank ten. Scales that the layer multiplies by outside of its weight are left out.
 
     Args:
         module: Its owner, for instance the first transposed convolution of a generator.
@@ -203,7 +295,7 @@ def householder_projector(
 
 @torch.no_grad()
 def householder_directions(module: nn.Module, name: str = "weight") -> Float[Tensor, "r d"]:
-    """Directions of a weight that ``householder_projector`` holds, orthonormal, one a row.
+    """Directions of a weight that ``householder_projector`` holds, orthonormal, one per row.
 
     Moved along row ``i``, the latent moves column ``i`` of ``U`` alone, as far as its scale says.
     With all of them kept, ``rotated(generator, directions)`` is the generator along them.
