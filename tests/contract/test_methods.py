@@ -20,8 +20,8 @@ from orthotrain.methods import (
     OrthogonalPenalty,
     Retraction,
     SpectralNormalization,
+    attach,
 )
-from orthotrain.methods.attach import attach
 
 # Settings with which something happens within the first few steps on the small model.
 METHODS = {

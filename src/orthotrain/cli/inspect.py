@@ -11,6 +11,8 @@ from orthotrain.cli.parser import Command
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orthotrain.linalg.matrices import WeightLayout
+
 _HEADINGS = ("layer", "shape", "rank", "stored", "condition")
 
 
@@ -20,14 +22,14 @@ class Layer:
 
     Attributes:
         name: Qualified name without the trailing ``.weight`` or factor.
-        shape: ``(m, n)`` of one matrix; a convolution is ``(out, everything else)``.
+        layout: How it is read as matrices; of a low-rank weight, ``m`` and ``n`` of its product.
         rank: Columns kept, the smaller side where dense.
         stored: Numbers of all its matrices.
         condition: Largest over smallest singular value, the worst of its matrices.
     """
 
     name: str
-    shape: tuple[int, int]
+    layout: WeightLayout
     rank: int
     stored: int
     condition: float
@@ -43,8 +45,8 @@ def run_inspect(command: Command) -> int:
     lines = [
         (
             layer.name,
-            f"{layer.shape[0]}x{layer.shape[1]}",
-            f"{layer.rank}/{min(layer.shape)}",
+            str(layer.layout),
+            f"{layer.rank}/{layer.layout.full_rank}",
             f"{layer.stored:,}",
             f"{layer.condition:.3g}",
         )
@@ -67,7 +69,9 @@ def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
 
     A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight; any other
     floating tensor named ``weight`` (or ending in ``_weight``) with two dimensions or more is a
-    dense one.
+    dense one. A dense weight is read as far as names and shapes tell
+    (:func:`orthotrain.linalg.matrices.stored_layout`): a state dict does not hold the groups of a
+    convolution.
     """
     layers = []
     for key, tensor in weights.items():
@@ -76,31 +80,35 @@ def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
         if key.endswith("core") and None not in factors:
             layers.append(_low_rank(stem, tensor, factors))
         elif key.endswith("weight") and tensor.is_floating_point() and tensor.ndim > 1:
-            layers.append(_dense(key, tensor))
+            bias = weights.get(f"{key.removesuffix('weight')}bias")
+            layers.append(_dense(key, tensor, bias))
     return layers
 
 
 def _low_rank(stem: str, core: Tensor, factors: list[Tensor | None]) -> Layer:
     from orthotrain.linalg import condition_number
+    from orthotrain.linalg.matrices import WeightLayout
 
     u, vh = (factor for factor in factors if factor is not None)
+    blocks, m, n = core.shape[:-2].numel(), u.shape[-2], vh.shape[-1]
     return Layer(
         name=stem.rstrip("._"),
-        shape=(u.shape[-2], vh.shape[-1]),
+        layout=WeightLayout((blocks * m, n), blocks, m, n),
         rank=core.shape[-1],
         stored=u.numel() + core.numel() + vh.numel(),
         condition=condition_number(core).max().item(),
     )
 
 
-def _dense(key: str, weight: Tensor) -> Layer:
+def _dense(key: str, weight: Tensor, bias: Tensor | None) -> Layer:
     from orthotrain.linalg import condition_number
+    from orthotrain.linalg.matrices import stored_layout
 
-    matrix = weight.flatten(1)
+    layout = stored_layout(key, weight.shape, bias)
     return Layer(
         name=key.removesuffix("weight").rstrip("._"),
-        shape=(matrix.shape[0], matrix.shape[1]),
-        rank=min(matrix.shape),
+        layout=layout,
+        rank=layout.full_rank,
         stored=weight.numel(),
-        condition=condition_number(matrix).max().item(),
+        condition=condition_number(layout.matrices(weight)).max().item(),
     )

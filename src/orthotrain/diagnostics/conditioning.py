@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.diagnostics._covariance import (
+from orthotrain._checks import require_steps
+from orthotrain.diagnostics._layer_covariance import (
     Covariance,
     covariance_of,
     has_covariance,
@@ -21,9 +22,10 @@ from orthotrain.diagnostics._covariance import (
 from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
 from orthotrain.diagnostics._watch import ClosureHook, LookHook
 from orthotrain.errors import ConfigError, OrthotrainWarning
-from orthotrain.methods._targets import Target, dense_gradient, find_targets, gradient_scale
+from orthotrain.methods._optimizer import gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import Pattern, named_modules_clean, select_modules
+from orthotrain.methods.targets import Target, dense_gradient, find_targets
 
 _NAME: Final = "condition_monitor"
 
@@ -115,10 +117,7 @@ class ConditionMonitor(Method):
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(
-                f"ConditionMonitor: every_steps must be at least 1, got {self.every_steps}"
-            )
+        require_steps("ConditionMonitor", "every_steps", self.every_steps)
         if self.rtol is not None and not 0.0 <= self.rtol < 1.0:
             raise ConfigError(
                 f"ConditionMonitor: rtol must be in [0, 1), got {self.rtol}; it is a share of the "

@@ -4,6 +4,9 @@ Metrics are pure and seeded: a generator as a callable, or codes and factors, in
 their spread and chance out. The rivals of NOG and OLR are losses.
 """
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.disentangle._votes import FactorDataset, VoteScore
 from orthotrain.disentangle.activeness import activeness
 from orthotrain.disentangle.beta_vae_score import beta_vae_score
@@ -116,3 +119,6 @@ __all__ = [
     "variation_predictability",
     "vp_loss",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

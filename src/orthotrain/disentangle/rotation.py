@@ -15,6 +15,7 @@ from torch import Tensor
 from orthotrain.disentangle._codes import require_count
 from orthotrain.disentangle._generator import Generate, stream
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.linalg.orthonormality import gram_deviation
 
 # Directions in half precision are orthonormal to 4e-3; a transposed or scaled mistake is far off.
 _ORTHONORMALITY = 1e-2
@@ -72,8 +73,7 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
             f"rotated needs directions of shape (k, k), one a row, got {tuple(directions.shape)}; "
             f"take all of them, not only the strongest"
         )
-    gram = directions.detach().double() @ directions.detach().double().mT
-    error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+    error = float(gram_deviation(directions.detach().double()).abs().max())
     if not error <= _ORTHONORMALITY:
         raise ConfigError(
             f"rotated needs orthogonal directions, got max|D D^T - 1| of {error:.3g} in directions "

@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook, remove_dead
+from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.summary import Summary, summarize
+from orthotrain.methods.weak_hook import remove_dead
 
 # A method's name and what of it is called.
 _Act = tuple[str, Callable[[], None]]
@@ -114,6 +115,9 @@ class Handle:
             f"Handle(model={type(self.run.model).__name__}, optimizer={kind}, "
             f"step={self.run.step}, auto={self.auto}, methods=[{methods}]{state})"
         )
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"  {line}" for line in self.plan.splitlines())])
 
     # --- around the step ---------------------------------------------------------------------
 

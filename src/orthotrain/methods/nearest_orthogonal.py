@@ -12,24 +12,20 @@ from typing import Any, ClassVar, Literal, assert_never, get_args
 import torch
 from torch import Tensor
 
+from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor, working_dtype
 from orthotrain.linalg.rank import difference_rtol
-from orthotrain.methods._spectrum import Measure, measure_matrices
-from orthotrain.methods._targets import (
-    GradientBound,
-    Target,
-    counted,
-    dense_gradient,
-    find_targets,
+from orthotrain.methods._measure import Measure, measure_matrices
+from orthotrain.methods._optimizer import (
     gradient_scale,
     groups_of,
     learning_rate,
-    listed,
     require_learning_rate,
 )
-from orthotrain.methods.protocol import Bound, Method, Phase, Run
-from orthotrain.methods.select import Pattern
+from orthotrain.methods.bases import GradientBound, GradientMethod
+from orthotrain.methods.protocol import Bound, Run
+from orthotrain.methods.targets import Target, counted, listed
 
 When = Literal["gradient", "update"]
 Scale = Literal["none", "gradient_norm", "rms"]
@@ -42,7 +38,7 @@ _ADAMW_RMS = 0.2
 
 
 @dataclass(frozen=True)
-class NearestOrthogonalGradient(Method):
+class NearestOrthogonalGradient(GradientMethod):
     r"""NOG: replace a weight's gradient, or its executed update, by the nearest orthogonal matrix.
 
     With the gradient as a matrix ``G = U diag(s) V^T`` of outputs by inputs, its polar factor
@@ -95,7 +91,6 @@ class NearestOrthogonalGradient(Method):
         (2025), arXiv:2502.16982; ``"gradient_norm"`` is ours.
     """
 
-    params: Pattern | Sequence[Pattern]
     _: KW_ONLY
     when: When = "gradient"
     scale: Scale = "none"
@@ -103,7 +98,6 @@ class NearestOrthogonalGradient(Method):
     on_nonfinite: OnNonfinite = "raise"
     record_every: int = 1
 
-    phase: ClassVar[Phase] = Phase.GRADIENT
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
@@ -114,18 +108,34 @@ class NearestOrthogonalGradient(Method):
                     f"NearestOrthogonalGradient needs {field} to be one of "
                     f"{', '.join(get_args(known))}, got {getattr(self, field)!r}"
                 )
-        if self.record_every < 1:
-            raise ConfigError(
-                f"NearestOrthogonalGradient: record_every must be at least 1, got "
-                f"{self.record_every}"
-            )
+        require_steps("NearestOrthogonalGradient", "record_every", self.record_every)
 
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
-        targets = find_targets(type(self).__name__, run, self.params, reads_gradient=True)
+        targets = self.find(run)
         if self.when == "update" and self.scale != "gradient_norm":
-            require_learning_rate(type(self).__name__, run)
+            require_learning_rate(type(self).__name__, run.optimizer)
         return _BoundNearest(self, run, targets)
+
+    def change(self, gradient: Tensor, target: Target) -> Tensor:
+        """The scaled polar factor of each matrix."""
+        return self.nearest(gradient)
+
+    def nearest(self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None) -> Tensor:
+        """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
+        r = polar_factor(matrices, rtol=rtol, complete=self.complete)
+        match self.scale:
+            case "none":
+                factor = unit
+            case "rms":
+                factor = unit * _ADAMW_RMS * math.sqrt(max(matrices.shape[-2:]))
+            case "gradient_norm":
+                old, new = _norms(matrices), _norms(r)
+                ratio = old / torch.where(new > 0, new, 1.0)
+                return (r * ratio).to(r.dtype)
+            case _:
+                assert_never(self.scale)
+        return r if factor == 1.0 else r * factor
 
 
 class _BoundNearest(GradientBound):
@@ -141,7 +151,6 @@ class _BoundNearest(GradientBound):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        self._arm()
         due = (self._run.step + 1) % self._method.record_every == 0
         scale = gradient_scale(self._run.optimizer)
         gradients = self._finite_gradients()
@@ -157,11 +166,7 @@ class _BoundNearest(GradientBound):
 
     def _finite_gradients(self) -> dict[Target, Tensor]:
         """The gradients to act on; those with NaN or infinity raise or lose their step."""
-        found = {}
-        for target in self._targets:
-            gradient = dense_gradient(self._name, target)
-            if gradient is not None:
-                found[target] = gradient
+        found = self._gradients()
         for target in _with_nonfinite(found):
             self._meet_nonfinite(target, found.pop(target), "gradient")
             target.parameter.grad = None
@@ -191,36 +196,18 @@ class _BoundNearest(GradientBound):
         """Write the orthogonal gradients; matrices of one kind are decomposed together."""
         kinds: dict[tuple[object, ...], list[Target]] = {}
         for target, gradient in gradients.items():
-            kind = (target.layout.sizes[1:], gradient.dtype, gradient.device)
+            kind = (target.layout.m, target.layout.n, gradient.dtype, gradient.device)
             kinds.setdefault(kind, []).append(target)
         for members in kinds.values():
             parts = [target.layout.matrices(gradients[target]) for target in members]
-            replaced = self._orthogonal(torch.cat(parts), unit=scale)
+            replaced = self._method.nearest(torch.cat(parts), unit=scale)
             sizes = [len(part) for part in parts]
             for target, part in zip(members, torch.split(replaced, sizes), strict=True):
                 gradients[target].copy_(target.layout.tensor(part))
 
-    def _orthogonal(
-        self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None
-    ) -> Tensor:
-        """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
-        r = polar_factor(matrices, rtol=rtol, complete=self._method.complete)
-        match self._method.scale:
-            case "none":
-                factor = unit
-            case "rms":
-                factor = unit * _ADAMW_RMS * math.sqrt(max(matrices.shape[-2:]))
-            case "gradient_norm":
-                old, new = _norms(matrices), _norms(r)
-                ratio = old / torch.where(new > 0, new, 1.0)
-                return (r * ratio).to(r.dtype)
-            case _:
-                assert_never(self._method.scale)
-        return r if factor == 1.0 else r * factor
-
     @torch.no_grad()
     def after_step(self) -> None:
-        self._disarm()
+        super().after_step()
         if self._method.when == "gradient":
             return
         groups = groups_of(self._run.optimizer)
@@ -233,7 +220,7 @@ class _BoundNearest(GradientBound):
             weight, layout = self._before[target], target.layout
             lr = learning_rate(groups[target.parameter]) if self._needs_lr else 1.0
             blocks = zip(layout.matrices(delta), layout.matrices(weight), strict=True)
-            steps = [self._orthogonal(d, unit=lr, rtol=_null_rtol(w, d)) for d, w in blocks]
+            steps = [self._method.nearest(d, unit=lr, rtol=_null_rtol(w, d)) for d, w in blocks]
             target.parameter.copy_(weight + layout.tensor(torch.stack(steps)))
 
     @property

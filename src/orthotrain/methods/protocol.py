@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError, StateError
+from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.methods.summary import Row
 
 Record = dict[str, Any]
@@ -227,7 +228,7 @@ class Run:
         pending, self._pending = self._pending, []
         device = pending[0][1].device
         # Wide enough for every dtype a loss may have, so nothing is rounded on the way.
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = widest_dtype(device)
         values = torch.stack([loss.to(device, wide) for _, loss in pending]).tolist()
         for (step, _), value in zip(pending, values, strict=True):
             self._deliver(value, step)
