@@ -644,3 +644,11 @@ def test_using_a_handle_whose_optimizer_is_gone():
     assert handle.summary().total == dataclasses.replace(before, state_bytes=0)
     with pytest.raises(StateError, match="deleted"):
         _ = handle.run.optimizer
+
+
+def test_printing_a_handle_shows_its_plan():
+    _, _, handle = make(Diary(label="first"), Diary(label="second"))
+    assert str(handle).splitlines() == [
+        repr(handle), "  plan of first", "  plan of second"
+    ]  # fmt: skip
+    assert "\n" not in repr(handle)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthotrain.cli.parser import Command
+from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from orthotrain.linalg.matrices import WeightLayout
 
@@ -39,8 +40,9 @@ def run_inspect(command: Command) -> int:
     """Print one line a weight matrix, and the total."""
     from orthotrain.lab.run.restore import read_weights
 
-    weights = read_weights(Path(command.arguments.checkpoint))
-    layers = layers_of(weights)
+    path = Path(command.arguments.checkpoint)
+    weights = read_weights(path)
+    layers = layers_of(weights, _network_of(path))
     total = sum(tensor.numel() for tensor in weights.values())
     lines = [
         (
@@ -64,15 +66,28 @@ def run_inspect(command: Command) -> int:
     return 0
 
 
-def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
+def _network_of(path: Path) -> nn.Module | None:
+    """The network whose weights a file holds, where it is the checkpoint of a run."""
+    from orthotrain.lab.run.restore import read_generator, read_network
+
+    if path.suffix == ".safetensors":
+        return None
+    try:
+        return read_network(path)
+    except CheckpointError:
+        return read_generator(path)
+
+
+def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:
     """Every weight matrix of a state dict, low-rank or dense, in order of the state dict.
 
     A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight; any other
     floating tensor named ``weight`` (or ending in ``_weight``) with two dimensions or more is a
-    dense one. A dense weight is read as far as names and shapes tell
-    (:func:`orthotrain.linalg.matrices.stored_layout`): a state dict does not hold the groups of a
-    convolution.
+    dense one. Where the model is given, its layers say how a dense weight is read as matrices.
+    Else names and shapes do, as far as they tell (``orthotrain.linalg.matrices.stored_layout``): a
+    state dict does not hold the groups of a convolution.
     """
+    owners = dict(model.named_modules(remove_duplicate=False)) if model is not None else {}
     layers = []
     for key, tensor in weights.items():
         stem = key.removesuffix("core")
@@ -80,8 +95,8 @@ def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
         if key.endswith("core") and None not in factors:
             layers.append(_low_rank(stem, tensor, factors))
         elif key.endswith("weight") and tensor.is_floating_point() and tensor.ndim > 1:
-            bias = weights.get(f"{key.removesuffix('weight')}bias")
-            layers.append(_dense(key, tensor, bias))
+            owner = owners.get(key.rpartition(".")[0])
+            layers.append(_dense(key, tensor, _layout(key, tensor, weights, owner)))
     return layers
 
 
@@ -100,11 +115,20 @@ def _low_rank(stem: str, core: Tensor, factors: list[Tensor | None]) -> Layer:
     )
 
 
-def _dense(key: str, weight: Tensor, bias: Tensor | None) -> Layer:
-    from orthotrain.linalg import condition_number
-    from orthotrain.linalg.matrices import stored_layout
+def _layout(
+    key: str, weight: Tensor, weights: dict[str, Tensor], owner: nn.Module | None
+) -> WeightLayout:
+    from orthotrain.linalg.matrices import stored_layout, weight_layout
 
-    layout = stored_layout(key, weight.shape, bias)
+    stem, _, name = key.rpartition(".")
+    if owner is not None:
+        return weight_layout(owner, name, weight.shape)
+    return stored_layout(key, weight.shape, weights.get(f"{stem}.bias" if stem else "bias"))
+
+
+def _dense(key: str, weight: Tensor, layout: WeightLayout) -> Layer:
+    from orthotrain.linalg import condition_number
+
     return Layer(
         name=key.removesuffix("weight").rstrip("._"),
         layout=layout,

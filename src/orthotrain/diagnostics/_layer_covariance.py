@@ -32,7 +32,7 @@ class Covariance:
     """What entered one layer in one forward pass.
 
     Attributes:
-        matrices: ``(count, n, n)``, one a group or one a sample.
+        matrices: ``(count, n, n)``, one per group or one per sample.
         samples: How many vectors each was averaged over; None where the layer does not say.
         ridge: What the layer adds to the diagonal.
         relative_ridge: What it adds, too, times the mean eigenvalue.

@@ -51,7 +51,7 @@ class BasisStability(Method):
     looks kept takes ``m n + min(m, n)^2`` numbers per matrix.
 
     Args:
-        every_steps: Optimizer steps between looks, at least 1.
+        every_steps: Optimizer steps between looks, a whole number of at least 1.
         lag: How many looks lie between the two that are compared; the paper's figures compare
             with five epochs earlier, that is ``every_steps`` of one epoch and ``lag=5``.
         params: Name patterns, modules or parameters, as in

@@ -21,9 +21,9 @@ class Layout:
     Attributes:
         shape: Of the activation.
         groups: Number of channel groups.
-        rows: One matrix a group, over all samples. The memory then holds samples one after
-            another, as channels-last and flat activations do; else there is one matrix a group
-            and batch entry.
+        rows: One matrix per group, over all samples. The memory then holds samples one after
+            another, as channels-last and flat activations do; else there is one matrix per
+            group and batch entry.
     """
 
     shape: torch.Size

@@ -20,7 +20,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     """Keep a weight orthonormal while it is trained, as a matrix of outputs by all the rest.
 
-    The weight is flattened to ``(out, in * kh * kw)``, to one such matrix a group where a
+    The weight is flattened to ``(out, in * kh * kw)``, to one such matrix per group where a
     convolution has groups, and written as a product of Householder reflections, by
     ``torch.nn.utils.parametrizations.orthogonal``. So its rows are orthonormal if there are at most
     as many as columns, and else its columns, whatever an optimizer does. It starts as
@@ -118,7 +118,7 @@ class _FlatOrthogonal(nn.Module):
         return self._shaped(flat, weight)
 
     def _flat(self, weight: Tensor) -> Tensor:
-        """One matrix a group, ``(groups, out / groups, rest)``, in float32 at least."""
+        """One matrix per group, ``(groups, out / groups, rest)``, in float32 at least."""
         return self.layout.matrices(weight.to(result_dtype(weight.dtype)))
 
     def _shaped(self, flat: Tensor, like: Tensor) -> Tensor:

@@ -54,9 +54,10 @@ def attach(
         The handle. It need not be kept: the optimizer keeps the methods working.
 
     Raises:
-        ConfigError: No method, something that is not a method, an optimizer that holds none of
-            the model's parameters, a model or optimizer that already has methods attached, or a
-            setting that does not fit the model.
+        ConfigError: No method; something that is not a method, such as a class or a list; model
+            and optimizer swapped; an optimizer that holds none of the model's parameters; a model
+            or optimizer that already has methods attached; or a setting that does not fit the
+            model.
     """
     _check_order(model, optimizer)
     _check_methods(methods)

@@ -29,7 +29,7 @@ class ForwardHook(WeakHook[Hooked]):
             return
         if (wrapper := active_ddp_module()) is not None and handle.run.wrapper is not wrapper:
             handle.run.wrapper = wrapper
-        # A tensor has no loss inside; asking it for one would cost an exception a step.
+        # A tensor has no loss inside; asking it for one would cost an exception per step.
         if not isinstance(output, Tensor) and module.training and torch.is_grad_enabled():
             loss = _loss_of(output)
             if loss is not None:

@@ -152,8 +152,8 @@ class Handle:
             calls += 1
             if calls > 1:
                 raise ConfigError(
-                    f"{', '.join(self.methods)}: the optimizer calls its closure more than once a "
-                    "step, so the gradient that is acted on is not the one it steps with; take "
+                    f"{', '.join(self.methods)}: the optimizer calls its closure more than once "
+                    "per step, so the gradient that is acted on is not the one it steps with; take "
                     "an optimizer that calls it once"
                 )
             loss = closure()
@@ -265,7 +265,7 @@ class Handle:
 
     @property
     def records(self) -> list[Record]:
-        """Plain dicts, one a step and thing measured, oldest first."""
+        """Plain dicts, one per step and thing measured, oldest first."""
         return self.run.records
 
     @property

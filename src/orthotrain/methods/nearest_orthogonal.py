@@ -44,8 +44,8 @@ class NearestOrthogonalGradient(GradientMethod):
     With the gradient as a matrix ``G = U diag(s) V^T`` of outputs by inputs, its polar factor
     ``R = U V^T`` is the nearest matrix with orthonormal rows (columns, if tall): directions are
     kept, every singular value becomes one. Convolution weights are read as (out, in * kh * kw),
-    transposed ones too, grouped ones as one matrix a group, packed attention projections as
-    three matrices, stacked gates of recurrent layers as one.
+    transposed ones, too. Grouped ones are one matrix per group, packed attention projections are
+    three, stacked gates of recurrent layers are one.
 
     A zero gradient stays zero. A parameter without a gradient is left alone.
 
@@ -54,10 +54,10 @@ class NearestOrthogonalGradient(GradientMethod):
             :func:`orthotrain.methods.select_parameters`.
         when: ``"gradient"`` as published: after backward, before momentum and weight decay, so
             the step that is executed is a sum of orthogonal matrices and not orthogonal itself.
-            ``"update"`` acts after the step: of ``delta = w_new - w_old`` the polar factor,
-            times the learning rate of the parameter's group, is executed instead. So it works
-            with any optimizer; weight decay is part of ``delta``. Directions of ``delta`` within
-            the rounding of the weights count as null. Costs a copy of each weight a step.
+            ``"update"`` acts after the step and replaces ``delta = w_new - w_old`` by its polar
+            factor times the learning rate of the parameter's group. So it works with any
+            optimizer; weight decay is part of ``delta``. Directions of ``delta`` within the
+            rounding of the weights count as null. Costs a copy of each weight per step.
         scale: ``"none"``: ``|R|_F = sqrt(min(m, n))``, whatever ``|G|`` was. ``"gradient_norm"``:
             times ``|G|_F / |R|_F``, so that the norm stays that of what is replaced, each matrix
             for itself. ``"rms"``: times ``0.2 sqrt(max(m, n))``, so that the root mean square of
@@ -67,18 +67,19 @@ class NearestOrthogonalGradient(GradientMethod):
         on_nonfinite: What NaN or infinity in a gradient does. ``"raise"`` stops before anything
             is changed. ``"skip"`` warns and takes no step for that parameter: its gradient is
             set to ``None``, so value and optimizer state stay as they are.
-        record_every: Optimizer steps between records, at least 1. A record, one a weight, holds
-            ``gradient_norm``, ``gradient_condition``, ``gradient_rank`` (before NOG; condition
-            over the singular values that count) and ``update_norm``, ``update_condition``,
-            ``update_rank`` (of the step as executed, after all methods). What counts is at least
-            ``gradient_rtol`` or ``update_rtol`` times the largest, which leaves out rounding: in
-            the update that of the weights. It costs two eigenvalue decompositions of the smaller
-            side.
+        record_every: Optimizer steps between records, a whole number of at least 1. There is one
+            record per weight. ``gradient_norm``, ``gradient_condition`` and ``gradient_rank`` are
+            of the gradient before NOG. ``update_norm``, ``update_condition`` and ``update_rank``
+            are of the step as executed, after all methods. Rank and condition count singular
+            values of at least ``gradient_rtol`` or ``update_rtol`` times the largest: the others
+            may be rounding, in the update that of the weights. A record costs two eigenvalue
+            decompositions of the smaller side.
 
     Raises:
-        ConfigError: ``params`` empty, an unknown choice, or ``record_every`` below 1. At
-            ``attach``: a pattern matches nothing; a parameter is no matrix, is sharded, or is not
-            in the optimizer; or the optimizer is LBFGS, which computes gradients inside its step.
+        ConfigError: ``params`` empty, an unknown choice, or ``record_every`` that is no whole
+            number of at least 1. At ``attach``: a pattern matches nothing; a parameter is no
+            matrix, is sharded, or is not in the optimizer; or the optimizer is LBFGS, which
+            computes gradients inside its step.
         NonFiniteError: In a step, with ``on_nonfinite="raise"``; names the parameter.
 
     Note:

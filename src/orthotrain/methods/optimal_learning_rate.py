@@ -70,7 +70,7 @@ class OptimalLearningRate(Method):
             or computes gradients inside its step (LBFGS).
 
     Note:
-        Keeps a copy of each weight from before the step to after it, and waits once a step for
+        Keeps a copy of each weight from before the step to after it, and waits once per step for
         an accelerator. A gradient with NaN has no optimum, and the step stays as it is. With
         ``auto=False``, call ``handle.before_step()`` once gradients are unscaled. Under DDP
         gradients are averaged before the step, so all processes act alike.

@@ -130,7 +130,7 @@ class Run:
         step: Optimizer steps finished since the start of training, also across a resume.
         total_steps: Planned number of steps, or ``None`` if it is not known.
         tracked: Copies of the model (without wrappers) that follow changes of structure.
-        records: One plain dict a step and thing measured.
+        records: Plain dicts, one per step and thing measured.
     """
 
     def __init__(
