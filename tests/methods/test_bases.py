@@ -62,8 +62,8 @@ def test_the_optimizer_steps_with_what_change_returns():
     ((name, seen),) = SEEN
     assert (name, seen.shape) == ("0", (1, 2, 3))
     assert torch.equal(seen[0], G)
-    assert handle.plan == "Seen on the gradient of 1 weight at every step: 0 (2x3)"
-    assert handle.summary().notes == ("Seen on the gradient of 1 weight",)
+    assert handle.plan == "Seen at every step: 0 (2x3)"
+    assert handle.summary().notes == ("Seen on 1 weight",)
 
 
 def test_the_gradient_points_up_the_loss_also_where_the_optimizer_goes_up():
@@ -111,7 +111,7 @@ def test_a_change_of_shape_is_named(base):
 def test_a_weight_method_acts_after_the_step():
     weight, handle = stepped(Halved("0"), lambda p: torch.optim.SGD(p, lr=1.0), gradient=G)
     assert torch.equal(weight, (1 - G) / 2)
-    assert handle.plan == "Halved after every step: 0 (2x3)"
+    assert handle.plan == "Halved at every step: 0 (2x3)"
 
 
 def test_a_weight_method_is_shown_no_nan():

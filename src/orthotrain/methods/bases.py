@@ -28,7 +28,29 @@ from orthotrain.methods.targets import (
 
 
 @dataclass(frozen=True)
-class GradientMethod(Method):
+class _MatrixMethod(Method):
+    """What both bases share: which weights, and what is said of them."""
+
+    params: Pattern | Sequence[Pattern]
+
+    reads_gradient: ClassVar[bool]
+
+    def find(self, run: Run) -> list[Target]:
+        """The weights that ``params`` name in this run."""
+        name = type(self).__name__
+        return find_targets(name, run, self.params, reads_gradient=self.reads_gradient)
+
+    def planned(self, targets: Sequence[Target]) -> str:
+        """One line for the log of ``attach``: what happens at which step."""
+        return f"{type(self).__name__} at every step: {listed(targets)}"
+
+    def noted(self, targets: Sequence[Target]) -> str:
+        """One line below the table of ``handle.summary()``."""
+        return f"{type(self).__name__} on {counted(targets)}"
+
+
+@dataclass(frozen=True)
+class GradientMethod(_MatrixMethod):
     """Base of methods that change the gradient of weights before each step.
 
     A subclass is a frozen dataclass with a ``name``, its own settings (keyword-only) and
@@ -44,9 +66,8 @@ class GradientMethod(Method):
             matrix, is sharded, or is not in the optimizer; the optimizer is LBFGS.
     """
 
-    params: Pattern | Sequence[Pattern]
-
     phase: ClassVar[Phase] = Phase.GRADIENT
+    reads_gradient: ClassVar[bool] = True
 
     @abstractmethod
     def change(self, gradient: Tensor, target: Target) -> Tensor:
@@ -66,21 +87,9 @@ class GradientMethod(Method):
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
         return BoundGradientMethod(self, run)
 
-    def find(self, run: Run) -> list[Target]:
-        """The weights that ``params`` name in this run."""
-        return find_targets(type(self).__name__, run, self.params, reads_gradient=True)
-
-    def planned(self, targets: Sequence[Target]) -> str:
-        """One line for the log of ``attach``: what happens at which step."""
-        return f"{self.noted(targets)} at every step: {listed(targets)}"
-
-    def noted(self, targets: Sequence[Target]) -> str:
-        """One line below the table of ``handle.summary()``."""
-        return f"{type(self).__name__} on the gradient of {counted(targets)}"
-
 
 @dataclass(frozen=True)
-class WeightMethod(Method):
+class WeightMethod(_MatrixMethod):
     """Base of methods that change the values of weights right after each step.
 
     A subclass is a frozen dataclass with a ``name``, its own settings (keyword-only) and
@@ -96,9 +105,8 @@ class WeightMethod(Method):
         NonFiniteError: In a step, for a weight with NaN or infinity; names it.
     """
 
-    params: Pattern | Sequence[Pattern]
-
     phase: ClassVar[Phase] = Phase.UPDATE
+    reads_gradient: ClassVar[bool] = False
 
     @abstractmethod
     def change(self, weight: Tensor, target: Target) -> Tensor:
@@ -116,18 +124,6 @@ class WeightMethod(Method):
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
         return BoundWeightMethod(self, run)
-
-    def find(self, run: Run) -> list[Target]:
-        """The weights that ``params`` name in this run."""
-        return find_targets(type(self).__name__, run, self.params, reads_gradient=False)
-
-    def planned(self, targets: Sequence[Target]) -> str:
-        """One line for the log of ``attach``: what happens at which step."""
-        return f"{type(self).__name__} after every step: {listed(targets)}"
-
-    def noted(self, targets: Sequence[Target]) -> str:
-        """One line below the table of ``handle.summary()``."""
-        return f"{type(self).__name__} held for {listed(targets)}"
 
 
 class GradientBound(Bound):
@@ -155,12 +151,28 @@ class GradientBound(Bound):
         self._armed = False
 
 
-class BoundGradientMethod(GradientBound):
+class _Tells(Bound):
+    """Says of a method what the method says of itself."""
+
+    _method: _MatrixMethod
+    _targets: Sequence[Target]
+
+    def plan(self) -> list[str]:
+        """What the method says will happen."""
+        return [self._method.planned(self._targets)]
+
+    @torch.no_grad()
+    def notes(self) -> list[str]:
+        """What the method says happened."""
+        return [self._method.noted(self._targets)]
+
+
+class BoundGradientMethod(_Tells, GradientBound):
     """A :class:`GradientMethod` at work on one run."""
 
     def __init__(self, method: GradientMethod, run: Run) -> None:
         super().__init__(type(method).__name__, run, method.find(run))
-        self._method = method
+        self._method: GradientMethod = method
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -173,21 +185,12 @@ class BoundGradientMethod(GradientBound):
             _require_shape(self._name, changed, matrices)
             gradient.copy_(target.layout.tensor(changed if unit == 1 else changed * unit))
 
-    def plan(self) -> list[str]:
-        """What the method says will happen."""
-        return [self._method.planned(self._targets)]
 
-    @torch.no_grad()
-    def notes(self) -> list[str]:
-        """What the method says happened."""
-        return [self._method.noted(self._targets)]
-
-
-class BoundWeightMethod(Bound):
+class BoundWeightMethod(_Tells):
     """A :class:`WeightMethod` at work on one run."""
 
     def __init__(self, method: WeightMethod, run: Run) -> None:
-        self._method = method
+        self._method: WeightMethod = method
         self._name = type(method).__name__
         self._run = run
         self._targets = method.find(run)
@@ -200,15 +203,6 @@ class BoundWeightMethod(Bound):
             changed = self._method.change(weight, target)
             _require_shape(self._name, changed, weight)
             target.parameter.copy_(target.layout.tensor(changed))
-
-    def plan(self) -> list[str]:
-        """What the method says will happen."""
-        return [self._method.planned(self._targets)]
-
-    @torch.no_grad()
-    def notes(self) -> list[str]:
-        """What the method says happened."""
-        return [self._method.noted(self._targets)]
 
 
 def _require_shape(method: str, changed: Tensor, matrices: Tensor) -> None:
