@@ -37,7 +37,7 @@ class Layer:
 
 
 def run_inspect(command: Command) -> int:
-    """Print one line a weight matrix, and the total."""
+    """Print one line per weight, and the total."""
     from orthotrain.lab.run.restore import read_weights
 
     path = Path(command.arguments.checkpoint)
@@ -68,10 +68,10 @@ def run_inspect(command: Command) -> int:
 
 def _network_of(path: Path) -> nn.Module | None:
     """The network whose weights a file holds, where it is the checkpoint of a run."""
-    from orthotrain.lab.run.restore import read_generator, read_network
-
     if path.suffix == ".safetensors":
         return None
+    from orthotrain.lab.run.restore import read_generator, read_network
+
     try:
         return read_network(path)
     except CheckpointError:
