@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import orthotrain
 from _measure import interleaved_seconds, ratio, report
-from orthotrain.diagnostics._covariance import covariance_of
+from orthotrain.diagnostics._layer_covariance import covariance_of
 from orthotrain.diagnostics._reading import read_covariance
 from orthotrain.layers import DecorrelatedBatchNorm2d, GlobalCovariancePool
 from orthotrain.linalg import condition_readings

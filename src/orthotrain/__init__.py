@@ -24,6 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from orthotrain._names import raise_missing
 from orthotrain._version import __version__
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
         OrthogonalPenalty,
         Retraction,
         SpectralNormalization,
+        attach,
     )
-    from orthotrain.methods.attach import attach
 
 
 __all__ = [
@@ -104,7 +105,7 @@ _HOME = {
     "Retraction": "orthotrain.methods",
     "SpectralNormalization": "orthotrain.methods",
     "StoredBudget": "orthotrain.lowrank",
-    "attach": "orthotrain.methods.attach",
+    "attach": "orthotrain.methods",
     "compress": "orthotrain.lowrank",
     "load": "orthotrain.lowrank",
     "restore_structure": "orthotrain.lowrank",
@@ -135,7 +136,7 @@ def __getattr__(name: str) -> object:
         value: object = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'orthotrain' has no attribute {name!r}")
+    raise_missing(__name__, name)
 
 
 def __dir__() -> list[str]:

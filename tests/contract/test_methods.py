@@ -12,6 +12,7 @@ import torch
 
 from methods.doubles import backward, hook_counts, same, small_model
 from orthotrain.diagnostics import BasisStability, ConditionMonitor
+from orthotrain.errors import ConfigError
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import (
     Method,
@@ -20,8 +21,19 @@ from orthotrain.methods import (
     OrthogonalPenalty,
     Retraction,
     SpectralNormalization,
+    attach,
 )
-from orthotrain.methods.attach import attach
+from test_docs import ROOT, python_blocks
+
+
+def from_the_page(name: str) -> type[Method]:
+    """The method that docs/write_a_method.md writes."""
+    page = ROOT / "docs" / "write_a_method.md"
+    namespace: dict = {"__name__": "page"}
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(python_blocks(page), str(page), "exec", dont_inherit=True), namespace)
+    return namespace[name]
+
 
 # Settings with which something happens within the first few steps on the small model.
 METHODS = {
@@ -43,6 +55,7 @@ METHODS = {
     "retraction": Retraction("0"),
     "retraction_polar": Retraction("0", onto="polar"),
     "retraction_norm": Retraction("0", onto="norm"),
+    "spectral_clipping": from_the_page("SpectralClipping")(("0", "2"), most=0.1),
 }
 
 rows = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -89,6 +102,25 @@ def test_settings_are_keyword_only(method):
     if parameters[0].name == "params":
         del parameters[0]
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+
+
+def counts(method):
+    """The settings of a method that count steps or looks."""
+    known = ("every_steps", "record_every", "lag")
+    return [f.name for f in dataclasses.fields(method) if f.name in known]
+
+
+@pytest.mark.bad_input
+@rows
+@pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, True, float("nan"), float("inf"), "2", None])
+def test_a_count_of_steps_is_a_whole_number(method, value):
+    for name in counts(method):
+        with pytest.raises(ConfigError, match=name):
+            dataclasses.replace(method, **{name: value})
+
+
+def test_most_methods_count_something():
+    assert sum(bool(counts(method)) for method in METHODS.values()) >= 7
 
 
 @rows

@@ -8,11 +8,12 @@ import torch
 from hypothesis import strategies as st
 
 from orthotrain.errors import ConfigError, NonFiniteError, RankError, ShapeError
-from orthotrain.linalg import numerical_rank, ranks_within_budget
+from orthotrain.linalg import effective_rank, numerical_rank, ranks_within_budget
 from orthotrain.linalg.rank import difference_rtol, rounding_rtol
 from reference import linalg as twins
 
 modest = hypothesis.settings(deadline=None, max_examples=60)
+EPS = torch.finfo(torch.float64).eps
 
 # Ratios of small integers: sums of squares are exact, so twin and kernel round alike.
 spectra = st.lists(st.integers(0, 64), min_size=1, max_size=9).map(
@@ -323,3 +324,39 @@ def test_the_rounding_of_a_weight_is_below_the_tolerance_of_its_difference(m, n,
     delta[rank:] = 0
     noise = torch.linalg.matrix_norm(weight - weight.float().double(), ord=2)
     assert noise < difference_rtol(delta, weight.float()) * delta.max()
+
+
+@modest
+@hypothesis.given(
+    st.lists(st.just(0.0) | st.floats(1e-12, 10), min_size=1, max_size=12),
+    st.integers(-900, 900),
+)
+def test_effective_rank_is_bounded_and_blind_to_order_and_scale(values: list[float], power: int):
+    s = torch.tensor(values, dtype=torch.float64)
+    hypothesis.assume(s.max() > 1e-3)
+    rank = effective_rank(s).item()
+    assert 1 - 32 * EPS <= rank <= len(values) * (1 + 32 * EPS)
+    assert effective_rank(s.flip(0)).item() == pytest.approx(rank, rel=32 * EPS)
+    assert effective_rank(s * 2.0**power).item() == pytest.approx(rank, rel=1e-12)
+    assert twins.effective_rank(s) == pytest.approx(rank, rel=32 * EPS)
+
+
+def test_effective_rank_of_flat_single_and_zero_spectra():
+    s = torch.tensor([[3.0, 3.0, 3.0], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(effective_rank(s), torch.tensor([3.0, 1.0, 0.0]).double())
+
+
+@pytest.mark.parametrize("value", [1.5e308, 5e-324])
+def test_effective_rank_of_extreme_numbers(value: float):
+    assert effective_rank(torch.full((3,), value, dtype=torch.float64)).item() == pytest.approx(3)
+
+
+def test_effective_rank_of_many_equal_half_values():
+    # A sum of 4096 in float16 with p in float16 would be far off.
+    assert effective_rank(torch.full((4096,), 20.0, dtype=torch.float16)).item() == 4096.0
+
+
+def test_derivative_of_effective_rank_at_zero_is_finite():
+    s = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    effective_rank(s).backward()
+    assert torch.isfinite(s.grad).all()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from orthotrain.methods import Method
-from orthotrain.methods.attach import attach
+from orthotrain.methods import Method, attach
 from reference.gradient_methods import Settings, twin_step
 
 

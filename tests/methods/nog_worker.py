@@ -10,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods.doubles import small_model
 from methods.lockstep import seeded
-from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate
-from orthotrain.methods.attach import attach
+from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate, attach
 
 WORLD = 2
 

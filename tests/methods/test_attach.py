@@ -18,9 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from methods.doubles import Diary, EarlyDiary, Idle, Unfit, backward, hook_counts, small_model
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods import _hooks as hooks
-from orthotrain.methods import protocol
+from orthotrain.methods import attach, protocol
 from orthotrain.methods._compat import active_ddp_module
-from orthotrain.methods.attach import attach
 
 
 def make(*methods, lr=0.1, **options):
@@ -160,7 +159,14 @@ def test_no_method():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("method", "message"), [(Diary, "instance"), ("diary", "not a method")])
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Diary, "instance"),
+        ("diary", "of type str as a method"),
+        ([Diary()], "unpack it with a star"),
+    ],
+)
 def test_not_a_method(method, message):
     model = small_model()
     with pytest.raises(ConfigError, match=message):
@@ -182,7 +188,9 @@ def test_an_optimizer_of_other_parameters():
 @pytest.mark.bad_input
 def test_model_and_optimizer_in_the_wrong_order():
     model = small_model()
-    with pytest.raises(ConfigError, match=r"got SGD; the order is attach\(model, optimizer"):
+    with pytest.raises(
+        ConfigError, match=r"got SGD; model and optimizer are swapped; the order is attach\(model,"
+    ):
         attach(torch.optim.SGD(model.parameters(), lr=1.0), model, Diary())
 
 
@@ -486,7 +494,7 @@ def test_a_copy_of_the_model_is_not_attached(make_copy):
     backward(twin)
     optimizer.step()
     assert handle.run.step == 0
-    assert all(hook.handle is None for hook in twin._forward_hooks.values())
+    assert all(hook.owner is None for hook in twin._forward_hooks.values())
     again = attach(twin, optimizer, Diary())
     assert len(twin._forward_hooks) == 1
     optimizer.step()
@@ -636,3 +644,11 @@ def test_using_a_handle_whose_optimizer_is_gone():
     assert handle.summary().total == dataclasses.replace(before, state_bytes=0)
     with pytest.raises(StateError, match="deleted"):
         _ = handle.run.optimizer
+
+
+def test_printing_a_handle_shows_its_plan():
+    _, _, handle = make(Diary(label="first"), Diary(label="second"))
+    assert str(handle).splitlines() == [
+        repr(handle), "  plan of first", "  plan of second"
+    ]  # fmt: skip
+    assert "\n" not in repr(handle)

@@ -17,8 +17,7 @@ from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor
 from orthotrain.lowrank import AdaptiveLowRank
-from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate
-from orthotrain.methods.attach import attach
+from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate, attach
 from processes import outcomes_of
 from reference import gradient_methods as reference
 from reference.gradient_methods import Settings
@@ -646,7 +645,7 @@ def test_an_update_that_overflows_raises_or_is_taken_back():
         ({"when": "before"}, "when to be one of gradient, update"),
         ({"scale": "norm"}, "scale to be one of none, gradient_norm, rms"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite to be one of raise, skip"),
-        ({"record_every": 0}, "record_every must be at least 1"),
+        ({"record_every": 0}, "record_every to be a whole number of optimizer steps, 1 or more"),
     ],
     ids=str,
 )

@@ -16,10 +16,10 @@ from orthotrain.errors import ConfigError, ShapeError, StateError
 from orthotrain.methods import (
     NearestOrthogonalGradient,
     OptimalLearningRate,
+    attach,
     optimal_lr,
     optimal_lr_matrix,
 )
-from orthotrain.methods.attach import attach
 from reference import gradient_methods as reference
 from reference.gradient_methods import Settings
 from reference.matrices import orthonormal

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from methods.doubles import Idle, backward, small_model
-from orthotrain.methods.attach import attach
+from orthotrain.methods import attach
 from orthotrain.methods.summary import Row, summarize
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthotrain.cli.parser import Command
+from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from orthotrain.linalg.matrices import WeightLayout
 
 _HEADINGS = ("layer", "shape", "rank", "stored", "condition")
 
@@ -20,31 +23,32 @@ class Layer:
 
     Attributes:
         name: Qualified name without the trailing ``.weight`` or factor.
-        shape: ``(m, n)`` of one matrix; a convolution is ``(out, everything else)``.
+        layout: How it is read as matrices; of a low-rank weight, ``m`` and ``n`` of its product.
         rank: Columns kept, the smaller side where dense.
         stored: Numbers of all its matrices.
         condition: Largest over smallest singular value, the worst of its matrices.
     """
 
     name: str
-    shape: tuple[int, int]
+    layout: WeightLayout
     rank: int
     stored: int
     condition: float
 
 
 def run_inspect(command: Command) -> int:
-    """Print one line a weight matrix, and the total."""
+    """Print one line per weight, and the total."""
     from orthotrain.lab.run.restore import read_weights
 
-    weights = read_weights(Path(command.arguments.checkpoint))
-    layers = layers_of(weights)
+    path = Path(command.arguments.checkpoint)
+    weights = read_weights(path)
+    layers = layers_of(weights, _network_of(path))
     total = sum(tensor.numel() for tensor in weights.values())
     lines = [
         (
             layer.name,
-            f"{layer.shape[0]}x{layer.shape[1]}",
-            f"{layer.rank}/{min(layer.shape)}",
+            str(layer.layout),
+            f"{layer.rank}/{layer.layout.full_rank}",
             f"{layer.stored:,}",
             f"{layer.condition:.3g}",
         )
@@ -62,13 +66,28 @@ def run_inspect(command: Command) -> int:
     return 0
 
 
-def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
+def _network_of(path: Path) -> nn.Module | None:
+    """The network whose weights a file holds, where it is the checkpoint of a run."""
+    if path.suffix == ".safetensors":
+        return None
+    from orthotrain.lab.run.restore import read_generator, read_network
+
+    try:
+        return read_network(path)
+    except CheckpointError:
+        return read_generator(path)
+
+
+def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:
     """Every weight matrix of a state dict, low-rank or dense, in order of the state dict.
 
     A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight; any other
     floating tensor named ``weight`` (or ending in ``_weight``) with two dimensions or more is a
-    dense one.
+    dense one. Where the model is given, its layers say how a dense weight is read as matrices.
+    Else names and shapes do, as far as they tell (``orthotrain.linalg.matrices.stored_layout``): a
+    state dict does not hold the groups of a convolution.
     """
+    owners = dict(model.named_modules(remove_duplicate=False)) if model is not None else {}
     layers = []
     for key, tensor in weights.items():
         stem = key.removesuffix("core")
@@ -76,31 +95,44 @@ def layers_of(weights: dict[str, Tensor]) -> list[Layer]:
         if key.endswith("core") and None not in factors:
             layers.append(_low_rank(stem, tensor, factors))
         elif key.endswith("weight") and tensor.is_floating_point() and tensor.ndim > 1:
-            layers.append(_dense(key, tensor))
+            owner = owners.get(key.rpartition(".")[0])
+            layers.append(_dense(key, tensor, _layout(key, tensor, weights, owner)))
     return layers
 
 
 def _low_rank(stem: str, core: Tensor, factors: list[Tensor | None]) -> Layer:
     from orthotrain.linalg import condition_number
+    from orthotrain.linalg.matrices import WeightLayout
 
     u, vh = (factor for factor in factors if factor is not None)
+    blocks, m, n = core.shape[:-2].numel(), u.shape[-2], vh.shape[-1]
     return Layer(
         name=stem.rstrip("._"),
-        shape=(u.shape[-2], vh.shape[-1]),
+        layout=WeightLayout((blocks * m, n), blocks, m, n),
         rank=core.shape[-1],
         stored=u.numel() + core.numel() + vh.numel(),
         condition=condition_number(core).max().item(),
     )
 
 
-def _dense(key: str, weight: Tensor) -> Layer:
+def _layout(
+    key: str, weight: Tensor, weights: dict[str, Tensor], owner: nn.Module | None
+) -> WeightLayout:
+    from orthotrain.linalg.matrices import stored_layout, weight_layout
+
+    stem, _, name = key.rpartition(".")
+    if owner is not None:
+        return weight_layout(owner, name, weight.shape)
+    return stored_layout(key, weight.shape, weights.get(f"{stem}.bias" if stem else "bias"))
+
+
+def _dense(key: str, weight: Tensor, layout: WeightLayout) -> Layer:
     from orthotrain.linalg import condition_number
 
-    matrix = weight.flatten(1)
     return Layer(
         name=key.removesuffix("weight").rstrip("._"),
-        shape=(matrix.shape[0], matrix.shape[1]),
-        rank=min(matrix.shape),
+        layout=layout,
+        rank=layout.full_rank,
         stored=weight.numel(),
-        condition=condition_number(matrix).max().item(),
+        condition=condition_number(layout.matrices(weight)).max().item(),
     )

@@ -9,12 +9,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from orthotrain.diagnostics._covariance import Covariance
+from orthotrain.diagnostics._layer_covariance import Covariance
 from orthotrain.errors import ConvergenceError
 from orthotrain.linalg import ConditionReadings, condition_readings
 from orthotrain.linalg.rank import rounding_rtol
-from orthotrain.methods._targets import Target
 from orthotrain.methods.protocol import Record
+from orthotrain.methods.targets import Target
 
 What = Literal["covariance", "weight", "gradient", "update"]
 

@@ -1,17 +1,15 @@
-"""The hooks of the condition monitor: callables that copies of a model can carry harmlessly.
-
-As those of ``attach``: each holds what it works for weakly, and a copy of it holds nothing.
-"""
+"""The hooks of the condition monitor, which hold it weakly."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from orthotrain.methods.weak_hook import WeakHook, remove_dead
 
 
 class Watcher(Protocol):
@@ -27,20 +25,7 @@ class Watcher(Protocol):
         """Take whether the step that begins computes its gradients itself."""
 
 
-class _WeakHook:
-    def __init__(self, watcher: Watcher | None = None) -> None:
-        self._watcher = None if watcher is None else weakref.ref(watcher)
-
-    @property
-    def watcher(self) -> Watcher | None:
-        """The live watcher, or ``None`` in a copy and after the watcher is gone."""
-        return None if self._watcher is None else self._watcher()
-
-    def __reduce__(self) -> tuple[type[_WeakHook], tuple[()]]:
-        return type(self), ()
-
-
-class LookHook(_WeakHook):
+class LookHook(WeakHook[Watcher]):
     """At a layer's forward: shows its input or output, in training and when it is wanted."""
 
     def __init__(
@@ -53,15 +38,15 @@ class LookHook(_WeakHook):
     def put_on(self, module: nn.Module) -> RemovableHandle:
         """Fire at every forward of ``module``."""
         if self._output:
-            _remove_dead(module._forward_hooks)
+            remove_dead(module._forward_hooks)
             return module.register_forward_hook(self)
-        _remove_dead(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+        remove_dead(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
         return module.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> None:
         # Before a forward the last argument holds its keywords, after it its output. A compiled
         # forward traces through here; the constant removes the rest from its graph.
-        if torch.compiler.is_compiling() or (watcher := self.watcher) is None:
+        if torch.compiler.is_compiling() or (watcher := self.owner) is None:
             return
         if not module.training or not torch.is_grad_enabled() or not watcher.wants(self._layer):
             return
@@ -70,7 +55,7 @@ class LookHook(_WeakHook):
             watcher.look(self._layer, x)
 
 
-class ClosureHook(_WeakHook):
+class ClosureHook(WeakHook[Watcher]):
     """Before an optimizer's step: tells whether it was given a closure."""
 
     def put_on(self, optimizer: Optimizer) -> RemovableHandle:
@@ -78,14 +63,6 @@ class ClosureHook(_WeakHook):
         return optimizer.register_step_pre_hook(self)
 
     def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (watcher := self.watcher) is not None:
+        if (watcher := self.owner) is not None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             watcher.step_has_closure(closure is not None)
-
-
-def _remove_dead(hooks: dict[int, Any], *flags: dict[int, Any]) -> None:
-    """Drop hooks of ours that came along in a copy, and what is said of them elsewhere."""
-    dead = [k for k, hook in hooks.items() if isinstance(hook, _WeakHook) and not hook.watcher]
-    for key in dead:
-        for entries in (hooks, *flags):
-            entries.pop(key, None)

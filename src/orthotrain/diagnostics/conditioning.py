@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.diagnostics._covariance import (
+from orthotrain._checks import require_steps
+from orthotrain.diagnostics._layer_covariance import (
     Covariance,
     covariance_of,
     has_covariance,
@@ -21,9 +22,10 @@ from orthotrain.diagnostics._covariance import (
 from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
 from orthotrain.diagnostics._watch import ClosureHook, LookHook
 from orthotrain.errors import ConfigError, OrthotrainWarning
-from orthotrain.methods._targets import Target, dense_gradient, find_targets, gradient_scale
+from orthotrain.methods._optimizer import gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import Pattern, named_modules_clean, select_modules
+from orthotrain.methods.targets import Target, dense_gradient, find_targets
 
 _NAME: Final = "condition_monitor"
 
@@ -32,7 +34,7 @@ _NAME: Final = "condition_monitor"
 class ConditionMonitor(Method):
     """Record how well conditioned the covariances, weights, gradients and steps of layers are.
 
-    Every ``every_steps`` optimizer steps, one record a thing read: ``{"step", "method":
+    Every ``every_steps`` optimizer steps, one record per thing read: ``{"step", "method":
     "condition_monitor", "what", "layer", "rank", "size", "rtol", "condition_range",
     "condition_ridge", "condition_float32", "condition_float64", "largest", "ridge", "norm",
     "dtype", "matrices"}``. A condition number alone means little: the covariance of 27 inputs
@@ -47,7 +49,7 @@ class ConditionMonitor(Method):
       precision gives, as a plain condition number does.
 
     An infinite number is recorded as ``None``; where the input held NaN or infinity ``rank`` is
-    ``None``, too, and there is one warning a layer.
+    ``None``, too, and there is one warning per layer.
 
     ``what`` is one of:
 
@@ -63,12 +65,12 @@ class ConditionMonitor(Method):
     - ``"update"``: of what the step did to the weight, new less old, whatever did it, but for a
       change of its structure (a rank update), which comes after.
 
-    A layer with several matrices (groups of channels, one matrix a sample in covariance pooling,
-    of which at most eight a batch are read, evenly spaced) has one record: every number is the
+    A layer with several matrices (groups of channels, one matrix per sample in covariance pooling,
+    of which at most eight per batch are read, evenly spaced) has one record: every number is the
     median over the ``matrices`` read, and ``worst_rank``, ``worst_condition_range`` and
     ``worst_condition_ridge`` are of the worst.
 
-    A look costs a pass over the layer's input and two decompositions without vectors a matrix.
+    A look costs a pass over the layer's input and two decompositions without vectors per matrix.
     With whitening behind the stem of a ResNet-18 on 32x32 images, batch 128, one CPU thread, that
     was 0.66 % of a step at ``every_steps=1`` and a tenth of it at 10, in a network of a quarter of
     the width 3.7 % and a tenth of it (``python benchmarks/condition_monitor.py``). A step without
@@ -77,7 +79,7 @@ class ConditionMonitor(Method):
     Args:
         params: Weights to watch, their gradients and updates with them: name patterns, modules
             or parameters, as in :func:`orthotrain.methods.select_parameters`. ``()``: none.
-        every_steps: Optimizer steps between looks, at least 1.
+        every_steps: Optimizer steps between looks, a whole number of at least 1.
         covariances: Layers whose covariance is watched: patterns or modules, as in
             :func:`orthotrain.methods.select_modules`. ``None``: every spectral layer of the
             model, that is, every module with a method ``covariance(x)`` and a number ``ridge``.
@@ -115,10 +117,7 @@ class ConditionMonitor(Method):
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(
-                f"ConditionMonitor: every_steps must be at least 1, got {self.every_steps}"
-            )
+        require_steps("ConditionMonitor", "every_steps", self.every_steps)
         if self.rtol is not None and not 0.0 <= self.rtol < 1.0:
             raise ConfigError(
                 f"ConditionMonitor: rtol must be in [0, 1), got {self.rtol}; it is a share of the "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from orthotrain._checks import require_count, require_steps
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import (
     basis_stability_from_polar,
@@ -19,6 +20,7 @@ from orthotrain.linalg import (
     polar_factor,
     working_dtype,
 )
+from orthotrain.linalg.matrices import weight_layout
 from orthotrain.linalg.rank import rounding_rtol
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern, select_modules, select_parameters
@@ -28,9 +30,9 @@ _NAME = "basis_stability"
 
 @dataclass(frozen=True, kw_only=True)
 class BasisStability(Method):
-    """Record how far the basis of every weight matrix moved since an earlier look.
+    """Record how far the basis of every weight moved since an earlier look.
 
-    Every ``every_steps`` optimizer steps, one record a matrix: ``{"step", "method":
+    Every ``every_steps`` optimizer steps, one record per weight: ``{"step", "method":
     "basis_stability", "layer", "stability", "mixing", "rank"}``. ``stability`` compares the
     polar factors, ``mixing`` what the weight does inside its basis, both with the look ``lag``
     looks earlier; the first look is right before the first step. Cosines are averaged over the
@@ -38,16 +40,18 @@ class BasisStability(Method):
     Without any, as for a layer that starts at zero, ``stability`` is ``None``. A weight with NaN
     or infinity is recorded with ``None`` for both, and warned about once.
 
-    Watched are Linear and convolution weights (flattened to ``(out, -1)``), Transformers'
-    ``Conv1D``, and the query, key and value projections of ``MultiheadAttention``, each for
-    itself as ``<layer>.q``, ``.k`` and ``.v``. A low-rank layer is seen as its full weight, so
-    its curve goes on after the switch.
+    Watched are the weights of Linear, of convolutions, of Transformers' ``Conv1D``, and the
+    query, key and value projections of ``MultiheadAttention``, each for itself as ``<layer>.q``,
+    ``.k`` and ``.v``. Weights are read as matrices of outputs by inputs, as everywhere in this
+    package: a convolution is one matrix per group, a transposed one, too. Of several groups one
+    record tells the mean over all their directions, and ``rank`` is that of one group. A low-rank
+    layer is seen as its full weight, so its curve goes on after the switch.
 
-    A look costs one polar factor and one QR decomposition a matrix, and each of the ``lag``
-    looks kept takes ``m n + min(m, n)^2`` numbers.
+    A look costs one polar factor and one QR decomposition per matrix, and each of the ``lag``
+    looks kept takes ``m n + min(m, n)^2`` numbers per matrix.
 
     Args:
-        every_steps: Optimizer steps between looks, at least 1.
+        every_steps: Optimizer steps between looks, a whole number of at least 1.
         lag: How many looks lie between the two that are compared; the paper's figures compare
             with five epochs earlier, that is ``every_steps`` of one epoch and ``lag=5``.
         params: Name patterns, modules or parameters, as in
@@ -73,10 +77,8 @@ class BasisStability(Method):
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
-        for field in ("every_steps", "lag"):
-            value = getattr(self, field)
-            if value < 1:
-                raise ConfigError(f"BasisStability: {field} must be at least 1, got {value}")
+        require_steps("BasisStability", "every_steps", self.every_steps)
+        require_count("BasisStability", "lag", self.lag, "looks")
         if not isinstance(self.params, Pattern) and not self.params:
             raise ConfigError('BasisStability: params is empty; ("*",) means every layer')
 
@@ -153,7 +155,7 @@ class _BoundStability(Bound):
         if before.r.isfinite().all() and after.r.isfinite().all():
             device = after.q.device
             stability = _stability(before.q.to(device), after.q)
-            mixing = mixing_similarity(before.r.to(device), after.r).item()
+            mixing = mixing_similarity(before.r.to(device), after.r).mean().item()
         if stability is not None:
             self._last[name] = stability
         self._run.record(method=_NAME, layer=name, stability=stability, mixing=mixing, rank=rank)
@@ -230,37 +232,42 @@ def _look_at(weight: Tensor) -> _Look:
 
 def _stability(q_before: Tensor, q_after: Tensor) -> float | None:
     # Every singular value of a polar factor is one or zero, so its squares sum to its rank.
-    directions = round(min(q.square().sum().item() for q in (q_before, q_after)))
+    ranks = [q.square().sum(dim=(-2, -1)).round() for q in (q_before, q_after)]
+    directions = int(torch.minimum(*ranks).sum().item())
     if directions == 0:
         return None
-    over_all = basis_stability_from_polar(q_before, q_after).item()
-    return max(-1.0, min(1.0, over_all * min(q_after.shape) / directions))
+    over_all = basis_stability_from_polar(q_before, q_after).sum().item()
+    return max(-1.0, min(1.0, over_all * min(q_after.shape[-2:]) / directions))
 
 
 def _nothing_like(weight: Tensor) -> _Look:
-    k = min(weight.shape)
-    return _Look(q=torch.full_like(weight, torch.nan), r=weight.new_full((k, k), torch.nan))
+    k = min(weight.shape[-2:])
+    r = weight.new_full((*weight.shape[:-2], k, k), torch.nan)
+    return _Look(q=torch.full_like(weight, torch.nan), r=r)
 
 
 @torch.no_grad()
 def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, int, Tensor]]:
-    """Name, rank and full weight of each matrix of a layer; nothing for other modules."""
+    """Name, rank and full weight of each projection of a layer; nothing for other modules.
+
+    A weight is ``(m, n)``, or ``(groups, m, n)``.
+    """
     if isinstance(module, nn.MultiheadAttention):
         packed = module.in_proj_weight
         weights = (
             (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
             if packed is None
-            else packed.detach().chunk(3)
+            else weight_layout(module, "in_proj_weight", packed.shape).matrices(packed.detach())
         )
         for letter, weight in zip("qkv", weights, strict=True):
             yield f"{name}.{letter}" if name else letter, _rank(module, weight), weight.detach()
     elif isinstance(module, nn.Linear | _ConvNd) or type(module).__name__ == "Conv1D":
         full: object = module.weight
         if isinstance(full, Tensor) and full.ndim > 1 and full.numel():
-            matrix = full.detach().flatten(1)
+            matrix = weight_layout(module, "weight", full.shape).matrix(full.detach())
             yield name or "(model)", _rank(module, matrix), matrix
 
 
 def _rank(module: nn.Module, weight: Tensor) -> int:
     rank = getattr(module, "rank", None)
-    return rank if isinstance(rank, int) else min(weight.shape)
+    return rank if isinstance(rank, int) else min(weight.shape[-2:])

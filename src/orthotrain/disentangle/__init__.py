@@ -16,6 +16,9 @@ factors, and returns a number with its spread and its chance level.
 - ``evaluate``: all scores by one call
 """
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.disentangle.codes import DciScore, dci, mig, modularity, mutual_information, sap
 from orthotrain.disentangle.directions import (
     HouseholderProjector,
@@ -130,3 +133,6 @@ __all__ = [
     "variation_predictability",
     "vp_loss",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

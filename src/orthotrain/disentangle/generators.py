@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from orthotrain.disentangle.samples import require_choice, require_count, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from orthotrain.linalg.orthonormality import gram_deviation
 
 #: Latents ``(n, latent_dim)`` in, images ``(n, c, h, w)`` out.
 Generate = Callable[[Tensor], Tensor]
@@ -268,8 +269,7 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
             f"rotated needs directions of shape (k, k), one per row, got "
             f"{tuple(directions.shape)}; take all of them, not only the strongest"
         )
-    gram = directions.detach().double() @ directions.detach().double().mT
-    error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+    error = float(gram_deviation(directions.detach().double()).abs().max())
     if not error <= _ORTHONORMALITY:
         raise ConfigError(
             f"rotated needs orthogonal directions, got max|D D^T - 1| of {error:.3g} in directions "

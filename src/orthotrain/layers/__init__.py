@@ -1,5 +1,8 @@
 """Layers that own parameters and call the kernels: ``u``, ``core``, ``vh`` and their forward."""
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.layers._cost import break_even_fraction, stored_numbers
 from orthotrain.layers.covariance_pool import GlobalCovariancePool
 from orthotrain.layers.decorrelated_batch_norm import (
@@ -38,3 +41,6 @@ __all__ = [
     "orthogonal_weight",
     "stored_numbers",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

@@ -9,7 +9,6 @@ buffers: saved and moved with the module, never trained, never seen by an optimi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import RankError
 from orthotrain.linalg import thin_svd
+from orthotrain.linalg.matrices import WeightLayout
 
 
 class Factors(NamedTuple):
@@ -29,36 +29,6 @@ class Factors(NamedTuple):
     u: Tensor
     core: Tensor
     vh: Tensor
-
-
-@dataclass(frozen=True)
-class WeightLayout:
-    """How a weight tensor is read as ``blocks`` matrices of ``m x n``."""
-
-    shape: tuple[int, ...]
-    blocks: int
-    m: int
-    n: int
-
-    @property
-    def full_rank(self) -> int:
-        """The largest rank a block can have."""
-        return min(self.m, self.n)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """``weight`` as ``(m, n)``, or ``(blocks, m, n)`` where there are several blocks."""
-        return weight.reshape(*((self.blocks,) if self.blocks > 1 else ()), self.m, self.n)
-
-    def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], ...]:
-        """Shapes of ``u``, ``core`` and ``vh`` at a rank."""
-        lead = (self.blocks,) if self.blocks > 1 else ()
-        return (*lead, self.m, rank), (*lead, rank, rank), (*lead, rank, self.n)
-
-    @classmethod
-    def of_blocks(cls, shape: tuple[int, ...], blocks: int = 1) -> WeightLayout:
-        """Rows split into ``blocks``, all other dimensions flattened into columns."""
-        n = torch.Size(shape[1:]).numel()
-        return cls(shape=shape, blocks=blocks, m=shape[0] // blocks, n=n)
 
 
 class LowRankModule(nn.Module):

@@ -158,23 +158,14 @@ class GlobalCovariancePool(nn.Module):
                 f"{self._name()} needs real floating-point numbers, got {x.dtype}; convert them "
                 f"first, for instance with x.float()"
             )
-        places = x.shape[2] * x.shape[3]
-        if places < 2:
+        if x.shape[2] * x.shape[3] < 2:
             raise ShapeError(
                 f"{self._name()} needs at least two places (h * w) to form a covariance, got x of "
                 f"shape {tuple(x.shape)}; use larger images or a smaller stride"
             )
         features: Tensor = self.reduce(x)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            features = features.to(working_dtype(x)).flatten(2)
-            centred = features - features.mean(dim=-1, keepdim=True)
-            p: Tensor = centred @ centred.mT / places
-            p = (p + p.mT) / 2
-            if self.shrinkage:
-                mean = p.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
-                unit = torch.eye(self.channels, dtype=p.dtype, device=p.device)
-                p = (1 - self.shrinkage) * p + self.shrinkage * mean * unit
-            return p
+            return place_covariance(features.to(working_dtype(x)), shrinkage=self.shrinkage)
 
     def extra_repr(self) -> str:
         """Sizes and settings; those of the root only where they were chosen."""
@@ -193,3 +184,23 @@ class GlobalCovariancePool(nn.Module):
 
     def _name(self) -> str:
         return f"GlobalCovariancePool({self.in_channels})"
+
+
+def place_covariance(
+    features: Float[Tensor, "batch d h w"], *, shrinkage: float
+) -> Float[Tensor, "batch d d"]:
+    """Biased covariance of the channels of each map over its places, shrunk; in the dtype given.
+
+    Args:
+        features: ``(batch, d, h, w)``.
+        shrinkage: Share of the mean eigenvalue times the identity in the result.
+    """
+    rows = features.flatten(2)
+    rows = rows - rows.mean(dim=-1, keepdim=True)
+    p: Tensor = rows @ rows.mT / rows.shape[-1]
+    p = (p + p.mT) / 2
+    if shrinkage:
+        mean = p.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+        unit = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
+        p = (1 - shrinkage) * p + shrinkage * mean * unit
+    return p

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.layers._covariance import (
+from orthotrain.layers._channel_groups import (
     Layout,
     across_processes,
     affine_map,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import working_dtype
+from orthotrain.linalg.orthonormality import gram_deviation
 
 # The start of EigenGAN's importances, 3 k, ..., 6, 3: the first directions move the most.
 _SCALE_STEP = 3.0
@@ -125,8 +126,7 @@ class EigenSubspace(nn.Module):
 
     def _defect(self, u: Tensor) -> Tensor:
         with torch.autocast(device_type=u.device.type, enabled=False):
-            gram: Tensor = u @ u.mT
-            return gram - torch.eye(self.num_basis, dtype=u.dtype, device=u.device)
+            return gram_deviation(u)
 
     def extra_repr(self) -> str:
         """Number of directions and the shape they live in."""

@@ -14,12 +14,12 @@ from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
-    WeightLayout,
     factorize_,
     low_rank_class_of,
     readable,
     register_low_rank,
 )
+from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 # Not Self: the runtime type check of the tests cannot resolve that in a class method.
 _Layer = TypeVar("_Layer", bound=LowRankModule)
@@ -117,7 +117,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
         """One block, ``out_features x in_features``."""
         assert isinstance(module, nn.Linear)
-        return (WeightLayout.of_blocks((module.out_features, module.in_features)),)
+        return (weight_layout(module, weight, (module.out_features, module.in_features)),)
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
@@ -144,7 +144,7 @@ class LowRankTransposedLinear(_SingleWeight):
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
         """One block, ``in x out`` as that class stores it."""
-        return (WeightLayout.of_blocks((int(module.nx), int(module.nf))),)  # type: ignore[arg-type]
+        return (weight_layout(module, weight, (int(module.nx), int(module.nf))),)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
@@ -166,7 +166,7 @@ class _LowRankConv(_SingleWeight):
         """One block per group, ``out / groups`` by ``in / groups`` times the kernel's size."""
         assert isinstance(module, nn.modules.conv._ConvNd)
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        return (WeightLayout.of_blocks(shape, module.groups),)
+        return (weight_layout(module, weight, shape),)
 
     @classmethod
     def from_conv(

@@ -14,11 +14,11 @@ from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
-    WeightLayout,
     is_factored,
     readable,
     register_low_rank,
 )
+from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -50,9 +50,10 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         assert isinstance(module, nn.MultiheadAttention)
         width = module.embed_dim
         if weight == "in_proj_weight":
-            return tuple(WeightLayout.of_blocks((3 * width, width), blocks) for blocks in (3, 1))
+            shape = (3 * width, width)
+            return weight_layout(module, weight, shape), WeightLayout.of_blocks(shape)
         columns = {"k_proj_weight": module.kdim, "v_proj_weight": module.vdim}.get(weight, width)
-        return (WeightLayout.of_blocks((width, columns or width)),)
+        return (weight_layout(module, weight, (width, columns or width)),)
 
     def forward(  # noqa: PLR0913 - the signature is torch's
         self,

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import polar_factor
 from orthotrain.linalg._inputs import result_dtype
+from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -67,10 +68,13 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         True
     """
     weight = _plain_parameter(module, name)
-    groups, inputs_first = 1, False
-    if isinstance(module, _ConvNd) and name == "weight":
-        groups, inputs_first = module.groups, module.transposed
-    flat = _FlatOrthogonal(weight, groups=groups, inputs_first=inputs_first)
+    is_kernel = isinstance(module, _ConvNd) and name == "weight"
+    layout = (
+        weight_layout(module, name, weight.shape)
+        if is_kernel
+        else WeightLayout.of_blocks(weight.shape)
+    )
+    flat = _FlatOrthogonal(weight, layout)
     parametrize.register_parametrization(module, name, flat)
     return module
 
@@ -81,11 +85,9 @@ class _FlatOrthogonal(nn.Module):
     signs: Tensor
     reflections: Any
 
-    def __init__(self, weight: Tensor, *, groups: int, inputs_first: bool) -> None:
+    def __init__(self, weight: Tensor, layout: WeightLayout) -> None:
         super().__init__()
-        self.groups, self.inputs_first = groups, inputs_first
-        outputs = weight.shape[1] * groups if inputs_first else weight.shape[0]
-        self.rest = weight.numel() // outputs
+        self.layout = layout
         matrix = self._flat(weight.detach())
         # torch's map without trivialization, which would store a square matrix of the longer side
         # and draw from the global random state. It is made on a stand-in of the flattened shape.
@@ -117,22 +119,15 @@ class _FlatOrthogonal(nn.Module):
 
     def _flat(self, weight: Tensor) -> Tensor:
         """One matrix per group, ``(groups, out / groups, rest)``, in float32 at least."""
-        work = weight.to(result_dtype(weight.dtype))
-        if self.inputs_first:
-            taps = weight[0, 0].numel()
-            work = work.reshape(self.groups, -1, weight.shape[1], taps).transpose(1, 2)
-        return work.reshape(self.groups, work.numel() // (self.groups * self.rest), self.rest)
+        return self.layout.matrices(weight.to(result_dtype(weight.dtype)))
 
     def _shaped(self, flat: Tensor, like: Tensor) -> Tensor:
         """The way back, to the shape and dtype of the weight."""
-        if self.inputs_first:
-            inputs = like.shape[0] // self.groups
-            flat = flat.reshape(self.groups, -1, inputs, self.rest // inputs).transpose(1, 2)
-        return flat.reshape(like.shape).to(like.dtype)
+        return self.layout.tensor(flat).to(like.dtype)
 
     def extra_repr(self) -> str:
         """How many matrices the weight is."""
-        return f"groups={self.groups}" if self.groups > 1 else ""
+        return f"groups={self.layout.blocks}" if self.layout.blocks > 1 else ""
 
 
 def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:

@@ -1,10 +1,18 @@
 """Pure functions on tensors: ``(*batch, m, n)`` in, batch entries independent, input untouched."""
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.linalg._root_checks import RootGradient, RootMethod
 from orthotrain.linalg._spectral_gradient import SpectralGradient
+from orthotrain.linalg.condition import (
+    ConditionReadings,
+    condition_number,
+    condition_readings,
+)
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 from orthotrain.linalg.polar import PolarMethod, polar_factor
-from orthotrain.linalg.rank import numerical_rank, ranks_within_budget
+from orthotrain.linalg.rank import effective_rank, numerical_rank, ranks_within_budget
 from orthotrain.linalg.skew import (
     ConvSpectralBound,
     cayley_transform,
@@ -16,12 +24,6 @@ from orthotrain.linalg.skew import (
     skew_part,
 )
 from orthotrain.linalg.spd_root import spd_inv_sqrt, spd_sqrt
-from orthotrain.linalg.spectrum import (
-    ConditionReadings,
-    condition_number,
-    condition_readings,
-    effective_rank,
-)
 from orthotrain.linalg.subspace import (
     basis_stability,
     basis_stability_from_polar,
@@ -59,3 +61,6 @@ __all__ = [
     "thin_svd",
     "working_dtype",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

@@ -19,7 +19,7 @@ from orthotrain.linalg._inputs import (
 )
 from orthotrain.linalg._polar_derivative import tall_polar_factor
 from orthotrain.linalg._polar_routes import PolarMethod, Rule
-from orthotrain.linalg.decompose import working_dtype
+from orthotrain.linalg.decompose import widest_dtype, working_dtype
 
 __all__ = ["PolarMethod", "polar_factor"]
 
@@ -137,7 +137,7 @@ def _rule(
     silent = method == "auto"
     method = _automatic(a) if method == "auto" else method
     resolution = torch.finfo(result_dtype(a.dtype)).eps
-    dtype = _gram_dtype(a) if method == "gram" else working_dtype(a)
+    dtype = widest_dtype(a.device) if method == "gram" else working_dtype(a)
     if rtol is None:
         rtol = max(4 * resolution, torch.finfo(dtype).eps * max(a.shape[-2:]))
     require_fraction("polar_factor", "rtol", rtol)
@@ -147,15 +147,10 @@ def _rule(
 
 def _automatic(a: Tensor) -> PolarMethod:
     """The route for a device and dtype: what ``benchmarks/polar.py`` found on CPU."""
-    if a.dtype == torch.float64 or _gram_dtype(a) != torch.float64:
+    if a.dtype == torch.float64 or widest_dtype(a.device) != torch.float64:
         # No digits to spare for squaring the condition.
         return "svd"
     return "gram"
-
-
-def _gram_dtype(a: Tensor) -> torch.dtype:
-    """Float64, since a Gram matrix squares the condition; Apple's devices have none."""
-    return torch.float32 if a.device.type == "mps" else torch.float64
 
 
 def _steps(method: PolarMethod, max_iters: int | None) -> int:

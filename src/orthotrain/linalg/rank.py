@@ -1,4 +1,4 @@
-"""How many directions a spectrum keeps: the only truncation rule in the package.
+"""How many directions a spectrum has: the only truncation rules in the package.
 
 A threshold relative to the largest singular value (``beta`` of OIALR, arXiv:2401.08505), a share
 of the energy, or a budget of stored numbers spread over many spectra. ``rounding_rtol`` is
@@ -24,6 +24,7 @@ from orthotrain.linalg._inputs import (
     require_spectrum,
     result_dtype,
 )
+from orthotrain.linalg.decompose import working_dtype
 
 # A tolerance beyond it would leave nothing but the largest value.
 _MOST_RTOL: Final = 0.5
@@ -330,3 +331,47 @@ def _lost_shares(values: list[float]) -> list[float]:
     for square in reversed(squares):
         lost.append(lost[-1] + square / total)
     return lost[::-1]
+
+
+def effective_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+    """Exponential of the entropy of the normalized singular values: a rank without a threshold.
+
+    ``exp(-sum_i p_i log p_i)`` with ``p = s / sum(s)``: ``k`` for a flat spectrum, 1 where one
+    direction holds everything, and not changed by scale.
+
+    Args:
+        s: ``(*batch, k)`` with ``k >= 1``: non-negative singular values, in any order. Batch
+            entries are independent.
+
+    Returns:
+        ``(*batch,)`` in [1, k], or 0 for a zero spectrum; in float64 for float64 input and else
+        in float32.
+
+    Raises:
+        ShapeError: ``s`` has no last dimension, or one of size zero.
+        ConfigError: ``s`` is negative or not real floating-point.
+        NonFiniteError: ``s`` holds NaN or infinity.
+
+    Note:
+        Differentiable where all ``s_i > 0``. At ``s_i = 0`` the one-sided derivative is
+        infinite; zero is returned for it.
+
+    Source:
+        Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality",
+        EUSIPCO.
+
+    Example:
+        >>> effective_rank(torch.tensor([[2.0, 2.0, 2.0], [5.0, 0.0, 0.0]])).tolist()
+        [3.0, 1.0]
+    """
+    require_spectrum("effective_rank", s)
+    work = s.to(working_dtype(s))
+    # The largest first, so that the sum of large values stays finite.
+    largest = work.detach().amax(dim=-1, keepdim=True)
+    unit = work / torch.where(largest > 0, largest, 1.0)
+    total = unit.sum(dim=-1, keepdim=True)
+    p = unit / torch.where(total > 0, total, 1.0)
+    positive = p > 0
+    entropy = -(p * torch.where(positive, p, 1.0).log()).sum(dim=-1)
+    rank = torch.where(positive.any(dim=-1), entropy.exp(), 0.0)
+    return rank.to(result_dtype(s.dtype))

@@ -1,5 +1,8 @@
 """OIALR: train only a small core inside a network's settled orthogonal basis."""
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.lowrank.compression import compress
 from orthotrain.lowrank.follow import restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
@@ -31,3 +34,6 @@ __all__ = [
     "to_dense",
     "to_factored",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

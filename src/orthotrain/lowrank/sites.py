@@ -13,11 +13,11 @@ from orthotrain.errors import ConfigError
 from orthotrain.layers._factors import (
     Factors,
     LowRankModule,
-    WeightLayout,
     is_factored,
     low_rank_class_of,
     weight_parameter,
 )
+from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
 # Published: a weight is eligible where its smaller side exceeds a tenth of the larger.

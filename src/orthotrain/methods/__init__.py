@@ -1,19 +1,29 @@
-"""What acts around ``optimizer.step()``: the protocol of methods, and how they find weights.
+"""What acts around ``optimizer.step()``: the verb ``attach``, methods, and how to write one.
 
-The verb itself is :func:`orthotrain.attach`, in :mod:`orthotrain.methods.attach`.
+A method of your own derives from :class:`GradientMethod`, :class:`WeightMethod` or, for anything
+else, :class:`Method`.
 """
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
+from orthotrain.methods._attach import attach
+from orthotrain.methods.bases import GradientMethod, WeightMethod
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.nearest_orthogonal import NearestOrthogonalGradient
 from orthotrain.methods.optimal_learning_rate import OptimalLearningRate
-from orthotrain.methods.optimal_step import optimal_lr, optimal_lr_matrix
+from orthotrain.methods.optimal_lr_formulas import optimal_lr, optimal_lr_matrix
+from orthotrain.methods.orthogonal_penalty import OrthogonalPenalty
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
+from orthotrain.methods.retraction import Retraction
 from orthotrain.methods.select import Pattern, select_modules, select_parameters, unwrap
+from orthotrain.methods.spectral_normalization import SpectralNormalization
 from orthotrain.methods.summary import Row, Summary, Total
-from orthotrain.methods.weight_penalty import OrthogonalPenalty, Retraction, SpectralNormalization
+from orthotrain.methods.targets import Target, find_targets
 
 __all__ = [
     "Bound",
+    "GradientMethod",
     "Handle",
     "Method",
     "NearestOrthogonalGradient",
@@ -27,10 +37,17 @@ __all__ = [
     "Run",
     "SpectralNormalization",
     "Summary",
+    "Target",
     "Total",
+    "WeightMethod",
+    "attach",
+    "find_targets",
     "optimal_lr",
     "optimal_lr_matrix",
     "select_modules",
     "select_parameters",
     "unwrap",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

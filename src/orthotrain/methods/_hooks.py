@@ -1,16 +1,10 @@
-"""What ``attach`` leaves on a model: callables that copies of the model can carry harmlessly.
-
-``copy.deepcopy`` and pickle take a module's hooks along. Each of these holds its handle weakly
-and is copied as one that holds nothing, so neither an averaged copy nor a saved model drags the
-handle, the optimizer or the original model with it, and the copy does nothing when called.
-"""
+"""What ``attach`` leaves on a model: hooks that hold their handle weakly."""
 
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,58 +12,42 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import OrthotrainWarning
 from orthotrain.methods._compat import active_ddp_module
-
-if TYPE_CHECKING:
-    from orthotrain.methods.handle import Handle
+from orthotrain.methods._hooked import Hooked
+from orthotrain.methods.weak_hook import WeakHook
 
 # Longer than any gradient accumulation in common use, short enough to be seen in the first
 # minutes of a run whose methods never act.
 _BACKWARDS_BEFORE_WARNING = 500
 
 
-class ModelHook:
-    """Base: a callable with a weak reference to the handle, dropped by every copy."""
-
-    def __init__(self, handle: Handle | None = None) -> None:
-        self._handle = None if handle is None else weakref.ref(handle)
-
-    @property
-    def handle(self) -> Handle | None:
-        """The live handle, or ``None`` in a copy and after the handle is gone."""
-        return None if self._handle is None else self._handle()
-
-    def __reduce__(self) -> tuple[type[ModelHook], tuple[()]]:
-        return type(self), ()
-
-
-class ForwardHook(ModelHook):
+class ForwardHook(WeakHook[Hooked]):
     """After a forward: finds the DDP wrapper, and the loss where the output carries one."""
 
     def __call__(self, module: nn.Module, args: object, output: object) -> None:
         # A compiled forward traces through here; the constant removes the rest from its graph.
-        if torch.compiler.is_compiling() or (handle := self.handle) is None:
+        if torch.compiler.is_compiling() or (handle := self.owner) is None:
             return
         if (wrapper := active_ddp_module()) is not None and handle.run.wrapper is not wrapper:
             handle.run.wrapper = wrapper
-        # A tensor has no loss inside; asking it for one would cost an exception a step.
+        # A tensor has no loss inside; asking it for one would cost an exception per step.
         if not isinstance(output, Tensor) and module.training and torch.is_grad_enabled():
             loss = _loss_of(output)
             if loss is not None:
                 handle.observe(loss)
 
 
-class LoadHook(ModelHook):
+class LoadHook(WeakHook[Hooked]):
     """After ``load_state_dict`` of the model: shapes may have changed under the optimizer."""
 
     def __call__(self, module: nn.Module, incompatible_keys: object) -> None:
-        if (handle := self.handle) is not None:
+        if (handle := self.owner) is not None:
             handle.model_loaded()
 
 
-class BackwardHook(ModelHook):
+class BackwardHook(WeakHook[Hooked]):
     """After each backward pass until the first step: notices a step that is never seen."""
 
-    def __init__(self, handle: Handle | None = None) -> None:
+    def __init__(self, handle: Hooked | None = None) -> None:
         super().__init__(handle)
         self._names = "" if handle is None else ", ".join(handle.methods)
         self._backwards = 0
@@ -89,7 +67,7 @@ class BackwardHook(ModelHook):
         if self._backwards < _BACKWARDS_BEFORE_WARNING:
             return
         self.remove()
-        if (handle := self.handle) is None:
+        if (handle := self.owner) is None:
             remedy = "the optimizer given to attach was deleted; attach to the one that steps"
         elif handle.auto:
             remedy = "is another optimizer being stepped than the one given to attach?"
@@ -108,9 +86,3 @@ def _loss_of(output: object) -> Tensor | None:
     if loss is None:
         loss = getattr(output, "loss", None)
     return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
-
-
-def remove_dead(hooks: dict[int, Any]) -> None:
-    """Drop hooks of ours that came along in a copy."""
-    for key in [k for k, hook in hooks.items() if isinstance(hook, ModelHook) and not hook.handle]:
-        del hooks[key]

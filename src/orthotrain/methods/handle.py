@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook, remove_dead
+from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.summary import Summary, summarize
+from orthotrain.methods.weak_hook import remove_dead
 
 # A method's name and what of it is called.
 _Act = tuple[str, Callable[[], None]]
@@ -115,6 +116,9 @@ class Handle:
             f"step={self.run.step}, auto={self.auto}, methods=[{methods}]{state})"
         )
 
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"  {line}" for line in self.plan.splitlines())])
+
     # --- around the step ---------------------------------------------------------------------
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -148,8 +152,8 @@ class Handle:
             calls += 1
             if calls > 1:
                 raise ConfigError(
-                    f"{', '.join(self.methods)}: the optimizer calls its closure more than once a "
-                    "step, so the gradient that is acted on is not the one it steps with; take "
+                    f"{', '.join(self.methods)}: the optimizer calls its closure more than once "
+                    "per step, so the gradient that is acted on is not the one it steps with; take "
                     "an optimizer that calls it once"
                 )
             loss = closure()
@@ -261,7 +265,7 @@ class Handle:
 
     @property
     def records(self) -> list[Record]:
-        """Plain dicts, one a step and thing measured, oldest first."""
+        """Plain dicts, one per step and thing measured, oldest first."""
         return self.run.records
 
     @property

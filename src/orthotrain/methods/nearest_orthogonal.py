@@ -12,24 +12,20 @@ from typing import Any, ClassVar, Literal, assert_never, get_args
 import torch
 from torch import Tensor
 
+from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor, working_dtype
 from orthotrain.linalg.rank import difference_rtol
-from orthotrain.methods._spectrum import Measure, measure_matrices
-from orthotrain.methods._targets import (
-    GradientBound,
-    Target,
-    counted,
-    dense_gradient,
-    find_targets,
+from orthotrain.methods._measure import Measure, measure_matrices
+from orthotrain.methods._optimizer import (
     gradient_scale,
     groups_of,
     learning_rate,
-    listed,
     require_learning_rate,
 )
-from orthotrain.methods.protocol import Bound, Method, Phase, Run
-from orthotrain.methods.select import Pattern
+from orthotrain.methods.bases import GradientBound, GradientMethod
+from orthotrain.methods.protocol import Bound, Run
+from orthotrain.methods.targets import Target, counted, listed
 
 When = Literal["gradient", "update"]
 Scale = Literal["none", "gradient_norm", "rms"]
@@ -42,14 +38,14 @@ _ADAMW_RMS = 0.2
 
 
 @dataclass(frozen=True)
-class NearestOrthogonalGradient(Method):
+class NearestOrthogonalGradient(GradientMethod):
     r"""NOG: replace a weight's gradient, or its executed update, by the nearest orthogonal matrix.
 
     With the gradient as a matrix ``G = U diag(s) V^T`` of outputs by inputs, its polar factor
     ``R = U V^T`` is the nearest matrix with orthonormal rows (columns, if tall): directions are
     kept, every singular value becomes one. Convolution weights are read as (out, in * kh * kw),
-    transposed ones too, grouped ones as one matrix a group, packed attention projections as
-    three matrices, stacked gates of recurrent layers as one.
+    transposed ones, too. Grouped ones are one matrix per group, packed attention projections are
+    three, stacked gates of recurrent layers are one.
 
     A zero gradient stays zero. A parameter without a gradient is left alone.
 
@@ -58,10 +54,10 @@ class NearestOrthogonalGradient(Method):
             :func:`orthotrain.methods.select_parameters`.
         when: ``"gradient"`` as published: after backward, before momentum and weight decay, so
             the step that is executed is a sum of orthogonal matrices and not orthogonal itself.
-            ``"update"`` acts after the step: of ``delta = w_new - w_old`` the polar factor,
-            times the learning rate of the parameter's group, is executed instead. So it works
-            with any optimizer; weight decay is part of ``delta``. Directions of ``delta`` within
-            the rounding of the weights count as null. Costs a copy of each weight a step.
+            ``"update"`` acts after the step and replaces ``delta = w_new - w_old`` by its polar
+            factor times the learning rate of the parameter's group. So it works with any
+            optimizer; weight decay is part of ``delta``. Directions of ``delta`` within the
+            rounding of the weights count as null. Costs a copy of each weight per step.
         scale: ``"none"``: ``|R|_F = sqrt(min(m, n))``, whatever ``|G|`` was. ``"gradient_norm"``:
             times ``|G|_F / |R|_F``, so that the norm stays that of what is replaced, each matrix
             for itself. ``"rms"``: times ``0.2 sqrt(max(m, n))``, so that the root mean square of
@@ -71,18 +67,19 @@ class NearestOrthogonalGradient(Method):
         on_nonfinite: What NaN or infinity in a gradient does. ``"raise"`` stops before anything
             is changed. ``"skip"`` warns and takes no step for that parameter: its gradient is
             set to ``None``, so value and optimizer state stay as they are.
-        record_every: Optimizer steps between records, at least 1. A record, one a weight, holds
-            ``gradient_norm``, ``gradient_condition``, ``gradient_rank`` (before NOG; condition
-            over the singular values that count) and ``update_norm``, ``update_condition``,
-            ``update_rank`` (of the step as executed, after all methods). What counts is at least
-            ``gradient_rtol`` or ``update_rtol`` times the largest, which leaves out rounding: in
-            the update that of the weights. It costs two eigenvalue decompositions of the smaller
-            side.
+        record_every: Optimizer steps between records, a whole number of at least 1. There is one
+            record per weight. ``gradient_norm``, ``gradient_condition`` and ``gradient_rank`` are
+            of the gradient before NOG. ``update_norm``, ``update_condition`` and ``update_rank``
+            are of the step as executed, after all methods. Rank and condition count singular
+            values of at least ``gradient_rtol`` or ``update_rtol`` times the largest: the others
+            may be rounding, in the update that of the weights. A record costs two eigenvalue
+            decompositions of the smaller side.
 
     Raises:
-        ConfigError: ``params`` empty, an unknown choice, or ``record_every`` below 1. At
-            ``attach``: a pattern matches nothing; a parameter is no matrix, is sharded, or is not
-            in the optimizer; or the optimizer is LBFGS, which computes gradients inside its step.
+        ConfigError: ``params`` empty, an unknown choice, or ``record_every`` that is no whole
+            number of at least 1. At ``attach``: a pattern matches nothing; a parameter is no
+            matrix, is sharded, or is not in the optimizer; or the optimizer is LBFGS, which
+            computes gradients inside its step.
         NonFiniteError: In a step, with ``on_nonfinite="raise"``; names the parameter.
 
     Note:
@@ -95,7 +92,6 @@ class NearestOrthogonalGradient(Method):
         (2025), arXiv:2502.16982; ``"gradient_norm"`` is ours.
     """
 
-    params: Pattern | Sequence[Pattern]
     _: KW_ONLY
     when: When = "gradient"
     scale: Scale = "none"
@@ -103,7 +99,6 @@ class NearestOrthogonalGradient(Method):
     on_nonfinite: OnNonfinite = "raise"
     record_every: int = 1
 
-    phase: ClassVar[Phase] = Phase.GRADIENT
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
@@ -114,18 +109,34 @@ class NearestOrthogonalGradient(Method):
                     f"NearestOrthogonalGradient needs {field} to be one of "
                     f"{', '.join(get_args(known))}, got {getattr(self, field)!r}"
                 )
-        if self.record_every < 1:
-            raise ConfigError(
-                f"NearestOrthogonalGradient: record_every must be at least 1, got "
-                f"{self.record_every}"
-            )
+        require_steps("NearestOrthogonalGradient", "record_every", self.record_every)
 
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
-        targets = find_targets(type(self).__name__, run, self.params, reads_gradient=True)
+        targets = self.find(run)
         if self.when == "update" and self.scale != "gradient_norm":
-            require_learning_rate(type(self).__name__, run)
+            require_learning_rate(type(self).__name__, run.optimizer)
         return _BoundNearest(self, run, targets)
+
+    def change(self, gradient: Tensor, target: Target) -> Tensor:
+        """The scaled polar factor of each matrix."""
+        return self.nearest(gradient)
+
+    def nearest(self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None) -> Tensor:
+        """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
+        r = polar_factor(matrices, rtol=rtol, complete=self.complete)
+        match self.scale:
+            case "none":
+                factor = unit
+            case "rms":
+                factor = unit * _ADAMW_RMS * math.sqrt(max(matrices.shape[-2:]))
+            case "gradient_norm":
+                old, new = _norms(matrices), _norms(r)
+                ratio = old / torch.where(new > 0, new, 1.0)
+                return (r * ratio).to(r.dtype)
+            case _:
+                assert_never(self.scale)
+        return r if factor == 1.0 else r * factor
 
 
 class _BoundNearest(GradientBound):
@@ -141,7 +152,6 @@ class _BoundNearest(GradientBound):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        self._arm()
         due = (self._run.step + 1) % self._method.record_every == 0
         scale = gradient_scale(self._run.optimizer)
         gradients = self._finite_gradients()
@@ -157,11 +167,7 @@ class _BoundNearest(GradientBound):
 
     def _finite_gradients(self) -> dict[Target, Tensor]:
         """The gradients to act on; those with NaN or infinity raise or lose their step."""
-        found = {}
-        for target in self._targets:
-            gradient = dense_gradient(self._name, target)
-            if gradient is not None:
-                found[target] = gradient
+        found = self._gradients()
         for target in _with_nonfinite(found):
             self._meet_nonfinite(target, found.pop(target), "gradient")
             target.parameter.grad = None
@@ -191,36 +197,18 @@ class _BoundNearest(GradientBound):
         """Write the orthogonal gradients; matrices of one kind are decomposed together."""
         kinds: dict[tuple[object, ...], list[Target]] = {}
         for target, gradient in gradients.items():
-            kind = (target.layout.sizes[1:], gradient.dtype, gradient.device)
+            kind = (target.layout.m, target.layout.n, gradient.dtype, gradient.device)
             kinds.setdefault(kind, []).append(target)
         for members in kinds.values():
             parts = [target.layout.matrices(gradients[target]) for target in members]
-            replaced = self._orthogonal(torch.cat(parts), unit=scale)
+            replaced = self._method.nearest(torch.cat(parts), unit=scale)
             sizes = [len(part) for part in parts]
             for target, part in zip(members, torch.split(replaced, sizes), strict=True):
                 gradients[target].copy_(target.layout.tensor(part))
 
-    def _orthogonal(
-        self, matrices: Tensor, *, unit: float = 1.0, rtol: float | None = None
-    ) -> Tensor:
-        """Scaled polar factors of ``(*blocks, m, n)``; ``unit`` is the length of a step of one."""
-        r = polar_factor(matrices, rtol=rtol, complete=self._method.complete)
-        match self._method.scale:
-            case "none":
-                factor = unit
-            case "rms":
-                factor = unit * _ADAMW_RMS * math.sqrt(max(matrices.shape[-2:]))
-            case "gradient_norm":
-                old, new = _norms(matrices), _norms(r)
-                ratio = old / torch.where(new > 0, new, 1.0)
-                return (r * ratio).to(r.dtype)
-            case _:
-                assert_never(self._method.scale)
-        return r if factor == 1.0 else r * factor
-
     @torch.no_grad()
     def after_step(self) -> None:
-        self._disarm()
+        super().after_step()
         if self._method.when == "gradient":
             return
         groups = groups_of(self._run.optimizer)
@@ -233,7 +221,7 @@ class _BoundNearest(GradientBound):
             weight, layout = self._before[target], target.layout
             lr = learning_rate(groups[target.parameter]) if self._needs_lr else 1.0
             blocks = zip(layout.matrices(delta), layout.matrices(weight), strict=True)
-            steps = [self._orthogonal(d, unit=lr, rtol=_null_rtol(w, d)) for d, w in blocks]
+            steps = [self._method.nearest(d, unit=lr, rtol=_null_rtol(w, d)) for d, w in blocks]
             target.parameter.copy_(weight + layout.tensor(torch.stack(steps)))
 
     @property

@@ -9,20 +9,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, assert_never, get_args
 import torch
 from torch import Tensor
 
+from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods._targets import (
-    GradientBound,
-    Target,
-    counted,
-    dense_gradient,
-    find_targets,
+from orthotrain.methods._optimizer import (
     gradient_scale,
+    gradient_sign,
     groups_of,
     learning_rate,
-    listed,
     require_learning_rate,
 )
-from orthotrain.methods.optimal_step import (
+from orthotrain.methods.bases import GradientBound
+from orthotrain.methods.optimal_lr_formulas import (
     cosine,
     inner_products,
     matrix_optimum,
@@ -32,6 +29,7 @@ from orthotrain.methods.optimal_step import (
 )
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern
+from orthotrain.methods.targets import Target, counted, find_targets, listed
 
 Aim = Literal["vector", "matrix"]
 Direction = Literal["gradient", "update"]
@@ -72,7 +70,7 @@ class OptimalLearningRate(Method):
             or computes gradients inside its step (LBFGS).
 
     Note:
-        Keeps a copy of each weight from before the step to after it, and waits once a step for
+        Keeps a copy of each weight from before the step to after it, and waits once per step for
         an accelerator. A gradient with NaN has no optimum, and the step stays as it is. With
         ``auto=False``, call ``handle.before_step()`` once gradients are unscaled. Under DDP
         gradients are averaged before the step, so all processes act alike.
@@ -104,15 +102,12 @@ class OptimalLearningRate(Method):
                 f"OptimalLearningRate needs floor in [0, 1), got {self.floor}; it is the least "
                 "share of the learning rate that a step keeps"
             )
-        if self.record_every < 1:
-            raise ConfigError(
-                f"OptimalLearningRate: record_every must be at least 1, got {self.record_every}"
-            )
+        require_steps("OptimalLearningRate", "record_every", self.record_every)
 
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
         targets = find_targets(type(self).__name__, run, self.params, reads_gradient=True)
-        require_learning_rate(type(self).__name__, run)
+        require_learning_rate(type(self).__name__, run.optimizer)
         return _BoundOptimal(self, run, targets)
 
 
@@ -136,22 +131,18 @@ class _BoundOptimal(GradientBound):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        self._arm()
         optimizer = self._run.optimizer
         groups = groups_of(optimizer)
         scale = gradient_scale(optimizer)
         self._before, self._lengths, self._seen = {}, {}, {}
-        for target in self._targets:
-            gradient = dense_gradient(self._name, target)
-            if gradient is None:
-                continue
+        for target, gradient in self._gradients().items():
             self._before[target] = target.parameter.detach().clone()
             group = groups[target.parameter]
             # The step is measured by the learning rate it was taken with; a scheduler steps later.
             self._lengths[target] = learning_rate(group)
             if self._method.direction == "gradient":
-                sign = -1.0 if group.get("maximize") else 1.0
-                self._seen[target] = self._look(target, gradient, unit=sign * scale)
+                unit = gradient_sign(group) * scale
+                self._seen[target] = self._look(target, gradient, unit=unit)
 
     def _look(self, target: Target, direction: Tensor, *, unit: float) -> _Direction:
         weight, layout = self._before[target], target.layout
@@ -163,7 +154,7 @@ class _BoundOptimal(GradientBound):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self._disarm()
+        super().after_step()
         moved = {target: lr for target, lr in self._lengths.items() if lr != 0}
         if self._method.direction == "update":
             for target, lr in moved.items():

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError, StateError
+from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.methods.summary import Row
 
 Record = dict[str, Any]
@@ -129,7 +130,7 @@ class Run:
         step: Optimizer steps finished since the start of training, also across a resume.
         total_steps: Planned number of steps, or ``None`` if it is not known.
         tracked: Copies of the model (without wrappers) that follow changes of structure.
-        records: One plain dict a step and thing measured.
+        records: Plain dicts, one per step and thing measured.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class Run:
         pending, self._pending = self._pending, []
         device = pending[0][1].device
         # Wide enough for every dtype a loss may have, so nothing is rounded on the way.
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = widest_dtype(device)
         values = torch.stack([loss.to(device, wide) for _, loss in pending]).tolist()
         for (step, _), value in zip(pending, values, strict=True):
             self._deliver(value, step)

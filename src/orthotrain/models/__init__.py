@@ -1,5 +1,8 @@
 """Small models for the recipes, and generators for latent disentanglement."""
 
+from typing import TYPE_CHECKING
+
+from orthotrain._names import missing_name
 from orthotrain.models.average import ema_of
 from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
 from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
@@ -14,3 +17,6 @@ __all__ = [
     "SimpleGenerator",
     "ema_of",
 ]
+
+if not TYPE_CHECKING:  # type checkers know that the name is missing
+    __getattr__ = missing_name(__name__)

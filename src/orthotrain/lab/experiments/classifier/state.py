@@ -20,7 +20,7 @@ from orthotrain.lab.experiments.classifier.build import (
 from orthotrain.lab.experiments.classifier.networks import build_network
 from orthotrain.lab.run.config import ClassifierRun, Job
 from orthotrain.lab.run.reproducibility import stream_seed
-from orthotrain.methods.attach import attach
+from orthotrain.methods import attach
 from orthotrain.methods.handle import Handle
 
 

@@ -30,6 +30,7 @@ from orthotrain.lab.experiments.latent.config import (
 )
 from orthotrain.lab.experiments.latent.sources import GaussianSource, ImageSource, Source
 from orthotrain.layers import EigenSubspace
+from orthotrain.linalg import orthonormality
 from orthotrain.methods import (
     Method,
     NearestOrthogonalGradient,
@@ -247,6 +248,4 @@ def latent_weights(generator: Generator) -> list[tuple[str, Tensor]]:
 
 def gram_deviation(weight: Float[Tensor, "k n"]) -> float:
     """``|W W^T - 1|_F``: how far the rows are from orthonormal ones, in float64."""
-    w = weight.double()
-    gram = w @ w.mT
-    return float((gram - torch.eye(len(w), dtype=w.dtype, device=w.device)).norm())
+    return float(orthonormality.gram_deviation(weight.double()).norm())

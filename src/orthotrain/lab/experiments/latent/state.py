@@ -23,7 +23,7 @@ from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
 from orthotrain.lab.experiments.latent.rivals import Rival, build_rival
 from orthotrain.lab.experiments.latent.sources import Source
 from orthotrain.lab.run.reproducibility import stream_seed
-from orthotrain.methods.attach import attach
+from orthotrain.methods import attach
 from orthotrain.methods.handle import Handle
 from orthotrain.models.average import ema_of
 from orthotrain.models.eigengan import EigenGenerator

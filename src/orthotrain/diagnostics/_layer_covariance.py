@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from orthotrain.errors import OrthotrainError
 from orthotrain.layers import GlobalCovariancePool
+from orthotrain.layers.covariance_pool import place_covariance
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm
+from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.linalg.rank import rounding_rtol
 
 #: Of a layer that forms one covariance a sample, at most this many of a batch are read.
@@ -30,7 +32,7 @@ class Covariance:
     """What entered one layer in one forward pass.
 
     Attributes:
-        matrices: ``(count, n, n)``, one a group or one a sample.
+        matrices: ``(count, n, n)``, one per group or one per sample.
         samples: How many vectors each was averaged over; None where the layer does not say.
         ridge: What the layer adds to the diagonal.
         relative_ridge: What it adds, too, times the mean eigenvalue.
@@ -90,7 +92,8 @@ def covariance_of(module: nn.Module, x: Tensor) -> Covariance | None:
                 return None
             matrices, samples = channel_covariance(x, groups=groups), x.numel() // x.shape[1]
         elif _forms_as(module, GlobalCovariancePool):
-            matrices, samples = place_covariance(x, shrinkage=layer.shrinkage), x[0, 0].numel()
+            some = _some(x).to(widest_dtype(x.device))
+            matrices, samples = place_covariance(some, shrinkage=layer.shrinkage), x[0, 0].numel()
         else:
             try:
                 with _buffers_kept(module):
@@ -111,7 +114,7 @@ def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
         x: ``(n, channels, *)``, in any memory format.
         groups: Channels are cut into this many neighbouring groups.
     """
-    channels, dtype = x.shape[1], _wide(x)
+    channels, dtype = x.shape[1], widest_dtype(x.device)
     x = x.T.unsqueeze(0) if x.ndim == 2 else x.flatten(2)
     samples, size = x.numel() // channels, channels // groups
     shift = x.new_zeros((channels, 1, 1), dtype=dtype)
@@ -131,25 +134,6 @@ def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
     mean = sums / samples
     covariance: Tensor = products / samples - mean @ mean.mT
     return (covariance + covariance.mT) / 2
-
-
-def place_covariance(x: Tensor, *, shrinkage: float = 0.0) -> Tensor:
-    """Biased covariance of the channels over places, ``(count, c, c)``, for some of a batch.
-
-    In float64 where the device has it.
-
-    Args:
-        x: ``(n, c, h, w)``.
-        shrinkage: Share of the mean eigenvalue times the identity, as in the layer.
-    """
-    rows = _some(x).to(_wide(x)).flatten(2)
-    rows = rows - rows.mean(dim=-1, keepdim=True)
-    p = rows @ rows.mT / rows.shape[-1]
-    p = (p + p.mT) / 2
-    if shrinkage:
-        mean = p.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
-        p = (1 - shrinkage) * p + shrinkage * mean * torch.eye(p.shape[-1]).to(p)
-    return p
 
 
 def _forms_as(module: nn.Module, kind: type[Any]) -> TypeGuard[Any]:
@@ -179,7 +163,3 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for part, buffers in kept:
             part._buffers.update(buffers)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.protocol import Method, Run
@@ -53,17 +54,15 @@ def attach(
         The handle. It need not be kept: the optimizer keeps the methods working.
 
     Raises:
-        ConfigError: No method, something that is not a method, an optimizer that holds none of
-            the model's parameters, a model or optimizer that already has methods attached, or a
-            setting that does not fit the model.
+        ConfigError: No method; something that is not a method, such as a class or a list; model
+            and optimizer swapped; an optimizer that holds none of the model's parameters; a model
+            or optimizer that already has methods attached; or a setting that does not fit the
+            model.
     """
+    _check_order(model, optimizer)
     _check_methods(methods)
-    _check_total_steps(total_steps)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"attach: need a torch.nn.Module first, got {type(model).__name__}; "
-            "the order is attach(model, optimizer, *methods)"
-        )
+    if total_steps is not None:
+        require_steps("attach", "total_steps", total_steps)
     inner = unwrap(model)
     optimizer = _unwrap_optimizer(optimizer)
     _check_parameters(inner, optimizer)
@@ -88,16 +87,25 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
             raise ConfigError(
                 f"attach: got the class {method.__name__}; pass an instance, {method.__name__}(...)"
             )
+        if isinstance(method, list | tuple | set):
+            raise ConfigError(
+                f"attach: got a {type(method).__name__} of methods; unpack it with a star: "
+                "attach(model, optimizer, *methods)"
+            )
         if not isinstance(method, Method):
-            raise ConfigError(f"attach: {method!r} is not a method; need a subclass of Method")
+            raise ConfigError(
+                f"attach: got {method!r} of type {type(method).__name__} as a method; need an "
+                "instance of a subclass of orthotrain.methods.Method, such as AdaptiveLowRank(...)"
+            )
 
 
-def _check_total_steps(total_steps: object) -> None:
-    if total_steps is None or (type(total_steps) is int and total_steps >= 1):
+def _check_order(model: object, optimizer: object) -> None:
+    if isinstance(model, nn.Module):
         return
+    swapped = "model and optimizer are swapped; " if isinstance(optimizer, nn.Module) else ""
     raise ConfigError(
-        "attach: total_steps needs to be a whole number of optimizer steps, 1 or more, got "
-        f"{total_steps!r}; leave it out where it is not known"
+        f"attach: need a torch.nn.Module first, got {type(model).__name__}; {swapped}"
+        "the order is attach(model, optimizer, *methods)"
     )
 
 

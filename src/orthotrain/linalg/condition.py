@@ -1,4 +1,4 @@
-"""Numbers that sum up a spectrum: condition in four senses, effective rank."""
+"""Condition numbers: one, or the four readings that are often taken for one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from orthotrain.linalg._inputs import (
     power_of_two_scale,
     require_fraction,
     require_matrix,
-    require_spectrum,
     result_dtype,
 )
 from orthotrain.linalg._symmetric import require_square, rounding, symmetric_part
-from orthotrain.linalg.decompose import LinAlgError, singular_values, working_dtype
+from orthotrain.linalg.decompose import LinAlgError, singular_values
 from orthotrain.linalg.rank import numerical_rank, rounding_rtol
 
 
@@ -223,47 +222,3 @@ def _require_semidefinite(a: Tensor, values: Tensor) -> None:
             f"{int(bad.sum())} of shape {tuple(a.shape)} with an eigenvalue below zero beyond "
             f"rounding; leave symmetric out to read singular values"
         )
-
-
-def effective_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-    """Exponential of the entropy of the normalized singular values: a rank without a threshold.
-
-    ``exp(-sum_i p_i log p_i)`` with ``p = s / sum(s)``: ``k`` for a flat spectrum, 1 where one
-    direction holds everything, and not changed by scale.
-
-    Args:
-        s: ``(*batch, k)`` with ``k >= 1``: non-negative singular values, in any order. Batch
-            entries are independent.
-
-    Returns:
-        ``(*batch,)`` in [1, k], or 0 for a zero spectrum; in float64 for float64 input and else
-        in float32.
-
-    Raises:
-        ShapeError: ``s`` has no last dimension, or one of size zero.
-        ConfigError: ``s`` is negative or not real floating-point.
-        NonFiniteError: ``s`` holds NaN or infinity.
-
-    Note:
-        Differentiable where all ``s_i > 0``. At ``s_i = 0`` the one-sided derivative is
-        infinite; zero is returned for it.
-
-    Source:
-        Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality",
-        EUSIPCO.
-
-    Example:
-        >>> effective_rank(torch.tensor([[2.0, 2.0, 2.0], [5.0, 0.0, 0.0]])).tolist()
-        [3.0, 1.0]
-    """
-    require_spectrum("effective_rank", s)
-    work = s.to(working_dtype(s))
-    # The largest first, so that the sum of large values stays finite.
-    largest = work.detach().amax(dim=-1, keepdim=True)
-    unit = work / torch.where(largest > 0, largest, 1.0)
-    total = unit.sum(dim=-1, keepdim=True)
-    p = unit / torch.where(total > 0, total, 1.0)
-    positive = p > 0
-    entropy = -(p * torch.where(positive, p, 1.0).log()).sum(dim=-1)
-    rank = torch.where(positive.any(dim=-1), entropy.exp(), 0.0)
-    return rank.to(result_dtype(s.dtype))

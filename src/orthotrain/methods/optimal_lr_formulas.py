@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.linalg.decompose import widest_dtype
+from orthotrain.linalg.orthonormality import gram_deviation
 
 
 def optimal_lr(weight: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> float | None:
@@ -113,8 +115,7 @@ def _require_pair(function: str, weight: Tensor, gradient: Tensor) -> None:
 
 def wide(tensor: Tensor) -> Tensor:
     """Without gradient, in float64, which holds the square of any float32 (not on Apple's)."""
-    dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return tensor.detach().to(dtype)
+    return tensor.detach().to(widest_dtype(tensor.device))
 
 
 def inner_products(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def quartic_of(weight: Tensor, gradient: Tensor) -> Tensor:
         w, g = w.mT, g.mT
     size = torch.linalg.vector_norm(g)
     g = g / torch.where(size > 0, size, 1.0)
-    a = w.mT @ w - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+    a = gram_deviation(w.mT)
     b = w.mT @ g
     b = b + b.mT
     c = g.mT @ g

@@ -1,52 +1,19 @@
-"""The weights a gradient method acts on, and how each of them is read as matrices."""
+"""The weights a method acts on one by one, each read as matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
-from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods.protocol import Bound, Run
+from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.linalg.matrices import WeightLayout, weight_layout
+from orthotrain.methods.protocol import Run
 from orthotrain.methods.select import Pattern, named_modules_clean, select_parameters
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A weight as ``blocks`` matrices of ``m`` outputs by ``n`` inputs.
-
-    Attributes:
-        shape: Shape of the weight.
-        sizes: ``(blocks, m, n)``.
-        inputs_first: The weight has its inputs in front, like that of a transposed convolution.
-    """
-
-    shape: tuple[int, ...]
-    sizes: tuple[int, int, int]
-    inputs_first: bool = False
-
-    def matrices(self, tensor: Tensor) -> Tensor:
-        """``(blocks, m, n)`` of a tensor of ``shape``, in any memory format."""
-        if self.inputs_first:
-            blocks, m, _ = self.sizes
-            inputs = self.shape[0] // blocks
-            tensor = tensor.reshape(blocks, inputs, m, -1).transpose(1, 2)
-        return tensor.reshape(self.sizes)
-
-    def tensor(self, matrices: Tensor) -> Tensor:
-        """``(blocks, m, n)`` as a tensor of ``shape``."""
-        if self.inputs_first:
-            blocks, m, _ = self.sizes
-            inputs = self.shape[0] // blocks
-            matrices = matrices.reshape(blocks, m, inputs, -1).transpose(1, 2)
-        return matrices.reshape(self.shape)
 
 
 class Target:
@@ -54,7 +21,7 @@ class Target:
 
     Attributes:
         name: The layer's name where the weight is the layer's ``weight``, else the parameter's.
-        parameter: The trained tensor.
+        parameter: The trained tensor, which may change its shape while it is trained.
     """
 
     def __init__(
@@ -64,21 +31,20 @@ class Target:
         self.parameter = parameter
         self._owner = owner
         self._attribute = attribute
-        self._layout: Layout | None = None
+        self._layout: WeightLayout | None = None
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """How the parameter is read now; a weight that becomes low-rank changes its shape."""
         shape = tuple(self.parameter.shape)
         if self._layout is None or self._layout.shape != shape:
             own = self._owner._parameters
             held = (name for name in own if own[name] is self.parameter)
-            self._layout = _layout(shape, self._owner, next(held, self._attribute))
+            self._layout = weight_layout(self._owner, next(held, self._attribute), shape)
         return self._layout
 
     def __str__(self) -> str:
-        blocks, m, n = self.layout.sizes
-        return f"{self.name} ({f'{blocks} of ' if blocks > 1 else ''}{m}x{n})"
+        return f"{self.name} ({self.layout})"
 
 
 def find_targets(
@@ -171,44 +137,6 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
     return places
 
 
-def _layout(shape: tuple[int, ...], owner: nn.Module, attribute: str) -> Layout:
-    # Transformers' Conv1D, (in, out), needs no case: what is done to a matrix does not tell it
-    # from its transpose.
-    m, n = shape[0], torch.Size(shape[1:]).numel()
-    if attribute.endswith("core"):
-        # A low-rank layer's core: a matrix, or a stack of them.
-        return Layout(shape, (torch.Size(shape[:-2]).numel(), shape[-2], shape[-1]))
-    if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
-        return Layout(shape, (3, m // 3, n))
-    if isinstance(owner, _ConvTransposeNd) and len(shape) == 2 + len(owner.kernel_size):
-        groups, taps = owner.groups, torch.Size(shape[2:]).numel()
-        return Layout(shape, (groups, shape[1], m // groups * taps), inputs_first=True)
-    if isinstance(owner, _ConvNd) and not owner.transposed and m % owner.groups == 0:
-        return Layout(shape, (owner.groups, m // owner.groups, n))
-    return Layout(shape, (1, m, n))
-
-
-class GradientBound(Bound):
-    """Base of bound methods that act on gradients: targets, groups, and a check of the calls."""
-
-    def __init__(self, name: str, run: Run, targets: Sequence[Target]) -> None:
-        self._name = name
-        self._run = run
-        self._targets = targets
-        self._armed = False
-
-    def _arm(self) -> None:
-        self._armed = True
-
-    def _disarm(self) -> None:
-        if not self._armed:
-            raise StateError(
-                f"{self._name} acts before optimizer.step(), and this step came without; with "
-                "auto=False, call handle.before_step() right before every optimizer.step()"
-            )
-        self._armed = False
-
-
 def counted(targets: Sequence[Target]) -> str:
     """``1 weight`` or ``3 weights``."""
     return f"{len(targets)} weight{'s' if len(targets) != 1 else ''}"
@@ -217,35 +145,6 @@ def counted(targets: Sequence[Target]) -> str:
 def listed(targets: Sequence[Target]) -> str:
     """Names and sizes of the first few, for a line of a plan."""
     return ", ".join(map(str, targets[:4])) + (", ..." if len(targets) > 4 else "")
-
-
-def require_learning_rate(method: str, run: Run) -> None:
-    """Raise ConfigError unless every parameter group has a learning rate."""
-    if any("lr" not in group for group in run.optimizer.param_groups):
-        raise ConfigError(
-            f"{method}: a parameter group of {type(run.optimizer).__name__} has no 'lr', and the "
-            "step is measured in learning rates"
-        )
-
-
-def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
-    """The parameter group of every parameter; loading a state makes new ones."""
-    return {p: group for group in optimizer.param_groups for p in group["params"]}
-
-
-def learning_rate(group: dict[str, Any]) -> float:
-    """The group's learning rate as a plain number, whatever it is kept as."""
-    return float(group["lr"])
-
-
-def gradient_scale(optimizer: Optimizer) -> float:
-    """By how much the gradients are too large: a fused optimizer divides by ``GradScaler``'s scale.
-
-    ``GradScaler`` hands fused optimizers its scale as an attribute during the step; the others
-    get gradients that it divided itself.
-    """
-    scale = optimizer.__dict__.get("grad_scale")
-    return 1.0 if scale is None else float(scale)
 
 
 def dense_gradient(method: str, target: Target) -> Tensor | None:
@@ -261,3 +160,18 @@ def dense_gradient(method: str, target: Target) -> Tensor | None:
             "build the embedding with sparse=False"
         )
     return gradient
+
+
+def finite_matrices(method: str, target: Target) -> Tensor:
+    """The weight of a target as matrices ``(blocks, m, n)``, without gradient.
+
+    Raises:
+        NonFiniteError: It holds NaN or infinity; the message names it.
+    """
+    weight = target.parameter.detach()
+    if not bool(weight.isfinite().all()):
+        raise NonFiniteError(
+            f"{method}: the weight of {target.name} holds NaN or infinity; find the step that made "
+            "them, or train with a lower learning rate"
+        )
+    return target.layout.matrices(weight)

@@ -22,8 +22,8 @@ class Layout:
         shape: Of the activation.
         groups: Number of channel groups.
         rows: One matrix per group, over all samples. The memory then holds samples one after
-            another, as channels-last and flat activations do; else there is one matrix per group
-            and batch entry.
+            another, as channels-last and flat activations do; else there is one matrix per
+            group and batch entry.
     """
 
     shape: torch.Size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.linalg import numerical_rank
-from orthotrain.linalg.decompose import LinAlgError, singular_values
+from orthotrain.linalg.decompose import singular_values_by_gram
 from orthotrain.linalg.rank import rounding_rtol
 
 
@@ -35,7 +35,7 @@ def measure_matrices(matrices: Tensor, *, difference_from: Tensor | None = None)
     ``difference_from`` is the weight that they are a difference from, if they are one.
     """
     rtol = rounding_rtol(matrices, difference_from=difference_from)
-    s = spectrum(matrices)
+    s = singular_values_by_gram(matrices)
     rank = numerical_rank(s, rtol=rtol)
     last = s.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     condition = torch.where(rank > 0, s[..., 0] / torch.where(rank > 0, last, 1.0), torch.inf)
@@ -43,23 +43,3 @@ def measure_matrices(matrices: Tensor, *, difference_from: Tensor | None = None)
         [torch.linalg.vector_norm(s), condition.amax(), rank.amin().to(s.dtype)]
     ).tolist()
     return Measure(norm, worst if fewest else None, int(fewest), rtol)
-
-
-def spectrum(matrices: Tensor) -> Tensor:
-    """Singular values ``(blocks, k)`` from large to small, without gradient.
-
-    Eigenvalues of the float64 Gram matrix of the smaller side, where the input has no more digits
-    than those can tell apart: known to about ``256 * eps64`` of the largest (see ``polar_factor``),
-    a singular value of float32 input is right down to 2.4e-7 of the largest.
-    """
-    matrices = matrices.detach()
-    if matrices.dtype != torch.float64 and matrices.device.type != "mps":
-        work = matrices.double()
-        gram = work.mT @ work if work.shape[-2] >= work.shape[-1] else work @ work.mT
-        try:
-            eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
-        except LinAlgError:
-            matrices = work
-        else:
-            return eigenvalues.flip(-1).clamp(min=0).sqrt()
-    return singular_values(matrices)

@@ -18,8 +18,8 @@ from orthotrain.methods import (
     OrthogonalPenalty,
     Retraction,
     SpectralNormalization,
+    attach,
 )
-from orthotrain.methods.attach import attach
 from reference.gradient_methods import Settings
 from reference.matrices import from_spectrum
 

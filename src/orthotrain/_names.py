@@ -1,0 +1,38 @@
+"""What to say where a public name does not exist: the near one, or the one an acronym means."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
+
+#: What the papers call it -> what it is called here.
+_ACRONYMS = {
+    "NOG": "orthotrain.NearestOrthogonalGradient",
+    "OLR": "orthotrain.OptimalLearningRate",
+    "OIALR": "orthotrain.AdaptiveLowRank",
+    "OL": "orthotrain.OrthogonalPenalty",
+    "SN": "orthotrain.SpectralNormalization",
+    "DBN": "orthotrain.layers.DecorrelatedBatchNorm2d",
+    "GCP": "orthotrain.layers.GlobalCovariancePool",
+}
+
+
+def missing_name(module: str) -> Callable[[str], NoReturn]:
+    """A ``__getattr__`` for a module that has all its public names already."""
+    return partial(raise_missing, module)
+
+
+def raise_missing(module: str, name: str) -> NoReturn:
+    """Raise AttributeError with the public name of ``module`` that is nearest to ``name``."""
+    from difflib import get_close_matches  # only for those who err
+
+    sentence = f"module {module!r} has no attribute {name!r}"
+    public = {known.lower(): known for known in sys.modules[module].__all__}
+    near = get_close_matches(name.lower(), public, n=1, cutoff=0.7)
+    if name.upper() in _ACRONYMS:
+        sentence += f"; did you mean {_ACRONYMS[name.upper()]}?"
+    elif near:
+        sentence += f"; did you mean {module}.{public[near[0]]}?"
+    raise AttributeError(sentence)

@@ -1,0 +1,44 @@
+"""What methods read off an optimizer: groups, learning rates, the scale of its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from orthotrain.errors import ConfigError
+
+
+def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
+    """The parameter group of every parameter; loading a state makes new ones."""
+    return {p: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def learning_rate(group: dict[str, Any]) -> float:
+    """The group's learning rate as a plain number, whatever it is kept as."""
+    return float(group["lr"])
+
+
+def require_learning_rate(method: str, optimizer: Optimizer) -> None:
+    """Raise ConfigError unless every parameter group has a learning rate."""
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{method}: a parameter group of {type(optimizer).__name__} has no 'lr', and the "
+            "step is measured in learning rates"
+        )
+
+
+def gradient_scale(optimizer: Optimizer) -> float:
+    """By how much the gradients are too large: a fused optimizer divides by ``GradScaler``'s scale.
+
+    ``GradScaler`` hands fused optimizers its scale as an attribute during the step; the others
+    get gradients that it divided itself.
+    """
+    scale = optimizer.__dict__.get("grad_scale")
+    return 1.0 if scale is None else float(scale)
+
+
+def gradient_sign(group: dict[str, Any]) -> float:
+    """-1 where the optimizer goes up the gradient (``maximize=True``), else 1."""
+    return -1.0 if group.get("maximize") else 1.0
