@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import Command
 from orthotrain.errors import CheckpointError
 
 
@@ -23,7 +23,7 @@ def run_compress(command: Command) -> int:
 
     model = read_network(source)
     before = _stored(model.state_dict())
-    compress(model, rank_rtol=command.value("rank_rtol", float))
+    compress(model, rank_rtol=command.arguments.rank_rtol)
     after = _stored(model.state_dict())
     save(model, output)
     print(f"{output}: {after:,} numbers stored, {100 * after / before:.1f} % of {before:,}")
