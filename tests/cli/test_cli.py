@@ -374,6 +374,52 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
 
+def without_the_extra(*arguments):
+    """The command in a process where nothing of the extra can be imported."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
+        "from orthotrain.cli.main import LABORATORY, main\n"
+        "sys.modules.update(dict.fromkeys(LABORATORY))\n"
+        f"sys.exit(main({[*map(str, arguments)]!r}))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_inspect_and_compress_run_without_the_extra(capsys, tmp_path):
+    small = tmp_path / "small.safetensors"
+    arguments = ["train", *QUICK, "--variants", "dense", "--report", "false"]
+    assert main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    checkpoint = tmp_path / "variants" / "dense" / "seed-0" / "checkpoint.pt"
+    done = without_the_extra("compress", checkpoint, "--rank-rtol", "0.5", "-o", small)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = without_the_extra("inspect", small)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "blocks.0.attention.query" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["train", "--help"], ["tune"], ["report", "."], ["bench"]],
+    ids=" ".join,
+)
+def test_other_commands_name_the_line_that_installs_the_extra(arguments):
+    done = without_the_extra(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith('install them with: pip install "orthotrain[lab]"\n')
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["report", "--help"], ["compress", "--help"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_needs_no_extra(arguments):
+    done = without_the_extra(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "orthotrain" in done.stdout
+
+
 @pytest.mark.bad_input
 def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
     path = tmp_path / "checkpoint.pt"

@@ -21,6 +21,7 @@ ERROR_EXIT: Final = 2
 INTERRUPTED_EXIT: Final = 130
 # The packages of the extra "lab", by the name under which they are imported.
 LABORATORY: Final = (
+    "docstring_parser",
     "jinja2",
     "jsonargparse",
     "matplotlib",
