@@ -281,7 +281,7 @@ def test_the_extra_is_what_commands_look_for_and_the_library_may_not_import():
     )
     assert set(contract["forbidden_modules"]) == set(LABORATORY)
     packages = {path.stem for path in SOURCE.iterdir()} - {"__pycache__"}
-    above = {"__init__", "__main__", "_version", "cli", "lab", "integrations"}
+    above = {"__init__", "__main__", "_version", "py", "cli", "lab", "integrations"}
     assert {name.split(".")[1] for name in contract["source_modules"]} == packages - above
 
 
