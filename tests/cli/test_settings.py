@@ -65,6 +65,7 @@ class Run:
     model: Wide | Deep = field(default_factory=Wide)
     lowrank: LowRank = field(default_factory=LowRank)
     decay_at: tuple[float, ...] = (0.5,)
+    teacher: Wide | None = None
 
 
 # What a recipe would say: no value is the default of its class.
@@ -106,6 +107,12 @@ def test_names_of_another_class_choose_it():
     assert parsed("--model.depth=4", base=Run()) == Run(model=Deep(4))
     chosen = parsed("--lowrank.rank.share=.9")
     assert chosen == replace(DEEP, lowrank=LowRank(Share(0.9), "auto"))
+
+
+def test_what_is_unset_stays_so_until_a_setting_of_it_is_given():
+    assert parsed("--model.depth=9").teacher is None
+    assert parsed("--teacher.width=9").teacher == Wide(9)
+    assert parsed(file={"teacher": {"heads": 4}}).teacher == Wide(heads=4)
 
 
 def test_a_file_names_a_class_and_options_change_it():

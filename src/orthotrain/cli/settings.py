@@ -50,9 +50,9 @@ def add_settings(
     texts = {text.arg_name: text.description for text in parse_from_object(kind).params}
     for f in (f for f in fields(kind) if f.name not in skip):
         name, value = prefix + f.name, _default(f, default)
-        if classes := _classes(hints[f.name], value):
-            inner = given.get(f.name)
-            inner = inner if isinstance(inner, Mapping) else {}
+        classes, inner = _classes(hints[f.name], value), given.get(f.name)
+        inner = inner if isinstance(inner, Mapping) else {}
+        if classes and (inner or value is not None):
             chosen = _chosen(classes, inner)
             start = value if type(value) is chosen else None
             add_settings(parser, chosen, start, given=inner, prefix=f"{name}.")
