@@ -154,7 +154,7 @@ def test_help_needs_no_torch(arguments):
         (["fly"], "invalid choice: 'fly'"),
         (["train", "digits-minivit", "latent-linear"], "need one recipe, got digits-minivit and"),
         (["train", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
-        (["train", "--resum", "latent-linear"], "unrecognized arguments: --resum"),
+        (["train", "--resum", "latent-linear", "--jobs", "9"], "unrecognized arguments: --resum"),
         (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
         (["train", "cifar10-dbn", "--tuned.energy", "1"], "unrecognized arguments: --tuned.energy"),
         (["train", "cifar10-dbn", "--variants", "gcp"], "'gcp' is not a variant; choose from bn"),
@@ -310,6 +310,7 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):
     assert config_of(name, "--scale", scale) == recipe_config(name, scale)
+    assert parse_run("tune", [name, "--scale", scale]).config == recipe_config(name, scale)
 
 
 def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
