@@ -163,7 +163,7 @@ setup_environment() {
   # The build backend comes first and from the same pins, so that no isolated build
   # environment is made: that one would ignore the pins and ask the network each time.
   quietly "the build backend" pip_install hatchling
-  quietly "orthotrain and what it needs" pip_install --no-build-isolation -e "${PROJECT_ROOT}[data]"
+  quietly "orthotrain and what it needs" pip_install --no-build-isolation -e "${PROJECT_ROOT}[lab]"
   if [ "$group" = dev ]; then
     read_lines dependency_group dev
     quietly "the development tools" pip_install "${ITEMS[@]}"

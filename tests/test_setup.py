@@ -123,7 +123,7 @@ def test_second_run_installs_nothing(ready, tools):
     assert first.returncode == 0, first.stderr
     assert "-m|pip|install|" in asked(ready)
     assert "torch==2.13.0" in asked(ready)
-    assert f"|--no-build-isolation|-e|{ready}[data]|" in asked(ready)
+    assert f"|--no-build-isolation|-e|{ready}[lab]|" in asked(ready)
     (ready / "asked").unlink()
 
     second = demo(ready, tools)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import orthotrain
+from orthotrain.cli.main import LABORATORY
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "orthotrain"
@@ -337,6 +338,28 @@ def test_every_dependency_is_pinned():
     # A CUDA build of torch pins its own libraries exactly; they are not ours to name.
     needed_names = {n for n, _ in seen if not n.startswith(("nvidia-", "triton", "cuda-"))}
     assert needed_names <= set(pinned), sorted(needed_names - set(pinned))
+
+
+def test_the_library_has_four_dependencies():
+    names = {Requirement(name).name for name in PYPROJECT["project"]["dependencies"]}
+    assert names == {"torch", "numpy", "jaxtyping", "safetensors"}
+
+
+def test_the_extra_is_what_commands_look_for_and_the_library_may_not_import():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras) == {"lab"}
+    homes = metadata.packages_distributions()
+    looked_for = {canonicalize_name(homes[module][0]) for module in LABORATORY}
+    assert looked_for == {canonicalize_name(Requirement(name).name) for name in extras["lab"]}
+    (contract,) = (
+        contract
+        for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
+        if contract["name"].startswith("the library needs")
+    )
+    assert set(contract["forbidden_modules"]) == set(LABORATORY)
+    packages = {path.stem for path in SOURCE.iterdir()} - {"__pycache__"}
+    above = {"__init__", "__main__", "_version", "py", "cli", "lab", "integrations"}
+    assert {name.split(".")[1] for name in contract["source_modules"]} == packages - above
 
 
 def test_pins_satisfy_what_the_project_declares():

@@ -11,10 +11,12 @@ import yaml
 
 from orthotrain.cli import main
 from orthotrain.cli.bench import benchmark_scripts
-from orthotrain.cli.parser import build_parser, parse
+from orthotrain.cli.main import build_parser
+from orthotrain.cli.parser import parse_run, run_parser
 from orthotrain.cli.train import spread, worker_count
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import RECIPES, recipe_config
+from orthotrain.lab.run.record import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
@@ -68,12 +70,10 @@ OPTIONS = {
     "train": COMMON
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
-    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {*SETTINGS, "paper", "tuned"},
+    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK},
     "tune": COMMON
     | {"run-dir", "output"}
-    | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
-    | {*SETTINGS},
+    | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names},
     "report": {"help", "output"},
     "inspect": {"help"},
     "compress": {"help", "rank", "output"},
@@ -96,9 +96,15 @@ def fails(capsys, *arguments):
     return error
 
 
-def subparsers(recipe="digits-minivit"):
-    parser = build_parser(recipe_config(recipe, "cpu"))
-    return parser._subcommands_action._name_parser_map
+def parser_of(command, recipe="digits-minivit"):
+    if command in ("train", "tune"):
+        return run_parser(command, recipe_config(recipe, "cpu"), {})
+    return build_parser()._subparsers._group_actions[0].choices[command]
+
+
+def config_of(*arguments):
+    """The run that the options of ``train`` describe."""
+    return parse_run("train", [*map(str, arguments)]).config
 
 
 def options_of(parser):
@@ -107,21 +113,20 @@ def options_of(parser):
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_options_are_the_frozen_set(command):
-    assert options_of(subparsers()[command]) == OPTIONS[command]
+    assert options_of(parser_of(command)) == OPTIONS[command]
 
 
 @pytest.mark.parametrize("recipe", ["cifar10-dbn", "texture-gcp", "clothing-gcp"])
 def test_options_of_spectral_recipes_are_the_frozen_set(recipe):
-    assert options_of(subparsers(recipe)["train"]) == (
+    assert options_of(parser_of("train", recipe)) == (
         COMMON
         | {"run-dir", "resume", "report", "variants", "seeds"}
         | {f"{group}.{name}" for group, names in SPECTRAL_SETTINGS.items() for name in names}
-        | {*SPECTRAL_SETTINGS}
     )
 
 
 def test_commands_are_the_frozen_set():
-    assert set(subparsers()) == set(OPTIONS)
+    assert set(build_parser()._subparsers._group_actions[0].choices) == set(OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +150,11 @@ def test_help_needs_no_torch(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command given"),
+        ([], "arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
+        (["train", "digits-minivit", "latent-linear"], "need one recipe, got digits-minivit and"),
+        (["train", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
+        (["train", "--resum", "latent-linear", "--jobs", "9"], "unrecognized arguments: --resum"),
         (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
         (
             ["train", "cifar10-dbn", "--tuned.rank", "energy=1"],
@@ -159,16 +167,20 @@ def test_help_needs_no_torch(arguments):
         (["train", "--nope", "1"], "unrecognized arguments: --nope"),
         (["train", "--optim.lr", "fast"], "optim.lr"),
         (["train", "--optim.lr", "-1"], "optim.lr=-1.0 must be positive"),
-        (["train", "--scale", "huge"], "invalid choice: 'huge'"),
-        (["train", "--config", "/does/not/exist.yaml"], "File does not exist"),
+        (["train", "--scale", "huge"], "has no scale 'huge'; choose from smoke"),
+        (
+            ["train", "--config", "/does/not/exist.yaml"],
+            "exist.yaml does not exist; need a YAML file",
+        ),
         (["train", "--paper.delay_fraction", "-0.5"], "delay_fraction=-0.5 must lie in [0, 1)"),
         (["train", "--variants", "wide"], "'wide' is not a variant"),
         (["train", "--seeds", "-1"], "must not be negative"),
         (["train", "--jobs", "9"], "--jobs 9: need 1 or 2"),
         (["train", "--resume"], "--resume needs the folder"),
         (["train", "--resume", "--run-dir", "/does/not/exist"], "does not exist"),
+        (["train", "--resume", "--run-dir", "x", "--config", "y"], "leave --config out"),
         (["tune", "--output", "/does/not/exist/x.json"], "create it first"),
-        (["report"], "required: report.runs"),
+        (["report"], "required: RUN"),
         (["report", "/does/not/exist"], "/does/not/exist"),
         (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
         (["inspect", "/does/not/exist.safetensors"], "does not exist"),
@@ -190,7 +202,12 @@ def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, m
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("optim: {speed: 3}\n", "speed"), ("optim: [\n", "config"), ("nope: 1\n", "nope")],
+    [
+        ("optim: {speed: 3}\n", "speed"),
+        ("optim: [\n", "is no configuration"),
+        ("- 1\n", "need settings by name"),
+        ("nope: 1\n", "nope"),
+    ],
 )
 def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
     capsys, tmp_path, content, message
@@ -229,20 +246,56 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     path.write_text(
         "recipe: cifar10-minivit\nscale: full\noptim: {lr: 0.5, epochs: 7}\nseeds: [5]\n"
     )
-    config = parse(["train", "--config", str(path), "--optim.lr", "0.25"]).config()
+    config = config_of("--config", path, "--optim.lr", "0.25")
     assert (config.recipe, config.scale) == ("cifar10-minivit", "full")
     assert (config.optim.lr, config.optim.epochs, config.seeds) == (0.25, 7, (5,))
     assert config.model == recipe_config("cifar10-minivit", "full").model
 
 
 def test_values_may_be_unset_and_auto():
-    config = parse(
-        ["train", "--optim.clip_norm", "null", "--tuned.rank", "energy=.9",
-         "--paper.delay_fraction", "auto"]
-    ).config()  # fmt: skip
+    config = config_of(
+        "--optim.clip_norm", "null", "--tuned.rank", "energy=.9",
+        "--paper.delay_fraction", "auto",
+    )  # fmt: skip
     assert config.optim.clip_norm is None
     assert config.tuned.rank == "energy=.9"
     assert config.paper.delay_fraction == "auto"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--run-dir", "latent-linear"],
+        ["--run-dir=latent-linear"],
+        ["--data.dir", "latent-linear"],
+        ["--config", "latent-linear.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_a_value_of_an_option_is_no_recipe(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latent-linear.yaml").write_text("data: {name: cifar10}\n")
+    assert config_of(*line).recipe == "digits-minivit"
+    assert config_of(*line, "cifar10-minivit", "--seeds", 7).recipe == "cifar10-minivit"
+
+
+def test_the_printed_settings_are_a_configuration_file(capsys, tmp_path):
+    line = ["cifar10-dbn", "--spectral.ridge", "0.5", "--seeds", "4", "--optim.decay_at", "[0.5]"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *line, "--print_config"])
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert config_of("--config", path) == config_of(*line)
+
+
+@pytest.mark.bad_input
+def test_a_run_goes_on_as_what_it_is(capsys, tmp_path):
+    RunFolder(tmp_path).open(config_of("latent-linear", "--seeds", "3", "--optim.steps", "5"))
+    config = config_of("--resume", "--run-dir", tmp_path)
+    assert (config.recipe, config.seeds, config.optim.steps) == ("latent-linear", (3,), 5)
+    for other in (["digits-minivit"], ["--scale", "smoke"]):
+        error = fails(capsys, "train", *other, "--resume", "--run-dir", tmp_path)
+        assert f"not of {other[-1]}" in error
 
 
 def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
@@ -253,7 +306,7 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
         ["--recipe=cifar10-dbn", "--spectral.ridge", "0.5", "--optim.decay_at", "[0.5]"],
         ["--config", str(path)],
     ):
-        config = parse(["train", *line]).config()
+        config = config_of(*line)
         assert config == replace(
             recipe_config("cifar10-dbn", "cpu"),
             spectral=replace(recipe_config("cifar10-dbn", "cpu").spectral, ridge=0.5),
@@ -264,7 +317,8 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
 @pytest.mark.parametrize("name", list(RECIPES))
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):
-    assert parse(["train", name, "--scale", scale]).config() == recipe_config(name, scale)
+    assert config_of(name, "--scale", scale) == recipe_config(name, scale)
+    assert parse_run("tune", [name, "--scale", scale]).config == recipe_config(name, scale)
 
 
 def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
@@ -329,6 +383,52 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
 
+def without_the_extra(*arguments):
+    """The command in a process where nothing of the extra can be imported."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
+        "from orthotrain.cli.main import LABORATORY, main\n"
+        "sys.modules.update(dict.fromkeys(LABORATORY))\n"
+        f"sys.exit(main({[*map(str, arguments)]!r}))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_inspect_and_compress_run_without_the_extra(capsys, tmp_path):
+    small = tmp_path / "small.safetensors"
+    arguments = ["train", *QUICK, "--variants", "dense", "--report", "false"]
+    assert main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    checkpoint = tmp_path / "variants" / "dense" / "seed-0" / "checkpoint.pt"
+    done = without_the_extra("compress", checkpoint, "--rank", "rank_rtol=0.5", "-o", small)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = without_the_extra("inspect", small)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "blocks.0.attention.query" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["train", "--help"], ["tune"], ["report", "."], ["bench"]],
+    ids=" ".join,
+)
+def test_other_commands_name_the_line_that_installs_the_extra(arguments):
+    done = without_the_extra(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith('install them with: pip install "orthotrain[lab]"\n')
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["report", "--help"], ["compress", "--help"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_needs_no_extra(arguments):
+    done = without_the_extra(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "orthotrain" in done.stdout
+
+
 @pytest.mark.bad_input
 def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
     path = tmp_path / "checkpoint.pt"
@@ -347,7 +447,7 @@ def test_a_damaged_configuration_in_the_run_folder_is_one_clear_line(capsys, tmp
     for content in ("- 1\n", "recipe: [\n", "recipe: digits-minivit\nscale: cpu\nspeed: 3\n"):
         (tmp_path / "config.yaml").write_text(content)
         error = fails(capsys, "train", "--resume", "--run-dir", tmp_path)
-        assert "no configuration of this version" in error
+        assert "is no configuration" in error
 
 
 def test_ctrl_c_ends_with_advice(capsys, tmp_path, monkeypatch):
@@ -374,7 +474,7 @@ def test_tune_writes_what_it_tried_and_the_settings_it_chose(capsys, tmp_path):
     # The settings file is one that a run accepts.
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"tuned": chosen["lowrank"]}))
-    assert parse(["train", "--config", str(path)]).config().tuned.every_fraction > 0
+    assert config_of("--config", path).tuned.every_fraction > 0
 
 
 @pytest.mark.bad_input

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import orthotrain
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import Command
 from orthotrain.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import Command
 from orthotrain.errors import CheckpointError
 
 
@@ -21,7 +21,7 @@ def run_compress(command: Command) -> int:
     from orthotrain.lab.run.restore import read_network
     from orthotrain.lowrank import compress, read_rule, save
 
-    rule = read_rule(command.value("rank", str))
+    rule = read_rule(command.arguments.rank)
     model = read_network(source)
     before = _stored(model.state_dict())
     compress(model, rank=rule)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import Command
 from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:

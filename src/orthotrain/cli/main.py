@@ -1,19 +1,50 @@
-"""Entry point: parse, dispatch, and turn what a user can get wrong into one clear line."""
+"""Entry point: parse, dispatch, and turn what a user can get wrong into one clear line.
+
+The commands that need the library alone are parsed here, with the standard library alone.
+"""
 
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from typing import assert_never
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Final
 
-from jsonargparse import ArgumentError
+from orthotrain._version import __version__
+from orthotrain.cli.command import Command, Parser
+from orthotrain.errors import ConfigError, OrthotrainError
 
-from orthotrain.cli.parser import parse
-from orthotrain.errors import OrthotrainError
-
-ERROR_EXIT = 2
+ERROR_EXIT: Final = 2
 # What a shell reports for a process that ended by Ctrl-C.
-INTERRUPTED_EXIT = 130
+INTERRUPTED_EXIT: Final = 130
+# The packages of the extra "lab", by the name under which they are imported.
+LABORATORY: Final = (
+    "docstring_parser",
+    "jinja2",
+    "jsonargparse",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "scipy",
+    "sklearn",
+    "yaml",
+)
+
+_RUNS: Final = {
+    "train": "train the variants of a recipe side by side and write a report",
+    "tune": "choose low-rank settings on the validation part",
+}
+_EXAMPLES: Final = """\
+examples:
+  orthotrain train                                  the default recipe, then its report
+  orthotrain train cifar10-minivit --data.dir DIR   another one, with local data
+  orthotrain train --optim.epochs 30 --seeds 0 1 --run-dir runs/short
+  orthotrain report runs/a runs/b                   one page for several runs
+
+inspect and compress need nothing else; the others need: pip install "orthotrain[lab]"
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except (OrthotrainError, ArgumentError) as error:
         message = error.message if isinstance(error, ArgumentError) else str(error)
-        print(f"orthotrain: error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
         return ERROR_EXIT
     except KeyboardInterrupt:
         print(
@@ -34,31 +65,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    command = parse(arguments)
-    match command.name:
-        case "train":
-            from orthotrain.cli.train import run_train
+    name = arguments[0] if arguments else None
+    command: Command
+    if name in _RUNS:
+        _need_laboratory(name)
+        from orthotrain.cli.parser import parse_run
 
-            return run_train(command)
-        case "tune":
-            from orthotrain.cli.tune import run_tune
+        command = parse_run(name, arguments[1:])
+    else:
+        given = build_parser().parse_args(arguments)
+        name = given.command
+        if name in ("report", "bench"):
+            _need_laboratory(name)
+        command = Command(given, " ".join(["orthotrain", *arguments]))
+    run = getattr(import_module(f"orthotrain.cli.{name}"), f"run_{name}")
+    return int(run(command))
 
-            return run_tune(command)
-        case "report":
-            from orthotrain.cli.report import run_report
 
-            return run_report(command)
-        case "inspect":
-            from orthotrain.cli.inspect import run_inspect
+def _need_laboratory(name: str) -> None:
+    missing = [module for module in LABORATORY if find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"{name} needs packages that are not installed ({', '.join(missing)}); install them "
+            'with: pip install "orthotrain[lab]"'
+        )
 
-            return run_inspect(command)
-        case "compress":
-            from orthotrain.cli.compress import run_compress
 
-            return run_compress(command)
-        case "bench":
-            from orthotrain.cli.bench import run_bench
+def build_parser() -> Parser:
+    """The parser of all commands but ``train`` and ``tune``, which it only lists."""
+    parser = Parser(
+        "orthotrain",
+        description="Orthogonality as a training tool for PyTorch.",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    commands.required = True
+    for name, text in _RUNS.items():
+        commands.add_parser(name, help=text)
 
-            return run_bench(command)
-        case _:
-            assert_never(command.name)
+    report = commands.add_parser("report", help="write one page about one or several runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument(
+        "-o", "--output", help="folder of the report (default: report in the run folder)"
+    )
+    inspect = commands.add_parser(
+        "inspect", help="show layers, ranks, sizes and condition numbers of a checkpoint"
+    )
+    inspect.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt or *.safetensors")
+    compress = commands.add_parser("compress", help="truncate a trained checkpoint to low rank")
+    compress.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a run folder")
+    compress.add_argument(
+        "--rank",
+        required=True,
+        metavar="RULE=SHARE",
+        help="rank rule: rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
+    )
+    compress.add_argument(
+        "-o", "--output", required=True, help="safetensors file, see orthotrain.load"
+    )
+    bench = commands.add_parser("bench", help="run the scripts in benchmarks/")
+    bench.add_argument("name", nargs="?", metavar="NAME", help="one script (default: all)")
+    return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import Command
 
 
 def run_report(command: Command) -> int:

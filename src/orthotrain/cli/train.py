@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import RunCommand
 from orthotrain.cli.progress import shown_progress
 from orthotrain.errors import ConfigError
 from orthotrain.lab.run.config import RunConfig, Variant, variants_of
 from orthotrain.lab.run.record import RunFolder
 
 
-def run_train(command: Command) -> int:
+def run_train(command: RunCommand) -> int:
     """Train what has no result yet, print the table, write the report."""
     arguments = command.arguments
-    config = command.config()
+    config = command.config
     folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}"))
     variants = variants_of(config)
     train_variants(command, config, variants, folder=folder, read_test=True)
@@ -33,7 +33,7 @@ def run_train(command: Command) -> int:
 
 
 def train_variants(
-    command: Command,
+    command: RunCommand,
     config: RunConfig,
     variants: Sequence[Variant],
     *,

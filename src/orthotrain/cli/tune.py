@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orthotrain.cli.parser import Command
+from orthotrain.cli.command import RunCommand
 from orthotrain.cli.train import train_variants
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe
@@ -22,11 +22,11 @@ from orthotrain.lab.experiments.lowrank.tuning import (
 from orthotrain.lab.run.record import RunFolder, write_json
 
 
-def run_tune(command: Command) -> int:
+def run_tune(command: RunCommand) -> int:
     """Train every setting of the grid, choose one, write tune.json and the settings file."""
     arguments = command.arguments
-    recipe = find_recipe(arguments.recipe)
-    config = tuning_config(recipe, command.config())
+    recipe = find_recipe(command.config.recipe)
+    config = tuning_config(recipe, command.config)
     folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}-tune"))
     grid = grid_of(recipe)
     variants = grid_variants(grid)

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from orthotrain.errors import CheckpointError, ConfigError, DataError
 from orthotrain.files import write_atomically
 from orthotrain.lab.run.config import RunConfig, Variant
@@ -135,6 +133,9 @@ class RunFolder:
         Raises:
             ConfigError: The folder holds a run with other settings, or cannot be written.
         """
+        # Here, so that a checkpoint can be read where the extra of the laboratory is missing.
+        import yaml
+
         resolved = plain(config)
         if self.config.exists():
             previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))

@@ -1,0 +1,12 @@
+"""A plugin of pytest: all files are collected, and every tenth test is run."""
+
+from __future__ import annotations
+
+import pytest
+
+EVERY = 10
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = items[::EVERY]
