@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+from orthotrain._checks import require_steps
 from orthotrain.lowrank.history import POINTS_TO_SETTLE
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
@@ -44,8 +45,8 @@ class LowRankSettings:
         if isinstance(delay, str):
             require(delay == "auto", "delay_steps", delay, 'a step count or "auto"')
         else:
-            require(_is_count(delay, least=0), "delay_steps", delay, "a step count of 0 or more")
-        require(_is_count(every, least=1), "every_steps", every, "a step count of 1 or more")
+            require_steps("AdaptiveLowRank", "delay_steps", delay, least=0)
+        require_steps("AdaptiveLowRank", "every_steps", every)
         require_share("layer_fraction", self.layer_fraction, one=True)
         modes = get_args(StateMode)
         require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
@@ -64,7 +65,3 @@ class LowRankSettings:
         if self.delay_steps == "auto":
             return (POINTS_TO_SETTLE + 1) * self.every_steps  # the first check has no point yet
         return self.delay_steps
-
-
-def _is_count(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
