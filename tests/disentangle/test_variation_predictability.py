@@ -201,7 +201,7 @@ def test_network_draws_from_its_generator_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classifiers": 2}, "classifiers to be a whole number of at least 3"),
+        ({"classifiers": 2}, "classifiers to be a whole number, 3 or more"),
         ({"epochs": 0}, "epochs"),
         ({"width": 0}, "width"),
         ({"batch_size": 1}, "batch_size"),

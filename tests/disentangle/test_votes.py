@@ -251,7 +251,7 @@ def test_the_grid_of_the_tests_is_a_factor_dataset():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch": 1}, "batch to be a whole number of at least 2"),
+        ({"batch": 1}, "batch to be a whole number, 2 or more"),
         ({"train_votes": 0}, "train_votes"),
         ({"evaluation_votes": 0}, "evaluation_votes"),
         ({"variance_samples": 1}, "variance_samples"),
@@ -460,7 +460,7 @@ def test_a_factor_with_one_value_is_never_shared_and_warns():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch": 0}, "batch to be a whole number of at least 1"),
+        ({"batch": 0}, "batch to be a whole number, 1 or more"),
         ({"train_votes": 0}, "train_votes"),
         ({"evaluation_votes": 0}, "evaluation_votes"),
         ({"train_votes": 2}, "2 votes left out one of 3; raise train_votes"),

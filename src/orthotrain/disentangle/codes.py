@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.samples import (
     Samples,
     bin_indices,
     checked_samples,
     concentration,
     require_choice,
-    require_count,
 )
 from orthotrain.errors import ShapeError
 from orthotrain.extras import optional_module
@@ -150,7 +150,7 @@ def modularity(
         >>> round(modularity(factors.double(), factors), 6), round(modularity(both, factors), 6)
         (1.0, 0.0)
     """
-    samples = checked_samples("modularity", codes, factors).varying("modularity", at_least=2)
+    samples = checked_samples("modularity", codes, factors).varying("modularity", least=2)
     information = _information("modularity", samples, bins)
     told = information[information.amax(dim=1) > _ZERO_NATS]
     if len(told) == 0:
@@ -295,7 +295,7 @@ def dci(
         (1.0, 1.0, 1.0)
     """
     require_choice("dci", "model", model, get_args(DciModel))
-    samples = checked_samples("dci", codes, factors).varying("dci", at_least=2)
+    samples = checked_samples("dci", codes, factors).varying("dci", least=2)
     train, test = samples.split("dci", seed=seed)
     # A dead dimension would still take part in the models' draws.
     inputs = samples.standardized()[:, samples.live].numpy()
@@ -334,7 +334,7 @@ def _classifier(model: DciModel, seed: int) -> Any:
 
 
 def _information(function: str, samples: Samples, bins: int) -> Tensor:
-    require_count(function, "bins", bins, at_least=2)
+    require_count(function, "bins", bins, least=2)
     index = bin_indices(samples, bins)
     occupied = max(len(column.unique()) for column in index.T)
     cells = occupied * max(samples.counts)

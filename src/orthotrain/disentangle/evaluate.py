@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.evaluation import (
     Budget,
     Evaluation,
@@ -37,7 +38,7 @@ from orthotrain.disentangle.interventions import (
     interventions,
 )
 from orthotrain.disentangle.path_length import path_length
-from orthotrain.disentangle.samples import require_count, stream
+from orthotrain.disentangle.samples import stream
 from orthotrain.disentangle.variation_predictability import variation_predictability
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import effective_rank
@@ -138,7 +139,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
             f"evaluate needs encode and dataset together, got only "
             f"{'dataset' if encode is None else 'encode'}; the scores of true factors need both"
         )
-    require_count("evaluate", "latents", budget.latents, at_least=2)
+    require_count("evaluate", "latents", budget.latents, least=2)
     image_shape = _image_shape(source, seed)
     active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=VALUES)
     ways = _ways(source, turned, seed)
@@ -317,7 +318,7 @@ def fidelity_rows(  # noqa: PLR0913 - what is compared, by name
     """Every measure in three random spaces, pixel PCA and the given ones, with its floor."""
     require_range("evaluate", reference_range)
     for name in ("images", "pca_images"):
-        require_count("evaluate", name, getattr(budget, name), at_least=2)
+        require_count("evaluate", name, getattr(budget, name), least=2)
     random = stream("evaluate", seed)
     order = drawn(reference, random)
     if len(order) < _FEWEST:

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.codes import DciScore, SapKind, dci, mig, modularity, sap
 from orthotrain.disentangle.evaluation import FactorBudget, Score
 from orthotrain.disentangle.generators import measuring
-from orthotrain.disentangle.samples import chance_level, require_count, stream
+from orthotrain.disentangle.samples import chance_level, stream
 from orthotrain.disentangle.votes import beta_vae_score, factor_vae_score, fixed_columns
 from orthotrain.errors import ConfigError, OrthotrainWarning
 
@@ -33,7 +34,7 @@ def factor_rows(
     budget: FactorBudget,
 ) -> list[Score]:
     """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance level."""
-    require_count("evaluate", "factors.samples", budget.samples, at_least=2)
+    require_count("evaluate", "factors.samples", budget.samples, least=2)
     kept = fixed_columns("evaluate", dataset, columns).tolist()
     if not set(nominal) <= set(kept):
         raise ConfigError(

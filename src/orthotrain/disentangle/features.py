@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.generators import (
     ValueRange,
     measuring,
@@ -32,7 +33,7 @@ from orthotrain.disentangle.networks import (
     seeded_initialization,
     train_epoch,
 )
-from orthotrain.disentangle.samples import require_choice, require_count, require_positive, stream
+from orthotrain.disentangle.samples import require_choice, require_positive, stream
 from orthotrain.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from orthotrain.linalg import thin_svd
 
@@ -108,7 +109,7 @@ def random_features(*, seed: int, widths: Sequence[int] = (16, 32, 64)) -> Featu
     """
     stream("random_features", seed)
     for width in widths:
-        require_count("random_features", "every width", width, at_least=1)
+        require_count("random_features", "every width", width, least=1)
     if not widths:
         raise ConfigError("random_features needs at least one width, got none; (16, 32, 64) is one")
 
@@ -141,7 +142,7 @@ def pixel_pca(images: Float[Tensor, "n c h w"], *, components: int = 64) -> Feat
             floating-point.
         NonFiniteError: ``images`` holds NaN or infinity.
     """
-    require_count("pixel_pca", "components", components, at_least=1)
+    require_count("pixel_pca", "components", components, least=1)
     _require_image_shape("pixel_pca", images)
     require_image_values("pixel_pca", images, "any")
     most = min(len(images) - 1, images[0].numel())
@@ -196,9 +197,9 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
     require_image_values(name, images, "any")
     random = stream(name, seed)
     classes = _classes(name, images, labels)
-    require_count(name, "epochs", epochs, at_least=1)
-    require_count(name, "width", width, at_least=1)
-    require_count(name, "batch_size", batch_size, at_least=2)
+    require_count(name, "epochs", epochs, least=1)
+    require_count(name, "width", width, least=1)
+    require_count(name, "batch_size", batch_size, least=2)
     require_positive(name, "lr", lr, "1e-3 is the default")
     x, y = images.detach().float(), labels.to(images.device)
     with seeded_initialization(random):
@@ -247,7 +248,7 @@ def file_features(
     """
     require_choice("file_features", "input_range", input_range, get_args(InputRange))
     if size is not None:
-        require_count("file_features", "size", size, at_least=1)
+        require_count("file_features", "size", size, least=1)
     network = _network_in(Path(path), allow_pickle)
     network.eval()
     # One by one: a TorchScript module refuses to do it as a whole.

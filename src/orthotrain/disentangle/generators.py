@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain.disentangle.samples import require_choice, require_count, stream
+from orthotrain._checks import require_count
+from orthotrain.disentangle.samples import require_choice, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.linalg.orthonormality import gram_deviation
 
@@ -64,8 +65,8 @@ class Source:
         value_range: ValueRange,
     ) -> Source:
         """Check the settings; ``factors=None`` stands for all coordinates."""
-        require_count(function, "latent_dim", latent_dim, at_least=1)
-        require_count(function, "batch_size", batch_size, at_least=1)
+        require_count(function, "latent_dim", latent_dim, least=1)
+        require_count(function, "batch_size", batch_size, least=1)
         require_range(function, value_range)
         if not callable(generate):
             raise ConfigError(
@@ -299,10 +300,10 @@ def random_rotation(
     Source:
         Mezzadri (2007), Notices of the AMS 54(5): QR of a Gaussian matrix, signs by the diagonal.
     """
-    require_count("random_rotation", "dim", dim, at_least=1)
+    require_count("random_rotation", "dim", dim, least=1)
     sizes = [dim] if blocks is None else list(blocks)
     for size in sizes:
-        require_count("random_rotation", "a block", size, at_least=1)
+        require_count("random_rotation", "a block", size, least=1)
     if sum(sizes) != dim:
         raise ConfigError(
             f"random_rotation needs blocks that add up to {dim} coordinates, got {sizes}; "

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain.disentangle.samples import require_count, stream
+from orthotrain._checks import require_count
+from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ShapeError
 from orthotrain.linalg import spd_sqrt
 from orthotrain.linalg._inputs import require_finite, require_real_floating
@@ -141,7 +142,7 @@ def precision_recall(
     Source:
         Kynkaanniemi et al. (2019), arXiv:1904.06991, equation 1.
     """
-    require_count("precision_recall", "k", k, at_least=1)
+    require_count("precision_recall", "k", k, least=1)
     real, fake = _feature_sets("precision_recall", real, fake, least=k + 1)
     apart = _distances(real, fake)
     in_real = (apart <= _neighbour_radii(real, k).unsqueeze(1)).any(dim=0)
@@ -179,7 +180,7 @@ def density_coverage(
     Source:
         Naeem et al. (2020), arXiv:2002.09797.
     """
-    require_count("density_coverage", "k", k, at_least=1)
+    require_count("density_coverage", "k", k, least=1)
     real, fake = _feature_sets("density_coverage", real, fake, least=k + 1)
     inside = _distances(real, fake) < _neighbour_radii(real, k).unsqueeze(1)
     return DensityCoverage(
@@ -249,7 +250,7 @@ def fidelity(
         ShapeError, ConfigError, NonFiniteError: As ``frechet_distance``; also fewer than 6 samples
             in a half, or fewer than 2 splits.
     """
-    require_count("fidelity", "splits", splits, at_least=2)
+    require_count("fidelity", "splits", splits, least=2)
     real, fake = _feature_sets("fidelity", real, fake, least=2)
     n = min(len(real) // 2, len(fake))
     if n < 6:

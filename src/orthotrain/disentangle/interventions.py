@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
-from orthotrain.disentangle.samples import concentration, require_choice, require_count, stream
+from orthotrain.disentangle.samples import concentration, require_choice, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
 #: Latents, and what a coordinate is set to: Wei et al. (2021).
@@ -85,7 +86,7 @@ def activeness_of_latents(
     source: Source, *, seed: int, samples: int, values: Sequence[float]
 ) -> Float[Tensor, "samples factors"]:
     """Activeness at every latent by itself, whose mean and spread are reported."""
-    require_count(source.function, "samples", samples, at_least=1)
+    require_count(source.function, "samples", samples, least=1)
     if len(values) < 2:
         raise ConfigError(
             f"{source.function} needs at least two values for a variance, got {list(values)}; "
@@ -152,7 +153,7 @@ def traversals(  # noqa: PLR0913 - what is drawn, by name
         (torch.Size([1, 2, 2, 1, 1, 2]), [-0.5, 0.5])
     """
     source = Source.of("traversals", generate, latent_dim, factors, batch_size, value_range)
-    require_count("traversals", "samples", samples, at_least=1)
+    require_count("traversals", "samples", samples, least=1)
     if len(values) == 0:
         raise ConfigError("traversals needs at least one value for a row, got none; try -3 to 3")
     rows = _rows(source, range(source.factors) if dims is None else dims, order, seed)
@@ -253,7 +254,7 @@ def interventions(  # noqa: PLR0913 - the budget, by name
         The scores of Eastwood and Williams (2018), on a matrix of our own.
     """
     source = Source.of("interventions", generate, latent_dim, factors, batch_size, value_range)
-    require_count("interventions", "samples", samples, at_least=2)
+    require_count("interventions", "samples", samples, least=2)
     if len(values) < 2:
         raise ConfigError(
             f"interventions needs at least two values for a deviation, got {list(values)}; the "

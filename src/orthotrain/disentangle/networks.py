@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
-from orthotrain.disentangle.samples import require_count, require_positive, stream
+from orthotrain.disentangle.samples import require_positive, stream
 
 
 @contextmanager
@@ -77,7 +78,7 @@ class VariationClassifier(_Classifier):
         generator: torch.Generator | None = None,
     ) -> None:
         for name, value in (("factors", factors), ("channels", channels), ("width", width)):
-            require_count("VariationClassifier", name, value, at_least=1)
+            require_count("VariationClassifier", name, value, least=1)
         random = torch.default_generator if generator is None else generator
         with seeded_initialization(random):
             blocks = [
@@ -191,9 +192,9 @@ def latent_encoder(  # noqa: PLR0913 - the budget, by name
     name = "latent_encoder"
     source = Source.of(name, generate, latent_dim, factors, batch_size, "any")
     checked = Source.of(name, generate, latent_dim, factors, batch_size, value_range)
-    require_count(name, "steps", steps, at_least=1)
-    require_count(name, "batch_size", batch_size, at_least=2)
-    require_count(name, "held_out", held_out, at_least=2)
+    require_count(name, "steps", steps, least=1)
+    require_count(name, "batch_size", batch_size, least=2)
+    require_count(name, "held_out", held_out, least=2)
     require_positive(name, "lr", lr, "1e-3 is the default")
     random = stream(name, seed)
     with measuring(generate):

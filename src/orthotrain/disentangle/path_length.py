@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.features import FeatureSpace
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
-from orthotrain.disentangle.samples import require_count, stream
+from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ConfigError, ShapeError
 
 
@@ -85,7 +86,7 @@ def path_length(  # noqa: PLR0913 - the settings of a metric, by name
         Karras, Laine and Aila (2019), arXiv:1812.04948, section 4.1.
     """
     source = Source.of("path_length", generate, latent_dim, None, batch_size, value_range)
-    require_count("path_length", "samples", samples, at_least=2)
+    require_count("path_length", "samples", samples, least=2)
     if latent_dim < 2:
         raise ConfigError(
             f"path_length needs latent_dim of at least 2 for paths on a sphere, got {latent_dim}; "

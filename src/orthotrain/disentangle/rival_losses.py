@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.generators import Generate
-from orthotrain.disentangle.samples import require_count, require_positive
+from orthotrain.disentangle.samples import require_positive
 from orthotrain.disentangle.variation_predictability import moved_coordinate
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg._inputs import require_real_floating
@@ -200,7 +201,7 @@ def _outputs_here(
 ) -> list[Tensor]:
     """Outputs at the latents themselves; raises unless latents and settings make sense."""
     _require_latents(function, z)
-    require_count(function, "directions", directions, at_least=2)
+    require_count(function, "directions", directions, least=2)
     require_positive(function, "step", step, "the published one is 0.1")
     return _as_list(function, generate(z) if base is None else base, len(z))
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.errors import ConfigError, OrthotrainWarning, ShapeError
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
@@ -49,17 +50,17 @@ class Samples:
     levels: Tensor
     counts: tuple[int, ...]
 
-    def varying(self, function: str, *, at_least: int = 1) -> Samples:
+    def varying(self, function: str, *, least: int = 1) -> Samples:
         """The same without factors that take one value; warns where there are some.
 
         Raises:
-            ConfigError: Fewer than ``at_least`` factors are left.
+            ConfigError: Fewer than ``least`` factors are left.
         """
         constant = [j for j, count in enumerate(self.counts) if count == 1]
         kept = [j for j, count in enumerate(self.counts) if count > 1]
-        if len(kept) < at_least:
+        if len(kept) < least:
             raise ConfigError(
-                f"{function} needs at least {at_least} factor{'s' * (at_least > 1)} with two "
+                f"{function} needs at least {least} factor{'s' * (least > 1)} with two "
                 f"values or more, got {len(kept)} of {len(self.counts)}; draw samples in which "
                 f"more factors vary"
             )
@@ -147,14 +148,6 @@ def require_codes(function: str, codes: Tensor, *, name: str) -> None:
         )
     require_real_floating(function, codes, name=name)
     require_finite(function, codes, name=name)
-
-
-def require_count(function: str, name: str, value: int, *, at_least: int) -> None:
-    """Raise ConfigError unless ``value`` is a whole number from ``at_least`` on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(
-            f"{function} needs {name} to be a whole number of at least {at_least}, got {value!r}"
-        )
 
 
 def require_positive(function: str, name: str, value: float, usual: str) -> None:
@@ -289,7 +282,7 @@ def chance_level(
         (True, True)
     """
     checked_samples("chance_level", codes, factors)
-    require_count("chance_level", "repeats", repeats, at_least=2)
+    require_count("chance_level", "repeats", repeats, least=2)
     random = stream("chance_level", seed)
     values = []
     for _ in range(repeats):

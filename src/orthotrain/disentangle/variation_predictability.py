@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
 from orthotrain.disentangle.networks import VariationClassifier, accuracy_and_gain, train_epoch
-from orthotrain.disentangle.samples import require_count, require_positive, stream
+from orthotrain.disentangle.samples import require_positive, stream
 from orthotrain.errors import ConfigError
 
 _NAME = "variation_predictability"
@@ -205,9 +206,9 @@ def _require_budget(budget: ClassifierBudget, factors: int) -> None:
             f"{_NAME} needs at least two coordinates to tell apart, got {factors}; a single one "
             f"is always right"
         )
-    require_count(_NAME, "classifiers", budget.classifiers, at_least=3)
+    require_count(_NAME, "classifiers", budget.classifiers, least=3)
     for name in ("pairs", "epochs", "batch_size", "width"):
-        require_count(_NAME, name, getattr(budget, name), at_least=2 if name == "batch_size" else 1)
+        require_count(_NAME, name, getattr(budget, name), least=2 if name == "batch_size" else 1)
     require_positive(_NAME, "lr", budget.lr, "the published one is 0.01")
     fractions = (budget.train_fraction, budget.validation_fraction)
     if not (min(fractions) > 0 and sum(fractions) < 1):

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from orthotrain._checks import require_count
 from orthotrain.disentangle.samples import (
     live_dimensions,
     require_codes,
-    require_count,
     scaled_columns,
     standardized,
     stream,
@@ -179,8 +179,8 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     """
     function = "factor_vae_score"
     counts = {"train_votes": train_votes, "evaluation_votes": evaluation_votes}
-    _require_counts(function, {"batch": batch, "variance_samples": variance_samples}, at_least=2)
-    _require_counts(function, counts, at_least=1)
+    _require_counts(function, {"batch": batch, "variance_samples": variance_samples}, least=2)
+    _require_counts(function, counts, least=1)
     if not 0 <= min_std < math.inf:
         raise ConfigError(
             f"{function} needs min_std to be a finite number of at least 0, got {min_std}; 0 "
@@ -257,7 +257,7 @@ def beta_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     """
     function = "beta_vae_score"
     counts = {"batch": batch, "train_votes": train_votes, "evaluation_votes": evaluation_votes}
-    _require_counts(function, counts, at_least=1)
+    _require_counts(function, counts, least=1)
     columns = fixed_columns(function, dataset, factors)
     random = stream(function, seed)
     sizes, votes = dataset.factor_sizes, train_votes + evaluation_votes
@@ -282,9 +282,9 @@ def beta_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     return _vote_score(named == chosen, train_votes, len(columns))
 
 
-def _require_counts(function: str, counts: Mapping[str, int], *, at_least: int) -> None:
+def _require_counts(function: str, counts: Mapping[str, int], *, least: int) -> None:
     for name, value in counts.items():
-        require_count(function, name, value, at_least=at_least)
+        require_count(function, name, value, least=least)
 
 
 def _vote_score(right: Tensor, train_votes: int, factors: int) -> VoteScore:
