@@ -78,7 +78,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
     batch_size: int = 64,
     value_range: ValueRange = "signed",
 ) -> Evaluation:
-    """Score a generator: its latents and paths, its images, and its factors where known.
+    """Every score of a generator, one row per score, with its spread and its chance level.
 
     - Always: activeness, the number of active coordinates, VP, PPL, and VP with the latents turned
       at random, which is what VP gives when the axes mean nothing.
@@ -94,21 +94,21 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
             generator with a noise input besides its factors takes both in one latent, as
             ``EigenGenerator.joint`` does, with ``factors`` for the number of coordinates.
         latent_dim: Length of a latent, at least 2.
-        seed: Of everything.
+        seed: Seed of all draws.
         reference: Real images: a tensor, uint8 or floating-point, or an object with ``len`` and
             ``[indices]``, in the size and crop of the generated ones.
         reference_range: Of floating-point real images; None is ``value_range``.
         spaces: Feature spaces for fidelity besides three random ones and pixel PCA.
-        turned: Directions along which the latent is moved, too, for VP and interventions: by name
+        turned: Directions along which the latent is also moved, for VP and interventions: by name
             orthogonal ``(factors, factors)``, one direction per row, as ``sefa_directions`` gives
             them. ``"latents rotated"`` is ``random_rotation(factors, seed=seed)`` unless given.
         measure: Images to factors ``(n, f)``, as in ``interventions``.
         encode: Images of ``dataset`` to codes ``(n, d)``.
         dataset: Images with true factors, such as ``data.Sprites``; with ``encode`` only.
-        factor_columns: Columns of the factors that are scored; None is all. Leave out what no code
-            can tell, such as the turn of a shape that looks alike after a quarter of it.
-        nominal_columns: Columns of the factors whose values are names and not an order: SAP fits
-            classes to them, for which each value has to be drawn several times.
+        factor_columns: Columns of the factors that are scored; None is all. Leave out a factor that
+            the image does not show, such as the orientation of a square.
+        nominal_columns: Columns of the factors whose values are names and not an order. SAP fits
+            classes to them, so each value has to be drawn several times.
         factor_scores: Scores from true factors that were computed elsewhere, as rows of their own.
         factors: How many coordinates, from the first, are factors; None is all. At least two.
         budget: None is ``Budget()``. Its VP alone takes hours on a CPU at 64 pixels.

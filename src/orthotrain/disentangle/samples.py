@@ -258,10 +258,10 @@ def chance_level(
     seed: int,
     repeats: int = 10,
 ) -> ChanceLevel:
-    """Level and spread of a score when rows of factors are dealt to codes at random.
+    """Level and spread of a score where the rows of the factors are permuted at random.
 
-    A permutation keeps what codes and factors are by themselves, among them the dependence of
-    factors on each other, and the bias of the estimate at this number of samples.
+    A permutation breaks the relation between codes and factors. It keeps their distributions, the
+    dependence of factors on each other, and the bias of the estimate at this number of samples.
 
     Args:
         score: A function of codes and factors, for instance ``mig`` or
