@@ -12,6 +12,7 @@ from orthotrain.layers._factors import (
     resize_parameter_,
 )
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
+from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.follow import factored_weights
 
 _READS_WEIGHTS_BY_NAME = (
@@ -84,7 +85,7 @@ def to_factored(model: nn.Module) -> nn.Module:
 def _product(module: LowRankModule, weight: str) -> Tensor:
     """The dense weight, multiplied in float64 and rounded once."""
     u, core, vh = module.factors(weight)
-    exact = torch.float32 if core.device.type == "mps" else torch.float64
+    exact = widest_dtype(core.device)
     product = u.to(exact) @ core.to(exact) @ vh.to(exact)
     return product.reshape(module.layout(module, weight).shape).to(core.dtype)
 
