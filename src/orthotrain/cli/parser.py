@@ -14,7 +14,12 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from orthotrain._version import __version__
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.catalog import DEFAULT_RECIPE, RECIPES, recipe_config
+from orthotrain.lab.experiments.catalog import (
+    DEFAULT_RECIPE,
+    is_recipe,
+    recipe_config,
+    recipe_names,
+)
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.record import RunFolder
 
@@ -103,7 +108,7 @@ def _named_recipe(arguments: list[str]) -> str:
     anywhere, in a configuration file, or in the folder of a run that goes on.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    if named := next((word for word in words if word in RECIPES), None):
+    if named := next((word for word in words if is_recipe(word)), None):
         return named
     files = [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
     if "--resume" in words:
@@ -114,7 +119,7 @@ def _named_recipe(arguments: list[str]) -> str:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             continue  # the parser says what is wrong with it
-        if isinstance(content, dict) and content.get("recipe") in RECIPES:
+        if isinstance(content, dict) and is_recipe(str(content.get("recipe"))):
             return str(content["recipe"])
     return DEFAULT_RECIPE
 
@@ -163,7 +168,8 @@ def _add_run(parser: ArgumentParser, base: RunConfig) -> None:
         "recipe_name",
         nargs="?",
         metavar="RECIPE",
-        help=f"one of {', '.join(RECIPES)} (default: {DEFAULT_RECIPE})",
+        help=f"one of {', '.join(recipe_names())}, or your own as module:NAME "
+        f"(default: {DEFAULT_RECIPE})",
     )
     # A positional cannot come out of a configuration file, an option can.
     parser.add_argument("--recipe", default=base.recipe, help="the same, for use in a file")

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from orthotrain.errors import CheckpointError, ConfigError, DataError
 from orthotrain.files import write_atomically
 from orthotrain.lab.run.config import RunConfig, Variant
+from orthotrain.lab.run.experiment import Experiment
 
 SCHEMA = 1
 
@@ -85,7 +84,7 @@ class SeedFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -135,6 +134,8 @@ class RunFolder:
         Raises:
             ConfigError: The folder holds a run with other settings, or cannot be written.
         """
+        import yaml
+
         resolved = plain(config)
         if self.config.exists():
             previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
@@ -155,18 +156,23 @@ class RunFolder:
             ) from error
 
     def describe(
-        self, *, environment: Mapping[str, Any], config: RunConfig, variants: tuple[Variant, ...]
+        self,
+        experiment: Experiment,
+        config: RunConfig,
+        *,
+        variants: Sequence[Variant],
+        environment: Mapping[str, Any],
     ) -> None:
         """Write run.json once; a resumed run keeps the record of its start."""
         if self.run.exists():
             return
         content = {
             "schema": SCHEMA,
-            "recipe": config.recipe,
+            "recipe": experiment.name,
             "scale": config.scale,
             **environment,
-            "family": config.family,
-            "baseline": config.baseline,
+            "page": experiment.page,
+            "baseline": experiment.baseline(config),
             "variants": [variant.described() for variant in variants],
             "seeds": list(config.seeds),
         }
