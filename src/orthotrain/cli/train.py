@@ -50,7 +50,7 @@ def train_variants(
     print(f"run folder: {folder.path.resolve()}", flush=True)
 
     # torch is loaded here, after everything that can be checked without it.
-    from orthotrain.lab.run.jobs import run_all
+    from orthotrain.lab.run.jobs import Run, run_all
     from orthotrain.lab.run.reproducibility import environment, resolve_device
 
     folder.describe(
@@ -62,15 +62,8 @@ def train_variants(
         ),
     )
     with shown_progress(len(variants) * len(config.seeds)) as on_progress:
-        run_all(
-            experiment.build,
-            config,
-            variants,
-            folder=folder,
-            workers=workers,
-            read_test=read_test,
-            on_progress=on_progress,
-        )
+        run = Run(experiment.build, config, folder, read_test)
+        run_all(run, variants, workers=workers, on_progress=on_progress)
 
 
 def worker_count(jobs: int | None, *, device: str, threads: int) -> int:

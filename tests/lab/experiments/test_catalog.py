@@ -3,15 +3,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from orthotrain.lab.experiments.classifier.build import build_data
+from orthotrain.lab.experiments.classifier.loop import train
+from orthotrain.lab.experiments.latent.loop import train_generator
 
 from data.packed import write_folder, write_packed
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import RECIPES, find_recipe, recipe_config
-from orthotrain.lab.experiments.classifier.build import build_data
-from orthotrain.lab.experiments.classifier.loop import train
 from orthotrain.lab.experiments.latent import loop
-from orthotrain.lab.experiments.latent.loop import train_generator
 from orthotrain.lab.run.config import Job, variants_of
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.reproducibility import resolve_device

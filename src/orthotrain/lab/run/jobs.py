@@ -31,13 +31,20 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all trainings of a run have in common."""
+class Run:
+    """What all trainings of a run have in common.
+
+    Attributes:
+        build: ``"module:function"`` that makes a trainer of ``(config, variant, seed)``.
+        config: Settings.
+        folder: Where the run lives; :meth:`RunFolder.open` has been called.
+        read_test: Measure on the test part at the end of each training.
+    """
 
     build: str
     config: RunConfig
     folder: RunFolder
-    read_test: bool
+    read_test: bool = True
 
     def train(self, task: _Task, *, on_progress: OnProgress) -> None:
         """One training, from the results that its variant needs to its own."""
@@ -55,24 +62,14 @@ class _Run:
 
 
 def run_all(
-    build: str,
-    config: RunConfig,
-    variants: Sequence[Variant],
-    *,
-    folder: RunFolder,
-    workers: int = 1,
-    read_test: bool = True,
-    on_progress: OnProgress = ignore,
+    run: Run, variants: Sequence[Variant], *, workers: int = 1, on_progress: OnProgress = ignore
 ) -> None:
     """Train every variant with every seed that has no result yet.
 
     Args:
-        build: ``"module:function"`` that makes a trainer of ``(config, variant, seed)``.
-        config: The run.
+        run: Settings and folder.
         variants: What to train; one that needs another's results waits for them.
-        folder: Where the run lives; :meth:`RunFolder.open` has been called.
         workers: Processes, 1 or 2. With 1 everything happens in this process.
-        read_test: Measure on the test part at the end of each training.
         on_progress: Called in this process, also for messages of workers.
 
     Raises:
@@ -81,12 +78,11 @@ def run_all(
     """
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
-    tasks = list(_open_tasks(config, variants, folder=folder, on_progress=on_progress))
-    _check_needs(tasks, config, folder=folder)
-    run = _Run(build, config, folder, read_test)
-    with _locked(folder.path):
+    tasks = list(_open_tasks(run, variants, on_progress=on_progress))
+    _check_needs(tasks, run)
+    with _locked(run.folder.path):
         if workers == 1 or len(tasks) < 2:
-            with _threads(config.threads):
+            with _threads(run.config.threads):
                 for task in tasks:
                     run.train(task, on_progress=on_progress)
         else:
@@ -94,16 +90,12 @@ def run_all(
 
 
 def _open_tasks(
-    config: RunConfig,
-    variants: Sequence[Variant],
-    *,
-    folder: RunFolder,
-    on_progress: OnProgress,
+    run: Run, variants: Sequence[Variant], *, on_progress: OnProgress
 ) -> Iterator[_Task]:
     # Seed by seed: a run that is stopped early has whole comparisons of some seeds.
-    pairs = ((variant, seed) for seed in config.seeds for variant in variants)
+    pairs = ((variant, seed) for seed in run.config.seeds for variant in variants)
     for variant, seed in sorted(pairs, key=lambda pair: pair[0].needs is not None):
-        place = folder.seed(variant.name, seed)
+        place = run.folder.seed(variant.name, seed)
         if not place.result.exists():
             yield _Task(variant, seed)
             continue
@@ -120,15 +112,15 @@ def _open_tasks(
         )
 
 
-def _check_needs(tasks: Sequence[_Task], config: RunConfig, *, folder: RunFolder) -> None:
-    coming = {task.variant.name for task in tasks}
+def _check_needs(tasks: Sequence[_Task], run: Run) -> None:
+    coming, seeds = {task.variant.name for task in tasks}, run.config.seeds
     for variant in (task.variant for task in tasks):
         if variant.needs is None or variant.needs in coming:
             continue
-        if len(folder.results(variant.needs, config.seeds)) < len(config.seeds):
+        if len(run.folder.results(variant.needs, seeds)) < len(seeds):
             raise ConfigError(
                 f"variant {variant.name} is built from the results of {variant.needs}, which has "
-                f"none in {folder.path}; add {variant.needs} to --variants"
+                f"none in {run.folder.path}; add {variant.needs} to --variants"
             )
 
 
@@ -143,7 +135,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _run_in_workers(
-    tasks: Sequence[_Task], run: _Run, *, workers: int, on_progress: OnProgress
+    tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnProgress
 ) -> None:
     needed = {task.variant.needs for task in tasks}
     # What others wait for goes first.

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from orthotrain.lab.experiments.latent.loop import train_generator
 
 from data.packed import write_folder
 from lab.experiments.latent.tiny import EIGEN, LINEAR, SIMPLE, STEPS, seed_folder, variant_of
@@ -24,7 +25,6 @@ from orthotrain.lab.experiments.latent.build import (
     latent_layers,
     latent_weights,
 )
-from orthotrain.lab.experiments.latent.loop import train_generator
 from orthotrain.lab.experiments.latent.state import averaged, build_adversarial
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.lab.run.checkpoint import load_checkpoint

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from orthotrain.lab.experiments.recipe import TuneGrid
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
@@ -12,7 +13,6 @@ from orthotrain.lab.experiments.lowrank.tuning import (
     outcome,
     tuning_config,
 )
-from orthotrain.lab.experiments.recipe import TuneGrid
 
 DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
 
