@@ -23,17 +23,27 @@ def python_blocks(page: Path) -> str:
     return "\n".join(kept)
 
 
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a page shows, fenced as "python NAME", by name."""
+    return dict(re.findall(r"^```python (\S+)\n(.*?)^```$", page.read_text(), re.M | re.S))
+
+
 WITH_CODE = [page for page in PAGES if python_blocks(page).strip()]
 
 
 def test_the_pages_that_promise_code_have_it():
     promised = ("oialr", "roots", "whitening", "pooling", "nog", "olr", "orthogonal_weights")
+    promised = (*promised, "write_an_experiment")
     pages = {"README.md", "conditioning.md", *(f"{name}.md" for name in promised)}
     assert pages <= {page.name for page in WITH_CODE}
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_page_runs(page):
+def test_page_runs(page, tmp_path, monkeypatch):
+    for name, text in files_of(page).items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
     with torch.random.fork_rng(devices=[]):
         exec(compile(python_blocks(page), str(page), "exec"), {"__name__": "page"})
 

@@ -27,7 +27,7 @@ class Experiment:
         variants: The variants of a configuration, in an order in which each finds the results it
             needs. The first is the baseline.
         build: A function ``(config, variant, seed) -> Trainer``.
-        page: The declaration of its page in a report.
+        page: The declaration of its page in a report; empty for the general page.
         search: What ``orthotrain tune`` tries; empty where nothing is tuned.
     """
 
@@ -36,7 +36,7 @@ class Experiment:
     config: Mapping[Scale, RunConfig]
     variants: Callable[[Any], Sequence[Variant]]
     build: str
-    page: str
+    page: str = ""
     search: str = ""
 
     def at(self, scale: Scale) -> RunConfig:
