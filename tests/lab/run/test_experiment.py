@@ -100,7 +100,7 @@ def test_a_checkpoint_cannot_call_what_is_not_marked(tmp_path):
 @pytest.mark.bad_input
 def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):
     def spoilt(self):
-        step = _step(self)
+        _step(self)
         if self.steps == 5:
             torch.nn.init.constant_(self.model.weight, torch.inf)
         return Step({"loss": 0.0})  # which tells nothing

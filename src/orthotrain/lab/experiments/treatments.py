@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -59,89 +60,54 @@ class Treatment:
     make: Callable[[str, Settings], Method] | None = None
 
 
-def _penalty(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import OrthogonalPenalty
-
-    return OrthogonalPenalty(weight, weight=settings.penalty)
-
-
-def _nearest(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import NearestOrthogonalGradient
-
-    return NearestOrthogonalGradient(
-        weight,
-        scale=settings.nog_scale,
-        when=settings.nog_when,
-        record_every=settings.record_every,
-    )
+def _methods() -> Any:
+    """The package of methods, loaded when a method is made."""
+    return import_module("orthotrain.methods")
 
 
-def _nearest_update(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import NearestOrthogonalGradient
+_EACH: Final = (SPECTRAL, LATENT)
 
-    return NearestOrthogonalGradient(weight, when="update", record_every=settings.record_every)
-
-
-def _optimal_rate(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import OptimalLearningRate
-
-    return OptimalLearningRate(
-        weight,
-        target=settings.olr_target,
-        floor=settings.olr_floor,
-        record_every=settings.record_every,
-    )
-
-
-def _spectral_norm(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import SpectralNormalization
-
-    return SpectralNormalization(weight)
-
-
-def _fixed_norm(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import Retraction
-
-    return Retraction(weight, onto="norm")
-
-
-def _retraction(weight: str, settings: Settings) -> Method:
-    from orthotrain.methods import Retraction
-
-    return Retraction(weight, onto="polar")
-
-
-# The published order: the penalty is part of the gradient that NOG sees, OLR comes last.
+# In the published order: the penalty is part of the gradient that NOG sees, OLR comes last.
 OL: Final = Treatment(
-    "ol", "OL", "a penalty |W W^T - I|_F^2 on {weight}", (SPECTRAL, LATENT), _penalty
+    "ol",
+    "OL",
+    "a penalty |W W^T - I|_F^2 on {weight}",
+    _EACH,
+    lambda weight, s: _methods().OrthogonalPenalty(weight, weight=s.penalty),
 )
 NOG: Final = Treatment(
     "nog",
     "NOG",
     "the gradient of {weight} replaced by the nearest orthogonal one",
-    (SPECTRAL, LATENT),
-    _nearest,
+    _EACH,
+    lambda weight, s: _methods().NearestOrthogonalGradient(
+        weight, scale=s.nog_scale, when=s.nog_when, record_every=s.record_every
+    ),
 )
 NOG_UPDATE: Final = Treatment(
     "nog-update",
     "NOG on the update",
     "the executed step of {weight} orthogonalised",
     (LATENT,),
-    _nearest_update,
+    lambda weight, s: _methods().NearestOrthogonalGradient(
+        weight, when="update", record_every=s.record_every
+    ),
 )
 OLR: Final = Treatment(
     "olr",
     "OLR",
     "the optimal learning rate for {weight}, where it is smaller",
-    (SPECTRAL, LATENT),
-    _optimal_rate,
+    _EACH,
+    lambda weight, s: _methods().OptimalLearningRate(
+        weight, target=s.olr_target, floor=s.olr_floor, record_every=s.record_every
+    ),
 )
 SN: Final = Treatment(
     "sn",
     "SN",
     "{weight} divided by its largest singular value after each step",
     (SPECTRAL,),
-    _spectral_norm,
+    lambda weight, s: _methods().SpectralNormalization(weight),
 )
 OW: Final = Treatment("ow", "OW", "{weight} kept orthogonal by its parametrisation", (SPECTRAL,))
 # The gradient of the weight has a norm of its own under NOG, so the weight grows at another
@@ -151,14 +117,14 @@ FIXED: Final = Treatment(
     "norm fixed",
     "control: after each step {weight} gets back the norm it began with",
     (),
-    _fixed_norm,
+    lambda weight, s: _methods().Retraction(weight, onto="norm"),
 )
 RETRACTION: Final = Treatment(
     "retraction",
     "retraction",
     "{weight} made orthogonal again after each step",
     (LATENT,),
-    _retraction,
+    lambda weight, s: _methods().Retraction(weight, onto="polar"),
 )
 HESSIAN: Final = Treatment(
     "hessian",

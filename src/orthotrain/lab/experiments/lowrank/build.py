@@ -12,8 +12,9 @@ from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer
 from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, LowRankVariant
-from orthotrain.lab.experiments.lowrank.networks import build_vit, describe_vit, narrow_to
+from orthotrain.lab.experiments.lowrank.networks import build_vit, narrow_to, vit_from
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
+from orthotrain.lab.run.restore import network_entry
 from orthotrain.lowrank.method import AdaptiveLowRank
 from orthotrain.methods.attach import attach
 from orthotrain.methods.protocol import Method
@@ -57,7 +58,9 @@ def build_on(
         optimizer=optimizer,
         scheduler=scheduler,
         handle=attach(model, optimizer, *methods, total_steps=total_steps),
-        network=describe_vit(network, image_shape=shape, classes=classes),
+        network=network_entry(
+            vit_from, {"model": asdict(network), "image_shape": list(shape), "classes": classes}
+        ),
         settings={"model": asdict(network), **variant.settings()},
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.classifier.config import ModelConfig
-from orthotrain.lab.run.restore import network_entry, rebuilds
+from orthotrain.lab.run.restore import rebuilds
 from orthotrain.models.mini_vit import MiniViT
 
 ImageShape = tuple[int, int, int]
@@ -44,15 +44,9 @@ def build_vit(
     )
 
 
-def describe_vit(config: ModelConfig, *, image_shape: ImageShape, classes: int) -> dict[str, Any]:
-    """What a checkpoint says of the transformer."""
-    settings = {"model": asdict(config), "image_shape": list(image_shape), "classes": classes}
-    return network_entry(vit_from, settings)
-
-
 @rebuilds
 def vit_from(*, model: Mapping[str, Any], image_shape: Sequence[int], classes: int) -> MiniViT:
-    """The transformer that :func:`describe_vit` told of, with fresh weights."""
+    """The transformer of a checkpoint, with fresh weights."""
     channels, height, width = image_shape
     return build_vit(ModelConfig(**model), image_shape=(channels, height, width), classes=classes)
 

@@ -19,10 +19,11 @@ from orthotrain.lab.experiments.spectral.networks import (
     LAYER_BEFORE,
     SPECTRAL_LAYER,
     build_resnet,
-    describe_resnet,
+    resnet_from,
 )
 from orthotrain.lab.experiments.treatments import Settings, methods_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
+from orthotrain.lab.run.restore import network_entry
 from orthotrain.methods.attach import attach
 from orthotrain.methods.protocol import Method
 
@@ -42,13 +43,12 @@ def build_on(
 ) -> ClassifierTrainer:
     """The same, on these images."""
     weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
-    network: dict[str, Any] = {
-        "spectral": config.spectral,
-        "treatments": variant.treatments,
+    shape: dict[str, Any] = {
+        "treatments": list(variant.treatments),
         "channels": data.image_shape[0],
         "classes": data.classes,
     }
-    model = build_resnet(config.model, generator=weights, **network)
+    model = build_resnet(config.model, spectral=config.spectral, generator=weights, **shape)
     model.to(data.train.labels.device)
     batches = batches_of(data, config.data, seed=seed)
     total_steps = config.optim.epochs * batches.batches_per_epoch
@@ -73,7 +73,10 @@ def build_on(
         optimizer=optimizer,
         scheduler=scheduler,
         handle=handle,
-        network=describe_resnet(config.model, **network),
+        network=network_entry(
+            resnet_from,
+            {"model": asdict(config.model), "spectral": asdict(config.spectral), **shape},
+        ),
         settings={"model": asdict(config.model), **variant.settings()},
         more_fields=more_fields,
     )

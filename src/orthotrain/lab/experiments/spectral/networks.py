@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final, assert_never
 
 import torch
@@ -13,7 +12,7 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.classifier.config import ResNetConfig
 from orthotrain.lab.experiments.spectral.config import NEWTON_SCHULZ, ROOT, SpectralConfig
 from orthotrain.lab.experiments.treatments import OW
-from orthotrain.lab.run.restore import network_entry, rebuilds
+from orthotrain.lab.run.restore import rebuilds
 from orthotrain.layers import (
     GlobalCovariancePool,
     OrthogonalConv2d,
@@ -114,39 +113,7 @@ def _orthogonal_stem(stem: nn.Module, *, generator: torch.Generator | None) -> O
     )
 
 
-def describe_resnet(
-    config: ResNetConfig,
-    *,
-    spectral: SpectralConfig,
-    treatments: Sequence[str],
-    channels: int,
-    classes: int,
-) -> dict[str, Any]:
-    """What a checkpoint says of the network."""
-    settings = {
-        "model": asdict(config),
-        "spectral": asdict(spectral),
-        "treatments": list(treatments),
-        "channels": channels,
-        "classes": classes,
-    }
-    return network_entry(resnet_from, settings)
-
-
 @rebuilds
-def resnet_from(
-    *,
-    model: Mapping[str, Any],
-    spectral: Mapping[str, Any],
-    treatments: Sequence[str],
-    channels: int,
-    classes: int,
-) -> ResNet:
-    """The network that :func:`describe_resnet` told of, with fresh weights."""
-    return build_resnet(
-        ResNetConfig(**model),
-        spectral=SpectralConfig(**spectral),
-        treatments=treatments,
-        channels=channels,
-        classes=classes,
-    )
+def resnet_from(*, model: Mapping[str, Any], spectral: Mapping[str, Any], **more: Any) -> ResNet:
+    """The network of a checkpoint, with fresh weights."""
+    return build_resnet(ResNetConfig(**model), spectral=SpectralConfig(**spectral), **more)
