@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,16 @@ from orthotrain.lab.experiments.treatments import Settings, methods_of
 from orthotrain.lab.run.restore import rebuilds
 from orthotrain.layers import EigenSubspace
 from orthotrain.methods.protocol import Method
-from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
-from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
-from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 
-Generator = LinearGenerator | EigenGenerator | SimpleGenerator
+if TYPE_CHECKING:
+    from orthotrain.models.eigengan import EigenGenerator
+    from orthotrain.models.linear_gan import LinearGenerator
+    from orthotrain.models.simple_gan import SimpleGenerator
+
+    Generator = LinearGenerator | EigenGenerator | SimpleGenerator
+else:  # only the generator that is trained is loaded
+    Generator = nn.Module
+
 #: Pattern of the latent weight of each generator.
 LATENT_WEIGHT: Final = {"linear": "*.u", "eigen": "*.u", "simple": "latent"}
 
@@ -46,11 +51,15 @@ def build_players(
     """
     match model.kind:
         case "linear":
+            from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
+
             return (
                 LinearGenerator(shape[0], latent_dim=model.latent_dim, generator=generator),
                 QuadraticCritic(shape[0]),
             )
         case "eigen":
+            from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
+
             channels, size = shape[0], shape[1]
             return (
                 EigenGenerator(
@@ -69,6 +78,8 @@ def build_players(
                 ),
             )
         case "simple":
+            from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
+
             channels, size = shape[0], shape[1]
             return (
                 SimpleGenerator(
@@ -135,22 +146,24 @@ def generator_from(*, model: Mapping[str, Any], shape: Sequence[int]) -> Generat
     return generator.requires_grad_(False).eval()
 
 
-def latent_layers(generator: Generator) -> list[tuple[nn.Module, str]]:
+def latent_layers(generator: nn.Module) -> list[tuple[nn.Module, str]]:
     """The layers that hold the latent weights, each with the weight's name."""
-    if isinstance(generator, SimpleGenerator):
-        return [(generator.latent, "weight")]
-    return [(one, "u") for one in generator.modules() if isinstance(one, EigenSubspace)]
+    return [(layer, weight) for _, layer, weight in _latent(generator)]
 
 
-def latent_weights(generator: Generator) -> list[tuple[str, Tensor]]:
-    """The latent weights as matrices with a row a coordinate, with the names of their layers."""
-    if isinstance(generator, SimpleGenerator):
-        return [("latent", generator.latent.weight.detach().flatten(1))]
-    return [
-        (name, module.u.detach())
-        for name, module in generator.named_modules()
-        if isinstance(module, EigenSubspace)
+def latent_weights(generator: nn.Module) -> list[tuple[str, Tensor]]:
+    """The latent weights as matrices with one row per coordinate, and the names of their layers."""
+    return [(n, getattr(layer, w).detach().flatten(1)) for n, layer, w in _latent(generator)]
+
+
+def _latent(generator: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Every subspace; in a generator without any its first layer, ``latent``."""
+    subspaces: list[tuple[str, nn.Module, str]] = [
+        (name, layer, "u")
+        for name, layer in generator.named_modules()
+        if isinstance(layer, EigenSubspace)
     ]
+    return subspaces or [("latent", generator.get_submodule("latent"), "weight")]
 
 
 def gram_deviation(weight: Float[Tensor, "k n"]) -> float:

@@ -1,4 +1,4 @@
-"""Runs that hold treatments of a generator's latent weight against each other.
+"""Runs that compare treatments of a generator's latent weight.
 
 This module does not import torch, so a command line can be parsed before torch is loaded.
 """

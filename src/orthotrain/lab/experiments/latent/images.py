@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from orthotrain.disentangle import Evaluation
-from orthotrain.lab.experiments.latent.build import Generator
 from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
 from orthotrain.lab.experiments.latent.image_data import build_images, build_sprites, image_source
 from orthotrain.lab.experiments.latent.image_score import BUDGETS, ImageGenerator, image_scores
@@ -22,7 +22,6 @@ from orthotrain.lab.experiments.latent.trainer import AdversarialTrainer
 from orthotrain.lab.experiments.latent.traversal_frames import write_traversals
 from orthotrain.lab.run.record import SeedFolder, write_json
 from orthotrain.lab.run.reproducibility import resolve_device
-from orthotrain.models.linear_gan import LinearGenerator
 
 
 def build(config: LatentRun, variant: LatentVariant, seed: int) -> AdversarialTrainer:
@@ -50,15 +49,15 @@ class ImageJudge:
 
     def scores(self, state: AdversarialState, folder: SeedFolder) -> dict[str, float]:
         """The few that variants are compared in; all of them go into evaluation.json."""
-        model = _of_images(averaged(state))
+        model: Any = averaged(state)
         scores, evaluation = self._scored(model)
         write_json(folder.path / "evaluation.json", evaluation.to_dict())
         write_traversals(model, folder.path / "traversals.npz", seed=self.seed)
         return scores
 
-    def scores_along(self, model: Generator, directions: Tensor) -> Mapping[str, float]:
+    def scores_along(self, model: Any, directions: Tensor) -> Mapping[str, float]:
         """Scores of moves along these directions."""
-        return self._scored(_of_images(model), directions)[0]
+        return self._scored(model, directions)[0]
 
     def _scored(
         self, model: ImageGenerator, directions: Tensor | None = None
@@ -72,8 +71,3 @@ class ImageJudge:
             seed=self.seed,
             directions=directions,
         )
-
-
-def _of_images(model: Generator) -> ImageGenerator:
-    assert not isinstance(model, LinearGenerator)
-    return model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from orthotrain.lab.experiments.latent.build import Generator
 from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
 from orthotrain.lab.experiments.latent.linear_score import linear_scores
 from orthotrain.lab.experiments.latent.sources import GaussianSource
@@ -15,7 +15,6 @@ from orthotrain.lab.experiments.latent.state import AdversarialState, build_adve
 from orthotrain.lab.experiments.latent.trainer import AdversarialTrainer
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.reproducibility import resolve_device
-from orthotrain.models.linear_gan import LinearGenerator
 
 
 def build(config: LatentRun, variant: LatentVariant, seed: int) -> AdversarialTrainer:
@@ -38,13 +37,9 @@ class LinearJudge:
 
     def scores(self, state: AdversarialState, folder: SeedFolder) -> dict[str, float]:
         """Scores of the generator itself: its average lags behind by more than they resolve."""
-        return linear_scores(_linear(state.generator), self.source, seed=self.seed)
+        generator: Any = state.generator
+        return linear_scores(generator, self.source, seed=self.seed)
 
-    def scores_along(self, model: Generator, directions: Tensor) -> Mapping[str, float]:
+    def scores_along(self, model: Any, directions: Tensor) -> Mapping[str, float]:
         """Scores of moves along these directions."""
-        return linear_scores(_linear(model), self.source, seed=self.seed, directions=directions)
-
-
-def _linear(model: Generator) -> LinearGenerator:
-    assert isinstance(model, LinearGenerator)
-    return model
+        return linear_scores(model, self.source, seed=self.seed, directions=directions)

@@ -40,7 +40,7 @@ def to_pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
 
 
 def sample_grid(pixels: UInt8[Tensor, "n h w c"], *, columns: int) -> UInt8[Tensor, "rows cols c"]:
-    """Images side by side, ``columns`` a row; what is missing in the last row is black."""
+    """Images side by side, ``columns`` per row; what is missing in the last row is black."""
     n, h, w, c = pixels.shape
     rows = -(-n // columns)
     grid = torch.zeros(rows * columns, h, w, c, dtype=torch.uint8)

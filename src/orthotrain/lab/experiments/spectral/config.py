@@ -1,4 +1,4 @@
-"""Runs that hold treatments of an ill-conditioned spectral layer against each other.
+"""Runs that compare treatments of an ill-conditioned spectral layer.
 
 This module does not import torch, so a command line can be parsed before torch is loaded.
 """
