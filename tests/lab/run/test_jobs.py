@@ -140,21 +140,6 @@ def test_the_number_of_threads_is_put_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_bits_of_one(tmp_path):
-    config = replace(CONFIG, seeds=(0, 1), optim=replace(CONFIG.optim, epochs=1))
-    messages = []
-    folders = [
-        run(tmp_path / "one", TUNED, NARROW, config=config, workers=1),
-        run(tmp_path / "two", TUNED, NARROW, config=config, workers=2, on_progress=messages.append),
-    ]
-    for name in (TUNED, NARROW):
-        one, two = (folder.results(name, (0, 1)) for folder in folders)
-        assert [r["validation_loss"] for r in one] == [r["validation_loss"] for r in two]
-        assert [r["test_loss"] for r in one] == [r["test_loss"] for r in two]
-    assert sum(message.stage == "finished" for message in messages) == 4
-
-
-@pytest.mark.slow
 @pytest.mark.bad_input
 def test_an_error_in_a_worker_keeps_its_type_and_stops_the_others(tmp_path):
     config = replace(

@@ -112,7 +112,9 @@ def due(trainer: Trainer, every: int) -> bool:
 def _require_finite_losses(losses: dict[str, float], trainer: Trainer, folder: SeedFolder) -> None:
     for name, value in losses.items():
         if not math.isfinite(value):
-            raise NonFiniteError(_broken(f"the {name.replace('_', ' ')}", value, trainer, folder))
+            what = f"the {name.replace('_', ' ')}"
+            rate = f", learning rate {losses['lr']:.2g}" if "lr" in losses else ""
+            raise NonFiniteError(_broken(what, str(value), trainer, folder, rate=rate))
 
 
 def _require_finite_weights(training: dict[str, Any], trainer: Trainer, folder: SeedFolder) -> None:
@@ -129,8 +131,8 @@ def _require_finite_weights(training: dict[str, Any], trainer: Trainer, folder: 
                 )
 
 
-def _broken(what: str, how: float | str, trainer: Trainer, folder: SeedFolder) -> str:
+def _broken(what: str, how: str, trainer: Trainer, folder: SeedFolder, *, rate: str = "") -> str:
     return (
-        f"train: {what} in {folder.path} is {how} at step {trainer.steps}; its last checkpoint "
-        "is kept; try a smaller --optim.lr or --precision float32 in a new --run-dir"
+        f"train: {what} in {folder.path} is {how} at step {trainer.steps}{rate}; its last "
+        "checkpoint is kept; try a smaller --optim.lr or --precision float32 in a new --run-dir"
     )
