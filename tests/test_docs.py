@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
-from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.cli.parser import parse
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.experiment import named
 from orthotrain.lab.run.loop import train
-from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.record import RunFolder, SeedFolder
 from orthotrain.lab.run.restore import read_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +87,15 @@ def test_the_experiment_of_two_files_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert whole["switch_step"] is not None
     weights = load_checkpoint(paths[0])["training"]["model"]
     assert_same_bits(dict(read_network(paths[0]).state_dict()), dict(weights))
+
+
+def test_the_command_goes_on_with_an_experiment_of_a_users_own(tmp_path, monkeypatch):
+    write_files(ROOT / "docs" / "write_an_experiment.md", tmp_path, monkeypatch)
+    name = "mlp_digits:EXPERIMENT"
+    given = parse(["train", name, "--scale", "smoke", "--model.width", "32"]).config()
+    assert given == replace(recipe_config(name, "smoke"), model=replace(given.model, width=32))
+    RunFolder(tmp_path / "run").open(given)
+    assert parse(["train", "--resume", "--run-dir", str(tmp_path / "run")]).config() == given
 
 
 def test_blocks_are_found_between_fences(tmp_path):

@@ -254,6 +254,11 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
         )
 
 
+def test_a_known_recipe_goes_before_a_value_that_looks_like_one_of_a_users_own():
+    config = parse(["train", "--run-dir", "host:folder", "cifar10-dbn"]).config()
+    assert config.recipe == "cifar10-dbn"
+
+
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):

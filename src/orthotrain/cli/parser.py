@@ -108,8 +108,9 @@ def _named_recipe(arguments: list[str]) -> str:
     anywhere, in a configuration file, or in the folder of a run that goes on.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    if named := next((word for word in words if is_recipe(word)), None):
-        return named
+    # A known name goes first: the value of another option may look like module:NAME.
+    if found := sorted(filter(is_recipe, words), key=lambda word: ":" in word):
+        return found[0]
     files = [Path(word) for word in words if word.endswith((".yaml", ".yml"))]
     if "--resume" in words:
         places = [after for word, after in pairwise(words) if word == "--run-dir"]
