@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -46,9 +46,9 @@ def _experiments_in(module: str) -> Iterator[Experiment]:
     return (value for value in values if isinstance(value, Experiment))
 
 
-def _installed() -> dict[str, EntryPoint]:
-    """What other packages offer; loaded when it is chosen."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+def _installed() -> dict[str, str]:
+    """What other packages offer, as ``module:NAME``; imported when it is chosen."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -69,14 +69,8 @@ def find_recipe(name: str) -> Experiment:
     """
     if name in _built_in():
         return _built_in()[name]
-    if name in _installed():
-        found = _installed()[name].load()
-    elif ":" in name:
-        # ``python -m`` looks into the current folder, an installed command does not.
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        found = named(name)
-    else:
+    reference = _installed().get(name, name)
+    if ":" not in reference:
         names = recipe_names()
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -84,6 +78,10 @@ def find_recipe(name: str) -> Experiment:
             f"recipe {name!r} does not exist; {hint}choose from {', '.join(names)}, or name one "
             "of your own as module:NAME"
         )
+    # ``python -m`` looks into the current folder, an installed command does not.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    found = named(reference)
     if not isinstance(found, Experiment):
         raise ConfigError(f"recipe {name} is a {type(found).__name__}; need an Experiment")
     return found
