@@ -12,15 +12,12 @@ from dataclasses import replace
 import torch
 
 from _measure import interleaved_seconds, ratio, report, verdict
-from orthotrain.lab.experiments.catalog import recipe_config
-from orthotrain.lab.experiments.latent.build import build_source
-from orthotrain.lab.experiments.latent.config import all_latent_variants
-from orthotrain.lab.experiments.latent.state import build_adversarial
+from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.lab.experiments.latent.images import build
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.linalg import polar_factor
 
 TARGET = 0.15
-CPU = torch.device("cpu")
 # A latent weight of EigenGAN at 256 pixels, and those of smaller ones.
 GRADIENTS = ((6, 32_768), (6, 8_192), (6, 4_096), (6, 524_288))
 
@@ -47,16 +44,16 @@ def nog_against_svd(*, rounds: int) -> list[tuple[object, ...]]:
 
 def step_of(recipe: str, variant: str, size: int, batch: int):
     """One step of both players; of EigenGAN with half of the recipe's full width."""
-    full = recipe_config(recipe, "full")
+    experiment = find_recipe(recipe)
+    full = experiment.at("full")
     config = replace(
         full,
         data=replace(full.data, image_size=size, batch_size=batch),
         model=replace(full.model, base_channels=8),
         device="cpu",
     )
-    chosen = next(v for v in all_latent_variants() if v.name == variant)
-    source = build_source(config.data, device=CPU)
-    state = build_adversarial(chosen, 0, config, source=source, device=CPU)
+    chosen = next(v for v in experiment.variants(config) if v.name == variant)
+    state = build(config, chosen, 0).state
     return lambda: adversarial_step(state, config)
 
 
@@ -65,7 +62,7 @@ def steps(*, rounds: int, batch: int, sizes: list[int]) -> list[tuple[object, ..
     rows: list[tuple[object, ...]] = []
     for size in sizes:
         for recipe in ("sprites-eigengan", "sprites-simplegan"):
-            variants = ("none", "nog", "hessian", "orojar")
+            variants = ("baseline", "nog", "hessian", "orojar")
             candidates = {name: step_of(recipe, name, size, batch) for name in variants}
             seconds = interleaved_seconds(candidates, rounds=rounds, warmup=1)
             for name in variants:
@@ -73,7 +70,7 @@ def steps(*, rounds: int, batch: int, sizes: list[int]) -> list[tuple[object, ..
                     (
                         recipe.removeprefix("sprites-"), size, name,
                         f"{100 * statistics.median(seconds[name]):.1f}",
-                        ratio(seconds, name, "none"),
+                        ratio(seconds, name, "baseline"),
                     )
                 )  # fmt: skip
     return rows
@@ -95,7 +92,7 @@ def main() -> None:
     )
     report(
         f"Seconds per 100 steps of both players, batch {arguments.batch}, 8 base channels",
-        ("model", "pixels", "variant", "s / 100", "over none"),
+        ("model", "pixels", "variant", "s / 100", "over baseline"),
         steps(rounds=arguments.step_rounds, batch=arguments.batch, sizes=arguments.sizes),
     )
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
+from orthotrain.cli.parser import parse_run
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
+from orthotrain.lab.run.checkpoint import load_checkpoint
+from orthotrain.lab.run.experiment import named
+from orthotrain.lab.run.loop import train
+from orthotrain.lab.run.record import RunFolder, SeedFolder
+from orthotrain.lab.run.restore import read_network
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,24 +34,73 @@ def python_blocks(page: Path) -> str:
     return "\n".join(kept)
 
 
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a page shows, fenced as "python NAME", by name."""
+    return dict(re.findall(r"^```python (\S+)\n(.*?)^```$", page.read_text(), re.M | re.S))
+
+
 WITH_CODE = [page for page in PAGES if python_blocks(page).strip()]
 
 
 def test_the_pages_that_promise_code_have_it():
     promised = (
         *("oialr", "roots", "whitening", "pooling", "nog", "olr", "orthogonal_weights"),
-        *("conditioning", "rank_rule", "write_a_method"),
+        *("conditioning", "rank_rule", "write_a_method", "write_an_experiment"),
     )
     pages = {"README.md", *(f"{name}.md" for name in promised)}
     assert pages <= {page.name for page in WITH_CODE}
 
 
+def write_files(page: Path, folder: Path, monkeypatch) -> None:
+    """Write the files of a page into a folder, and go there."""
+    for name, text in files_of(page).items():
+        (folder / name).write_text(text)
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(folder)
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_page_runs(page):
+def test_page_runs(page, tmp_path, monkeypatch):
+    write_files(page, tmp_path, monkeypatch)
     with torch.random.fork_rng(devices=[]):
         # The page stands alone: the future imports of this file are not its own.
         code = compile(python_blocks(page), str(page), "exec", dont_inherit=True)
         exec(code, {"__name__": "page"})
+
+
+def test_the_experiment_of_two_files_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "write_an_experiment.md"
+    write_files(page, tmp_path, monkeypatch)
+    assert sorted(files_of(page)) == ["mlp_build.py", "mlp_digits.py"]
+    experiment = find_recipe("mlp_digits:EXPERIMENT")
+    config = experiment.at("smoke")
+    config = replace(config, record=replace(config.record, checkpoint_every_epochs=1))
+    variant = experiment.variants(config)[1]
+
+    def train_in(folder, **options):
+        trainer = named(experiment.build)(config, variant, 0)
+        return train(trainer, variant=variant, seed=0, folder=SeedFolder(folder), **options)
+
+    whole = train_in(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train_in(tmp_path / "killed", on_progress=KillAt(40))
+    assert without_times([train_in(tmp_path / "killed")]) == without_times([whole])
+    paths = [SeedFolder(tmp_path / name).checkpoint for name in ("whole", "killed")]
+    assert_same_bits(*(load_checkpoint(path)["training"] for path in paths))
+    assert whole["switch_step"] is not None
+    weights = load_checkpoint(paths[0])["training"]["model"]
+    assert_same_bits(dict(read_network(paths[0]).state_dict()), dict(weights))
+
+
+def test_the_command_goes_on_with_an_experiment_of_a_users_own(tmp_path, monkeypatch):
+    write_files(ROOT / "docs" / "write_an_experiment.md", tmp_path, monkeypatch)
+    name = "mlp_digits:EXPERIMENT"
+    given = parse_run("train", [name, "--scale", "smoke", "--model.width", "32"]).config
+    assert given == replace(recipe_config(name, "smoke"), model=replace(given.model, width=32))
+    RunFolder(tmp_path / "run").open(given)
+    resumed = parse_run("train", ["--resume", "--run-dir", str(tmp_path / "run")])
+    assert resumed.config == given
 
 
 def test_blocks_are_found_between_fences(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import NoReturn
 
 #: What the papers call it -> what it is called here.
@@ -22,6 +23,22 @@ _ACRONYMS = {
 def missing_name(module: str) -> Callable[[str], NoReturn]:
     """A ``__getattr__`` for a module that has all its public names already."""
     return partial(raise_missing, module)
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """A ``__getattr__`` for a package that loads each public name on first use.
+
+    Args:
+        package: Name of the package.
+        homes: Public name -> the module of the package that defines it.
+    """
+
+    def load(name: str) -> object:
+        if name not in homes:
+            raise_missing(package, name)
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return load
 
 
 def raise_missing(module: str, name: str) -> NoReturn:

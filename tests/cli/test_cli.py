@@ -15,7 +15,7 @@ from orthotrain.cli.main import build_parser
 from orthotrain.cli.parser import parse_run, run_parser
 from orthotrain.cli.train import spread, worker_count
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.catalog import RECIPES, recipe_config
+from orthotrain.lab.experiments.catalog import recipe_config, recipe_names
 from orthotrain.lab.run.record import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -314,7 +314,12 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_known_recipe_goes_before_a_value_that_looks_like_one_of_a_users_own():
+    config = config_of("--run-dir", "host:folder", "cifar10-dbn")
+    assert config.recipe == "cifar10-dbn"
+
+
+@pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):
     assert config_of(name, "--scale", scale) == recipe_config(name, scale)
@@ -353,16 +358,16 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
 
 
 def test_a_run_of_generators_ends_with_a_table_that_fits_a_line(capsys, tmp_path):
-    arguments = ["--scale", "smoke", "--variants", "none", "nog", "--jobs", "1"]
+    arguments = ["--scale", "smoke", "--variants", "baseline", "nog", "--jobs", "1"]
     folder = tmp_path / "run"
     assert main(["train", "latent-linear", *arguments, "--run-dir", str(folder)]) == 0
     table = capsys.readouterr().out.splitlines()[-4:]
-    heading, none, nog, report = table
+    heading, baseline, nog, report = table
     assert heading.split("  ")[0] == "variant"
     for title in ("alignment", "alignment sefa", "frechet", "ms/step"):
         assert title in heading
     assert "householder" not in heading
-    assert none.startswith("none")
+    assert baseline.startswith("baseline")
     assert nog.startswith("NOG")
     assert max(map(len, table[:3])) <= 120
     assert report.startswith("report: ")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthotrain.cli.command import Command
-from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,12 +69,9 @@ def _network_of(path: Path) -> nn.Module | None:
     """The network whose weights a file holds, where it is the checkpoint of a run."""
     if path.suffix == ".safetensors":
         return None
-    from orthotrain.lab.run.restore import read_generator, read_network
+    from orthotrain.lab.run.restore import read_network
 
-    try:
-        return read_network(path)
-    except CheckpointError:
-        return read_generator(path)
+    return read_network(path)
 
 
 def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:

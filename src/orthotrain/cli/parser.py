@@ -13,7 +13,11 @@ from jsonargparse import ArgumentParser
 from orthotrain.cli.command import Parser, RunCommand
 from orthotrain.cli.settings import add_settings, built, given_names
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.catalog import DEFAULT_RECIPE, RECIPES, recipe_config
+from orthotrain.lab.experiments.catalog import (
+    DEFAULT_RECIPE,
+    recipe_config,
+    recipe_names,
+)
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.record import RunFolder
 
@@ -59,7 +63,7 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
     """
     parser = ArgumentParser(prog=f"orthotrain {name}", exit_on_error=False, allow_abbrev=False)
     add = parser.add_argument
-    known = f"one of {', '.join(RECIPES)} (default: {DEFAULT_RECIPE})"
+    known = f"one of {', '.join(recipe_names())} (default: {DEFAULT_RECIPE})"
     add("recipe_name", nargs="?", metavar="RECIPE", help=known)
     # A positional cannot come out of a configuration file, an option can.
     add("--recipe", default=base.recipe, help="the same, for use in a file")

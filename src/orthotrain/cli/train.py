@@ -6,14 +6,16 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 from orthotrain.cli.command import RunCommand
 from orthotrain.cli.progress import shown_progress
 from orthotrain.errors import ConfigError
-from orthotrain.lab.run.config import RunConfig, Variant, variants_of
+from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.lab.run.config import RunConfig, Variant
+from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.record import RunFolder
 
 
@@ -21,9 +23,10 @@ def run_train(command: RunCommand) -> int:
     """Train what has no result yet, print the table, write the report."""
     arguments = command.arguments
     config = command.config
-    folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}"))
-    variants = variants_of(config)
-    train_variants(command, config, variants, folder=folder, read_test=True)
+    experiment = find_recipe(config.recipe)
+    folder = RunFolder(Path(arguments.run_dir or f"runs/{experiment.name}-{config.scale}"))
+    variants = experiment.chosen(config)
+    train_variants(command, experiment, config, variants, folder=folder, read_test=True)
     print(final_table(variants, config, folder=folder))
     if arguments.report:
         from orthotrain.lab.report import write_report
@@ -34,6 +37,7 @@ def run_train(command: RunCommand) -> int:
 
 def train_variants(
     command: RunCommand,
+    experiment: Experiment,
     config: RunConfig,
     variants: Sequence[Variant],
     *,
@@ -46,25 +50,20 @@ def train_variants(
     print(f"run folder: {folder.path.resolve()}", flush=True)
 
     # torch is loaded here, after everything that can be checked without it.
-    from orthotrain.lab.run.jobs import run_all
+    from orthotrain.lab.run.jobs import Run, run_all
     from orthotrain.lab.run.reproducibility import environment, resolve_device
 
     folder.describe(
+        experiment,
+        config,
+        variants=variants,
         environment=environment(
             command=command.line, device=resolve_device(config.device), threads=config.threads
         ),
-        config=config,
-        variants=tuple(variants),
     )
     with shown_progress(len(variants) * len(config.seeds)) as on_progress:
-        run_all(
-            config,
-            variants,
-            folder=folder,
-            workers=workers,
-            read_test=read_test,
-            on_progress=on_progress,
-        )
+        run = Run(experiment.build, config, folder, read_test)
+        run_all(run, variants, workers=workers, on_progress=on_progress)
 
 
 def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
@@ -79,26 +78,25 @@ def worker_count(jobs: int | None, *, device: str, threads: int) -> int:
 
 
 def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFolder) -> str:
-    """One line a variant: mean and standard deviation over seeds."""
+    """One line per variant: mean and standard deviation over seeds of what results hold."""
     results = {v.name: folder.results(v.name, config.seeds) for v in variants}
-    heading: tuple[str, ...]
-    match config.family:
-        case "lowrank":
-            dense = _full_size(config, folder)
-            heading = _LOWRANK_HEADING
-            cells = {name: _lowrank_cells(found, dense=dense) for name, found in results.items()}
-        case "spectral":
-            heading = _SPECTRAL_HEADING
-            cells = {name: _spectral_cells(found) for name, found in results.items()}
-        case "latent":
-            measured = {name for found in results.values() for name in found[0]["scores"]}
-            scores = [name for name in _LATENT_SCORES if name in measured]
-            heading = ("variant", *(name.replace("_", " ") for name in scores), "ms/step")
-            cells = {name: _latent_cells(found, scores) for name, found in results.items()}
-        case _:
-            assert_never(config.family)
-    lines = [heading, *((variant.title, *cells[variant.name]) for variant in variants)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    every = [result for found in results.values() for result in found]
+    # Numbers of the full network, the 100 % of every share: no variant has more.
+    dense = max((result["dense"] for result in every if "dense" in result), default=0)
+    columns = [
+        (heading, digits, read)
+        for heading, digits, read in _COLUMNS
+        if any(read(result, dense) is not None for result in every)
+    ]
+    lines = [("variant", *(heading for heading, _, _ in columns))]
+    for variant in variants:
+        cells = []
+        for _, digits, read in columns:
+            values = [read(result, dense) for result in results[variant.name]]
+            known = [value for value in values if value is not None]
+            cells.append(spread(known, digits=digits) if known else "-")
+        lines.append((variant.title, *cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -108,48 +106,40 @@ def final_table(variants: Sequence[Variant], config: RunConfig, *, folder: RunFo
     )
 
 
-_LOWRANK_HEADING = ("variant", "test %", "stored %", "trainable %", "ms/step at the end")
+Read = Callable[[Mapping[str, Any], float], float | None]
+
+
+def _field(name: str, *, times: float = 1.0) -> Read:
+    def read(result: Mapping[str, Any], dense: float) -> float | None:
+        value = result.get(name)
+        return None if value is None else times * value
+
+    return read
+
+
+def _share(name: str) -> Read:
+    return lambda result, dense: 100 * result[name] / dense if "dense" in result else None
+
+
+def _score(name: str) -> Read:
+    return lambda result, dense: result.get("scores", {}).get(name)
+
+
 # What fits a line; the report has all of them.
-_LATENT_SCORES = (
+_SCORES = (
     *("alignment", "alignment_sefa", "disentanglement", "disentanglement_sefa"),
     *("vp", "vp_sefa", "frechet", "frechet_floor"),
 )
-_SPECTRAL_HEADING = ("variant", "test error %", "validation error %", "weight norm", "ms/step")
-
-
-def _lowrank_cells(results: Sequence[dict[str, Any]], *, dense: float) -> tuple[str, ...]:
-    return (
-        spread([100 * result["test_accuracy"] for result in results], digits=2),
-        spread([100 * result["stored"] / dense for result in results], digits=1),
-        spread([100 * result["trainable"] / dense for result in results], digits=1),
-        spread([result["step_ms_final"] for result in results], digits=1),
-    )
-
-
-def _spectral_cells(results: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    norms = [result["weight_norm"] for result in results if result["weight_norm"] is not None]
-    return (
-        spread([100 * (1 - result["test_accuracy"]) for result in results], digits=2),
-        spread([100 * (1 - result["validation_accuracy"]) for result in results], digits=2),
-        spread(norms, digits=2) if norms else "-",
-        spread([result["step_ms_final"] for result in results], digits=1),
-    )
-
-
-def _latent_cells(results: Sequence[dict[str, Any]], scores: Sequence[str]) -> tuple[str, ...]:
-    return (
-        *(
-            spread([r["scores"][name] for r in results if name in r["scores"]], digits=3)
-            for name in scores
-        ),
-        spread([result["step_ms"] for result in results], digits=1),
-    )
-
-
-def _full_size(config: RunConfig, folder: RunFolder) -> float:
-    """Numbers of the full dense network, the 100 % of every share: no variant has more."""
-    results = [r for name in config.variants for r in folder.results(name, config.seeds)]
-    return float(max(result["dense"] for result in results))
+_COLUMNS: tuple[tuple[str, int, Read], ...] = (
+    ("test %", 2, _field("test_accuracy", times=100)),
+    ("validation %", 2, _field("validation_accuracy", times=100)),
+    ("stored %", 1, _share("stored")),
+    ("trainable %", 1, _share("trainable")),
+    ("weight norm", 2, _field("weight_norm")),
+    *((name.replace("_", " "), 3, _score(name)) for name in _SCORES),
+    ("ms/step", 1, _field("step_ms")),
+    ("ms/step at the end", 1, _field("step_ms_final")),
+)
 
 
 def spread(values: Sequence[float], *, digits: int) -> str:

@@ -27,13 +27,13 @@ def run_tune(command: RunCommand) -> int:
     arguments = command.arguments
     recipe = find_recipe(command.config.recipe)
     config = tuning_config(recipe, command.config)
-    folder = RunFolder(Path(arguments.run_dir or f"runs/{config.recipe}-{config.scale}-tune"))
+    folder = RunFolder(Path(arguments.run_dir or f"runs/{recipe.name}-{config.scale}-tune"))
     grid = grid_of(recipe)
     variants = grid_variants(grid)
     output = Path(arguments.output) if arguments.output else folder.path / "tuned.json"
     if not output.parent.is_dir() and output.parent != folder.path:
         raise ConfigError(f"--output: the folder {output.parent} does not exist; create it first")
-    train_variants(command, config, variants, folder=folder, read_test=False)
+    train_variants(command, recipe, config, variants, folder=folder, read_test=False)
 
     dense, *outcomes = (outcome(v.name, folder.results(v.name, config.seeds)) for v in variants)
     chosen = choose(outcomes, dense=dense, max_accuracy_loss=grid.max_accuracy_loss)

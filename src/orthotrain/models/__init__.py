@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from orthotrain._names import missing_name
-from orthotrain.models.average import ema_of
-from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
-from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
-from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
+from orthotrain._names import lazy_names
+
+if TYPE_CHECKING:
+    from orthotrain.models.average import ema_of
+    from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
+    from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
+    from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 
 __all__ = [
     "EigenDiscriminator",
@@ -17,6 +19,15 @@ __all__ = [
     "SimpleGenerator",
     "ema_of",
 ]
+_HOME = {
+    "EigenDiscriminator": "eigengan",
+    "EigenGenerator": "eigengan",
+    "LinearGenerator": "linear_gan",
+    "QuadraticCritic": "linear_gan",
+    "SimpleDiscriminator": "simple_gan",
+    "SimpleGenerator": "simple_gan",
+    "ema_of": "average",
+}
 
-if not TYPE_CHECKING:  # type checkers know that the name is missing
-    __getattr__ = missing_name(__name__)
+if not TYPE_CHECKING:  # type checkers know which names there are
+    __getattr__ = lazy_names(__name__, _HOME)

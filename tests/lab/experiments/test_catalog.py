@@ -1,4 +1,6 @@
+import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +9,12 @@ import pytest
 from data.packed import write_folder, write_packed
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.catalog import RECIPES, find_recipe, recipe_config
-from orthotrain.lab.experiments.classifier.build import build_data
-from orthotrain.lab.experiments.classifier.loop import train
-from orthotrain.lab.experiments.latent import loop
-from orthotrain.lab.experiments.latent.loop import train_generator
-from orthotrain.lab.run.config import Job, variants_of
+from orthotrain.lab.experiments.catalog import find_recipe, is_recipe, recipe_config, recipe_names
+from orthotrain.lab.experiments.latent import images
+from orthotrain.lab.experiments.lowrank import recipes
+from orthotrain.lab.run.experiment import Experiment, named
+from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
-from orthotrain.lab.run.reproducibility import resolve_device
 
 # The plainest and the fullest way to train of each recipe; all ways are trained elsewhere.
 TRAINED = {
@@ -25,10 +25,10 @@ TRAINED = {
     "clothing-gcp": ("gcp",),
 }
 GENERATORS = {
-    "latent-linear": ("none", "nog-retraction", "olr-sgd"),
+    "latent-linear": ("baseline", "nog-retraction", "olr-sgd"),
     "sprites-eigengan": ("nog-olr",),
-    "sprites-simplegan": ("none",),
-    "faces-eigengan": ("none",),
+    "sprites-simplegan": ("baseline",),
+    "faces-eigengan": ("baseline",),
     "faces-simplegan": ("nog-olr",),
 }
 # Packed files as small as each reader takes them.
@@ -50,24 +50,34 @@ PACKED = {
 
 
 def test_every_recipe_is_trained_here():
-    assert [*TRAINED, *GENERATORS] == list(RECIPES)
+    assert {*TRAINED, *GENERATORS} == set(recipe_names())
+
+
+def trained(name, variant, config, folder):
+    experiment = find_recipe(name)
+    chosen = next(v for v in experiment.variants(config) if v.name == variant)
+    trainer = named(experiment.build)(config, chosen, 0)
+    return train(trainer, variant=chosen, seed=0, folder=SeedFolder(folder))
+
+
+def with_packed_data(config, folder):
+    if config.data.name not in PACKED:
+        return config
+    file, settings = PACKED[config.data.name]
+    packed = write_packed(folder / file, **settings)
+    return replace(config, data=replace(config.data, dir=str(packed)))
 
 
 @pytest.mark.parametrize(
     ("name", "variant"), [(name, variant) for name in GENERATORS for variant in GENERATORS[name]]
 )
 def test_every_recipe_of_generators_trains_two_steps(name, variant, tmp_path, monkeypatch):
-    config = recipe_config(name, "smoke")
+    config = with_packed_data(recipe_config(name, "smoke"), tmp_path)
     config = replace(config, optim=replace(config.optim, steps=2))
-    if config.data.name in PACKED:
-        file, settings = PACKED[config.data.name]
-        packed = write_packed(tmp_path / file, **settings)
-        config = replace(config, data=replace(config.data, dir=str(packed)))
-    if config.model.kind != "linear":
-        # The scores themselves are tested where they are made.
-        monkeypatch.setattr(loop, "image_scores", lambda *a, **k: ({}, Evaluation((), (), (), {})))
-    chosen = next(v for v in variants_of(config) if v.name == variant)
-    result = train_generator(chosen, 0, config, folder=SeedFolder(tmp_path / "run"))
+    # The scores themselves are tested where they are made.
+    scores = ({}, Evaluation((), (), (), {}))
+    monkeypatch.setattr(images, "image_scores", lambda *a, **k: scores)
+    result = trained(name, variant, config, tmp_path / "run")
     assert result["steps"] == 2
     assert all(math.isfinite(score) for score in result["scores"].values())
 
@@ -76,19 +86,15 @@ def test_every_recipe_of_generators_trains_two_steps(name, variant, tmp_path, mo
     ("name", "variant"), [(name, variant) for name in TRAINED for variant in TRAINED[name]]
 )
 def test_every_recipe_trains_two_steps(name, variant, tmp_path):
-    config = recipe_config(name, "smoke")
-    if config.data.name in PACKED:
-        file, settings = PACKED[config.data.name]
-        packed = write_packed(tmp_path / file, **settings)
-        config = replace(config, data=replace(config.data, dir=str(packed), train_limit=None))
-    data = build_data(config.data, device=resolve_device(config.device))
-    config = replace(
-        config,
-        data=replace(config.data, batch_size=len(data.train) // 2),
-        optim=replace(config.optim, epochs=1),
-    )
-    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
-    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    config = with_packed_data(recipe_config(name, "smoke"), tmp_path)
+    limit = config.data.train_limit if config.data.name == "digits" else None
+    trainer = named(find_recipe(name).build)
+    data = replace(config.data, train_limit=limit)
+    config = replace(config, data=data, optim=replace(config.optim, epochs=1))
+    first = find_recipe(name).variants(config)[0]
+    images = len(trainer(config, first, 0).data.train)
+    config = replace(config, data=replace(data, batch_size=images // 2))
+    result = trained(name, variant, config, tmp_path / "run")
     assert result["steps"] == 2
     assert math.isfinite(result["test_loss"])
 
@@ -105,18 +111,19 @@ def test_a_folder_of_images_takes_the_place_of_the_data(name, variant, tmp_path)
         ),
         optim=replace(config.optim, epochs=1),
     )  # fmt: skip
-    data = build_data(config.data, device=resolve_device(config.device))
-    job = Job(next(v for v in variants_of(config) if v.name == variant), 0, config.model)
-    result = train(job, config, folder=SeedFolder(tmp_path / "run"), data=data)
+    result = trained(name, variant, config, tmp_path / "run")
     assert math.isfinite(result["test_loss"])
-    assert result["steps"] == len(data.train) // 8
+    assert result["steps"] > 0
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_scales_say_which_they_are_and_search_other_seeds(recipe):
-    for scale, config in recipe.scales.items():
-        assert (config.recipe, config.scale) == (recipe.name, scale)
-        assert recipe.grid is None or not set(config.seeds) & set(recipe.grid.seeds)
+@pytest.mark.parametrize("name", recipe_names())
+def test_scales_say_which_they_are_and_search_other_seeds(name):
+    recipe = find_recipe(name)
+    for scale in recipe.config:
+        config = recipe_config(name, scale)
+        assert (config.recipe, config.scale) == (name, scale)
+        assert not recipe.search or not set(config.seeds) & set(named(recipe.search).seeds)
+        assert recipe.chosen(config)
 
 
 def test_the_full_whitening_recipe_has_the_published_settings():
@@ -127,7 +134,7 @@ def test_the_full_whitening_recipe_has_the_published_settings():
     assert [round(350 * share) for share in optim.decay_at] == [100, 200, 300]
     assert (data.batch_size, data.crop_padding, data.flip) == (128, 4, True)
     assert (config.spectral.layer, config.spectral.ridge) == ("whitening", 1e-2)
-    assert len(config.variants) == 1 + 13 + 3
+    assert len(find_recipe("cifar10-dbn").chosen(config)) == 1 + 13 + 3
 
 
 def test_the_full_pooling_recipe_has_the_published_settings():
@@ -181,8 +188,50 @@ def test_unknown_recipes_and_scales_are_refused():
 
 
 def test_tuned_settings_say_where_they_come_from():
-    import json
-
-    folder = Path(__file__).parents[2] / "src" / "orthotrain" / "recipes"
-    for path in folder.glob("*_tuned.json"):
+    folder = Path(recipes.__file__).parent
+    files = list(folder.glob("*_tuned.json"))
+    assert files
+    for path in files:
         assert "orthotrain tune" in json.loads(path.read_text())["source"]
+
+
+OWN = """
+from orthotrain.lab.run.config import RunConfig, Variant
+from orthotrain.lab.run.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    "own", "Own", {"cpu": RunConfig()}, lambda config: [Variant("a", "A", "")], "x:build", "x:PAGE"
+)
+NUMBER = 3
+"""
+
+
+def test_an_experiment_of_a_file_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "own_experiment.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    name = "own_experiment:EXPERIMENT"
+    assert is_recipe(name)
+    assert find_recipe(name).title == "Own"
+    # What a resumed run reads in its folder finds the experiment again.
+    assert recipe_config(name, "cpu").recipe == name
+    with pytest.raises(ConfigError, match="is a int; need an Experiment"):
+        find_recipe("own_experiment:NUMBER")
+    with pytest.raises(ConfigError, match="'own_experiment:NO' cannot be loaded"):
+        find_recipe("own_experiment:NO")
+
+
+def test_experiments_of_other_packages_are_found_by_their_entry_points(tmp_path, monkeypatch):
+    (tmp_path / "other_package.py").write_text(OWN)
+    described = tmp_path / "other_package-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n"
+    )
+    (described / "entry_points.txt").write_text(
+        "[orthotrain.experiments]\nother = other_package:EXPERIMENT\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "other" in recipe_names()
+    assert "other_package" not in sys.modules
+    assert isinstance(find_recipe("other"), Experiment)

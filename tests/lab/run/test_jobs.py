@@ -3,21 +3,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.run.tiny import CONFIG, KillAt, Killed, tiny_data
+from lab.run.tiny import CONFIG, KillAt, Killed, variant_of
 from orthotrain.errors import ConfigError, NonFiniteError
-from orthotrain.lab.experiments.classifier.networks import build_vit, narrow_to
-from orthotrain.lab.experiments.lowrank.config import DENSE, NARROW, PAPER, TUNED
-from orthotrain.lab.run import jobs
-from orthotrain.lab.run.config import variants_of
-from orthotrain.lab.run.jobs import run_all
+from orthotrain.lab.experiments.lowrank.config import (
+    DENSE,
+    NARROW,
+    PAPER,
+    TUNED,
+    lowrank_variants,
+)
+from orthotrain.lab.experiments.lowrank.networks import build_vit, narrow_to
+from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, read_json
 
 IMAGE = {"image_shape": (1, 8, 8), "classes": 3}
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(jobs, "build_data", lambda config, *, device: tiny_data())
+TINY = "lab.run.tiny:build_tiny"
 
 
 def numbers(config):
@@ -30,10 +32,11 @@ def opened(path, config):
     return folder
 
 
-def run(path, *names, config=CONFIG, **options):
+def run(path, *names, config=CONFIG, build=TINY, **options):
     config = replace(config, variants=names)
     folder = opened(path, config)
-    run_all(config, variants_of(config), folder=folder, **options)
+    variants = [variant for variant in lowrank_variants(config) if variant.name in names]
+    run_all(Run(build, config, folder), variants, **options)
     return folder
 
 
@@ -47,7 +50,13 @@ def test_the_rival_is_the_narrowest_network_that_stores_as_much():
     assert narrow_to(full, stored=1, **IMAGE).width == 2
 
 
-def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path, tiny):
+def test_the_rival_is_of_the_mean_size_over_seeds():
+    ended = [{"stored": 10}, {"stored": 14}]
+    assert variant_of(NARROW).with_results(ended).stored == 12
+    assert variant_of(DENSE).stored is None
+
+
+def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path):
     order = []
     config = replace(CONFIG, seeds=(0, 1))
     folder = run(
@@ -64,7 +73,7 @@ def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path, tiny)
         assert result["settings"]["model"]["width"] == expected.width
 
 
-def test_trainings_go_seed_by_seed(tmp_path, tiny):
+def test_trainings_go_seed_by_seed(tmp_path):
     order = []
     run(
         tmp_path,
@@ -76,7 +85,7 @@ def test_trainings_go_seed_by_seed(tmp_path, tiny):
     assert order == [(DENSE, 0), (TUNED, 0), (DENSE, 1), (TUNED, 1)]
 
 
-def test_finished_trainings_are_skipped_and_an_interrupted_one_goes_on(tmp_path, tiny):
+def test_finished_trainings_are_skipped_and_an_interrupted_one_goes_on(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, DENSE, PAPER, on_progress=_first_done_then_killed())
     seen = []
@@ -97,19 +106,21 @@ def _first_done_then_killed():
 
 
 @pytest.mark.bad_input
-def test_the_rival_alone_is_refused(tmp_path, tiny):
-    with pytest.raises(ConfigError, match="takes its size from oialr-tuned, which has no results"):
+def test_the_rival_alone_is_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match="is built from the results of oialr-tuned, which has none"
+    ):
         run(tmp_path, DENSE, NARROW)
 
 
 @pytest.mark.bad_input
-def test_more_workers_than_useful_are_refused(tmp_path, tiny):
+def test_more_workers_than_useful_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="need 1 or 2"):
         run(tmp_path, DENSE, workers=3)
 
 
 @pytest.mark.bad_input
-def test_two_commands_cannot_train_in_one_folder(tmp_path, tiny):
+def test_two_commands_cannot_train_in_one_folder(tmp_path):
     def second(progress):
         if progress.stage == "stepped" and progress.step == 1:
             with pytest.raises(ConfigError, match="another process is training in"):
@@ -121,7 +132,7 @@ def test_two_commands_cannot_train_in_one_folder(tmp_path, tiny):
     run(tmp_path, DENSE)
 
 
-def test_the_number_of_threads_is_put_back(tmp_path, tiny):
+def test_the_number_of_threads_is_put_back(tmp_path):
     before = torch.get_num_threads()
     seen = set()
     run(
@@ -132,21 +143,6 @@ def test_the_number_of_threads_is_put_back(tmp_path, tiny):
     )
     assert seen == {before + 1}
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.slow
-def test_two_workers_give_the_bits_of_one(tmp_path):
-    config = replace(CONFIG, seeds=(0, 1), optim=replace(CONFIG.optim, epochs=1))
-    messages = []
-    folders = [
-        run(tmp_path / "one", TUNED, NARROW, config=config, workers=1),
-        run(tmp_path / "two", TUNED, NARROW, config=config, workers=2, on_progress=messages.append),
-    ]
-    for name in (TUNED, NARROW):
-        one, two = (folder.results(name, (0, 1)) for folder in folders)
-        assert [r["validation_loss"] for r in one] == [r["validation_loss"] for r in two]
-        assert [r["test_loss"] for r in one] == [r["test_loss"] for r in two]
-    assert sum(message.stage == "finished" for message in messages) == 4
 
 
 @pytest.mark.slow

@@ -5,43 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.run.tiny import CONFIG, TOTAL_STEPS, KillAt, Killed, job_of, split_of, tiny_data
+from lab.run.tiny import (
+    CONFIG,
+    TOTAL_STEPS,
+    KillAt,
+    Killed,
+    assert_same_bits,
+    split_of,
+    tiny_data,
+    train_here,
+    trainer_of,
+    without_times,
+)
 from orthotrain.errors import CheckpointError, NonFiniteError
-from orthotrain.lab.experiments.classifier.loop import evaluate, train
-from orthotrain.lab.experiments.classifier.state import build_training
+from orthotrain.lab.experiments.classifier.trainer import evaluate
 from orthotrain.lab.experiments.lowrank.config import DENSE, PAPER
 from orthotrain.lab.run import record
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
-
-TIMES = {"step_ms", "seconds", "step_ms_dense_phase", "step_ms_final", "peak_rss_bytes"}
-
-
-def without_times(lines):
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def flat(value, name=""):
-    """Every leaf of a state with its path."""
-    if isinstance(value, dict):
-        return [leaf for key in value for leaf in flat(value[key], f"{name}.{key}")]
-    if isinstance(value, list | tuple):
-        return [leaf for i, entry in enumerate(value) for leaf in flat(entry, f"{name}.{i}")]
-    return [(name, value)]
-
-
-def assert_same_bits(one, other):
-    one, other = flat(one), flat(other)
-    assert [name for name, _ in one] == [name for name, _ in other]
-    for (name, a), (_, b) in zip(one, other, strict=True):
-        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        assert same, name
-
-
-def train_here(folder, *, name=DENSE, config=CONFIG, data=None, **options):
-    return train(
-        job_of(name), config, folder=SeedFolder(folder), data=data or tiny_data(), **options
-    )
 
 
 @pytest.fixture(params=[DENSE, PAPER])
@@ -106,15 +87,6 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, step):
     )
 
 
-def test_resume_really_starts_from_the_checkpoint(tmp_path):
-    with pytest.raises(Killed):
-        train_here(tmp_path, on_progress=KillAt(10))
-    seen = []
-    train_here(tmp_path, on_progress=seen.append)
-    assert (seen[0].stage, seen[0].step) == ("started", 8)
-    assert [p.step for p in seen if p.stage == "stepped"] == list(range(9, 17))
-
-
 def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = train_here(whole)
@@ -143,7 +115,7 @@ def test_the_test_part_is_not_read_while_settings_are_chosen(tmp_path):
 def test_seeds_share_nothing_and_variants_share_start_and_batches():
     data = tiny_data()
     starts = {
-        (name, seed): build_training(job_of(name, seed), CONFIG, data=data)
+        (name, seed): trainer_of(name, seed, data=data)
         for name in (DENSE, PAPER)
         for seed in (0, 1)
     }
@@ -163,9 +135,9 @@ def test_global_random_state_is_left_as_it_was_by_the_steps(tmp_path):
 
 
 def test_evaluate_is_exact_over_uneven_batches(monkeypatch):
-    model = build_training(job_of(), CONFIG, data=tiny_data()).model
+    model = trainer_of().model
     split = split_of(15, 3)
-    monkeypatch.setattr("orthotrain.lab.experiments.classifier.loop._EVALUATION_BATCH", 4)
+    monkeypatch.setattr("orthotrain.lab.experiments.classifier.trainer._EVALUATION_BATCH", 4)
     result = evaluate(model, split)
     with torch.no_grad():
         scores = model(split.images)
@@ -179,7 +151,9 @@ def test_evaluate_is_exact_over_uneven_batches(monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
     data = tiny_data()
     data.train.images[:] = math.inf
-    with pytest.raises(NonFiniteError, match=r"loss .* is nan at step 1 .*--optim\.lr"):
+    with pytest.raises(
+        NonFiniteError, match=r"loss .* is nan at step 1, learning rate .*--optim\.lr"
+    ):
         train_here(tmp_path, data=data)
     assert not SeedFolder(tmp_path).result.exists()
 

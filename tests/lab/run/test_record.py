@@ -6,6 +6,8 @@ import pytest
 
 from lab.run.tiny import CONFIG
 from orthotrain.errors import CheckpointError, ConfigError, DataError
+from orthotrain.lab.experiments.lowrank.config import lowrank_variants
+from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.record import (
     MetricsFile,
     RunFolder,
@@ -14,6 +16,8 @@ from orthotrain.lab.run.record import (
     read_metrics,
     write_json,
 )
+
+TINY = Experiment("tiny", "Tiny", {"smoke": CONFIG}, lowrank_variants, "a.b:build", "a.b:C")
 
 
 def test_lines_come_back_as_they_were(tmp_path):
@@ -93,7 +97,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_the_description_is_that_of_the_start(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.describe(environment={"command": "first"}, config=CONFIG, variants=())
-    folder.describe(environment={"command": "second"}, config=CONFIG, variants=())
+    for command in ("first", "second"):
+        folder.describe(TINY, CONFIG, variants=(), environment={"command": command})
     content = json.loads(folder.run.read_text())
     assert (content["schema"], content["command"], content["seeds"]) == (1, "first", [0])
+    assert (content["recipe"], content["page"], content["baseline"]) == ("tiny", "a.b:C", "dense")

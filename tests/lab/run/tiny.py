@@ -5,13 +5,16 @@ from dataclasses import replace
 import torch
 
 from orthotrain.data.splits import ImageData, Split
+from orthotrain.lab.experiments.classifier.config import ModelConfig, OptimConfig, RecordConfig
+from orthotrain.lab.experiments.lowrank.build import build_on
 from orthotrain.lab.experiments.lowrank.config import (
     DENSE,
     LowRankConfig,
     LowRankRun,
-    LowRankVariant,
+    lowrank_variants,
 )
-from orthotrain.lab.run.config import Job, ModelConfig, OptimConfig, RecordConfig, variants_of
+from orthotrain.lab.run.loop import train
+from orthotrain.lab.run.record import SeedFolder
 
 LOWRANK = LowRankConfig(
     delay_fraction=0.25, every_fraction=0.125, rank="rank_rtol=0.3", only_if_cheaper=False
@@ -60,13 +63,48 @@ def tiny_data():
     return ImageData("tiny", split_of(34, 0), split_of(12, 1), CountedTest(split_of(15, 2)), 3)
 
 
-def job_of(name=DENSE, seed=0):
-    variant = next(v for v in variants_of(CONFIG) if v.name == name)
-    return Job(variant, seed, CONFIG.model)
+def variant_of(name, config=CONFIG):
+    return next(v for v in lowrank_variants(config) if v.name == name)
 
 
-def variant_of(name, **changes):
-    return LowRankVariant(name, name, "", **changes)
+def trainer_of(name=DENSE, seed=0, *, config=CONFIG, data=None):
+    return build_on(data or tiny_data(), config, variant_of(name, config), seed)
+
+
+def build_tiny(config, variant, seed):
+    """What jobs are given in place of the real images."""
+    return build_on(tiny_data(), config, variant, seed)
+
+
+def train_here(folder, *, name=DENSE, config=CONFIG, data=None, **options):
+    return train(
+        trainer_of(name, config=config, data=data),
+        variant=variant_of(name, config), seed=0, folder=SeedFolder(folder), **options,
+    )  # fmt: skip
+
+
+TIMES = {"step_ms", "seconds", "step_ms_dense_phase", "step_ms_final", "peak_rss_bytes"}
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def flat(value, name=""):
+    """Every leaf of a state with its path."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in flat(value[key], f"{name}.{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for i, entry in enumerate(value) for leaf in flat(entry, f"{name}.{i}")]
+    return [(name, value)]
+
+
+def assert_same_bits(one, other):
+    one, other = flat(one), flat(other)
+    assert [name for name, _ in one] == [name for name, _ in other]
+    for (name, a), (_, b) in zip(one, other, strict=True):
+        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        assert same, name
 
 
 class Killed(Exception):

@@ -1,65 +1,96 @@
-"""All recipes by name."""
+"""All experiments by name: those of this package, of other packages, and of a user's own file.
+
+An experiment is found where it is written: any module of a package
+``orthotrain.lab.experiments.FAMILY.recipes``, an entry point of the group
+``orthotrain.experiments``, or ``module:NAME``.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
 
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.latent.image_gans import (
-    FACES_EIGENGAN,
-    FACES_SIMPLEGAN,
-    SPRITES_EIGENGAN,
-    SPRITES_SIMPLEGAN,
-)
-from orthotrain.lab.experiments.latent.latent_linear import LATENT_LINEAR
-from orthotrain.lab.experiments.lowrank.cifar10_minivit import CIFAR10_MINIVIT
-from orthotrain.lab.experiments.lowrank.digits_minivit import DIGITS_MINIVIT
-from orthotrain.lab.experiments.recipe import Recipe
-from orthotrain.lab.experiments.spectral.cifar10_dbn import CIFAR10_DBN
-from orthotrain.lab.experiments.spectral.clothing_gcp import CLOTHING_GCP
-from orthotrain.lab.experiments.spectral.texture_gcp import TEXTURE_GCP
 from orthotrain.lab.run.config import RunConfig, Scale
+from orthotrain.lab.run.experiment import Experiment, named
 
-DEFAULT_RECIPE = DIGITS_MINIVIT.name
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        DIGITS_MINIVIT,
-        CIFAR10_MINIVIT,
-        CIFAR10_DBN,
-        TEXTURE_GCP,
-        CLOTHING_GCP,
-        LATENT_LINEAR,
-        SPRITES_EIGENGAN,
-        SPRITES_SIMPLEGAN,
-        FACES_EIGENGAN,
-        FACES_SIMPLEGAN,
-    )
-}
+DEFAULT_RECIPE = "digits-minivit"
+ENTRY_POINTS = "orthotrain.experiments"
+_HERE = "orthotrain.lab.experiments"
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called ``name``.
+@cache
+def _built_in() -> dict[str, Experiment]:
+    found = {one.name: one for module in _recipe_modules() for one in _experiments_in(module)}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT_RECIPE)}
+
+
+def _recipe_modules() -> Iterator[str]:
+    root = Path(__file__).parent
+    for family in iter_modules([str(root)]):
+        recipes = root / family.name / "recipes"
+        for module in iter_modules([str(recipes)]):
+            yield f"{_HERE}.{family.name}.recipes.{module.name}"
+
+
+def _experiments_in(module: str) -> Iterator[Experiment]:
+    values = vars(import_module(module)).values()
+    return (value for value in values if isinstance(value, Experiment))
+
+
+def _installed() -> dict[str, str]:
+    """What other packages offer, as ``module:NAME``; imported when it is chosen."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The names that ``orthotrain train`` takes, without those of a user's own files."""
+    return tuple({**_built_in(), **_installed()})
+
+
+def is_recipe(text: str) -> bool:
+    """Whether ``text`` is the name of an experiment, or has the form ``module:NAME``."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None or text in recipe_names()
+
+
+def find_recipe(name: str) -> Experiment:
+    """The experiment called ``name``, or the one at ``module:NAME``.
 
     Raises:
         ConfigError: There is none; the message lists those that exist.
     """
-    if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1)
+    if name in _built_in():
+        return _built_in()[name]
+    reference = _installed().get(name, name)
+    if ":" not in reference:
+        names = recipe_names()
+        close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"recipe {name!r} does not exist; {hint}choose from {', '.join(RECIPES)}")
-    return RECIPES[name]
+        raise ConfigError(
+            f"recipe {name!r} does not exist; {hint}choose from {', '.join(names)}, or name one "
+            "of your own as module:NAME"
+        )
+    # ``python -m`` looks into the current folder, an installed command does not.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    found = named(reference)
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"recipe {name} is a {type(found).__name__}; need an Experiment")
+    return found
 
 
 def recipe_config(name: str, scale: Scale) -> RunConfig:
-    """The settings of a recipe at a scale.
+    """The settings of an experiment at a scale; their ``recipe`` finds it again.
 
     Raises:
-        ConfigError: No such recipe, or it does not have this scale.
+        ConfigError: No such experiment, or it does not have this scale.
     """
-    recipe = find_recipe(name)
-    if scale not in recipe.scales:
-        raise ConfigError(
-            f"recipe {name} has no scale {scale!r}; choose from {', '.join(recipe.scales)}"
-        )
-    return recipe.scales[scale]
+    return replace(find_recipe(name).at(scale), recipe=name)

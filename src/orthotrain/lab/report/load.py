@@ -110,7 +110,7 @@ class Run:
     @property
     def family(self) -> str:
         """Which kind of experiment it is, one of ``FAMILIES``."""
-        return text(self.info, "family", LOW_RANK)
+        return _family(self.info)
 
     @property
     def baseline_name(self) -> str:
@@ -201,13 +201,19 @@ def _read_info(path: Path) -> Row:
             f"report reads run folders of schema {SCHEMA}; {file} says {info.get('schema')!r}. "
             "Use the version of orthotrain that wrote it, or train again."
         )
-    family = text(info, "family", LOW_RANK)
+    family = _family(info)
     if family not in FAMILIES:
         raise ConfigError(
             f"report knows runs of the families {', '.join(FAMILIES)}; {file} says {family!r}. "
             "Use the version of orthotrain that wrote it."
         )
     return info
+
+
+def _family(info: Row) -> str:
+    """The folder of the page that the run names, such as ``...experiments.lowrank.page:PAGE``."""
+    page = text(info, "page", "").partition(":")[0].split(".")
+    return page[-2] if len(page) > 1 else text(info, "family", LOW_RANK)
 
 
 def _read_object(file: Path) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,51 +11,65 @@ from pathlib import Path
 import torch
 
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.classifier.build import build_data
-from orthotrain.lab.experiments.classifier.loop import train
-from orthotrain.lab.experiments.classifier.networks import narrow_to
-from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
-from orthotrain.lab.experiments.latent.loop import train_generator
-from orthotrain.lab.run.config import ClassifierRun, Job, NetworkConfig, RunConfig, Variant
+from orthotrain.lab.run.config import RunConfig, Variant
+from orthotrain.lab.run.experiment import named
+from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, read_json
-from orthotrain.lab.run.reproducibility import resolve_device
-from orthotrain.lab.run.workers import Workers
+from orthotrain.lab.run.workers import workers_that_report
 
 # Beyond two, workers on the machines this is meant for only take each other's cache.
 MAX_WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training that is still to be done, and the variant whose results it needs first."""
+class _Task:
+    """One training that is still to be done."""
 
     variant: Variant
     seed: int
 
-    @property
-    def needs(self) -> str | None:
-        """Name of a variant all of whose seeds must have ended."""
-        return self.variant.same_size_as
+
+@dataclass(frozen=True)
+class Run:
+    """What all trainings of a run have in common.
+
+    Attributes:
+        build: ``"module:function"`` that makes a trainer of ``(config, variant, seed)``.
+        config: Settings.
+        folder: Where the run lives; :meth:`RunFolder.open` has been called.
+        read_test: Measure on the test part at the end of each training.
+    """
+
+    build: str
+    config: RunConfig
+    folder: RunFolder
+    read_test: bool = True
+
+    def train(self, task: _Task, *, on_progress: OnProgress) -> None:
+        """One training, from the results that its variant needs to its own."""
+        variant = task.variant
+        if variant.needs is not None:
+            variant = variant.with_results(self.folder.results(variant.needs, self.config.seeds))
+        train(
+            named(self.build)(self.config, variant, task.seed),
+            variant=variant,
+            seed=task.seed,
+            folder=self.folder.seed(variant.name, task.seed),
+            read_test=self.read_test,
+            on_progress=on_progress,
+        )
 
 
 def run_all(
-    config: RunConfig,
-    variants: Sequence[Variant],
-    *,
-    folder: RunFolder,
-    workers: int = 1,
-    read_test: bool = True,
-    on_progress: OnProgress = ignore,
+    run: Run, variants: Sequence[Variant], *, workers: int = 1, on_progress: OnProgress = ignore
 ) -> None:
     """Train every variant with every seed that has no result yet.
 
     Args:
-        config: The run.
-        variants: What to train; one with ``same_size_as`` waits for the other variant.
-        folder: Where the run lives; :meth:`RunFolder.open` has been called.
+        run: Settings and folder.
+        variants: What to train; one that needs another's results waits for them.
         workers: Processes, 1 or 2. With 1 everything happens in this process.
-        read_test: Measure on the test part at the end of each training.
         on_progress: Called in this process, also for messages of workers.
 
     Raises:
@@ -63,35 +78,26 @@ def run_all(
     """
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
-    tasks = list(_open_tasks(config, variants, folder=folder, on_progress=on_progress))
-    _check_needs(tasks, config, folder=folder)
-    with _locked(folder.path):
+    tasks = list(_open_tasks(run, variants, on_progress=on_progress))
+    _check_needs(tasks, run)
+    with _locked(run.folder.path):
         if workers == 1 or len(tasks) < 2:
-            _run_here(tasks, config, folder, read_test=read_test, on_progress=on_progress)
+            with _threads(run.config.threads):
+                for task in tasks:
+                    run.train(task, on_progress=on_progress)
         else:
-            _run_in_workers(
-                tasks,
-                config,
-                folder,
-                workers=workers,
-                read_test=read_test,
-                on_progress=on_progress,
-            )
+            _run_in_workers(tasks, run, workers=workers, on_progress=on_progress)
 
 
 def _open_tasks(
-    config: RunConfig,
-    variants: Sequence[Variant],
-    *,
-    folder: RunFolder,
-    on_progress: OnProgress,
-) -> Iterator[Task]:
+    run: Run, variants: Sequence[Variant], *, on_progress: OnProgress
+) -> Iterator[_Task]:
     # Seed by seed: a run that is stopped early has whole comparisons of some seeds.
-    pairs = ((variant, seed) for seed in config.seeds for variant in variants)
-    for variant, seed in sorted(pairs, key=lambda pair: pair[0].same_size_as is not None):
-        place = folder.seed(variant.name, seed)
+    pairs = ((variant, seed) for seed in run.config.seeds for variant in variants)
+    for variant, seed in sorted(pairs, key=lambda pair: pair[0].needs is not None):
+        place = run.folder.seed(variant.name, seed)
         if not place.result.exists():
-            yield Task(variant, seed)
+            yield _Task(variant, seed)
             continue
         result = read_json(place.result)
         on_progress(
@@ -106,61 +112,16 @@ def _open_tasks(
         )
 
 
-def _check_needs(tasks: Sequence[Task], config: RunConfig, *, folder: RunFolder) -> None:
-    coming = {task.variant.name for task in tasks}
-    for task in tasks:
-        if task.needs is None or task.needs in coming:
+def _check_needs(tasks: Sequence[_Task], run: Run) -> None:
+    coming, seeds = {task.variant.name for task in tasks}, run.config.seeds
+    for variant in (task.variant for task in tasks):
+        if variant.needs is None or variant.needs in coming:
             continue
-        if len(folder.results(task.needs, config.seeds)) < len(config.seeds):
+        if len(run.folder.results(variant.needs, seeds)) < len(seeds):
             raise ConfigError(
-                f"variant {task.variant.name} takes its size from {task.needs}, which has no "
-                f"results in {folder.path}; add {task.needs} to --variants"
+                f"variant {variant.name} is built from the results of {variant.needs}, which has "
+                f"none in {run.folder.path}; add {variant.needs} to --variants"
             )
-
-
-def _model_of(task: Task, config: ClassifierRun, folder: RunFolder) -> NetworkConfig:
-    if task.needs is None:
-        return config.model
-    stored = [result["stored"] for result in folder.results(task.needs, config.seeds)]
-    data = build_data(config.data, device=torch.device("cpu"))
-    return narrow_to(
-        config.model,
-        stored=round(sum(stored) / len(stored)),
-        image_shape=data.image_shape,
-        classes=data.classes,
-    )
-
-
-def _train_task(
-    task: Task, config: RunConfig, folder: RunFolder, *, read_test: bool, on_progress: OnProgress
-) -> None:
-    place = folder.seed(task.variant.name, task.seed)
-    if isinstance(config, LatentRun):
-        assert isinstance(task.variant, LatentVariant)
-        train_generator(task.variant, task.seed, config, folder=place, on_progress=on_progress)
-        return
-    assert isinstance(config, ClassifierRun)
-    train(
-        Job(task.variant, task.seed, _model_of(task, config, folder)),
-        config,
-        folder=place,
-        data=build_data(config.data, device=resolve_device(config.device)),
-        read_test=read_test,
-        on_progress=on_progress,
-    )
-
-
-def _run_here(
-    tasks: Sequence[Task],
-    config: RunConfig,
-    folder: RunFolder,
-    *,
-    read_test: bool,
-    on_progress: OnProgress,
-) -> None:
-    with _threads(config.threads):
-        for task in tasks:
-            _train_task(task, config, folder, read_test=read_test, on_progress=on_progress)
 
 
 @contextmanager
@@ -174,26 +135,23 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _run_in_workers(
-    tasks: Sequence[Task],
-    config: RunConfig,
-    folder: RunFolder,
-    *,
-    workers: int,
-    read_test: bool,
-    on_progress: OnProgress,
+    tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnProgress
 ) -> None:
-    needed = {task.needs for task in tasks}
+    needed = {task.variant.needs for task in tasks}
     # What others wait for goes first.
     waiting = sorted(tasks, key=lambda task: task.variant.name not in needed)
-    running: set[Task] = set()
-    with Workers[Task](workers, threads=config.threads, on_progress=on_progress) as pool:
+    running: dict[Future[None], _Task] = {}
+    threads = run.config.threads
+    with workers_that_report(workers, threads=threads, on_progress=on_progress) as submit:
         while waiting or running:
-            busy = {task.variant.name for task in (*waiting, *running)}
-            for task in [task for task in waiting if task.needs not in busy]:
+            busy = {task.variant.name for task in (*waiting, *running.values())}
+            for task in [task for task in waiting if task.variant.needs not in busy]:
                 waiting.remove(task)
-                running.add(task)
-                pool.submit(task, _train_task, task, config, folder, read_test=read_test)
-            running -= pool.wait_for_one()
+                running[submit(run.train, task)] = task
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                del running[future]
+                future.result()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from orthotrain.errors import CheckpointError, ConfigError, DataError
 from orthotrain.files import write_atomically
 from orthotrain.lab.run.config import RunConfig, Variant
+from orthotrain.lab.run.experiment import Experiment
 
 SCHEMA = 1
 
@@ -83,7 +84,7 @@ class SeedFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -156,18 +157,23 @@ class RunFolder:
             ) from error
 
     def describe(
-        self, *, environment: Mapping[str, Any], config: RunConfig, variants: tuple[Variant, ...]
+        self,
+        experiment: Experiment,
+        config: RunConfig,
+        *,
+        variants: Sequence[Variant],
+        environment: Mapping[str, Any],
     ) -> None:
         """Write run.json once; a resumed run keeps the record of its start."""
         if self.run.exists():
             return
         content = {
             "schema": SCHEMA,
-            "recipe": config.recipe,
+            "recipe": experiment.name,
             "scale": config.scale,
             **environment,
-            "family": config.family,
-            "baseline": config.baseline,
+            "page": experiment.page,
+            "baseline": experiment.baseline(config),
             "variants": [variant.described() for variant in variants],
             "seeds": list(config.seeds),
         }

@@ -1,21 +1,57 @@
-"""From a checkpoint file back to tensors or to a network."""
+"""From a checkpoint file back to tensors or to a network.
+
+A checkpoint says under ``network`` how: ``{"build": "module:function", "settings": {...},
+"weights": key, "prefix": text}``. ``settings`` are plain keyword arguments of the function,
+``weights`` is the part of the training that holds the state dict, and ``prefix`` begins those of
+its names that count.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from orthotrain.errors import CheckpointError
-from orthotrain.lab.experiments.classifier.networks import network_from
-from orthotrain.lab.experiments.latent.build import Generator, build_players
-from orthotrain.lab.experiments.latent.config import GeneratorConfig
+from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.run.checkpoint import load_checkpoint
+from orthotrain.lab.run.experiment import named
 from orthotrain.lowrank import restore_structure
+
+Build = TypeVar("Build", bound=Callable[..., nn.Module])
+_MARK = "_rebuilds_from_checkpoints"
+
+
+def rebuilds(function: Build) -> Build:
+    """Mark a function that a checkpoint may name to rebuild its network; no other is called."""
+    setattr(function, _MARK, True)
+    return function
+
+
+def network_entry(
+    function: Callable[..., nn.Module],
+    settings: Mapping[str, Any],
+    *,
+    weights: str = "model",
+    prefix: str = "",
+) -> dict[str, Any]:
+    """What a checkpoint says of its network.
+
+    Args:
+        function: Marked by :func:`rebuilds`.
+        settings: Its keyword arguments, plain values.
+        weights: Part of the training that holds the state dict.
+        prefix: Begins those of its names that count.
+    """
+    return {
+        "build": f"{function.__module__}:{function.__qualname__}",
+        "settings": dict(settings),
+        "weights": weights,
+        "prefix": prefix,
+    }
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -27,11 +63,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, damaged or of another kind.
     """
     if path.suffix != ".safetensors":
-        saved = load_checkpoint(path)["training"]
-        if "average" in saved:
-            return _averaged(saved)
-        weights: dict[str, Tensor] = saved["model"]
-        return weights
+        return _weights(load_checkpoint(path))
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; need a checkpoint.pt or a safetensors file")
     try:
@@ -47,44 +79,36 @@ def read_network(path: Path) -> nn.Module:
     """The trained network of a run's checkpoint, low-rank layers as they were.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or from another kind of network.
+        CheckpointError: The file is missing or damaged, or nothing here rebuilds its network.
     """
     saved = load_checkpoint(path)
-    if saved["network"].get("family") == "latent":
+    network = saved["network"]
+    try:
+        build = named(network["build"])
+    except (ConfigError, KeyError) as error:
         raise CheckpointError(
-            f"{path} holds a generator, need a classifier; read_generator gives it back"
+            f"{path} says nothing here that rebuilds its network ({error}); use the version of "
+            "orthotrain that wrote it, in the folder of its experiment"
+        ) from error
+    if not getattr(build, _MARK, False):
+        raise CheckpointError(
+            f"{path} names {network['build']}, which is not marked as a function that rebuilds "
+            "networks; see orthotrain.lab.run.restore.rebuilds"
         )
-    model = network_from(saved["network"])
-    weights = saved["training"]["model"]
+    model: nn.Module = build(**network["settings"])
+    weights = _weights(saved)
     restore_structure(model, weights)
     model.load_state_dict(weights)
     return model
 
 
-def read_generator(path: Path) -> Generator:
-    """The averaged generator of a run's checkpoint, in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or not of a run of generators.
-    """
-    saved = load_checkpoint(path)
-    described = saved["network"]
-    if described.get("family") != "latent":
+def _weights(saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    network = saved["network"]
+    try:
+        part, prefix = saved["training"][network["weights"]], network["prefix"]
+    except KeyError as error:
         raise CheckpointError(
-            f"{path} holds a classifier, need a generator; read_network gives it back"
-        )
-    random = torch.Generator().manual_seed(0)
-    model = GeneratorConfig(**described["model"])
-    generator, _ = build_players(model, shape=tuple(described["shape"]), generator=random)
-    generator.load_state_dict(_averaged(saved["training"]))
-    return generator.requires_grad_(False).eval()
-
-
-def _averaged(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of the averaged copy, under the names they have in the generator."""
-    prefix = "module."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in saved["average"].items()
-        if name.startswith(prefix)
-    }
+            f"the checkpoint does not say where its weights are ({error} is missing); use the "
+            "version of orthotrain that wrote it"
+        ) from error
+    return {k.removeprefix(prefix): value for k, value in part.items() if k.startswith(prefix)}

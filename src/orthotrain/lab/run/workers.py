@@ -6,18 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Hashable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
 from orthotrain.lab.run.progress import OnProgress, Progress
 
-Key = TypeVar("Key", bound=Hashable)
+Submit = Callable[..., Future[None]]
 
 # Set once in each worker process by _begin; a worker is single-threaded apart from its watchdog.
 _channel: list[tuple[SimpleQueue[Progress | None], Event]] = []
@@ -27,63 +27,40 @@ class _Stopped(Exception):
     """This training was told to stop."""
 
 
-class Workers(Generic[Key]):
-    """A pool whose tasks report progress to the parent and stop together when one fails.
+@contextmanager
+def workers_that_report(count: int, *, threads: int, on_progress: OnProgress) -> Iterator[Submit]:
+    """A function that calls ``work(*args, on_progress=...)`` in a worker process.
 
     Args:
         count: Number of processes.
-        threads: CPU threads each.
-        on_progress: Called in a thread of this process.
+        threads: CPU threads of each.
+        on_progress: Called in a thread of this process. When the block ends, trainings that
+            still run are stopped at their next message.
     """
+    # A forked child of a process with threads may hang; torch starts threads.
+    context = multiprocessing.get_context("spawn")
+    messages: SimpleQueue[Progress | None] = context.SimpleQueue()
+    stop = context.Event()
 
-    def __init__(self, count: int, *, threads: int, on_progress: OnProgress) -> None:
-        # A forked child of a process with threads may hang; torch starts threads.
-        context = multiprocessing.get_context("spawn")
-        self._messages: SimpleQueue[Progress | None] = context.SimpleQueue()
-        self._stop = context.Event()
-        self._pool = ProcessPoolExecutor(
-            count,
-            mp_context=context,
-            initializer=_begin,
-            initargs=(self._messages, self._stop, threads),
-        )
-        self._running: dict[Future[None], Key] = {}
-        self._listener = threading.Thread(target=self._listen, args=(on_progress,), daemon=True)
-        self._listener.start()
-
-    def __enter__(self) -> Workers[Key]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._messages.put(None)
-        self._listener.join()
-        self._messages.close()
-
-    def submit(self, key: Key, work: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call ``work(*args, **kwargs, on_progress=...)`` in a worker."""
-        self._running[self._pool.submit(_work, work, args, kwargs)] = key
-
-    def wait_for_one(self) -> set[Key]:
-        """Wait until something ends and return its keys.
-
-        Raises:
-            Exception: What a task raised.
-        """
-        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        return {self._running.pop(future) for future in done}
-
-    def _listen(self, on_progress: OnProgress) -> None:
-        while (message := self._messages.get()) is not None:
+    def listen() -> None:
+        while (message := messages.get()) is not None:
             on_progress(message)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        with ProcessPoolExecutor(
+            count, mp_context=context, initializer=_begin, initargs=(messages, stop, threads)
+        ) as pool:
+            try:
+                yield lambda work, *args: pool.submit(_work, work, args)
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        messages.put(None)
+        listener.join()
+        messages.close()
 
 
 def _begin(messages: SimpleQueue[Progress | None], stop: Event, threads: int) -> None:
@@ -102,7 +79,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(work: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _work(work: Callable[..., None], args: tuple[Any, ...]) -> None:
     messages, stop = _channel[0]
 
     def report(progress: Progress) -> None:
@@ -110,4 +87,4 @@ def _work(work: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, An
             raise _Stopped
         messages.put(progress)
 
-    work(*args, **kwargs, on_progress=report)
+    work(*args, on_progress=report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.experiments.latent.config import (
     AdversarialConfig,
     GeneratorConfig,
@@ -12,14 +13,14 @@ from orthotrain.lab.experiments.latent.config import (
     LatentDataConfig,
     LatentRecordConfig,
     LatentRun,
-    all_latent_variants,
+    latent_variants,
 )
 
 
 def test_every_treatment_alone_and_every_control_has_a_variant():
-    variants = {variant.name: variant for variant in all_latent_variants()}
-    assert len(variants) == len(all_latent_variants()) == 23
-    assert variants["none"].treatments == ()
+    variants = {variant.name: variant for variant in latent_variants(LatentRun())}
+    assert len(variants) == len(latent_variants(LatentRun())) == 23
+    assert variants["baseline"].treatments == ()
     for name in ("nog", "nog-update", "olr", "ol", "retraction", "hessian", "orojar", "vp"):
         assert variants[name].treatments == (name,)
         assert variants[name].optimizer == "adam"
@@ -27,13 +28,13 @@ def test_every_treatment_alone_and_every_control_has_a_variant():
         assert variants[name].treatments == tuple(name.split("-"))
     assert variants["nog-lr3"].lr_factor == 3.0
     assert variants["nog-lr0.33"].lr_factor == pytest.approx(1 / 3)
-    for name in ("none", "nog", "olr", "ol"):
+    for name in ("baseline", "nog", "olr", "ol"):
         assert variants[f"{name}-sgd"].optimizer == "sgd"
         assert variants[f"{name}-sgd"].treatments == variants[name].treatments
 
 
 def test_a_variant_says_what_it_is():
-    olr = next(variant for variant in all_latent_variants() if variant.name == "olr-sgd")
+    olr = next(variant for variant in latent_variants(LatentRun()) if variant.name == "olr-sgd")
     assert olr.described() == {
         "name": "olr-sgd",
         "title": "OLR, SGD",
@@ -72,6 +73,6 @@ def test_data_and_generator_must_fit_and_variants_must_be_known():
     with pytest.raises(ConfigError, match="the linear generator makes vectors"):
         LatentRun(recipe="x", data=LatentDataConfig(name="sprites"))
     with pytest.raises(ConfigError, match="leave vp out"):
-        LatentRun(recipe="x", variants=("none", "vp"))
-    with pytest.raises(ConfigError, match="'nogg' is not a variant; choose from none, nog"):
-        LatentRun(recipe="x", variants=("nogg",))
+        LatentRun(recipe="x", variants=("baseline", "vp"))
+    with pytest.raises(ConfigError, match="'nogg' is not a variant; choose from baseline, "):
+        find_recipe("latent-linear").chosen(LatentRun(variants=("nogg",)))

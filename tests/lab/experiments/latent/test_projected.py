@@ -9,24 +9,22 @@ import pytest
 import torch
 
 from lab.experiments.latent.tiny import EIGEN, SIMPLE, variant_of
+from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.latent import projected as module
-from orthotrain.lab.experiments.latent.build import build_source, latent_layers
+from orthotrain.lab.experiments.latent.build import latent_layers
 from orthotrain.lab.experiments.latent.projected import (
     fold_scale_,
     projected,
     projected_directions,
 )
-from orthotrain.lab.experiments.latent.state import build_adversarial
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.layers import EigenSubspace
 
-CPU = torch.device("cpu")
 both = pytest.mark.parametrize("config", [EIGEN, SIMPLE], ids=["eigen", "simple"])
 
 
 def trained(config):
-    source = build_source(config.data, device=CPU)
-    state = build_adversarial(variant_of("none"), 0, config, source=source, device=CPU)
+    state = images.build(config, variant_of("baseline"), 0).state
     for _ in range(2):
         adversarial_step(state, config)
     state.handle.detach()

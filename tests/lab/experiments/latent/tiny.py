@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from orthotrain.lab.experiments.latent import images, linear
 from orthotrain.lab.experiments.latent.config import (
     AdversarialConfig,
     GeneratorConfig,
@@ -9,7 +10,7 @@ from orthotrain.lab.experiments.latent.config import (
     LatentDataConfig,
     LatentRecordConfig,
     LatentRun,
-    all_latent_variants,
+    latent_variants,
 )
 from orthotrain.lab.run.record import SeedFolder
 
@@ -39,8 +40,12 @@ SIMPLE = replace(
 
 
 def variant_of(name):
-    return next(variant for variant in all_latent_variants() if variant.name == name)
+    return next(variant for variant in latent_variants(LINEAR) if variant.name == name)
 
 
 def seed_folder(path):
     return SeedFolder(path)
+
+
+def build(config):
+    return linear.build if config.model.kind == "linear" else images.build

@@ -7,12 +7,13 @@ from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.experiments.lowrank.config import LowRankConfig
 from orthotrain.lab.experiments.lowrank.tuning import (
     Outcome,
+    TuneGrid,
     choose,
+    grid_of,
     grid_variants,
     outcome,
     tuning_config,
 )
-from orthotrain.lab.experiments.recipe import TuneGrid
 
 DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
 
@@ -67,6 +68,6 @@ def test_an_outcome_is_mean_and_spread_over_seeds():
 def test_the_search_does_not_use_seeds_of_the_comparison():
     recipe = find_recipe("digits-minivit")
     config = recipe_config("digits-minivit", "cpu")
-    assert tuning_config(recipe, config).seeds == recipe.grid.seeds
+    assert tuning_config(recipe, config).seeds == grid_of(recipe).seeds
     with pytest.raises(ConfigError, match="belong to the final comparison"):
-        tuning_config(recipe, replace(config, seeds=recipe.grid.seeds))
+        tuning_config(recipe, replace(config, seeds=grid_of(recipe).seeds))

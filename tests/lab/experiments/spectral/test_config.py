@@ -4,20 +4,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.run.test_loop import assert_same_bits, without_times
-from lab.run.tiny import CountedTest, KillAt, Killed
+from lab.run.tiny import CountedTest, KillAt, Killed, assert_same_bits, without_times
 from orthotrain.data.splits import ImageData, Split
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.classifier.loop import train
-from orthotrain.lab.experiments.classifier.state import build_training
+from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.lab.experiments.classifier.config import RecordConfig, ResNetConfig, SgdConfig
+from orthotrain.lab.experiments.spectral.build import build_on
 from orthotrain.lab.experiments.spectral.config import (
     SpectralConfig,
     SpectralRun,
-    all_spectral_variants,
+    spectral_variants,
 )
 from orthotrain.lab.experiments.spectral.measure import _weight_before
 from orthotrain.lab.run.checkpoint import load_checkpoint
-from orthotrain.lab.run.config import Job, RecordConfig, ResNetConfig, SgdConfig, variants_of
+from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import RunFolder, SeedFolder, read_json, read_metrics
 from orthotrain.lab.run.restore import read_network
 from orthotrain.lab.run.schedule import step_decay
@@ -33,7 +33,6 @@ WHITENING = SpectralRun(
     record=RecordConfig(
         log_every_steps=1, eval_every_epochs=1, stability_every_epochs=1, checkpoint_every_epochs=1
     ),
-    variants=tuple(v.name for v in all_spectral_variants(SpectralConfig())),
     seeds=(0,),
     device="cpu",
 )
@@ -41,7 +40,6 @@ POOLING = replace(
     WHITENING,
     spectral=replace(WHITENING.spectral, layer="pooling", ridge=0.0, relative_ridge=1e-5),
     model=replace(WHITENING.model, last_stride=1),
-    variants=tuple(v.name for v in all_spectral_variants(SpectralConfig(layer="pooling"))),
 )
 RUNS = {"whitening": WHITENING, "pooling": POOLING}
 # 3 epochs of 4 batches.
@@ -59,32 +57,35 @@ def tiny_data():
     return ImageData("tiny", split_of(34, 0), split_of(12, 1), CountedTest(split_of(15, 2)), 3)
 
 
-def job_of(config, name, seed=0):
-    return Job(next(v for v in variants_of(config) if v.name == name), seed, config.model)
+def variant_of(config, name):
+    return next(v for v in spectral_variants(config) if v.name == name)
+
+
+def trainer_of(config, name, seed=0, data=None):
+    return build_on(data or tiny_data(), config, variant_of(config, name), seed)
 
 
 def train_here(folder, config, name, **options):
     return train(
-        job_of(config, name), config, folder=SeedFolder(folder), data=tiny_data(), **options
-    )
+        trainer_of(config, name),
+        variant=variant_of(config, name), seed=0, folder=SeedFolder(folder), **options,
+    )  # fmt: skip
 
 
 every_variant = pytest.mark.parametrize(
     ("layer", "name"),
-    [(layer, name) for layer, config in RUNS.items() for name in config.variants],
+    [(layer, v.name) for layer, config in RUNS.items() for v in spectral_variants(config)],
 )
 
 
 def test_there_are_thirteen_treatments_a_baseline_and_three_controls():
-    for layer, root in (("whitening", "zca"), ("pooling", "gcp")):
-        names = [v.name for v in all_spectral_variants(SpectralConfig(layer=layer))]
+    for layer, baseline, root in (("whitening", "bn", "zca"), ("pooling", "avg", "gcp")):
+        names = [v.name for v in spectral_variants(RUNS[layer])]
         assert len(names) == len(set(names)) == 1 + 13 + 3
-        assert names[1] == root
+        assert names[:2] == [baseline, root]
         assert [n for n in names if n.endswith("fixed")] == [
             f"{root}-fixed", "nog-fixed", "olr-fixed",
         ]  # fmt: skip
-    assert WHITENING.baseline == "bn"
-    assert POOLING.baseline == "avg"
 
 
 @every_variant
@@ -93,7 +94,7 @@ def test_every_variant_trains_and_records(tmp_path, layer, name):
     result = train_here(tmp_path, config, name)
     assert result["steps"] == 4
     assert math.isfinite(result["test_loss"])
-    treatments = job_of(config, name).variant.treatments
+    treatments = variant_of(config, name).treatments
     lines = read_metrics(SeedFolder(tmp_path).metrics)
     conditions = [line for line in lines if line["kind"] == "condition"]
     covariances = [line for line in conditions if line["what"] == "covariance"]
@@ -135,10 +136,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, name, step):
 def test_variants_of_one_seed_share_every_weight_they_have_in_common(layer):
     config = RUNS[layer]
     data = tiny_data()
-    states = {
-        name: build_training(job_of(config, name), config, data=data) for name in config.variants
-    }
-    reference = states[config.baseline].model.state_dict()
+    names = [variant.name for variant in spectral_variants(config)]
+    states = {name: trainer_of(config, name, data=data) for name in names}
+    reference = states[names[0]].model.state_dict()
     different = {"stem.weight", "head.weight", "head.bias"}
     for name, state in states.items():
         weights = state.model.state_dict()
@@ -150,7 +150,7 @@ def test_variants_of_one_seed_share_every_weight_they_have_in_common(layer):
 
 
 def test_the_controls_keep_the_norm_of_the_weight_and_the_others_do_not(tmp_path):
-    start = build_training(job_of(WHITENING, "zca"), WHITENING, data=tiny_data())
+    start = trainer_of(WHITENING, "zca")
     norm = start.model.stem.weight.norm().item()
     ends = {
         name: train_here(tmp_path / name, WHITENING, name)["weight_norm"]
@@ -170,12 +170,14 @@ def test_a_checkpoint_alone_gives_the_network_back(tmp_path, name):
     assert_same_bits(dict(network.state_dict()), dict(state))
 
 
-def test_run_json_names_the_family_the_baseline_and_the_treatments(tmp_path):
+def test_run_json_names_the_page_the_baseline_and_the_treatments(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(WHITENING)
-    folder.describe(environment={}, config=WHITENING, variants=variants_of(WHITENING))
+    experiment = find_recipe("cifar10-dbn")
+    folder.describe(experiment, WHITENING, variants=experiment.chosen(WHITENING), environment={})
     described = read_json(folder.run)
-    assert (described["family"], described["baseline"]) == ("spectral", "bn")
+    assert described["page"] == "orthotrain.lab.experiments.spectral.page:PAGE"
+    assert described["baseline"] == "bn"
     by_name = {variant["name"]: variant for variant in described["variants"]}
     assert by_name["bn"]["treatments"] == []
     assert by_name["nog-ow-olr"]["treatments"] == ["root", "nog", "ow", "olr"]
@@ -192,7 +194,7 @@ def test_the_learning_rate_falls_at_the_published_epochs():
 
 def test_the_classifier_has_a_learning_rate_of_its_own():
     config = replace(WHITENING, optim=replace(WHITENING.optim, head_lr_factor=20.0))
-    state = build_training(job_of(config, "zca"), config, data=tiny_data())
+    state = trainer_of(config, "zca")
     by_parameter = {p: g["lr"] for g in state.optimizer.param_groups for p in g["params"]}
     assert len(by_parameter) == len(list(state.model.parameters()))
     assert by_parameter[state.model.head.weight] == pytest.approx(1.0)
@@ -224,10 +226,10 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 @pytest.mark.bad_input
 def test_variants_of_the_other_layer_are_refused():
     with pytest.raises(ConfigError, match="'gcp' is not a variant; choose from bn, zca"):
-        replace(WHITENING, variants=("gcp",))
+        find_recipe("cifar10-dbn").chosen(replace(WHITENING, variants=("gcp",)))
     config = replace(WHITENING, spectral=replace(WHITENING.spectral, group_size=3))
     with pytest.raises(ConfigError, match=r"group_size|divisible"):
-        build_training(job_of(config, "zca"), config, data=tiny_data())
+        trainer_of(config, "zca")
 
 
 def test_the_weight_norm_is_that_of_the_map_or_nothing():
@@ -238,7 +240,7 @@ def test_the_weight_norm_is_that_of_the_map_or_nothing():
         (WHITENING, "bn", True),
         (POOLING, "avg", False),
     ):
-        model = build_training(job_of(config, name), config, data=tiny_data()).model
+        model = trainer_of(config, name).model
         norm = _weight_before(model, config.spectral)
         # The free parameter of a skew exponential is no map; its map has no norm but one.
         assert (norm is not None) == known, (config.spectral.layer, name)
@@ -247,12 +249,12 @@ def test_the_weight_norm_is_that_of_the_map_or_nothing():
 @pytest.mark.parametrize(("kernel", "most"), [("cifar", 0.3), ("imagenet", 0.3)])
 def test_an_orthogonal_stem_states_a_tolerance_that_says_something(kernel, most):
     config = replace(WHITENING, model=replace(WHITENING.model, stem=kernel))
-    model = build_training(job_of(config, "ow"), config, data=tiny_data()).model
+    model = trainer_of(config, "ow").model
     assert model.stem.tolerance < most
 
 
 def test_the_deeper_network_takes_whitening():
     config = replace(WHITENING, model=replace(WHITENING.model, depth=50))
-    model = build_training(job_of(config, "nog-ow-olr"), config, data=tiny_data()).model
+    model = trainer_of(config, "nog-ow-olr").model
     assert isinstance(model.norm, DecorrelatedBatchNorm2d)
     assert isinstance(model.stem, OrthogonalConv2d)

@@ -1,4 +1,4 @@
-"""Runs that hold treatments of a generator's latent weight against each other.
+"""Runs that compare treatments of a generator's latent weight.
 
 This module does not import torch, so a command line can be parsed before torch is loaded.
 """
@@ -8,36 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
-from orthotrain.lab.run.config import Family, RunConfig, Variant, need
+from orthotrain.lab.experiments.treatments import (
+    LATENT,
+    NOG,
+    OLR,
+    RETRACTION,
+    VP,
+    Treatment,
+    alone,
+    name_of,
+    note_of,
+)
+from orthotrain.lab.run.config import RunConfig, Variant, need
 
 LatentData = Literal["gaussian", "sprites", "faces", "clothing", "cifar10", "image-folder"]
 GeneratorKind = Literal["linear", "eigen", "simple"]
 AdversarialLoss = Literal["hinge", "non_saturating", "wasserstein"]
-Treatment = Literal["nog", "nog-update", "olr", "ol", "retraction", "hessian", "orojar", "vp"]
 OptimizerName = Literal["adam", "sgd"]
 
-# What is done, in the words of a title and in a sentence.
-_WORDS: Final[Mapping[Treatment, tuple[str, str]]] = {
-    "nog": ("NOG", "the gradient of the latent weight replaced by the nearest orthogonal one"),
-    "nog-update": ("NOG on the update", "the executed step of the latent weight orthogonalised"),
-    "olr": ("OLR", "the optimal learning rate for the latent weight, where it is smaller"),
-    "ol": ("OL", "a penalty |U U^T - I|_F^2 on the latent weight"),
-    "retraction": ("retraction", "the latent weight made orthogonal again after each step"),
-    "hessian": ("Hessian penalty", "a penalty on the mixed second differences of the generator"),
-    "orojar": ("OroJaR", "a penalty on products of different columns of the Jacobian"),
-    "vp": ("VP loss", "a network that must tell which coordinate moved"),
-}
-_ALONE: Final[tuple[tuple[Treatment, ...], ...]] = (
-    ("nog",), ("olr",), ("ol",), ("nog", "olr"), ("retraction",), ("nog", "retraction"),
-    ("nog-update",),
-)  # fmt: skip
-_RIVALS: Final[tuple[tuple[Treatment, ...], ...]] = (("hessian",), ("orojar",), ("vp",))
-# NOG changes the norm of a gradient, and with it the best learning rate; nothing done gets the
+_WEIGHT: Final = "the latent weight"
+_SUMS: Final = ((NOG, OLR), (NOG, RETRACTION))
+# NOG changes the norm of a gradient, and with it the best learning rate; the baseline gets the
 # same rates, so that neither is better for being tuned alone.
 _LR_FACTORS: Final = (1 / 3, 3.0)
-BASELINE: Final = "none"
+BASELINE: Final = "baseline"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class LatentDataConfig:
             a run; sprites are rendered; the others are images on disk.
         dir: Folder (or file) of local data; the environment variable ORTHOTRAIN_DATA when unset.
         image_size: Side in pixels, a power of two; dimensions of a vector.
-        batch_size: Samples a step.
+        batch_size: Samples per step.
         orientation: Whether sprites are turned; no code can tell all turns apart.
         color: Whether sprites have a hue as a further factor.
         correlation: Between where a sprite is in x and in y, in [-1, 1], in what is trained on;
@@ -168,8 +164,8 @@ class LatentConfig:
         hessian: Weight of the Hessian penalty.
         orojar: Weight of OroJaR.
         vp: Weight of the VP loss.
-        householder_fraction: Steps of the Householder projector after a training without
-            treatment, as a share of that training's.
+        householder_fraction: Steps of the Householder projector after the baseline's training, as
+            a share of that training's.
         sgd_lr: Learning rate of the latent weight in the controls with SGD.
         monitor_every_steps: Optimizer steps between readings of condition and orthonormality.
     """
@@ -216,12 +212,12 @@ class LatentVariant(Variant):
     """A way to train a generator.
 
     Attributes:
-        treatments: What is done to the latent weight or the loss; empty for nothing.
+        treatments: What is done to the latent weight or the loss; empty for the baseline.
         optimizer: Of the latent weight; the rest of the generator has Adam.
         lr_factor: Learning rate of the generator over that of the run.
     """
 
-    treatments: tuple[Treatment, ...] = ()
+    treatments: tuple[str, ...] = ()
     optimizer: OptimizerName = "adam"
     lr_factor: float = 1.0
 
@@ -255,9 +251,6 @@ class LatentRun(RunConfig):
     optim: AdversarialConfig = field(default_factory=AdversarialConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     record: LatentRecordConfig = field(default_factory=LatentRecordConfig)
-    variants: tuple[str, ...] = (BASELINE, "nog", "olr", "ol")
-
-    family: ClassVar[Family] = "latent"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,40 +260,41 @@ class LatentRun(RunConfig):
             "makes vectors, gaussian data, and the others make images",
         )
         need(
-            self.model.kind != "linear" or "vp" not in self.variants,
-            "variants: the network of vp looks at images, and a linear generator makes vectors; "
-            "leave vp out",
+            self.model.kind != "linear" or VP.name not in self.variants,
+            f"variants: the network of {VP.name} looks at images, and a linear generator makes "
+            f"vectors; leave {VP.name} out",
         )
 
-    @property
-    def baseline(self) -> str:
-        """The generator without any treatment."""
-        return BASELINE
 
-    def known_variants(self) -> tuple[LatentVariant, ...]:
-        """Nothing, every treatment, the rivals, and the controls."""
-        return all_latent_variants()
+def latent_variants(config: LatentRun) -> tuple[LatentVariant, ...]:
+    """The baseline, every treatment, the rivals, and the controls.
 
-
-def all_latent_variants() -> tuple[LatentVariant, ...]:
-    """Nothing, seven treatments, three rivals; two more learning rates; SGD in place of Adam."""
-    nothing = LatentVariant(BASELINE, "none", "nothing is done to the latent weight")
-    treated = [_treated(chosen) for chosen in (*_ALONE, *_RIVALS)]
-    nog = treated[0]
+    Controls are two more learning rates, and SGD in place of Adam.
+    """
+    baseline = LatentVariant(BASELINE, "baseline", "the latent weight as it is, trained by Adam")
+    chosen = [*alone(LATENT), *_SUMS]
+    # What acts on the weight comes before what acts on the loss alone.
+    chosen.sort(key=lambda rows: rows[0].make is None)
+    treated = [_treated(rows) for rows in chosen]
+    of_weight = [one for one, rows in zip(treated, chosen, strict=True) if rows[0].make]
     return (
-        nothing,
+        baseline,
         *treated,
-        *(_at_another_rate(one, factor) for one in (nothing, nog) for factor in _LR_FACTORS),
-        *(_with_sgd(variant) for variant in (nothing, *treated[: len(_ALONE)])),
+        *(
+            _at_another_rate(one, factor)
+            for one in (baseline, _treated((NOG,)))
+            for factor in _LR_FACTORS
+        ),
+        *(_with_sgd(variant) for variant in (baseline, *of_weight)),
     )
 
 
 def _treated(chosen: tuple[Treatment, ...]) -> LatentVariant:
     return LatentVariant(
-        "-".join(chosen),
-        " + ".join(_WORDS[treatment][0] for treatment in chosen),
-        "; ".join(_WORDS[treatment][1] for treatment in chosen),
-        treatments=chosen,
+        name_of(chosen),
+        " + ".join(row.title for row in chosen),
+        note_of(chosen, weight=_WEIGHT),
+        treatments=tuple(row.name for row in chosen),
     )
 
 

@@ -111,7 +111,7 @@ def image_scores(
         sprites: Their factors, where the images are sprites.
         budget: How much is drawn.
         seed: Of everything.
-        directions: Orthogonal, one a row, along which the latent is moved; None are its axes.
+        directions: Orthogonal, one per row, along which the latent is moved; None are its axes.
 
     Returns:
         The few numbers that variants are compared in, by name, and the whole evaluation. Names

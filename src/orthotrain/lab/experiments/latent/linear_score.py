@@ -28,7 +28,7 @@ def linear_scores(
         generator: The trained generator.
         source: What it imitates.
         seed: Of the rotation that is the floor.
-        directions: Orthogonal, one a row, along which ``z`` is moved; None are its axes.
+        directions: Orthogonal, one per row, along which ``z`` is moved; None are its axes.
 
     Returns:
         - ``frechet``: Frechet distance between what it makes and the data, 0 at best.

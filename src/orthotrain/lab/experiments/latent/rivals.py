@@ -12,6 +12,7 @@ from torch.optim import Adam
 from orthotrain.disentangle import VariationClassifier, hessian_penalty, orojar, vp_loss
 from orthotrain.lab.experiments.latent.build import Generator
 from orthotrain.lab.experiments.latent.config import LatentRun, LatentVariant
+from orthotrain.lab.experiments.treatments import HESSIAN, OROJAR, VP
 
 #: What a generator takes besides its coordinates.
 Noise = Sequence[Tensor | None]
@@ -40,7 +41,7 @@ class _Smoothness:
     """Hessian penalty or OroJaR: nothing of its own."""
 
     def __init__(self, kind: str, *, weight: float, random: torch.Generator) -> None:
-        self._function = {"hessian": hessian_penalty, "orojar": orojar}[kind]
+        self._function = {HESSIAN.name: hessian_penalty, OROJAR.name: orojar}[kind]
         self._weight = weight
         self._random = random
 
@@ -120,10 +121,13 @@ def build_rival(
         random: Source of the initial weights of what it trains, then of what it draws at each step.
         device: Of the players.
     """
-    for kind, weight in (("hessian", config.latent.hessian), ("orojar", config.latent.orojar)):
+    for kind, weight in (
+        (HESSIAN.name, config.latent.hessian),
+        (OROJAR.name, config.latent.orojar),
+    ):
         if kind in variant.treatments:
             return _Smoothness(kind, weight=weight, random=random)
-    if "vp" not in variant.treatments:
+    if VP.name not in variant.treatments:
         return None
     classifier = VariationClassifier(latent_dim, channels=shape[0], generator=random)
     return _Variation(

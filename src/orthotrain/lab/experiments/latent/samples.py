@@ -21,13 +21,9 @@ _SIDE: Final = 8
 def write_samples(state: AdversarialState, folder: Path, *, seed: int) -> None:
     """Write ``step-000500.png``: samples of the averaged generator at the same latents each time.
 
-    Vectors are not images, so a generator of vectors writes nothing.
-
     Raises:
         CheckpointError: The file cannot be written.
     """
-    if len(state.source.shape) != 3:
-        return
     images = averaged(state).sample(_SIDE**2, generator=torch.Generator().manual_seed(seed))
     buffer = io.BytesIO()
     pixels = sample_grid(to_pixels(images), columns=_SIDE)
@@ -44,7 +40,7 @@ def to_pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
 
 
 def sample_grid(pixels: UInt8[Tensor, "n h w c"], *, columns: int) -> UInt8[Tensor, "rows cols c"]:
-    """Images side by side, ``columns`` a row; what is missing in the last row is black."""
+    """Images side by side, ``columns`` per row; what is missing in the last row is black."""
     n, h, w, c = pixels.shape
     rows = -(-n // columns)
     grid = torch.zeros(rows * columns, h, w, c, dtype=torch.uint8)

@@ -5,18 +5,13 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
 
-from orthotrain.lab.run.config import (
-    ClassifierRun,
-    Family,
-    ModelConfig,
-    OptimConfig,
-    Variant,
-    need,
-)
+from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
+from orthotrain.lab.run.config import Variant, need
 
 DENSE, PAPER, TUNED, NARROW = "dense", "oialr-paper", "oialr-tuned", "narrow"
 
@@ -63,13 +58,19 @@ class LowRankVariant(Variant):
 
     Attributes:
         lowrank: Settings of AdaptiveLowRank, None for dense training.
+        stored: Narrow the network until it stores this many numbers, None for its full width.
     """
 
     lowrank: LowRankConfig | None = None
+    stored: int | None = None
 
     def settings(self) -> Mapping[str, object]:
         """What result.json says about it, beside the network."""
         return {"lowrank": None if self.lowrank is None else asdict(self.lowrank)}
+
+    def with_results(self, results: Sequence[Mapping[str, Any]]) -> Self:
+        """A rival of the size that the variant it needs ended with, the mean over seeds."""
+        return replace(self, stored=round(statistics.fmean(one["stored"] for one in results)))
 
 
 @dataclass(frozen=True)
@@ -85,38 +86,30 @@ class LowRankRun(ClassifierRun):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    variants: tuple[str, ...] = (DENSE, PAPER, TUNED, NARROW)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
     tuned: LowRankConfig = field(default_factory=LowRankConfig)
 
-    family: ClassVar[Family] = "lowrank"
 
-    @property
-    def baseline(self) -> str:
-        """The dense network."""
-        return DENSE
-
-    def known_variants(self) -> tuple[LowRankVariant, ...]:
-        """Dense, published, tuned, and a narrow rival of the tuned one's size."""
-        return (
-            LowRankVariant(DENSE, "dense", "the same network without any method"),
-            LowRankVariant(
-                PAPER,
-                "OIALR, published settings",
-                "settings of the authors' CIFAR-10 mini ViT, times scaled to the length of this "
-                "run",
-                lowrank=self.paper,
-            ),
-            LowRankVariant(
-                TUNED,
-                "OIALR, tuned",
-                "rule, threshold and delay chosen by a recorded grid on the validation part",
-                lowrank=self.tuned,
-            ),
-            LowRankVariant(
-                NARROW,
-                "narrow dense",
-                "a dense network, narrowed to the stored size that OIALR, tuned ended with",
-                same_size_as=TUNED,
-            ),
-        )
+def lowrank_variants(config: LowRankRun) -> tuple[LowRankVariant, ...]:
+    """Dense, published, tuned, and a narrow rival of the tuned one's size."""
+    return (
+        LowRankVariant(DENSE, "dense", "the same network without any method"),
+        LowRankVariant(
+            PAPER,
+            "OIALR, published settings",
+            "settings of the authors' CIFAR-10 mini ViT, times scaled to the length of this run",
+            lowrank=config.paper,
+        ),
+        LowRankVariant(
+            TUNED,
+            "OIALR, tuned",
+            "rule, threshold and delay chosen by a recorded grid on the validation part",
+            lowrank=config.tuned,
+        ),
+        LowRankVariant(
+            NARROW,
+            "narrow dense",
+            "a dense network, narrowed to the stored size that OIALR, tuned ended with",
+            needs=TUNED,
+        ),
+    )

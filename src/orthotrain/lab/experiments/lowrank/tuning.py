@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
 from typing import Any
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.lowrank.config import DENSE, LowRankConfig, LowRankVariant
-from orthotrain.lab.experiments.recipe import Recipe, TuneGrid
 from orthotrain.lab.run.config import RunConfig
+from orthotrain.lab.run.experiment import Experiment, named
+
+
+@dataclass(frozen=True)
+class TuneGrid:
+    """Settings of low-rank training that ``orthotrain tune`` compares.
+
+    Attributes:
+        rules: Pairs of a setting that decides the rank and its value.
+        delay_fractions: Dense steps before the switch over all steps.
+        seeds: Seeds of the search; never those of the final comparison.
+        max_accuracy_loss: How far below dense training's mean validation accuracy of the same
+            seeds a setting may lie; of those that remain the smallest stored size wins.
+        base: What all settings of the grid share.
+    """
+
+    rules: tuple[str, ...]
+    delay_fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    max_accuracy_loss: float
+    base: LowRankConfig = field(default_factory=LowRankConfig)
+
+
+def tuned_settings(file_name: str) -> LowRankConfig:
+    """Settings that ``orthotrain tune`` wrote into a file beside the recipes."""
+    folder = resources.files("orthotrain.lab.experiments.lowrank.recipes")
+    text = folder.joinpath(file_name).read_text(encoding="utf-8")
+    return LowRankConfig(**json.loads(text)["lowrank"])
 
 
 @dataclass(frozen=True)
@@ -50,21 +79,22 @@ def grid_variants(grid: TuneGrid) -> tuple[LowRankVariant, ...]:
     )
 
 
-def grid_of(recipe: Recipe) -> TuneGrid:
+def grid_of(recipe: Experiment) -> TuneGrid:
     """The grid of a recipe.
 
     Raises:
         ConfigError: Nothing is tuned in this recipe.
     """
-    if recipe.grid is None:
+    if not recipe.search:
         raise ConfigError(
             f"tune: {recipe.name} has no settings to search for; its settings are those of the "
             "papers or stated in the recipe"
         )
-    return recipe.grid
+    grid: TuneGrid = named(recipe.search)
+    return grid
 
 
-def tuning_config(recipe: Recipe, config: RunConfig) -> RunConfig:
+def tuning_config(recipe: Experiment, config: RunConfig) -> RunConfig:
     """The run of the search: the recipe's own, with the search's seeds.
 
     Raises:
@@ -83,7 +113,7 @@ def outcome(name: str, results: Sequence[Mapping[str, Any]]) -> Outcome:
 
     Args:
         name: Name of the variant.
-        results: Contents of result.json, one a seed, at least one.
+        results: Contents of result.json, one per seed, at least one.
     """
     accuracies = [result["validation_accuracy"] for result in results]
     return Outcome(
@@ -112,7 +142,7 @@ def choose(outcomes: Sequence[Outcome], *, dense: Outcome, max_accuracy_loss: fl
 
 
 def search_record(
-    recipe: Recipe,
+    recipe: Experiment,
     config: RunConfig,
     *,
     dense: Outcome,
@@ -136,7 +166,12 @@ def search_record(
 
 
 def settings_record(
-    settings: LowRankConfig, *, recipe: Recipe, config: RunConfig, chosen: Outcome, dense: Outcome
+    settings: LowRankConfig,
+    *,
+    recipe: Experiment,
+    config: RunConfig,
+    chosen: Outcome,
+    dense: Outcome,
 ) -> dict[str, Any]:
     """Content of the settings file that a recipe reads, with where it comes from."""
     return {

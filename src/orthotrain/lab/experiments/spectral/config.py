@@ -1,4 +1,4 @@
-"""Runs that hold treatments of an ill-conditioned spectral layer against each other.
+"""Runs that compare treatments of an ill-conditioned spectral layer.
 
 This module does not import torch, so a command line can be parsed before torch is loaded.
 """
@@ -8,32 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
-from orthotrain.lab.run.config import ClassifierRun, Family, ResNetConfig, SgdConfig, Variant, need
+from orthotrain.lab.experiments.classifier.config import ClassifierRun, ResNetConfig, SgdConfig
+from orthotrain.lab.experiments.treatments import (
+    FIXED,
+    NOG,
+    OL,
+    OLR,
+    OW,
+    SN,
+    SPECTRAL,
+    Treatment,
+    alone,
+    name_of,
+    note_of,
+)
+from orthotrain.lab.run.config import Variant, need
 
-Treatment = Literal["root", "ns", "sn", "ol", "ow", "nog", "olr", "fixed"]
 SpectralLayer = Literal["whitening", "pooling"]
 
-# One treatment alone, then the sums: the short name, the words of a title, and a sentence.
-_ALONE: Final[Mapping[Treatment, tuple[str, str]]] = {
-    "sn": ("SN", "the weight before it divided by its largest singular value after each step"),
-    "ol": ("OL", "a penalty |W W^T - I|_F^2 on the weight before it"),
-    "ow": ("OW", "the weight before it kept orthogonal by its parametrisation"),
-    "nog": ("NOG", "the gradient of the weight before it replaced by the nearest orthogonal one"),
-    "olr": ("OLR", "the optimal learning rate for the weight before it, where it is smaller"),
-}
-_SUMS: Final[tuple[tuple[Treatment, ...], ...]] = (
-    ("nog", "sn"),
-    ("nog", "ol"),
-    ("nog", "ow"),
-    ("nog", "olr"),
-    ("ow", "olr"),
-    ("nog", "ow", "olr"),
-)
-# The gradient of the weight has a norm of its own under NOG, so the weight grows at another
-# pace; with its norm held fixed, what is left is the direction.
-_FIXED: Final[tuple[tuple[Treatment, ...], ...]] = ((), ("nog",), ("olr",))
+#: A spectral layer whose root is an eigendecomposition, and Newton-Schulz in its place.
+ROOT, NEWTON_SCHULZ = "root", "ns"
+_WEIGHT: Final = "the weight before it"
+_SUMS: Final = ((NOG, SN), (NOG, OL), (NOG, OW), (NOG, OLR), (OW, OLR), (NOG, OW, OLR))
+_HELD: Final[tuple[tuple[Treatment, ...], ...]] = ((), (NOG,), (OLR,))
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class SpectralVariant(Variant):
         treatments: What is done; empty for the network without a spectral layer.
     """
 
-    treatments: tuple[Treatment, ...] = ()
+    treatments: tuple[str, ...] = ()
 
     def described(self) -> dict[str, object]:
         """What run.json says about it."""
@@ -129,27 +128,15 @@ class SpectralRun(ClassifierRun):
 
     model: ResNetConfig = field(default_factory=ResNetConfig)
     optim: SgdConfig = field(default_factory=SgdConfig)
-    variants: tuple[str, ...] = ("bn", "zca", "nog", "olr")
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
 
-    family: ClassVar[Family] = "spectral"
 
-    @property
-    def baseline(self) -> str:
-        """The network without a spectral layer."""
-        return "bn" if self.spectral.layer == "whitening" else "avg"
-
-    def known_variants(self) -> tuple[SpectralVariant, ...]:
-        """The network without the layer, the layer alone, its treatments and their sums."""
-        return all_spectral_variants(self.spectral)
-
-
-def all_spectral_variants(config: SpectralConfig) -> tuple[SpectralVariant, ...]:
-    """Thirteen treatments of a spectral layer, the network without it, and three controls.
+def spectral_variants(config: SpectralRun) -> tuple[SpectralVariant, ...]:
+    """The network without the layer, the layer alone, its treatments and sums, and controls.
 
     The controls hold the Frobenius norm of the weight before the layer where it began.
     """
-    match config.layer:
+    match config.spectral.layer:
         case "whitening":
             without = SpectralVariant("bn", "BatchNorm", "batch norm in place of whitening")
             root, short = "zca", "ZCA"
@@ -158,41 +145,39 @@ def all_spectral_variants(config: SpectralConfig) -> tuple[SpectralVariant, ...]
                 "avg", "average pooling", "the mean over positions in place of a covariance"
             )
             root, short = "gcp", "GCP"
-    combinations: tuple[tuple[Treatment, ...], ...] = (
-        *((treatment,) for treatment in _ALONE),
-        *_SUMS,
-    )
     return (
         without,
         SpectralVariant(
             root,
             f"{short} alone",
             "square root by eigendecomposition, its exact gradient, nothing else",
-            treatments=("root",),
+            treatments=(ROOT,),
         ),
         SpectralVariant(
-            "ns",
+            NEWTON_SCHULZ,
             "Newton-Schulz",
-            f"{config.ns_iterations} coupled Newton-Schulz iterations and their own gradient in "
-            "place of the eigendecomposition, as published",
-            treatments=("root", "ns"),
+            f"{config.spectral.ns_iterations} coupled Newton-Schulz iterations and their own "
+            "gradient in place of the eigendecomposition, as published",
+            treatments=(ROOT, NEWTON_SCHULZ),
         ),
-        *(_treated(short, chosen) for chosen in combinations),
-        *(_held(root, short, chosen) for chosen in _FIXED),
+        *(_treated(short, chosen) for chosen in (*alone(SPECTRAL), *_SUMS)),
+        *(_held(root, short, chosen) for chosen in _HELD),
     )
 
 
 def _treated(short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
-    title = " + ".join((short, *(_ALONE[treatment][0] for treatment in chosen)))
-    note = "; ".join(_ALONE[treatment][1] for treatment in chosen)
-    return SpectralVariant("-".join(chosen), title, note, treatments=("root", *chosen))
+    return SpectralVariant(
+        name_of(chosen),
+        " + ".join((short, *(row.title for row in chosen))),
+        note_of(chosen, weight=_WEIGHT),
+        treatments=(ROOT, *(row.name for row in chosen)),
+    )
 
 
 def _held(root: str, short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
-    title = " + ".join((short, *(_ALONE[treatment][0] for treatment in chosen)))
     return SpectralVariant(
-        f"{'-'.join(chosen) or root}-fixed",
-        f"{title}, norm fixed",
-        "control: after each step the weight before the layer gets back the norm it began with",
-        treatments=("root", *chosen, "fixed"),
+        f"{name_of(chosen) or root}-{FIXED.name}",
+        f"{' + '.join((short, *(row.title for row in chosen)))}, {FIXED.title}",
+        note_of((FIXED,), weight=_WEIGHT),
+        treatments=(ROOT, *(row.name for row in (*chosen, FIXED))),
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotrain.lab.experiments.classifier.networks import LAYER_BEFORE, SPECTRAL_LAYER
 from orthotrain.lab.experiments.spectral.config import SpectralConfig
+from orthotrain.lab.experiments.spectral.networks import LAYER_BEFORE, SPECTRAL_LAYER
 from orthotrain.layers import GlobalCovariancePool, OrthogonalConv2d
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from orthotrain.linalg import spd_inv_sqrt, spd_sqrt

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orthotrain.lab.experiments.lowrank.config import LowRankRun
-from orthotrain.lab.experiments.lowrank.digits_minivit import PUBLISHED
-from orthotrain.lab.experiments.recipe import Recipe, TuneGrid, tuned_settings
-from orthotrain.lab.run.config import DataConfig, ModelConfig, OptimConfig, RecordConfig
+from orthotrain.lab.experiments.classifier.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RecordConfig,
+)
+from orthotrain.lab.experiments.lowrank.config import LowRankRun, lowrank_variants
+from orthotrain.lab.experiments.lowrank.recipes.digits_minivit import PUBLISHED
+from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_settings
+from orthotrain.lab.run.experiment import Experiment
 
 # The authors' mini ViT: patch 8, depth 6, 6 heads, width 768; batch 1024, 300 epochs, AdamW
 # 3e-4 to 1e-5, warm-up 10 epochs, weight decay 0.01, clip 5. Which augmentation they used is
 # not known; ours is the usual crop and flip.
 _FULL = LowRankRun(
-    recipe="cifar10-minivit",
-    scale="full",
     data=DataConfig(name="cifar10", batch_size=1024, crop_padding=4, flip=True),
     model=ModelConfig(patch_size=8, width=768, depth=6, heads=6, mlp_ratio=4.0),
     optim=OptimConfig(
@@ -36,13 +40,19 @@ _FULL = LowRankRun(
     precision="bfloat16",
 )
 
-CIFAR10_MINIVIT = Recipe(
+GRID = TuneGrid(
+    rules=("rank_rtol=0.15", "rank_rtol=0.3", "energy=0.95", "energy=0.9"),
+    delay_fractions=(1 / 6, 1 / 3, 1 / 2),
+    seeds=(100,),
+    max_accuracy_loss=0.01,
+)
+
+CIFAR10_MINIVIT = Experiment(
     name="cifar10-minivit",
     title="Mini ViT on CIFAR-10 (JPEG copy)",
-    scales={
+    config={
         "smoke": replace(
             _FULL,
-            scale="smoke",
             data=replace(_FULL.data, batch_size=32, train_limit=320),
             model=ModelConfig(patch_size=8, width=24, depth=2, heads=2),
             optim=replace(_FULL.optim, epochs=4, lr=1e-3),
@@ -60,7 +70,6 @@ CIFAR10_MINIVIT = Recipe(
         # narrower and shallower network, few epochs.
         "cpu": replace(
             _FULL,
-            scale="cpu",
             data=replace(_FULL.data, batch_size=128, train_limit=10_000),
             model=ModelConfig(patch_size=8, width=192, depth=3, heads=6),
             optim=replace(_FULL.optim, epochs=8, lr=1e-3, min_lr=1e-3 / 30),
@@ -76,10 +85,8 @@ CIFAR10_MINIVIT = Recipe(
         ),
         "full": _FULL,
     },
-    grid=TuneGrid(
-        rules=("rank_rtol=0.15", "rank_rtol=0.3", "energy=0.95", "energy=0.9"),
-        delay_fractions=(1 / 6, 1 / 3, 1 / 2),
-        seeds=(100,),
-        max_accuracy_loss=0.01,
-    ),
+    variants=lowrank_variants,
+    build="orthotrain.lab.experiments.lowrank.build:build",
+    page="orthotrain.lab.experiments.lowrank.page:PAGE",
+    search="orthotrain.lab.experiments.lowrank.recipes.cifar10_minivit:GRID",
 )

@@ -7,8 +7,12 @@ import torch
 
 from orthotrain.data import sprite_moments
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.latent.build import build_images, build_source, build_sprites
 from orthotrain.lab.experiments.latent.config import LatentDataConfig
+from orthotrain.lab.experiments.latent.image_data import (
+    build_images,
+    build_sprites,
+    image_source,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,12 +51,12 @@ def test_correlated_sprites_are_of_the_training_part_and_the_same_for_every_seed
 
 def test_sprites_in_color_have_three_channels_and_another_factor():
     config = sprites(color=True)
-    source = build_source(config, device=CPU)
+    source = image_source(config, device=CPU)
     assert source.shape == (3, 16, 16)
     assert "color" in build_sprites(config).factor_names
     batch = source.batch(64, generator=torch.Generator().manual_seed(0))
     assert (batch[:, 0] != batch[:, 1]).any()
-    assert build_source(sprites(), device=CPU).shape == (1, 16, 16)
+    assert image_source(sprites(), device=CPU).shape == (1, 16, 16)
 
 
 @pytest.mark.bad_input

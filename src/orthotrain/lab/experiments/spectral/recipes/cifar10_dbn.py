@@ -8,20 +8,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from orthotrain.lab.experiments.recipe import Recipe
+from orthotrain.lab.experiments.classifier.config import (
+    DataConfig,
+    RecordConfig,
+    ResNetConfig,
+    SgdConfig,
+)
 from orthotrain.lab.experiments.spectral.config import (
     SpectralConfig,
     SpectralRun,
-    all_spectral_variants,
+    spectral_variants,
 )
-from orthotrain.lab.run.config import DataConfig, RecordConfig, ResNetConfig, SgdConfig
+from orthotrain.lab.run.experiment import Experiment
 
 _SPECTRAL: Final = SpectralConfig(layer="whitening", ridge=1e-2, monitor_every_steps=50)
-ALL_VARIANTS: Final = tuple(variant.name for variant in all_spectral_variants(_SPECTRAL))
 
 _FULL = SpectralRun(
-    recipe="cifar10-dbn",
-    scale="full",
     data=DataConfig(name="cifar10", batch_size=128, crop_padding=4, flip=True),
     model=ResNetConfig(depth=18, width=64, stem_channels=64, stem="cifar"),
     # 350 epochs, a tenth of the learning rate after 100, 200 and 300.
@@ -39,16 +41,14 @@ _FULL = SpectralRun(
         stability_every_epochs=5,
         checkpoint_every_epochs=5,
     ),
-    variants=ALL_VARIANTS,
 )
 
-CIFAR10_DBN = Recipe(
+CIFAR10_DBN = Experiment(
     name="cifar10-dbn",
     title="ResNet with decorrelated batch norm on CIFAR-10 (JPEG copy)",
-    scales={
+    config={
         "smoke": replace(
             _FULL,
-            scale="smoke",
             data=replace(_FULL.data, batch_size=32, train_limit=160),
             model=ResNetConfig(depth=18, width=2, stem_channels=16, stem="cifar"),
             optim=replace(_FULL.optim, epochs=2),
@@ -67,7 +67,6 @@ CIFAR10_DBN = Recipe(
         # the same shares of the run.
         "cpu": replace(
             _FULL,
-            scale="cpu",
             data=replace(_FULL.data, batch_size=64, train_limit=2_000),
             model=replace(_FULL.model, width=8),
             optim=replace(_FULL.optim, epochs=8),
@@ -82,4 +81,7 @@ CIFAR10_DBN = Recipe(
         ),
         "full": _FULL,
     },
+    variants=spectral_variants,
+    build="orthotrain.lab.experiments.spectral.build:build",
+    page="orthotrain.lab.experiments.spectral.page:PAGE",
 )

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun
-from orthotrain.lab.experiments.recipe import Recipe, TuneGrid, tuned_settings
-from orthotrain.lab.run.config import DataConfig, ModelConfig, OptimConfig, RecordConfig
+from orthotrain.lab.experiments.classifier.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RecordConfig,
+)
+from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, lowrank_variants
+from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_settings
+from orthotrain.lab.run.experiment import Experiment
 
 # The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
 # published, every eligible layer is converted at the switch whether or not that pays.
@@ -25,8 +31,6 @@ PUBLISHED = LowRankConfig(
 )
 
 _CPU = LowRankRun(
-    recipe="digits-minivit",
-    scale="cpu",
     data=DataConfig(name="digits", batch_size=128, crop_padding=1, flip=False),
     model=ModelConfig(patch_size=4, width=256, depth=2, heads=4, mlp_ratio=4.0),
     optim=OptimConfig(epochs=60, lr=2e-3, min_lr=2e-3 / 30, weight_decay=0.01, clip_norm=5.0),
@@ -41,14 +45,29 @@ _CPU = LowRankRun(
     device="cpu",
 )
 
-DIGITS_MINIVIT = Recipe(
+GRID = TuneGrid(
+    rules=(
+        "rank_rtol=0.3",
+        "energy=0.8",
+        "stored_budget=0.6",
+        "stored_budget=0.4",
+    ),
+    # Late switches win over early ones (first experiments of this project).
+    delay_fractions=(1 / 3, 1 / 2),
+    seeds=(100, 101),
+    max_accuracy_loss=0.005,
+    # All layers are within reach soon after the switch: with the published alpha the first
+    # of 25 layers is reached 12 updates later, when a late switch leaves no time to recover.
+    base=LowRankConfig(layer_fraction=0.5),
+)
+
+DIGITS_MINIVIT = Experiment(
     name="digits-minivit",
     title="Mini ViT on scikit-learn's handwritten digits",
-    scales={
+    config={
         # Long enough for a switch and a rank update, short enough for a test.
         "smoke": replace(
             _CPU,
-            scale="smoke",
             model=ModelConfig(patch_size=4, width=16, depth=2, heads=2),
             optim=replace(_CPU.optim, epochs=4),
             record=RecordConfig(
@@ -63,20 +82,13 @@ DIGITS_MINIVIT = Recipe(
         # The same task on a network that is far too large for it, so there is much to cut.
         "full": replace(
             _CPU,
-            scale="full",
             model=ModelConfig(patch_size=4, width=192, depth=6, heads=6),
             optim=replace(_CPU.optim, epochs=150, lr=1e-3, min_lr=1e-3 / 30),
             seeds=(0, 1, 2, 3, 4),
         ),
     },
-    grid=TuneGrid(
-        rules=("rank_rtol=0.3", "energy=0.8", "stored_budget=0.6", "stored_budget=0.4"),
-        # Late switches win over early ones (first experiments of this project).
-        delay_fractions=(1 / 3, 1 / 2),
-        seeds=(100, 101),
-        max_accuracy_loss=0.005,
-        # All layers are within reach soon after the switch: with the published alpha the first
-        # of 25 layers is reached 12 updates later, when a late switch leaves no time to recover.
-        base=LowRankConfig(layer_fraction=0.5),
-    ),
+    variants=lowrank_variants,
+    build="orthotrain.lab.experiments.lowrank.build:build",
+    page="orthotrain.lab.experiments.lowrank.page:PAGE",
+    search="orthotrain.lab.experiments.lowrank.recipes.digits_minivit:GRID",
 )

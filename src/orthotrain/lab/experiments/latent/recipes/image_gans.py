@@ -10,25 +10,27 @@ from dataclasses import replace
 from typing import Final
 
 from orthotrain.lab.experiments.latent.config import (
+    BASELINE,
     AdversarialConfig,
     GeneratorConfig,
     LatentConfig,
     LatentDataConfig,
     LatentRecordConfig,
     LatentRun,
+    latent_variants,
 )
-from orthotrain.lab.experiments.recipe import Recipe
+from orthotrain.lab.experiments.treatments import NOG, OLR, name_of
+from orthotrain.lab.run.experiment import Experiment
 
-# Every treatment, the rivals, NOG and nothing at three learning rates, and OLR with SGD.
-_VARIANTS: Final = (
-    *("none", "nog", "olr", "ol", "nog-olr", "retraction", "nog-retraction", "nog-update"),
-    *("hessian", "orojar", "vp"),
-    *("none-lr0.33", "none-lr3", "nog-lr0.33", "nog-lr3", "none-sgd", "olr-sgd"),
+# Every treatment, the rivals, NOG and the baseline at three learning rates, and with SGD the
+# baseline and OLR.
+_VARIANTS: Final = tuple(
+    variant.name
+    for variant in latent_variants(LatentRun())
+    if variant.optimizer == "adam" or variant.treatments in ((), (OLR.name,))
 )
 _FIVE: Final = (0, 1, 2, 3, 4)
 _EIGEN: Final = LatentRun(
-    recipe="sprites-eigengan",
-    scale="full",
     data=LatentDataConfig(name="sprites", image_size=64, batch_size=128),
     # Without noise: with it the factors go there, and the coordinates are decoration.
     model=GeneratorConfig(kind="eigen", latent_dim=6, noise_dim=0, base_channels=16),
@@ -50,7 +52,6 @@ _EIGEN: Final = LatentRun(
 )
 _SIMPLE: Final = replace(
     _EIGEN,
-    recipe="sprites-simplegan",
     model=GeneratorConfig(kind="simple", latent_dim=6),
     # Constant for half of the run, then a line to zero.
     optim=AdversarialConfig(
@@ -68,14 +69,12 @@ _SIMPLE: Final = replace(
 # Photographs, with DiffAugment: there are fewer of them than of sprites.
 _EIGEN_FACES: Final = replace(
     _EIGEN,
-    recipe="faces-eigengan",
     data=replace(_EIGEN.data, name="faces", batch_size=64),
     model=replace(_EIGEN.model, noise_dim=512),
     optim=replace(_EIGEN.optim, lr=1e-4, augment=True),
 )
 _SIMPLE_FACES: Final = replace(
     _SIMPLE,
-    recipe="faces-simplegan",
     data=replace(_SIMPLE.data, name="faces"),
     # As many coordinates as were published at 128 pixels.
     model=replace(_SIMPLE.model, latent_dim=30),
@@ -88,7 +87,6 @@ def _on_a_cpu(config: LatentRun) -> LatentRun:
     """16 pixels, half of the channels, 1,500 steps at five times the learning rate."""
     return replace(
         config,
-        scale="cpu",
         data=replace(config.data, image_size=16, batch_size=64),
         model=replace(config.model, base_channels=8),
         optim=replace(config.optim, steps=1_500, lr=1e-3),
@@ -104,7 +102,6 @@ def _on_a_cpu(config: LatentRun) -> LatentRun:
 def _to_see_it_run(config: LatentRun) -> LatentRun:
     return replace(
         _on_a_cpu(config),
-        scale="smoke",
         data=replace(config.data, image_size=16, batch_size=4),
         model=replace(config.model, base_channels=2, latent_dim=2),
         optim=replace(config.optim, steps=4),
@@ -112,17 +109,23 @@ def _to_see_it_run(config: LatentRun) -> LatentRun:
         record=LatentRecordConfig(
             log_every_steps=1, sample_every_steps=2, checkpoint_every_steps=2
         ),
-        variants=("none", "nog-olr"),
+        variants=(BASELINE, name_of((NOG, OLR))),
         seeds=(0,),
     )
 
 
-def _recipe(config: LatentRun, title: str) -> Recipe:
-    scaled = (_to_see_it_run(config), _on_a_cpu(config), config)
-    return Recipe(name=config.recipe, title=title, scales={one.scale: one for one in scaled})
+def _experiment(name: str, title: str, full: LatentRun) -> Experiment:
+    return Experiment(
+        name=name,
+        title=title,
+        config={"smoke": _to_see_it_run(full), "cpu": _on_a_cpu(full), "full": full},
+        variants=latent_variants,
+        build="orthotrain.lab.experiments.latent.images:build",
+        page="orthotrain.lab.experiments.latent.page:PAGE",
+    )
 
 
-SPRITES_EIGENGAN = _recipe(_EIGEN, "EigenGAN on sprites (re-rendered)")
-SPRITES_SIMPLEGAN = _recipe(_SIMPLE, "Simple GAN on sprites (re-rendered)")
-FACES_EIGENGAN = _recipe(_EIGEN_FACES, "EigenGAN on faces")
-FACES_SIMPLEGAN = _recipe(_SIMPLE_FACES, "Simple GAN on faces")
+SPRITES_EIGENGAN = _experiment("sprites-eigengan", "EigenGAN on sprites (re-rendered)", _EIGEN)
+SPRITES_SIMPLEGAN = _experiment("sprites-simplegan", "Simple GAN on sprites (re-rendered)", _SIMPLE)
+FACES_EIGENGAN = _experiment("faces-eigengan", "EigenGAN on faces", _EIGEN_FACES)
+FACES_SIMPLEGAN = _experiment("faces-simplegan", "Simple GAN on faces", _SIMPLE_FACES)

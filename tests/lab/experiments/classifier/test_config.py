@@ -1,14 +1,13 @@
 import pytest
 
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun
-from orthotrain.lab.run.config import (
+from orthotrain.lab.experiments.classifier.config import (
     DataConfig,
     OptimConfig,
     RecordConfig,
     SgdConfig,
-    variants_of,
 )
+from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun
 
 
 @pytest.mark.bad_input
@@ -40,8 +39,8 @@ from orthotrain.lab.run.config import (
         (SgdConfig, {"head_lr_factor": 0.0}, "head_lr_factor=0.0"),
         (RecordConfig, {"log_every_steps": 0}, "log_every_steps=0"),
         (RecordConfig, {"stability_every_epochs": 0}, "stability_every_epochs=0"),
-        (LowRankRun, {"recipe": "r", "variants": ("wide",)}, "'wide' is not a variant"),
-        (LowRankRun, {"recipe": "r", "variants": ()}, "variants is empty"),
+        (LowRankRun, {"recipe": "r", "seeds": ()}, "seeds is empty"),
+        (LowRankRun, {"recipe": "r", "variants": ("a", "a")}, "names one twice"),
         (LowRankRun, {"recipe": "r", "seeds": (1, 1)}, "names one twice"),
         (LowRankRun, {"recipe": "r", "seeds": (-1,)}, "must not be negative"),
         (LowRankRun, {"recipe": "r", "threads": 0}, "threads=0"),
@@ -50,8 +49,3 @@ from orthotrain.lab.run.config import (
 def test_settings_that_cannot_work_are_refused(kind, settings, message):
     with pytest.raises(ConfigError, match=message):
         kind(**settings)
-
-
-def test_variants_keep_the_order_in_which_each_finds_what_it_needs():
-    config = LowRankRun(recipe="r", variants=("narrow", "oialr-tuned", "dense"))
-    assert [v.name for v in variants_of(config)] == ["dense", "oialr-tuned", "narrow"]

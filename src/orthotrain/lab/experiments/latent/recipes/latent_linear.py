@@ -12,19 +12,21 @@ from orthotrain.lab.experiments.latent.config import (
     LatentDataConfig,
     LatentRecordConfig,
     LatentRun,
-    all_latent_variants,
+    LatentVariant,
+    latent_variants,
 )
-from orthotrain.lab.experiments.recipe import Recipe
+from orthotrain.lab.experiments.treatments import HESSIAN, OROJAR, VP
+from orthotrain.lab.run.experiment import Experiment
 
 # The rivals are for images: a linear generator has no Hessian, and the VP network convolves.
-_VARIANTS: Final = tuple(
-    variant.name
-    for variant in all_latent_variants()
-    if not {"hessian", "orojar", "vp"} & set(variant.treatments)
-)
+_FOR_IMAGES: Final = {row.name for row in (HESSIAN, OROJAR, VP)}
+
+
+def _variants(config: LatentRun) -> tuple[LatentVariant, ...]:
+    return tuple(v for v in latent_variants(config) if not _FOR_IMAGES & set(v.treatments))
+
+
 _CPU: Final = LatentRun(
-    recipe="latent-linear",
-    scale="cpu",
     data=LatentDataConfig(name="gaussian", image_size=64, batch_size=64),
     model=GeneratorConfig(kind="linear", latent_dim=6),
     # The critic learns four times as fast: without it the generator circles around its optimum.
@@ -33,18 +35,16 @@ _CPU: Final = LatentRun(
     record=LatentRecordConfig(
         log_every_steps=50, sample_every_steps=500, checkpoint_every_steps=1_000
     ),
-    variants=_VARIANTS,
     seeds=(0, 1, 2, 3, 4),
     device="cpu",
 )
 
-LATENT_LINEAR = Recipe(
+LATENT_LINEAR = Experiment(
     name="latent-linear",
     title="Linear EigenGAN on Gaussian data with known directions",
-    scales={
+    config={
         "smoke": replace(
             _CPU,
-            scale="smoke",
             data=replace(_CPU.data, image_size=16),
             optim=replace(_CPU.optim, steps=12),
             latent=replace(_CPU.latent, monitor_every_steps=3),
@@ -55,6 +55,9 @@ LATENT_LINEAR = Recipe(
         ),
         "cpu": _CPU,
         # Nothing is gained by a larger size: the same, long enough to see where it ends.
-        "full": replace(_CPU, scale="full", optim=replace(_CPU.optim, steps=10_000)),
+        "full": replace(_CPU, optim=replace(_CPU.optim, steps=10_000)),
     },
+    variants=_variants,
+    build="orthotrain.lab.experiments.latent.linear:build",
+    page="orthotrain.lab.experiments.latent.page:PAGE",
 )

@@ -1,0 +1,56 @@
+"""Optimizers with their schedules, which step once per optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from orthotrain.lab.experiments.classifier.config import OptimConfig, SgdConfig
+from orthotrain.lab.run.schedule import step_decay_scheduler, warmup_cosine_scheduler
+
+
+def adamw(model: nn.Module, config: OptimConfig, *, total_steps: int) -> tuple[AdamW, LambdaLR]:
+    """AdamW that decays matrices only; linear warm-up, then a cosine."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups: Iterable[dict[str, object]] = (
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    )
+    optimizer = AdamW(groups, lr=config.lr)
+    return optimizer, warmup_cosine_scheduler(
+        optimizer,
+        total_steps=total_steps,
+        warmup_steps=int(config.warmup_fraction * total_steps),
+        final=config.min_lr / config.lr,
+    )
+
+
+def sgd(model: nn.Module, config: SgdConfig, *, total_steps: int) -> tuple[SGD, LambdaLR]:
+    """SGD that decays everything, as published; ``head`` has a learning rate of its own."""
+    head = {id(p) for p in model.get_submodule("head").parameters()}
+    # Decay would turn an orthogonal weight for no reason: its norm is fixed.
+    reflections = {id(p) for name, p in model.named_parameters() if ".parametrizations." in name}
+    parameters = list(model.parameters())
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in parameters if id(p) not in head | reflections]},
+        {
+            "params": [p for p in parameters if id(p) in head],
+            "lr": config.lr * config.head_lr_factor,
+        },
+    ]
+    if reflections:
+        orthogonal = [p for p in parameters if id(p) in reflections]
+        groups.append({"params": orthogonal, "weight_decay": 0.0})
+    optimizer = SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    return optimizer, step_decay_scheduler(
+        optimizer,
+        total_steps=total_steps,
+        decay_at=config.decay_at,
+        factor=config.decay_factor,
+    )

@@ -1,0 +1,169 @@
+"""Training a classifier, whatever its network: one such trainer for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from orthotrain.data.batches import BatchStream, to_float
+from orthotrain.data.splits import ImageData, Split
+from orthotrain.lab.experiments.classifier.config import ClassifierRun
+from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.sizes import sizes_and_times
+from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
+from orthotrain.methods.handle import Handle
+
+# Evaluation keeps no activations, so a batch only has to fit the memory: this many images of 32
+# by 32 pixels, fewer larger ones.
+_EVALUATION_BATCH = 1000
+_EVALUATION_PIXELS = _EVALUATION_BATCH * 32 * 32
+
+#: Fields of the result that only one family has, from its sizes and times and the steps here.
+MoreFields = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
+
+
+@dataclass
+class ClassifierTrainer:
+    """Model, optimizer, scheduler, methods and batches, with the steps done so far.
+
+    All chance of a training lies in the initial weights and in ``batches``, which has a
+    generator of its own; the network draws nothing. So these parts are the whole state.
+
+    Attributes:
+        config: The run.
+        data: Images, on the device that trains.
+        batches: Its training part.
+        model: Network, on that device.
+        optimizer: Its optimizer.
+        scheduler: Steps once per optimizer step.
+        handle: The attached methods.
+        network: What rebuilds the network from a checkpoint.
+        settings: What result.json says about the training.
+        more_fields: What it says besides, at the end.
+        steps: Optimizer steps done.
+    """
+
+    config: ClassifierRun
+    data: ImageData
+    batches: BatchStream
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    handle: Handle
+    network: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    more_fields: MoreFields = lambda sizes, steps_here: {}
+    steps: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.config.optim.epochs * self.batches.batches_per_epoch
+
+    @property
+    def cadence(self) -> Cadence:
+        """Epochs of the configuration in steps."""
+        record, epoch = self.config.record, self.batches.batches_per_epoch
+        return Cadence(
+            log=record.log_every_steps,
+            evaluate=record.eval_every_epochs * epoch,
+            checkpoint=record.checkpoint_every_epochs * epoch,
+            epoch=epoch,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.data.train.labels.device
+
+    def step(self) -> Step:
+        """One optimizer step; the loss before it, still on its device, and its learning rate."""
+        optim = self.config.optim
+        images, labels = self.batches.next_batch()
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            scores = self.model(images)
+        loss = F.cross_entropy(scores.float(), labels, label_smoothing=optim.label_smoothing)
+        self.handle.observe(loss.detach())
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if optim.clip_norm is not None:
+            clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.steps += 1
+        return Step({"loss": loss.detach(), "lr": lr})
+
+    def evaluate(self, folder: SeedFolder) -> Line:
+        """Loss and accuracy of the validation part."""
+        return {"split": "validation", **asdict(evaluate(self.model, self.data.validation))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "handle": self.handle.state_dict(),
+            "batches": self.batches.state_dict(),
+            "step": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the next step is the same bit for bit."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.handle.load_state_dict(state["handle"])
+        self.batches.load_state_dict(state["batches"])
+        self.steps = int(state["step"])
+
+    def result(self, ending: Ending) -> dict[str, Any]:
+        """Losses, accuracies, sizes and times; the test part is read here, once."""
+        validation = evaluate(self.model, self.data.validation)
+        test = evaluate(self.model, self.data.read_test()) if ending.read_test else None
+        sizes = sizes_and_times(self.handle.summary(), ending.lines, total_steps=self.total_steps)
+        return {
+            "validation_accuracy": validation.accuracy,
+            "validation_loss": validation.loss,
+            "test_accuracy": None if test is None else test.accuracy,
+            "test_loss": None if test is None else test.loss,
+            **sizes,
+            **self.more_fields(sizes, ending.steps_here),
+            "settings": dict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy (a fraction) over a part of the data."""
+
+    loss: float
+    accuracy: float
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
+    """Loss and accuracy of ``model`` on all of ``split``, in float32, in evaluation mode."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    pixels = split.images.shape[-2] * split.images.shape[-1]
+    size = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // pixels))
+    for start in range(0, len(split), size):
+        images = to_float(split.images[start : start + size])
+        labels = split.labels[start : start + size]
+        scores: Tensor = model(images)
+        loss += F.cross_entropy(scores, labels, reduction="sum").double()
+        right += (scores.argmax(dim=1) == labels).sum()
+    model.train()
+    return Evaluation(loss=loss.item() / len(split), accuracy=right.item() / len(split))

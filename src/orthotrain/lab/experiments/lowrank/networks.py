@@ -1,0 +1,73 @@
+"""A fresh mini vision transformer, and the narrowest that stores as much as another network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.classifier.config import ModelConfig
+from orthotrain.lab.run.restore import rebuilds
+from orthotrain.models.mini_vit import MiniViT
+
+ImageShape = tuple[int, int, int]
+
+
+def build_vit(
+    config: ModelConfig,
+    *,
+    image_shape: ImageShape,
+    classes: int,
+    generator: torch.Generator | None = None,
+) -> MiniViT:
+    """A fresh vision transformer for images ``(channels, size, size)``.
+
+    Raises:
+        ConfigError: Sizes that do not fit each other, or images that are not square.
+    """
+    channels, height, width = image_shape
+    if height != width:
+        raise ConfigError(f"build_vit: images are {height} x {width}, need square ones")
+    return MiniViT(
+        image_size=height,
+        channels=channels,
+        classes=classes,
+        patch_size=config.patch_size,
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        generator=generator,
+    )
+
+
+@rebuilds
+def vit_from(*, model: Mapping[str, Any], image_shape: Sequence[int], classes: int) -> MiniViT:
+    """The transformer of a checkpoint, with fresh weights."""
+    channels, height, width = image_shape
+    return build_vit(ModelConfig(**model), image_shape=(channels, height, width), classes=classes)
+
+
+def narrow_to(
+    config: ModelConfig, *, stored: int, image_shape: ImageShape, classes: int
+) -> ModelConfig:
+    """The narrowest transformer that stores at least ``stored`` numbers, never wider than given.
+
+    The rival gets the benefit of the doubt: its width is rounded up.
+
+    Args:
+        config: The full network.
+        stored: Numbers the low-rank network ended with.
+        image_shape: ``(channels, size, size)``.
+        classes: Outputs.
+    """
+    for width in range(config.heads, config.width, config.heads):
+        narrow = replace(config, width=width)
+        with torch.device("meta"):
+            model = build_vit(narrow, image_shape=image_shape, classes=classes)
+        if sum(p.numel() for p in model.parameters()) >= stored:
+            return narrow
+    return config

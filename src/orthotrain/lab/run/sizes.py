@@ -1,0 +1,77 @@
+"""What a result says of sizes and times, from the final model and the lines of the run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from orthotrain.lab.run.trainer import Line
+from orthotrain.methods.summary import Row, Summary
+
+# "At the end" of a run, for times, is its last tenth.
+_FINAL_FRACTION = 0.1
+
+
+def size_fields(summary: Summary) -> dict[str, int]:
+    """Numbers trained and stored, and bytes."""
+    total = summary.total
+    return {
+        "trainable": total.trainable,
+        "stored": total.stored,
+        "dense": total.dense,
+        "weight_bytes": total.weight_bytes,
+        "gradient_bytes": total.gradient_bytes,
+        "state_bytes": total.state_bytes,
+    }
+
+
+def sizes_and_times(summary: Summary, lines: Sequence[Line], *, total_steps: int) -> dict[str, Any]:
+    """Fields of result.json: sizes, bytes, the step of the switch, and times before and after it.
+
+    Args:
+        summary: Of the attached methods, after the last step.
+        lines: Of metrics.jsonl.
+        total_steps: Optimizer steps of the training.
+    """
+    sizes = size_fields(summary)
+    switch = next(
+        (line["step"] for line in lines if line["kind"] == "rank" and line["form"] != "dense"),
+        None,
+    )
+    times = [(line["step"], line["step_ms"]) for line in lines if line["kind"] == "step"]
+    dense = [ms for step, ms in times if switch is None or step <= switch]
+    final = [ms for step, ms in times if step > (1 - _FINAL_FRACTION) * total_steps]
+    return {
+        **sizes,
+        "stored_folded": sizes["stored"] - sum(map(_saved_by_folding, summary.rows)),
+        "training_bytes": sum(sizes[f"{name}_bytes"] for name in ("weight", "gradient", "state")),
+        "step_ms_dense_phase": statistics.median(dense) if dense else None,
+        "step_ms_final": statistics.median(final) if final else None,
+        "switch_step": switch,
+    }
+
+
+def rank_fields(row: Row) -> dict[str, Any]:
+    """One layer's rank, form and shape."""
+    full = full_rank(row)
+    return {
+        "layer": row.name,
+        "rank": full if row.rank is None else row.rank,
+        "full_rank": full,
+        "form": row.form,
+        "shape": [row.shape[0], math.prod(row.shape[1:])],
+    }
+
+
+def full_rank(row: Row) -> int:
+    """The smaller side of a layer's matrix."""
+    return min(row.shape[0], math.prod(row.shape[1:]))
+
+
+def _saved_by_folding(row: Row) -> int:
+    """Numbers saved when ``u @ core`` becomes one factor, or the layer dense if that is less."""
+    if row.rank is None:
+        return 0
+    return max(row.trainable, row.stored - row.dense)

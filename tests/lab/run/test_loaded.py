@@ -1,0 +1,93 @@
+"""What is loaded: a training loads what it uses, and weights are read without the laboratory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[3] / "src"
+
+# Whole packages of which one default training may load any module,
+PACKAGES = (
+    "orthotrain.cli",
+    "orthotrain.diagnostics",
+    "orthotrain.lab.experiments.classifier",
+    "orthotrain.lab.experiments.lowrank",
+    "orthotrain.lab.run",
+    "orthotrain.layers",
+    "orthotrain.linalg",
+    "orthotrain.lowrank",
+    "orthotrain.methods",
+)
+# single modules,
+MODULES = {
+    *("orthotrain", "orthotrain._version", "orthotrain.errors", "orthotrain.files"),
+    *("orthotrain.data", "orthotrain.data._pixels", "orthotrain.data.batches"),
+    *("orthotrain.data.digits", "orthotrain.data.lazy", "orthotrain.data.splits"),
+    *("orthotrain.models", "orthotrain.models.mini_vit"),
+    *("orthotrain.lab", "orthotrain.lab.experiments", "orthotrain.lab.experiments.catalog"),
+    "orthotrain.lab.experiments.treatments",
+}
+# and the settings of the other families, which the command line names.
+SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in ("latent", "spectral")]
+MOST = 125
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def allowed(module: str) -> bool:
+    if module in MODULES or module in SETTINGS:
+        return True
+    if any(module.startswith((f"{family}.config", f"{family}.recipes")) for family in SETTINGS):
+        return True
+    return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)
+
+
+def test_one_default_training_loads_what_it_uses(tmp_path):
+    line = [
+        "train", "--scale", "smoke", "--variants", "oialr-paper", "--optim.epochs", "1",
+        "--jobs", "1", "--report", "false", "--run-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    output = run_python(
+        "from orthotrain.cli import main\n"
+        f"assert main({line!r}) == 0\n"
+        "print('LOADED', *sorted(m for m in sys.modules if m.split('.')[0] == 'orthotrain'))"
+    )
+    loaded = output.splitlines()[-1].split()[1:]
+    assert "orthotrain.models.mini_vit" in loaded
+    assert [module for module in loaded if not allowed(module)] == []
+    assert len(loaded) <= MOST
+
+
+def test_weights_and_networks_are_read_without_the_laboratory(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    other = [
+        "yaml", "jsonargparse", "rich", "matplotlib", "sklearn", "PIL", "scipy", "jinja2", "tyro",
+    ]  # fmt: skip
+    run_python(
+        f"for name in {other!r}: sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from orthotrain.lab.experiments.classifier.config import ModelConfig\n"
+        "from orthotrain.lab.experiments.lowrank.networks import build_vit, vit_from\n"
+        "from orthotrain.lab.run.checkpoint import save_checkpoint\n"
+        "from orthotrain.lab.run.restore import network_entry, read_network, read_weights\n"
+        "config = ModelConfig(width=8, depth=1)\n"
+        "settings = {'image_shape': (1, 8, 8), 'classes': 3}\n"
+        "model = build_vit(config, **settings)\n"
+        f"path = Path({str(path)!r})\n"
+        "from dataclasses import asdict\n"
+        "network = network_entry(vit_from, {'model': asdict(config), **settings})\n"
+        "training = {'model': model.state_dict()}\n"
+        "save_checkpoint(path, {'training': training, 'network': network})\n"
+        "assert set(read_weights(path)) == set(read_network(path).state_dict())\n"
+        "import orthotrain.lab.experiments.spectral.networks\n"
+        "import orthotrain.lab.experiments.latent.build\n"
+    )
