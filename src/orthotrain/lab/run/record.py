@@ -166,6 +166,7 @@ class RunFolder:
             "scale": config.scale,
             **environment,
             "family": config.family,
+            "page": f"orthotrain.lab.experiments.{config.family}.page:PAGE",
             "baseline": config.baseline,
             "variants": [variant.described() for variant in variants],
             "seeds": list(config.seeds),

@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.files import write_atomically
-from orthotrain.lab.report.latent._sheets import Quality, columns_of, sheet_uri
-from orthotrain.lab.report.latent.traversals import Traversals
+from orthotrain.lab.experiments.latent.traversals.arrays import Traversals
+from orthotrain.lab.experiments.latent.traversals.sheets import Quality, columns_of, sheet_uri
 
 # The page may run its own script and style and show its own pictures; the browser refuses the rest.
 _POLICY: Final = (
@@ -109,11 +109,11 @@ def traversal_page(
         "values": values,
         "methods": [_method(moved, values, quality) for moved in traversals],
     }
-    assets = resources.files("orthotrain.lab.report")
+    folders = ("orthotrain.lab.report", "orthotrain.lab.experiments.latent.traversals")
     style, script = (
         "".join(
-            (assets / folder / f"{name}.{kind}").read_text(encoding="utf-8")
-            for folder, name in ((".", "page"), ("latent", "traversal_page"))
+            (resources.files(folder) / f"page.{kind}").read_text(encoding="utf-8")
+            for folder in folders
         )
         for kind in ("css", "js")
     )

@@ -12,11 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orthotrain.errors import DataError
+from orthotrain.lab.experiments.latent.traversals.arrays import Traversals
+from orthotrain.lab.experiments.latent.traversals.page import traversal_page
 from orthotrain.lab.report import style
-from orthotrain.lab.report.latent.measures import is_control
-from orthotrain.lab.report.latent.tables import shown_first
-from orthotrain.lab.report.latent.traversal_page import traversal_page
-from orthotrain.lab.report.latent.traversals import Traversals
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.rows import text
 from orthotrain.lab.report.style import Plot, Theme
@@ -44,8 +42,13 @@ def _path(run: Run, variant: Variant, seed: int) -> Path:
     return run.path / "variants" / variant.name / f"seed-{seed}" / FILE
 
 
+def is_control(name: str) -> bool:
+    """Whether a variant is another one with another learning rate or optimizer."""
+    return "-lr" in name or name.endswith("-sgd")
+
+
 def load_traversals(run: Run) -> dict[str, Arrays]:
-    """The arrays of each variant by name, nothing done first; empty where there are none.
+    """The arrays of each variant by name, the baseline first; empty where there are none.
 
     Raises:
         DataError: A file is damaged or of another format.
@@ -54,7 +57,8 @@ def load_traversals(run: Run) -> dict[str, Arrays]:
     found: dict[str, Arrays] = {}
     if seed is None:
         return found
-    for variant in shown_first(run):
+    finished = [variant for variant in run.variants if variant.finished]
+    for variant in sorted(finished, key=lambda variant: variant is not run.baseline):
         path = _path(run, variant, seed)
         if path.is_file():
             found[variant.name] = _read(path)
