@@ -123,7 +123,7 @@ def _verdict(deciding: Sequence[Paired], beside: Sequence[Paired], decide: int) 
     ]
     said = ", ".join(parts) or WORDS["within"]
     costs = dict.fromkeys(
-        paired.measure.title for paired in beside if paired.verdict(decide) == "worse"
+        _inside(paired.measure.title) for paired in beside if paired.verdict(decide) == "worse"
     )
     if counts["better"] and costs:
         said += f", at a worse {' and '.join(costs)}"
@@ -139,8 +139,13 @@ _MOST_NAMES: Final = 3
 _NAMES: Final[Sequence[Callable[[Paired], str]]] = (
     lambda paired: paired.ours.title,
     lambda paired: paired.other.title,
-    lambda paired: paired.measure.title,
+    lambda paired: _inside(paired.measure.title),
 )
+
+
+def _inside(title: str) -> str:
+    """A title in the middle of a sentence: a small first letter, but for an abbreviation."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _which(deciding: Sequence[Paired], word: str, decide: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from matplotlib.axes import Axes
@@ -31,32 +32,27 @@ def draw_curve(axes: Axes, line: Curve, look: Look, *, stairs: bool = False) -> 
     )  # fmt: skip
 
 
-def name_lines(
-    figure: Figure,
-    look: Mapping[str, Look],
-    drawn: Sequence[tuple[Axes, Sequence[tuple[str, Curve]]]],
-) -> None:
-    """Say which line is which variant; call it last, it reads the limits of the axes.
+@dataclass(frozen=True)
+class Line:
+    """A line that needs a name: how it is drawn, and where it ends."""
 
-    Args:
-        figure: The figure.
-        look: How each variant is drawn, by name.
-        drawn: The lines of each axes, by the variant's name.
-    """
-    names = dict.fromkeys(name for _, lines in drawn for name, _ in lines)
-    if len(names) <= _MOST_IN_LEGEND:
-        handles = [
-            Line2D([], [], color=look[n].color, linestyle=look[n].line, label=look[n].label)
-            for n in names
-        ]
-        if handles:
-            figure.legend(
-                handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.6
-            )
+    look: Look
+    x: float
+    y: float
+
+
+def name_lines(figure: Figure, drawn: Sequence[tuple[Axes, Sequence[Line]]]) -> None:
+    """Say which line is which; call it last, it reads the limits of the axes."""
+    looks = list(dict.fromkeys(line.look for _, lines in drawn for line in lines))
+    if len(looks) > _MOST_IN_LEGEND:
+        for axes, lines in drawn:
+            name_ends(axes, [(one.look.label, one.look.color, one.x, one.y) for one in lines])
         return
-    for axes, lines in drawn:
-        ends = [(look[n].label, look[n].color, float(c.x[-1]), float(c.mean[-1])) for n, c in lines]
-        name_ends(axes, ends)
+    handles = [Line2D([], [], color=k.color, linestyle=k.line, label=k.label) for k in looks]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.6
+        )
 
 
 def logarithmic(axes: Axes) -> None:

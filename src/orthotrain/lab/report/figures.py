@@ -11,11 +11,17 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from orthotrain.lab.report import style
 from orthotrain.lab.report.curves import Array, Curve, Reduce, Series, Value, curve
-from orthotrain.lab.report.drawing import draw_curve, logarithmic, name_lines, power_of_ten
+from orthotrain.lab.report.drawing import (
+    Line,
+    draw_curve,
+    logarithmic,
+    name_lines,
+    power_of_ten,
+)
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.style import Look, Plot, Theme
@@ -52,11 +58,13 @@ class Reference:
         label: Its name.
         x: Its coordinates, in those of the panel.
         y: Its values.
+        like: The variant whose color it has; muted where the run has none of that name.
     """
 
     label: str
     x: Array
     y: Array
+    like: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,14 @@ class Curves:
             rows = math.ceil(len(panels) / self.columns)
             figure = style.new_figure(0.6 + 3.2 * rows)
             grid = figure.subplots(rows, self.columns, squeeze=False)
-            chosen, drawn = look(run, theme), []
-            for axes, panel, lines in zip(grid.flat, panels, curves, strict=False):
-                _draw_panel(axes, panel, lines, chosen, theme)
-                drawn.append((axes, [(variant.name, line) for variant, line in lines]))
+            chosen = look(run, theme)
+            drawn = [
+                (axes, _draw_panel(axes, panel, lines, chosen, theme))
+                for axes, panel, lines in zip(grid.flat, panels, curves, strict=False)
+            ]
             for axes in list(grid.flat)[len(panels) :]:
                 axes.set_axis_off()
-            name_lines(figure, chosen, drawn)
+            name_lines(figure, drawn)
             return figure
 
         return Plot(
@@ -153,23 +162,21 @@ class Curves:
 def _draw_panel(
     axes: Axes, panel: Panel, lines: Sequence[tuple[Variant, Curve]], look: Mapping[str, Look],
     theme: Theme,
-) -> None:  # fmt: skip
+) -> list[Line]:  # fmt: skip
+    """Draw everything of one panel, and tell the lines that need a name."""
     axes.set_title(panel.title)
-    axes.set_xlabel("fraction of training" if panel.fraction else f"{panel.x}")
-    if not lines and not panel.beside:
-        style.say(axes, "nothing recorded", theme)
-        return
-    for reference, line in zip(panel.beside, (":", "-.") * len(panel.beside), strict=False):
-        axes.plot(
-            reference.x, reference.y, line, color=theme.muted, linewidth=1.3, label=reference.label
-        )
-    if panel.beside:
-        axes.legend(loc="best")
+    axes.set_xlabel("fraction of training" if panel.fraction else panel.x)
+    named = [_draw_reference(axes, one, look, theme, i) for i, one in enumerate(panel.beside)]
     for variant, found in lines:
         draw_curve(axes, found, look[variant.name], stairs=panel.reduce == "hold")
+        named.append(Line(look[variant.name], float(found.x[-1]), float(found.mean[-1])))
         if math.isfinite(mark := panel.mark(variant)):
             axes.axvline(mark, color=look[variant.name].color, linestyle=":", linewidth=1.2)
+    if not named:
+        style.say(axes, "nothing recorded", theme)
+        return []
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     if panel.zero:
         axes.set_ylim(bottom=0)
     if panel.log:
@@ -177,6 +184,16 @@ def _draw_panel(
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     _cut(axes, panel, [line for _, line in lines])
+    return named
+
+
+def _draw_reference(
+    axes: Axes, one: Reference, look: Mapping[str, Look], theme: Theme, index: int
+) -> Line:
+    color = look[one.like].color if one.like in look else theme.muted
+    drawn = Look(one.label, color, ":" if index % 2 == 0 else "-.")
+    axes.plot(one.x, one.y, drawn.line, color=color, linewidth=1.3)
+    return Line(drawn, float(one.x[-1]), float(one.y[-1]))
 
 
 def _cut(axes: Axes, panel: Panel, lines: Sequence[Curve]) -> None:

@@ -37,10 +37,9 @@ class Page:
     A sequence may also be a function of the run that gives one.
 
     Attributes:
-        results: Tables of the first box.
+        results: Tables, each in a box: the first above the claims, the others below them.
         closing: Columns of these tables that end the output of ``orthotrain train``: short titles
             by key, in the order of the lines.
-        note: How to read the results.
         claims: Questions that the page answers first.
         figures: Its figures, in order.
         cards: Further boxes of tables, after the figures.
@@ -53,7 +52,6 @@ class Page:
 
     results: Sequence[TableOf]
     closing: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
     claims: Sequence[Claim] | Callable[[Run], Sequence[Claim]] = ()
     figures: Sequence[FigureOf] | Callable[[Run], Sequence[FigureOf]] = ()
     cards: Sequence[Card] | Callable[[Run], Sequence[Card]] = ()

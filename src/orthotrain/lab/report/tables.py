@@ -45,6 +45,7 @@ class Table:
         rows: As many cells in each as there are columns.
         better: The better direction of each column; may be shorter.
         empty: What is said where there are no rows.
+        note: How to read it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     better: tuple[Better, ...] = ()
     empty: str = "Nothing was recorded."
+    note: str = ""
 
     def csv(self) -> str:
         """The table as CSV with full precision; an empty field is a missing number."""
@@ -126,6 +128,7 @@ class ByVariant:
         only: Which variants have a row.
         more: Rows below those of the variants.
         empty: What is said without rows.
+        note: How to read it.
     """
 
     name: str
@@ -136,6 +139,7 @@ class ByVariant:
     only: Callable[[Variant], bool] = lambda variant: True
     more: Callable[[Run], Iterable[tuple[Cell, ...]]] = lambda run: ()
     empty: str = "There is no variant, so there is nothing to show."
+    note: str = ""
 
     def table(self, run: Run) -> Table:
         """The table of a run."""
@@ -162,6 +166,7 @@ class ByVariant:
             (*rows, *self.more(run)),
             ("", *(better for *_, better in heads)),
             self.empty,
+            self.note,
         )
 
 

@@ -53,8 +53,7 @@ class Section:
         facts: Where and when it was made.
         notes: What is missing.
         answers: The claims, each with its comparisons as a table.
-        results: Tables of the first box.
-        note: How to read them.
+        results: The first tables, one box each.
         links: Files beside the page.
         pictures: The figures.
         cards: Title, tables and note of each further box.
@@ -66,7 +65,6 @@ class Section:
     notes: Sequence[str]
     answers: Sequence[tuple[Answer, Table]]
     results: Sequence[Table]
-    note: str
     links: Sequence[str]
     pictures: Sequence[Picture]
     cards: Sequence[tuple[str, Sequence[Table], str]]
@@ -145,7 +143,6 @@ def _section(run: Run, prefix: str, files: dict[str, bytes]) -> Section:
         [*notes, *run.notes, *page.missing(run)],
         _answers(run, page),
         _tables(run, page.results),
-        page.note,
         tuple(more),
         [_draw(figure.plot(run, page.look), prefix, files) for figure in given(page.figures, run)],
         [
