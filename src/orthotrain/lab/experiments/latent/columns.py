@@ -7,7 +7,7 @@ coordinate moves a factor says nothing where the factor hardly moves, so such a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -44,24 +44,26 @@ def _score(key: str, title: str, better: Better = "", digits: int = 3) -> Measur
     return Measure(key, title, lambda seed: score_of(seed, key), digits=digits, better=better)
 
 
-_KNOWN: Final = (
+_OF_GENERATORS: Final = (
     _score("alignment", "Alignment with the true directions", "more"),
     _score("disentanglement", "Disentanglement by intervention", "more"),
     _score("completeness", "Completeness by intervention", "more"),
-    _score("factor_spread", "Least spread of a factor over that in real images"),
+    _score("factor_spread", "Least spread of a factor"),
     _score("vp", "Variation predictability", "more"),
+    _score("ppl", "Path length (PPL)", "less", 0),
+    _score("frechet", "Distance from real data (Frechet)", "less"),
+    _score("frechet_classifier", "The same with features of a classifier", "less"),
+    _score("coverage", "Coverage", "more"),
+    _score("orthonormality_error", "|U U^T - I|"),
+)
+_OF_CODES: Final = (
     _score("mig", "MIG", "more"),
     _score("dci_disentanglement", "DCI disentanglement", "more"),
     _score("factor_vae", "FactorVAE score", "more"),
     _score("beta_vae", "beta-VAE score", "more"),
     _score("sap", "SAP", "more"),
     _score("modularity", "Modularity", "more"),
-    _score("encoder_r2", "R^2 of the encoder behind the six"),
-    _score("ppl", "Path length in pixels (PPL)", "less", 0),
-    _score("frechet", "Distance from real data (Frechet)", "less"),
-    _score("frechet_classifier", "The same with features of a classifier", "less"),
-    _score("coverage", "Coverage", "more"),
-    _score("orthonormality_error", "|U U^T - I|"),
+    _score("encoder_r2", "R^2 of the encoder"),
 )
 
 
@@ -84,11 +86,25 @@ def hardly_varies(seed: SeedRun, projected: str = "") -> bool:
 
 
 def scores(run: Run) -> list[Measure]:
-    """The scores of generators as trained that any seed has: known ones first, then the others."""
+    """Every score of generators as trained that any seed has."""
+    return [*generator_scores(run), *code_scores(run)]
+
+
+def code_scores(run: Run) -> list[Measure]:
+    """The scores of the codes that an encoder learned to read out of generated images."""
     found = _keys(run)
-    known = {score.key: score for score in _KNOWN if score.key in found}
+    return [score for score in _OF_CODES if score.key in found]
+
+
+def generator_scores(run: Run) -> list[Measure]:
+    """All others: known ones first."""
+    found = _keys(run)
+    known = {score.key for score in (*_OF_GENERATORS, *_OF_CODES)}
     others = [k for k in found if k not in known and not k.endswith((*TURNED, *_LEVELS))]
-    return [*known.values(), *(_score(key, key.replace("_", " ")) for key in others)]
+    return [
+        *(score for score in _OF_GENERATORS if score.key in found),
+        *(_score(key, key.replace("_", " ")) for key in others),
+    ]
 
 
 def turned_scores(run: Run) -> list[Measure]:
@@ -106,6 +122,16 @@ def _keys(run: Run) -> dict[str, None]:
     return {key: None for v in run.variants for s in v.finished for key in group(s, "scores")}
 
 
+def has_codes(variant: Variant) -> bool:
+    """Whether any seed has a score of codes."""
+    return any(score.over_seeds(variant) for score in _OF_CODES)
+
+
+def is_turned(variant: Variant) -> bool:
+    """Whether any seed has a score of its latents turned after training."""
+    return any(key.endswith(tuple(TURNED)) for s in variant.finished for key in group(s, "scores"))
+
+
 def named(run: Run, *keys: str) -> list[Measure]:
     """The scores of these keys that the run has, in this order."""
     known = {score.key: score for score in (*scores(run), *turned_scores(run))}
@@ -117,21 +143,21 @@ def main_score(run: Run) -> Measure | None:
     return next(iter(named(run, *_MAIN)), None)
 
 
-def levels(run: Run) -> Iterator[tuple[Cell, ...]]:
+def levels(measures: Callable[[Run], Sequence[Measure]]) -> Callable[[Run], list[tuple[Cell, ...]]]:
     """One row: what each score is read beside, over all trainings; no row without any."""
-    spreads = [
-        Spread.of(
-            score_of(seed, score.key + end)
-            for variant in run.variants
-            for seed in variant.finished
-            for end in _LEVELS
-        )
-        for score in scores(run)
-    ]
-    if any(spreads):
-        shown = (score.show(level) for score, level in zip(scores(run), spreads, strict=True))
-        cells = (Cell(text, level) for text, level in zip(shown, spreads, strict=True))
-        yield (Cell("Chance level, or real images against real"), *cells, Cell(MISSING, exact=""))
+
+    def level(run: Run, score: Measure) -> Spread:
+        seeds = [seed for variant in run.variants for seed in variant.finished]
+        return Spread.of(score_of(seed, score.key + end) for seed in seeds for end in _LEVELS)
+
+    def row(run: Run) -> list[tuple[Cell, ...]]:
+        found = [(score, level(run, score)) for score in measures(run)]
+        if not any(spread for _, spread in found):
+            return []
+        cells = (Cell(score.show(spread), spread) for score, spread in found)
+        return [(Cell("Chance, or real data"), *cells, Cell(MISSING, exact=""))]
+
+    return row
 
 
 # --- the latent weight, costs -------------------------------------------------------------------

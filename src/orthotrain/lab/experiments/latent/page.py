@@ -12,8 +12,12 @@ from orthotrain.lab.experiments.latent.columns import (
     LEAST_SPREAD,
     USED,
     WEIGHTS,
+    code_scores,
     deviation_of,
+    generator_scores,
     hardly_varies,
+    has_codes,
+    is_turned,
     levels,
     look,
     main_score,
@@ -69,9 +73,9 @@ def _claims(run: Run) -> list[Claim]:
         claim("Does NOG separate the latents better than the baseline?", [("nog", base)]),
         claim("Does OLR separate the latents better than the baseline?", [("olr", base)],
               _used_note(run)),
-        claim("Do treatments of the weight separate them better than the baseline?",
+        claim("Do treatments of the weight separate the latents better than the baseline?",
               [(name, base) for name in _OF_THE_WEIGHT]),
-        claim("Do treatments of the gradient separate them better than the baseline?",
+        claim("Do treatments of the gradient separate the latents better than the baseline?",
               [(name, base) for name in _OF_THE_GRADIENT]),
         claim("Are treatments of the weight better than treatments of the gradient?",
               [(a, b) for a in _OF_THE_WEIGHT for b in _OF_THE_GRADIENT],
@@ -89,10 +93,10 @@ def _claims(run: Run) -> list[Claim]:
               "baseline."),
         claim("Does NOG separate the latents better at every learning rate?",
               [(f"nog{rate}", base + rate) for rate in rates] if len(rates) > 1 else []),
-        claim("Does NOG separate them better where both have their best learning rate?",
+        claim("Does NOG separate the latents better at the best learning rate of each?",
               _best_rates(run, main, rates),
               "The rates with the largest mean are chosen by these very seeds."),
-        claim("Which other treatments separate them better than the baseline?",
+        claim("Which sums of treatments and rivals separate the latents better than the baseline?",
               [(name, base) for name in treated if name not in _TOLD]),
         claim("With SGD for the latent weight, which treatments are better than the baseline?",
               [(v.name, base + "-sgd") for v in run.variants if with_sgd(v)]),
@@ -249,17 +253,22 @@ def _missing(run: Run) -> list[str]:
 
 
 _SCORES_NOTE: Final = (
-    "The last row is what the scores are read beside: the chance level, or the distance of real "
-    "images from as many others. Of images, Frechet distances are means over three networks with "
-    "random weights, and of a classifier trained on other images; neither is an FID. Path length "
-    "is in pixels. Further spaces and scores, and the spread within one generator, are in the "
-    "evaluation.json of each training."
+    "The last row is what a score is read beside: the chance level, or real data compared with as "
+    "many others. The least spread of a factor is over its spread in real images. The path length "
+    "is in pixels. The Frechet distance of images is the mean over three networks with random "
+    "weights, or that of a classifier trained on other images; neither is an FID. Further spaces "
+    "and scores, and the spread within one generator, are in the evaluation.json of each training."
 )
 
 PAGE: Final = Page(
     results=(
-        ByVariant("results", "Results", scores, seeds=True, more=levels, note=_SCORES_NOTE),
-        ByVariant("turned", "After training", turned_scores, seeds=True,
+        ByVariant("results", "Results", generator_scores, seeds=True,
+                  more=levels(generator_scores), note=_SCORES_NOTE),
+        ByVariant("codes", "Codes of an encoder", code_scores, seeds=True, only=has_codes,
+                  more=levels(code_scores),
+                  note="An encoder learns to read the latents back out of generated images, and is "
+                  "scored on real ones. Where its R^2 is low, its codes say little."),
+        ByVariant("turned", "After training", turned_scores, seeds=True, only=is_turned,
                   note="Latents are rotated within each latent layer, as SeFa turns them. "
                   "The Householder projector is trained further, and has images of its own."),
         ByVariant("weights", "Latent weight", WEIGHTS,
