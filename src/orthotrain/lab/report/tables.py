@@ -11,7 +11,15 @@ from typing import Protocol, TypeVar
 
 from orthotrain.lab.report.claims import WORDS
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.stats import MISSING, Better, Measure, Paired, Spread, paired_by_seed
+from orthotrain.lab.report.stats import (
+    MIN_SEEDS,
+    MISSING,
+    Better,
+    Measure,
+    Paired,
+    Spread,
+    paired_by_seed,
+)
 
 T = TypeVar("T")
 
@@ -247,8 +255,10 @@ class Own:
         return self.make(run)
 
 
-def compared_table(compared: Sequence[Paired], *, name: str, title: str) -> Table:
-    """One row per comparison."""
+def compared_table(
+    compared: Sequence[Paired], *, name: str = "", title: str = "", decide: int = MIN_SEEDS
+) -> Table:
+    """One row per comparison; fewer seeds than ``decide`` decide nothing."""
     head = (
         *("Variant", "Compared with", "Measure", "Its value", "The other's"),
         *("Difference or ratio", "95 % from", "to", "Seeds", "Verdict"),
@@ -257,12 +267,12 @@ def compared_table(compared: Sequence[Paired], *, name: str, title: str) -> Tabl
         *("variant", "compared_with", "measure", "value", "other_value", "difference_or_ratio"),
         *("low", "high", "seeds", "verdict"),
     )
-    rows = tuple(_compared_row(paired) for paired in compared)
+    rows = tuple(_compared_row(paired, decide) for paired in compared)
     empty = "No two variants finished the same seed, so nothing is compared."
     return Table(name, title, head, keys, rows, empty=empty)
 
 
-def _compared_row(paired: Paired) -> tuple[Cell, ...]:
+def _compared_row(paired: Paired, decide: int) -> tuple[Cell, ...]:
     measure, signed = paired.measure, not paired.measure.logarithmic
     values = (measure.mean(paired.ours), measure.mean(paired.other))
     changes = (paired.change, *paired.interval)
@@ -273,7 +283,7 @@ def _compared_row(paired: Paired) -> tuple[Cell, ...]:
         *(_shown(measure.show_value(value), value) for value in values),
         *(_shown(measure.show_value(v, signed=signed), v) for v in changes),
         Cell(str(paired.count), exact=str(paired.count)),
-        Cell(WORDS[paired.verdict()]),
+        Cell(WORDS[paired.verdict(decide)]),
     )
 
 

@@ -166,7 +166,11 @@ def _answers(run: Run, page: Page) -> list[tuple[Answer, Table]]:
         return []
     derived = page.derived(run)
     answers = [answer(run, claim, derived=derived) for claim in given(page.claims, run)]
-    return [(a, compared_table(a.compared, name="", title="")) for a in answers if a.compared]
+    return [
+        (found, compared_table(found.compared, decide=found.claim.decide))
+        for found in answers
+        if found.compared
+    ]
 
 
 def _draw(plot: Plot, prefix: str, files: dict[str, bytes]) -> Picture:

@@ -9,118 +9,38 @@ from typing import Final
 
 import numpy as np
 
+from orthotrain.lab.experiments.lowrank.columns import (
+    ACCURACY,
+    COSTS,
+    MEMORY,
+    SEED_NUMBERS,
+    STEP,
+    dense_size,
+    factored,
+    ranks_table,
+    relative_rank,
+    results,
+    rival,
+    sizes,
+)
 from orthotrain.lab.experiments.lowrank.published import (
     PUBLISHED_EPOCHS,
     PUBLISHED_LAG_EPOCHS,
     PUBLISHED_STABILITY,
 )
 from orthotrain.lab.report.claims import Claim, each
-from orthotrain.lab.report.curves import Series, grid, layers_of
+from orthotrain.lab.report.curves import Series, grid
 from orthotrain.lab.report.default import pairs_with_baseline
 from orthotrain.lab.report.figures import Curves, Panel, Reference, Values
 from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.measures import MIB, accuracy, raw, result
+from orthotrain.lab.report.measures import MIB, result
 from orthotrain.lab.report.page import Page
-from orthotrain.lab.report.rows import Row, field, number, text
-from orthotrain.lab.report.stats import MISSING, Measure, Spread
+from orthotrain.lab.report.rows import Row, field, number
 from orthotrain.lab.report.style import Look, Theme, looks
-from orthotrain.lab.report.tables import BySeed, ByVariant, Cell, Compared, Own, Table
+from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own
 
-# A narrower dense network whose name begins so stores as much as a low-rank one.
-_RIVAL: Final = "narrow"
 _BINS: Final = 80
-
-
-# --- which variant is which ---------------------------------------------------------------------
-
-
-def factored(variant: Variant) -> bool:
-    """Whether any layer of any seed ever left its dense form."""
-    return any(
-        row.get("form", "dense") != "dense"
-        for seed in variant.seeds
-        for row in seed.of_kind("rank")
-    )
-
-
-def rival(run: Run) -> Variant | None:
-    """The narrower dense network of the same stored size."""
-    return next((v for v in run.variants if v.name.startswith(_RIVAL)), None)
-
-
-def dense_size(run: Run) -> float:
-    """Stored numbers of the dense network, 100 % everywhere on the page; NaN where unknown.
-
-    The baseline's own count where it finished. Otherwise the largest count that any variant
-    recorded for the dense form of its network: a narrow network's is smaller.
-    """
-    finished = run.baseline.finished if run.baseline is not None else ()
-    known = [seed.final("stored") for seed in finished] or [
-        count
-        for variant in run.variants
-        for seed in variant.seeds
-        for count in (seed.final("dense"), *(number(r, "dense") for r in seed.of_kind("size")))
-    ]
-    return max((value for value in known if math.isfinite(value)), default=math.nan)
-
-
-# --- columns ------------------------------------------------------------------------------------
-
-ACCURACY: Final = accuracy("test")
-_STEP: Final = result(
-    "step_ms_final", "Time per step at the end", unit="ms", digits=2, better="less"
-)
-_MEMORY: Final = result(
-    "training_bytes", "Training memory at the end", scale=1 / MIB, unit="MiB", digits=2,
-    better="less",
-).named("training_mib")  # fmt: skip
-_COSTS: Final = (
-    result("step_ms_dense_phase", "Time per step before the switch", unit="ms", digits=2,
-           better="less"),
-    _STEP,
-    result("seconds", "Whole training", unit="s", digits=1, better="less"),
-    _MEMORY,
-    result("switch_step", "Step of the switch", digits=0),
-)  # fmt: skip
-
-
-def sizes(run: Run) -> list[Measure]:
-    """Trained, stored and folded numbers, in percent of the dense network."""
-    return [
-        _size(run, "trainable", "Trained"),
-        _size(run, "stored", "Stored"),
-        _size(run, "stored_folded", "Stored, folded"),
-    ]
-
-
-def _size(run: Run, key: str, title: str) -> Measure:
-    count = result(key, title, scale=100.0 / dense_size(run), unit="% of dense", digits=1)
-    return replace(
-        count.named(f"{key}_percent_of_dense"),
-        better="less",
-        aside=lambda variant: _count(result(key, title).mean(variant)),
-    )
-
-
-def _count(value: float) -> str:
-    """A count in three digits: ``842``, ``73.1 k``, ``1.24 M``."""
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.0f}"
-
-
-def _results(run: Run) -> list[Measure]:
-    return [ACCURACY, accuracy("validation"), *sizes(run)]
-
-
-_SEED_NUMBERS: Final = raw(
-    *("validation_accuracy", "test_accuracy", "validation_loss", "test_loss"),
-    *("trainable", "stored", "stored_folded", "dense"),
-    *("step_ms_dense_phase", "step_ms_final", "weight_bytes", "gradient_bytes", "state_bytes"),
-    *("training_bytes", "peak_rss_bytes", "switch_step", "steps", "seconds"),
-)
 
 
 def _compared(run: Run) -> list[tuple[Variant, Variant]]:
@@ -128,6 +48,15 @@ def _compared(run: Run) -> list[tuple[Variant, Variant]]:
     narrow = rival(run)
     beside = [(v, narrow) for v in run.variants if narrow is not None and factored(v)]
     return [*pairs_with_baseline(run), *beside]
+
+
+def _rank_maps(run: Run) -> list[HeatMap]:
+    found = [
+        (v, grid(v, Series("rank", relative_rank), columns=160))
+        for v in run.variants
+        if factored(v)
+    ]
+    return [HeatMap(v.title, g, 0.0, 1.0) for v, g in found if g is not None]
 
 
 # --- claims -------------------------------------------------------------------------------------
@@ -143,87 +72,20 @@ def _claims(run: Run) -> list[Claim]:
         claims = [
             Claim(f"Which variants are more accurate than {base.title}?", pairs, (ACCURACY,)),
             Claim(f"Which store less than {base.title}?", pairs, (stored,)),
-            Claim(f"Which take less time per step than {base.title}?", pairs, (_STEP,)),
-            Claim(f"Which need less memory to train than {base.title}?", pairs, (_MEMORY,)),
+            Claim(f"Which take less time per step than {base.title}?", pairs, (STEP,)),
+            Claim(f"Which need less memory to train than {base.title}?", pairs, (MEMORY,)),
         ]
     if narrow is not None and low:
         claims.append(
             Claim(
                 f"Which low-rank networks are more accurate than {narrow.title}?",
                 each(low, narrow), (ACCURACY,),
-                beside=(stored, _STEP),
+                beside=(stored, STEP),
                 note="The narrow network is trained from scratch and stores as much as one of the "
                 "low-rank networks. At another stored size this is no comparison of methods.",
             )
         )  # fmt: skip
     return claims
-
-
-# --- ranks --------------------------------------------------------------------------------------
-
-
-def _final_ranks(variant: Variant) -> dict[str, tuple[Row, Spread]]:
-    """For each layer its last record in one finished seed, and the spread of its final rank."""
-    last: dict[str, list[Row]] = {name: [] for name in layers_of(variant, "rank")}
-    for seed in variant.finished:
-        for name, row in {text(row, "layer"): row for row in seed.of_kind("rank")}.items():
-            last[name].append(row)
-    return {
-        name: (rows[-1], Spread.of(_rank(row) for row in rows))
-        for name, rows in last.items()
-        if rows
-    }
-
-
-def _rank(row: Row) -> float:
-    """The rank, which for a dense layer may be null and then is full."""
-    rank = number(row, "rank")
-    return number(row, "full_rank") if math.isnan(rank) else rank
-
-
-def _relative_rank(row: Row) -> float:
-    dense = row.get("form") == "dense"
-    return math.nan if dense else number(row, "rank") / number(row, "full_rank")
-
-
-def ranks_table(run: Run) -> Table:
-    """One row per layer: full rank, and for each low-rank variant the final rank over seeds."""
-    variants = [v for v in run.variants if factored(v)]
-    by_variant = [_final_ranks(variant) for variant in variants]
-    layers: dict[str, Row] = {}
-    for ranks in by_variant:
-        for name, (row, _) in ranks.items():
-            layers.setdefault(name, row)
-    rows = []
-    for name, row in layers.items():
-        shape, full = row.get("shape"), number(row, "full_rank")
-        shown = " x ".join(map(str, shape)) if isinstance(shape, list) else MISSING
-        cells = [Cell(name), Cell(shown), Cell(MISSING if math.isnan(full) else f"{full:.0f}")]
-        rows.append((*cells, *(c for r in by_variant for c in _rank_cells(r.get(name), full))))
-    head, keys = ["Layer", "Shape", "Full rank"], ["layer", "shape", "full_rank"]
-    for variant in variants:
-        head += [f"{variant.title}: rank", "% of full", "form"]
-        keys += [f"{variant.name}_{key}" for key in ("rank", "rank_percent", "form")]
-    empty = "No variant has a layer in low-rank form, so there are no ranks."
-    return Table("ranks", "Final ranks", tuple(head), tuple(keys), tuple(rows), empty=empty)
-
-
-def _rank_cells(found: tuple[Row, Spread] | None, full: float) -> list[Cell]:
-    if found is None:
-        return [Cell(MISSING, Spread.of(())), Cell(MISSING, Spread.of(())), Cell(MISSING)]
-    row, rank = found
-    percent = Spread.of(100.0 * value / full for value in rank.values)
-    form = Cell(text(row, "form", MISSING))
-    return [Cell(rank.show(1), rank), Cell(percent.show(0), percent), form]
-
-
-def _rank_maps(run: Run) -> list[HeatMap]:
-    found = [
-        (v, grid(v, Series("rank", _relative_rank), columns=160))
-        for v in run.variants
-        if factored(v)
-    ]
-    return [HeatMap(v.title, g, 0.0, 1.0) for v, g in found if g is not None]
 
 
 # --- stability of the bases ---------------------------------------------------------------------
@@ -387,8 +249,8 @@ def _missing(run: Run) -> list[str]:
 
 PAGE: Final = Page(
     results=(
-        ByVariant("results", "Results", _results, seeds=True),
-        ByVariant("costs", "Time and memory", _COSTS),
+        ByVariant("results", "Results", results, seeds=True),
+        ByVariant("costs", "Time and memory", COSTS),
     ),
     closing={
         "test_accuracy_percent": "test %",
@@ -399,8 +261,8 @@ PAGE: Final = Page(
     claims=_claims,
     figures=_FIGURES,
     details=(
-        Compared(_compared, lambda run: [ACCURACY, sizes(run)[1], _STEP, _MEMORY]),
-        BySeed(_SEED_NUMBERS),
+        Compared(_compared, lambda run: [ACCURACY, sizes(run)[1], STEP, MEMORY]),
+        BySeed(SEED_NUMBERS),
         Own(ranks_table),
     ),
     missing=_missing,

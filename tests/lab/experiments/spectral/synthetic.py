@@ -79,7 +79,7 @@ def spectral_run(
     described = {
         "schema": 1,
         "recipe": "texture-gcp" if pooling else "cifar10-dbn",
-        "family": "spectral",
+        "page": "orthotrain.lab.experiments.spectral.page:PAGE",
         "baseline": "avg" if pooling else "bn",
         "scale": "cpu",
         "device": "cpu",
@@ -270,7 +270,7 @@ def seed_run(
     seed: int, *, what: str = "covariance", methods: Sequence[Mapping[str, Any]] = (),
     result: Mapping[str, Any] | None = None, **fields: Sequence[float | None],
 ) -> SeedRun:  # fmt: skip
-    """A seed whose condition records hold the given values one a step."""
+    """A seed whose condition records hold the given values, one per step."""
     count = max(map(len, fields.values()), default=0)
     rows = [
         {"step": step, "what": what, "layer": "bn1", "rank": RANK, "size": SIZE, "ridge": RIDGE}
@@ -284,7 +284,7 @@ def treated(
     name: str, errors: Sequence[float], *, first: int = 0, title: str = "",
     methods: Sequence[Mapping[str, Any]] = (), **ends: Sequence[float | None],
 ) -> Variant:  # fmt: skip
-    """A variant with these test errors, and these conditions at the end, one a seed."""
+    """A variant with these test errors, and these conditions at the end, one per seed."""
     treatments = ("root", *(part for part in name.split("-") if part != "root")) if name else ()
     seeds = tuple(
         seed_run(

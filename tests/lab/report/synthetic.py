@@ -1,20 +1,14 @@
-"""A generator of plausible run folders, so that the report is tested without any training."""
+"""A generator of plausible low-rank run folders: reports are tested without any training."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
-
-from lab.report import synthetic_spectral
-from orthotrain.lab.report import write_report
-from orthotrain.lab.report.style import LIGHT
 
 LAYERS = tuple(
     f"blocks.{block}.{part}"
@@ -44,69 +38,6 @@ PLANS = {
     "narrow": Plan("narrow dense", 0.969, size=0.55, step_ms=8.0, note="width 64"),
 }
 
-RunWriter = Callable[..., Path]
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> RunWriter:
-    """``write_run(name="run", variants=..., seeds=..., steps=..., epochs=...) -> folder``."""
-
-    def write(*, name: str = "run", **settings: Any) -> Path:
-        return synthetic_run(tmp_path / name, **settings)
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all variants with three seeds. Do not write into it."""
-    return synthetic_run(tmp_path_factory.mktemp("finished") / "run")
-
-
-@pytest.fixture(scope="session")
-def finished_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its report; several seconds of drawing, so made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orthotrain.lab.report.style.DOTS_PER_INCH", 60)
-        return write_report([finished_run], tmp_path_factory.mktemp("finished") / "report")
-
-
-@pytest.fixture
-def write_spectral(tmp_path: Path) -> RunWriter:
-    """``write_spectral(name="run", names=..., seeds=..., steps=..., pooling=...) -> folder``."""
-
-    def write(*, name: str = "run", **settings: Any) -> Path:
-        return synthetic_spectral.spectral_run(tmp_path / name, **{"steps": 60, **settings})
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def spectral_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished whitening run of all variants with three seeds. Do not write into it."""
-    folder = tmp_path_factory.mktemp("spectral") / "run"
-    return synthetic_spectral.spectral_run(folder, steps=120)
-
-
-@pytest.fixture(scope="session")
-def pooling_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of covariance pooling, small. Do not write into it."""
-    names = ("bn", "zca", "ns", "nog", "olr")
-    folder = tmp_path_factory.mktemp("pooling") / "run"
-    return synthetic_spectral.spectral_run(folder, names=names, steps=40, pooling=True)
-
-
-@pytest.fixture(scope="session")
-def spectral_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run with a variant of each group, light only; drawn once."""
-    names = ("bn", "zca", "nog", "olr", "nog-olr", "zca-fixed", "nog-fixed", "olr-fixed")
-    folder = tmp_path_factory.mktemp("spectral") / "run"
-    synthetic_spectral.spectral_run(folder, names=names, steps=120)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orthotrain.lab.report.style.DOTS_PER_INCH", 40)
-        patch.setattr("orthotrain.lab.report.page.THEMES", (LIGHT,))
-        return write_report([folder])
-
 
 def synthetic_run(
     folder: Path,
@@ -133,6 +64,8 @@ def synthetic_run(
         "device": "cpu",
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "git_dirty": False,
+        "baseline": "dense",
+        "page": "orthotrain.lab.experiments.lowrank.page:PAGE",
         "variants": [
             {"name": name, "title": PLANS[name].title, "note": PLANS[name].note}
             for name in variants
