@@ -73,6 +73,14 @@ def test_what_stands_beside_decides_nothing_but_is_told_where_it_is_worse(tmp_pa
     assert [paired.measure.key for paired in same.compared] == ["error", "size"]
 
 
+def test_only_what_is_better_has_a_cost(tmp_path):
+    larger = (6.0, 6.1, 6.2)
+    run = run_of(tmp_path, variant("a", error=LESS), variant("b", error=SAME, size=larger))
+    claim = Claim("?", each(run.variants, run.baseline), (ERROR,), beside=(SIZE,))
+    found = answer(run, claim)
+    assert (found.verdict, found.tone) == ("better (A)", "good")
+
+
 def test_a_measure_without_a_better_direction_decides_nothing(tmp_path):
     run = run_of(tmp_path, variant("ours", error=LESS, note=(9.0, 9.1, 9.2)))
     found = answer(run, Claim("?", (("ours", "base"),), (ERROR, NOTE)))

@@ -44,7 +44,8 @@ class Claim:
         question: In words.
         pairs: Names of a variant and of what it is compared with.
         measures: What decides. One without a better direction is shown and decides nothing.
-        beside: What is compared as well and does not decide; a worse one is part of the answer.
+        beside: What is compared as well and does not decide. Where a better variant is worse in
+            it, the answer says so.
         decide: With fewer seeds than this nothing is decided.
         allowed: Whether a pair may be compared in a measure.
         note: What the reader needs to know about the question.
@@ -122,10 +123,13 @@ def _verdict(deciding: Sequence[Paired], beside: Sequence[Paired], decide: int) 
         if counts[word]
     ]
     said = ", ".join(parts) or WORDS["within"]
+    gained = {(p.ours.name, p.other.name) for p in deciding if p.verdict(decide) == "better"}
     costs = dict.fromkeys(
-        _inside(paired.measure.title) for paired in beside if paired.verdict(decide) == "worse"
+        _inside(paired.measure.title)
+        for paired in beside
+        if paired.verdict(decide) == "worse" and (paired.ours.name, paired.other.name) in gained
     )
-    if counts["better"] and costs:
+    if costs:
         said += f", at a worse {' and '.join(costs)}"
     if not parts:
         return said, "unclear"

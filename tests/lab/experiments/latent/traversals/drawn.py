@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orthotrain.lab.report.latent import Traversals
+from orthotrain.lab.experiments.latent.traversals import Traversals
 
 VALUES = (-2.0, 0.0, 1.5, 3.0)
 SAMPLES, HEIGHT, WIDTH = 3, 12, 8

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lab.report.latent import chromium
-from lab.report.latent.drawn import HEIGHT, OWN, VALUES, WIDTH, offsets, traversals
-from orthotrain.lab.report.latent import Traversals, save_traversals
+from lab.experiments.latent.traversals import chromium
+from lab.experiments.latent.traversals.drawn import HEIGHT, OWN, VALUES, WIDTH, offsets, traversals
+from orthotrain.lab.experiments.latent.traversals import Traversals, save_traversals
 
 NONE = traversals("none", activeness=[2.0, 1.0])
 NOG = traversals("nog", tint=20, activeness=[1.0, 2.0], note="A note on nog.")

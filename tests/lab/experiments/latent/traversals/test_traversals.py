@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lab.report.latent.drawn import OWN, traversals
+from lab.experiments.latent.traversals.drawn import OWN, traversals
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
-from orthotrain.lab.report.latent import Traversals, image_frames
+from orthotrain.lab.experiments.latent.traversals import Traversals, image_frames
 
 GOOD = traversals()
 

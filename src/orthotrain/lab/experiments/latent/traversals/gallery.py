@@ -15,6 +15,7 @@ from orthotrain.errors import DataError
 from orthotrain.lab.experiments.latent.traversals.arrays import Traversals
 from orthotrain.lab.experiments.latent.traversals.page import traversal_page
 from orthotrain.lab.report import style
+from orthotrain.lab.report.figures import Looks
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.rows import text
 from orthotrain.lab.report.style import Plot, Theme
@@ -76,34 +77,35 @@ def _read(path: Path) -> Arrays:
         ) from error
 
 
-def traversal_plot(run: Run) -> Plot:
+class TraversalFigure:
     """The most active coordinates of each treatment, on the same latent; controls are left out."""
-    found = load_traversals(run)
-    found = {name: found[name] for name in found if not is_control(name)}
-    titles = {variant.name: variant.title for variant in run.variants}
 
-    def paint(theme: Theme) -> Figure:
-        figure = style.new_figure(0.4 + 0.55 * _ROWS * len(found))
-        grid = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-        for axes, (name, arrays) in zip(grid, found.items(), strict=True):
-            picture = _strip(arrays)
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="equal")
-            axes.set_ylabel(titles[name], rotation=0, ha="right", va="center")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.grid(visible=False)
-        return figure
+    def plot(self, run: Run, look: Looks) -> Plot:
+        """The plot of a run."""
+        found = {n: arrays for n, arrays in load_traversals(run).items() if not is_control(n)}
+        titles = {variant.name: variant.title for variant in run.variants}
 
-    return Plot(
-        "traversals",
-        "What the most active coordinates do",
-        f"One latent, the same for every variant. A row is one coordinate, from -3 on the left to "
-        f"3 on the right, the {_ROWS} most active first; the other coordinates stay. "
-        f"{PAGE} beside this page has all of them, and the controls, to be dragged.",
-        paint if found else None,
-        "No variant has traversals: vectors are not images, and older runs wrote none.",
-        "Traversals of the most active latent coordinates of each variant.",
-    )
+        def draw(theme: Theme) -> Figure:
+            figure = style.new_figure(0.4 + 0.55 * _ROWS * len(found))
+            grid = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+            for axes, (name, arrays) in zip(grid, found.items(), strict=True):
+                axes.imshow(_strip(arrays), cmap="gray", vmin=0, vmax=255, aspect="equal")
+                axes.set_ylabel(titles[name], rotation=0, ha="right", va="center")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.grid(visible=False)
+            return figure
+
+        return Plot(
+            "traversals",
+            "What the most active coordinates do",
+            "One latent, the same for every variant. One row per coordinate, from -3 on the left "
+            f"to 3 on the right, the {_ROWS} most active first. The other coordinates stay. "
+            f"{PAGE} beside this page shows all of them, and the controls, with sliders.",
+            draw if found else None,
+            "No variant has traversals: vectors are not images, and older runs wrote none.",
+            "Traversals of the most active latent coordinates of each variant.",
+        )
 
 
 def _strip(arrays: Arrays) -> NDArray[np.generic]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.report.synthetic_spectral import write_rows
+from lab.experiments.spectral.synthetic import write_rows
 
 TREATMENTS = {
-    "none": [],
+    "baseline": [],
     "nog": ["nog"],
     "olr": ["olr"],
     "ol": ["ol"],
@@ -20,11 +20,11 @@ TREATMENTS = {
     "nog-retraction": ["nog", "retraction"],
     "nog-update": ["nog-update"],
     "nog-lr3": ["nog"],
-    "none-lr3": [],
-    "none-sgd": [],
+    "baseline-lr3": [],
+    "baseline-sgd": [],
     "olr-sgd": ["olr"],
 }
-#: Alignment added to that of nothing done; OLR never acts under Adam.
+#: Alignment added to that of the baseline; OLR never acts under Adam.
 EFFECTS = {"ol": 0.2, "retraction": 0.1, "nog-retraction": 0.1, "olr-sgd": 0.05}
 
 
@@ -42,8 +42,8 @@ def latent_run(
     info = {
         "schema": 1,
         "recipe": "latent-linear",
-        "family": "latent",
-        "baseline": "none",
+        "page": "orthotrain.lab.experiments.latent.page:PAGE",
+        "baseline": "baseline",
         "scale": "cpu",
         "variants": [
             {"name": name, "title": name.upper(), "note": "", "treatments": TREATMENTS[name]}
@@ -57,9 +57,9 @@ def latent_run(
             target = folder / "variants" / name / f"seed-{seed}"
             target.mkdir(parents=True)
             shared = float(np.random.default_rng(seed).standard_normal())
-            # Under Adam OLR gives the very numbers of nothing done.
+            # Under Adam OLR gives the very numbers of the baseline.
             own = np.random.default_rng([0 if name == "olr" else index + 1, seed])
-            if name == "none":
+            if name == "baseline":
                 own = np.random.default_rng([0, seed])
             scores = {
                 "alignment": 0.6
@@ -69,7 +69,7 @@ def latent_run(
                 "alignment_sefa": 0.97 + 0.001 * float(own.standard_normal()),
                 "alignment_rotated": 0.5,
                 "frechet": 5 + (frechet or {}).get(name, 0.0) + 0.1 * float(own.standard_normal()),
-                **({"alignment_householder": 0.9} if name == "none" else {}),
+                **({"alignment_householder": 0.9} if name == "baseline" else {}),
                 "orthonormality_error": 0.0 if "retraction" in TREATMENTS[name] else 3.0,
             }
             (target / "result.json").write_text(
