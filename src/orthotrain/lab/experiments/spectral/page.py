@@ -300,7 +300,7 @@ PAGE: Final = Page(
         ByVariant(
             "results", "Results", (TEST_ERROR, VALIDATION_ERROR, WEIGHT_NORM, STEP),
             difference=Difference(TEST_ERROR, find, "difference_to_root_points",
-                                  "Test error less that of"),
+                                  "Test error minus that of"),
             seeds=True,
         ),
         ByVariant("conditioning", "Conditioning", _CONDITIONS, note=_SENSES_NOTE),
