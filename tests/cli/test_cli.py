@@ -12,7 +12,7 @@ import yaml
 from orthotrain.cli import main
 from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.parser import build_parser, parse
-from orthotrain.cli.train import spread, worker_count
+from orthotrain.cli.train import worker_count
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import RECIPES, recipe_config
 
@@ -372,11 +372,6 @@ def test_tune_writes_what_it_tried_and_the_settings_it_chose(capsys, tmp_path):
 def test_benchmarks_need_a_checkout(tmp_path):
     with pytest.raises(ConfigError, match="part of the source checkout"):
         benchmark_scripts(tmp_path / "site-packages" / "orthotrain" / "__init__.py")
-
-
-def test_spread_has_a_deviation_only_where_there_is_one():
-    assert spread([1.0, 2.0, 3.0], digits=1) == "2.0 +- 1.0"
-    assert spread([1.5], digits=2) == "1.50"
 
 
 def test_workers_default_to_two_only_on_cpu_with_cores_for_both():

@@ -9,12 +9,14 @@ from lab.report.pages import answers_of, notes_of, page_of, plots_of, read, tabl
 from orthotrain.errors import ConfigError
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.report.load import Run, SeedRun, Variant, load_run
+from orthotrain.lab.report.settings import environment_table, settings_table
 from orthotrain.lab.report.stats import MISSING, Measure
 from orthotrain.lab.report.tables import (
     ByVariant,
+    Cell,
     Difference,
-    environment_table,
-    settings_table,
+    Table,
+    without_constants,
 )
 
 
@@ -65,6 +67,15 @@ def test_an_infinite_mean_is_said_and_empty_in_the_file(tmp_path):
     assert read(table)[0]["log10_x"] == ""
 
 
+def test_columns_that_say_the_same_are_told_once():
+    rows = (("a", "x", "1"), ("b", "x", "1"))
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
+    table = Table("t", "T", ("Variant", "With", "Seeds"), ("variant", "with", "seeds"), cells)
+    short = without_constants(table, ("variant", "with"))
+    assert (short.keys, short.note) == (("variant", "seeds"), "With: x.")
+    assert [[cell.shown for cell in row] for row in short.rows] == [["a", "1"], ["b", "1"]]
+
+
 # --- the page of a run that names none ------------------------------------------------------------
 
 
@@ -103,3 +114,29 @@ def test_what_is_no_page_is_an_error(write_run):
     folder = write_run(variants=["dense"], seeds=[0], info={"page": "math:pi"})
     with pytest.raises(ConfigError, match="math:pi is a float"):
         closing_table(folder)
+
+
+def test_a_new_experiment_brings_its_page_and_touches_nothing_else(
+    write_run, tmp_path, monkeypatch
+):
+    (tmp_path / "my_experiment.py").write_text(
+        "from orthotrain.lab.report.claims import Claim, each\n"
+        "from orthotrain.lab.report.measures import accuracy\n"
+        "from orthotrain.lab.report.page import Page\n"
+        "from orthotrain.lab.report.tables import ByVariant\n"
+        "TEST = accuracy('test')\n"
+        "PAGE = Page(\n"
+        "    results=(ByVariant('results', 'Results', (TEST,), seeds=True),),\n"
+        "    closing={'test_accuracy_percent': 'test %'},\n"
+        "    claims=lambda run: [Claim('Is it better?', each(run.variants, run.baseline),\n"
+        "                              (TEST,))],\n"
+        ")\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    undrawn(monkeypatch)
+    info = {"page": "my_experiment:PAGE"}
+    folder = write_run(variants=["dense", "narrow"], steps=40, epochs=4, info=info)
+    page = page_of(folder)
+    assert [t["data-name"] for t in page.all("table")][:2] == ["results", ""]
+    assert "Is it better?" in page.text()
+    assert closing_table(folder).splitlines()[0].split() == ["variant", "test", "%"]

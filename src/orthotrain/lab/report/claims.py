@@ -157,7 +157,7 @@ def _which(deciding: Sequence[Paired], word: str, decide: int) -> str:
     mine = [paired for paired in deciding if paired.verdict(decide) == word]
     for name in _NAMES:
         if len(set(map(name, deciding))) == len(deciding) and len(mine) <= _MOST_NAMES:
-            return f"({', '.join(map(name, mine))})"
+            return f"({'; '.join(map(name, mine))})"
     return f"in {len(mine)} of {len(deciding)}"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from orthotrain.lab.report.claims import WORDS
@@ -272,6 +272,24 @@ def compared_table(
     return Table(name, title, head, keys, rows, empty=empty)
 
 
+def without_constants(table: Table, keys: Sequence[str]) -> Table:
+    """The table without those of these columns that say the same in every row; its note does."""
+    same = [
+        i
+        for i, key in enumerate(table.keys)
+        if key in keys and len({row[i].shown for row in table.rows}) == 1
+    ]
+    kept = [i for i in range(len(table.keys)) if i not in same]
+    note = " ".join(f"{table.head[i]}: {table.rows[0][i].shown}." for i in same)
+    return replace(
+        table,
+        head=tuple(table.head[i] for i in kept),
+        keys=tuple(table.keys[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        note=f"{table.note} {note}".strip(),
+    )
+
+
 def _compared_row(paired: Paired, decide: int) -> tuple[Cell, ...]:
     measure, signed = paired.measure, not paired.measure.logarithmic
     values = (measure.mean(paired.ours), measure.mean(paired.other))
@@ -332,51 +350,3 @@ def value_cell(value: float) -> Cell:
 def given(declared: Sequence[T] | Callable[[Run], Sequence[T]], run: Run) -> Sequence[T]:
     """What a page declares for every run, or computes for this one."""
     return declared(run) if callable(declared) else declared
-
-
-def settings_table(run: Run) -> Table:
-    """One row per setting, one column per variant; different values between seeds are listed."""
-    by_variant = [_settings(variant) for variant in run.variants]
-    names = dict.fromkeys(name for settings in by_variant for name in settings)
-    rows = tuple(
-        (Cell(name), *(Cell(settings.get(name, MISSING)) for settings in by_variant))
-        for name in names
-    )
-    return Table(
-        "settings",
-        "Settings",
-        ("Setting", *(variant.title for variant in run.variants)),
-        ("setting", *(variant.name for variant in run.variants)),
-        rows,
-        empty="No finished seed recorded its settings.",
-    )
-
-
-def _settings(variant: Variant) -> dict[str, str]:
-    seen: dict[str, dict[str, None]] = {}
-    for seed in variant.finished:
-        settings = seed.result.get("settings") if seed.result is not None else None
-        for name, value in flatten(settings if isinstance(settings, dict) else {}):
-            seen.setdefault(name, {})[value] = None
-    return {name: " | ".join(values) for name, values in seen.items()}
-
-
-def flatten(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested objects as dotted names with their values as text."""
-    flat: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat += flatten(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", "none" if value is None else str(value)))
-    return flat
-
-
-def environment_table(run: Run) -> Table:
-    """Everything ``run.json`` says about where and how the run was made."""
-    described = {key: value for key, value in run.info.items() if key not in ("variants", "schema")}
-    rows = tuple((Cell(name), Cell(value)) for name, value in flatten(described))
-    empty = "run.json describes no environment."
-    return Table(
-        "environment", "Environment", ("What", "Value"), ("what", "value"), rows, (), empty
-    )

@@ -19,14 +19,14 @@ from orthotrain.lab.report.claims import HOW_TO_READ, Answer, answer
 from orthotrain.lab.report.load import Run, load_run
 from orthotrain.lab.report.page import Page, page_of
 from orthotrain.lab.report.rows import text
+from orthotrain.lab.report.settings import environment_table, settings_table
 from orthotrain.lab.report.style import LIGHT, THEMES, Plot, styled, to_png
 from orthotrain.lab.report.tables import (
     Table,
     TableOf,
     compared_table,
-    environment_table,
     given,
-    settings_table,
+    without_constants,
 )
 
 
@@ -167,7 +167,13 @@ def _answers(run: Run, page: Page) -> list[tuple[Answer, Table]]:
     derived = page.derived(run)
     answers = [answer(run, claim, derived=derived) for claim in given(page.claims, run)]
     return [
-        (found, compared_table(found.compared, decide=found.claim.decide))
+        (
+            found,
+            without_constants(
+                compared_table(found.compared, decide=found.claim.decide),
+                ("variant", "compared_with", "measure"),
+            ),
+        )
         for found in answers
         if found.compared
     ]
