@@ -163,6 +163,7 @@ def test_scores_of_codes_have_a_table_of_their_own(tmp_path, monkeypatch):
         "Chance, or real data": "0.1",
     }
     assert "mig" not in rows_of(folder, "results")["OL"]
+    assert not tables_of(load_run(folder))["images"].rows
 
 
 def test_the_latent_weight_at_the_end_has_a_table_of_its_own(tmp_path):

@@ -7,7 +7,7 @@ coordinate moves a factor says nothing where the factor hardly moves, so such a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -44,27 +44,31 @@ def _score(key: str, title: str, better: Better = "", digits: int = 3) -> Measur
     return Measure(key, title, lambda seed: score_of(seed, key), digits=digits, better=better)
 
 
-_OF_GENERATORS: Final = (
-    _score("alignment", "Alignment with the true directions", "more"),
-    _score("disentanglement", "Disentanglement by intervention", "more"),
-    _score("completeness", "Completeness by intervention", "more"),
-    _score("factor_spread", "Least spread of a factor"),
-    _score("vp", "Variation predictability", "more"),
-    _score("ppl", "Path length (PPL)", "less", 0),
-    _score("frechet", "Distance from real data (Frechet)", "less"),
-    _score("frechet_classifier", "The same with features of a classifier", "less"),
-    _score("coverage", "Coverage", "more"),
-    _score("orthonormality_error", "|U U^T - I|"),
-)
-_OF_CODES: Final = (
-    _score("mig", "MIG", "more"),
-    _score("dci_disentanglement", "DCI disentanglement", "more"),
-    _score("factor_vae", "FactorVAE score", "more"),
-    _score("beta_vae", "beta-VAE score", "more"),
-    _score("sap", "SAP", "more"),
-    _score("modularity", "Modularity", "more"),
-    _score("encoder_r2", "R^2 of the encoder"),
-)
+_SCORES: Final = {
+    "results": (
+        _score("alignment", "Alignment with the true directions", "more"),
+        _score("disentanglement", "Disentanglement by intervention", "more"),
+        _score("completeness", "Completeness by intervention", "more"),
+        _score("vp", "Variation predictability", "more"),
+        _score("ppl", "Path length (PPL)", "less", 0),
+        _score("frechet", "Distance from real data (Frechet)", "less"),
+        _score("orthonormality_error", "|U U^T - I|"),
+    ),
+    "images": (
+        _score("factor_spread", "Least spread of a factor"),
+        _score("frechet_classifier", "Frechet distance with features of a classifier", "less"),
+        _score("coverage", "Coverage", "more"),
+    ),
+    "codes": (
+        _score("mig", "MIG", "more"),
+        _score("dci_disentanglement", "DCI disentanglement", "more"),
+        _score("factor_vae", "FactorVAE score", "more"),
+        _score("beta_vae", "beta-VAE score", "more"),
+        _score("sap", "SAP", "more"),
+        _score("modularity", "Modularity", "more"),
+        _score("encoder_r2", "R^2 of the encoder"),
+    ),
+}
 
 
 def score_of(seed: SeedRun, key: str) -> float:
@@ -85,26 +89,29 @@ def hardly_varies(seed: SeedRun, projected: str = "") -> bool:
     return score_of(seed, f"factor_spread{projected}") < LEAST_SPREAD
 
 
+def of_table(name: str) -> Callable[[Run], list[Measure]]:
+    """The scores of one table that any seed has; those that no table knows are results."""
+
+    def measures(run: Run) -> list[Measure]:
+        found = _keys(run)
+        known = {score.key for table in _SCORES.values() for score in table}
+        others = [k for k in found if k not in known and not k.endswith((*TURNED, *_LEVELS))]
+        return [
+            *(score for score in _SCORES[name] if score.key in found),
+            *(_score(key, key.replace("_", " ")) for key in others if name == "results"),
+        ]
+
+    return measures
+
+
+def has_any(name: str) -> Callable[[Variant], bool]:
+    """Whether any seed of a variant has a score of a table."""
+    return lambda variant: any(score.over_seeds(variant) for score in _SCORES[name])
+
+
 def scores(run: Run) -> list[Measure]:
     """Every score of generators as trained that any seed has."""
-    return [*generator_scores(run), *code_scores(run)]
-
-
-def code_scores(run: Run) -> list[Measure]:
-    """The scores of the codes that an encoder learned to read out of generated images."""
-    found = _keys(run)
-    return [score for score in _OF_CODES if score.key in found]
-
-
-def generator_scores(run: Run) -> list[Measure]:
-    """All others: known ones first."""
-    found = _keys(run)
-    known = {score.key for score in (*_OF_GENERATORS, *_OF_CODES)}
-    others = [k for k in found if k not in known and not k.endswith((*TURNED, *_LEVELS))]
-    return [
-        *(score for score in _OF_GENERATORS if score.key in found),
-        *(_score(key, key.replace("_", " ")) for key in others),
-    ]
+    return [score for name in _SCORES for score in of_table(name)(run)]
 
 
 def turned_scores(run: Run) -> list[Measure]:
@@ -120,11 +127,6 @@ def turned_scores(run: Run) -> list[Measure]:
 
 def _keys(run: Run) -> dict[str, None]:
     return {key: None for v in run.variants for s in v.finished for key in group(s, "scores")}
-
-
-def has_codes(variant: Variant) -> bool:
-    """Whether any seed has a score of codes."""
-    return any(score.over_seeds(variant) for score in _OF_CODES)
 
 
 def is_turned(variant: Variant) -> bool:
@@ -143,15 +145,15 @@ def main_score(run: Run) -> Measure | None:
     return next(iter(named(run, *_MAIN)), None)
 
 
-def levels(measures: Callable[[Run], Sequence[Measure]]) -> Callable[[Run], list[tuple[Cell, ...]]]:
-    """One row: what each score is read beside, over all trainings; no row without any."""
+def levels(name: str) -> Callable[[Run], list[tuple[Cell, ...]]]:
+    """One row: what the scores of a table are read beside, over all trainings, if anything."""
 
     def level(run: Run, score: Measure) -> Spread:
         seeds = [seed for variant in run.variants for seed in variant.finished]
         return Spread.of(score_of(seed, score.key + end) for seed in seeds for end in _LEVELS)
 
     def row(run: Run) -> list[tuple[Cell, ...]]:
-        found = [(score, level(run, score)) for score in measures(run)]
+        found = [(score, level(run, score)) for score in of_table(name)(run)]
         if not any(spread for _, spread in found):
             return []
         cells = (Cell(score.show(spread), spread) for score, spread in found)

@@ -12,16 +12,15 @@ from orthotrain.lab.experiments.latent.columns import (
     LEAST_SPREAD,
     USED,
     WEIGHTS,
-    code_scores,
     deviation_of,
-    generator_scores,
     hardly_varies,
-    has_codes,
+    has_any,
     is_turned,
     levels,
     look,
     main_score,
     named,
+    of_table,
     pairs,
     scores,
     seed_numbers,
@@ -252,22 +251,29 @@ def _missing(run: Run) -> list[str]:
     ]
 
 
-_SCORES_NOTE: Final = (
+_RESULTS_NOTE: Final = (
     "The last row is what a score is read beside: the chance level, or real data compared with as "
-    "many others. The least spread of a factor is over its spread in real images. The path length "
-    "is in pixels. The Frechet distance of images is the mean over three networks with random "
-    "weights, or that of a classifier trained on other images; neither is an FID. Further spaces "
-    "and scores, and the spread within one generator, are in the evaluation.json of each training."
+    "many others. The path length is in pixels. The Frechet distance of images is the mean over "
+    "three networks with random weights, no FID. Further spaces and scores, and the spread within "
+    "one generator, are in the evaluation.json of each training."
 )
+
+
+def _table(name: str, title: str, note: str) -> ByVariant:
+    only = has_any(name) if name != "results" else lambda variant: True
+    return ByVariant(name, title, of_table(name), seeds=True, only=only, more=levels(name),
+                     note=note)  # fmt: skip
+
 
 PAGE: Final = Page(
     results=(
-        ByVariant("results", "Results", generator_scores, seeds=True,
-                  more=levels(generator_scores), note=_SCORES_NOTE),
-        ByVariant("codes", "Codes of an encoder", code_scores, seeds=True, only=has_codes,
-                  more=levels(code_scores),
-                  note="An encoder learns to read the latents back out of generated images, and is "
-                  "scored on real ones. Where its R^2 is low, its codes say little."),
+        _table("results", "Results", _RESULTS_NOTE),
+        _table("images", "Images",
+               "The least spread of a factor is over its spread in real images. The classifier "
+               "was trained on other images."),
+        _table("codes", "Codes of an encoder",
+               "An encoder learns to read the latents back out of generated images, and is "
+               "scored on real ones. Where its R^2 is low, its codes say little."),
         ByVariant("turned", "After training", turned_scores, seeds=True, only=is_turned,
                   note="Latents are rotated within each latent layer, as SeFa turns them. "
                   "The Householder projector is trained further, and has images of its own."),
