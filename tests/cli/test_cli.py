@@ -13,7 +13,7 @@ from orthotrain.cli import main
 from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.main import build_parser
 from orthotrain.cli.parser import parse_run, run_parser
-from orthotrain.cli.train import spread, worker_count
+from orthotrain.cli.train import worker_count
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import recipe_config, recipe_names
 from orthotrain.lab.run.record import RunFolder
@@ -364,7 +364,7 @@ def test_a_run_of_generators_ends_with_a_table_that_fits_a_line(capsys, tmp_path
     table = capsys.readouterr().out.splitlines()[-4:]
     heading, baseline, nog, report = table
     assert heading.split("  ")[0] == "variant"
-    for title in ("alignment", "alignment sefa", "frechet", "ms/step"):
+    for title in ("alignment", "alignment sefa", "frechet", "ms per step"):
         assert title in heading
     assert "householder" not in heading
     assert baseline.startswith("baseline")
@@ -486,11 +486,6 @@ def test_tune_writes_what_it_tried_and_the_settings_it_chose(capsys, tmp_path):
 def test_benchmarks_need_a_checkout(tmp_path):
     with pytest.raises(ConfigError, match="part of the source checkout"):
         benchmark_scripts(tmp_path / "site-packages" / "orthotrain" / "__init__.py")
-
-
-def test_spread_has_a_deviation_only_where_there_is_one():
-    assert spread([1.0, 2.0, 3.0], digits=1) == "2.0 +- 1.0"
-    assert spread([1.5], digits=2) == "1.50"
 
 
 def test_workers_default_to_two_only_on_cpu_with_cores_for_both():

@@ -12,10 +12,6 @@ from orthotrain.lab.report.rows import read_metrics
 STEP = '{"kind": "step", "step": %d, "loss": %s}\n'
 
 
-def edit_json(file, **changes):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 def notes(folder):
     return " ".join(load_run(folder).notes)
 
@@ -26,9 +22,8 @@ def test_a_finished_run_lacks_nothing(finished_run):
     assert [v.name for v in run.variants] == ["dense", "oialr-paper", "oialr-tuned", "narrow"]
     assert [s.seed for s in run.variants[0].seeds] == [0, 1, 2]
     assert run.baseline is run.variants[0]
-    assert run.rival is run.variants[3]
-    assert [v.name for v in run.low_rank] == ["oialr-paper", "oialr-tuned"]
-    assert run.dense_size == 450_000
+    assert run.finished("narrow") is run.variants[3]
+    assert run.finished("wide") is None
 
 
 @pytest.mark.bad_input
@@ -79,18 +74,10 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path, broke
 
 
 @pytest.mark.bad_input
-def test_a_line_without_a_needed_field_is_an_error(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(STEP % (1, 2.0) + '{"kind": "rank", "step": 1, "rank": 3}\n')
-    with pytest.raises(DataError, match=r"layer in a line of kind 'rank'; line 2"):
-        read_metrics(file)
-
-
-@pytest.mark.bad_input
 def test_a_step_that_is_no_number_is_an_error(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(STEP % (1, 2.0) + '{"kind": "step", "step": null, "loss": 1}\n')
-    with pytest.raises(DataError, match="a number as step"):
+    with pytest.raises(DataError, match=r"a number as 'step'.*line 2 of kind 'step'"):
         read_metrics(file)
 
 
@@ -115,11 +102,11 @@ def test_layers_and_splits_of_one_step_are_kept_apart(tmp_path):
     assert len(rows["eval"]) == 2
 
 
-def test_unknown_kinds_and_lost_losses_are_said(tmp_path):
+def test_lines_of_any_kind_are_read_and_lost_losses_are_said(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(STEP % (1, "null") + '{"kind": "weather", "step": 1}\n')
-    _, said = read_metrics(file)
-    assert any("unknown kind 'weather'" in sentence for sentence in said)
+    rows, said = read_metrics(file)
+    assert rows["weather"] == [{"kind": "weather", "step": 1}]
     assert any("not finite in 1 record" in sentence for sentence in said)
 
 
@@ -130,7 +117,6 @@ def test_a_seed_without_a_result_is_said_and_not_counted(write_run):
     assert len(run.variants[0].finished) == 2
     assert len(run.variants[0].seeds) == 3
     assert any("dense, seed 1: no result.json" in n and "step 400" in n for n in run.notes)
-    assert any("2 finished seeds, fewer than 3" in n for n in run.notes)
 
 
 def test_seeds_and_variants_never_started_are_said(write_run):
@@ -149,10 +135,11 @@ def test_a_run_that_only_has_run_json_is_read(tmp_path):
     assert "no config.yaml" in said
 
 
-def test_a_run_without_dense_or_narrow_says_so(write_run):
-    said = notes(write_run(variants=["oialr-tuned"]))
-    assert "no variant 'dense'" in said
-    assert "no narrow dense network" in said
+def test_a_run_without_its_baseline_says_so(write_run):
+    assert "no variant 'dense', the baseline" in notes(write_run(variants=["oialr-tuned"]))
+    folder = write_run(name="other", variants=["dense", "narrow"], seeds=[0])
+    (folder / "variants/dense/seed-0/result.json").unlink()
+    assert "The baseline, dense, has no finished seed" in notes(folder)
 
 
 def test_a_variant_that_run_json_does_not_list_is_shown_last(write_run):
@@ -163,29 +150,7 @@ def test_a_variant_that_run_json_does_not_list_is_shown_last(write_run):
     assert any("'another' that run.json does not list" in note for note in run.notes)
 
 
-def test_a_result_without_test_accuracy_is_said(write_run):
-    folder = write_run(variants=["dense"])
-    edit_json(folder / "variants/dense/seed-1/result.json", test_accuracy=None)
-    assert "no test accuracy for seed 1" in notes(folder)
-
-
-def test_before_any_result_the_recorded_sizes_tell_the_dense_count(write_run):
-    folder = write_run(variants=["oialr-tuned", "narrow"], seeds=[0])
-    for file in folder.glob("variants/*/*/result.json"):
-        file.unlink()
-    assert load_run(folder).dense_size == 450_000
-
-
 def test_a_variant_never_started_still_has_its_planned_seeds(write_run):
     folder = write_run(variants=["dense", "narrow"])
     shutil.rmtree(folder / "variants/narrow")
     assert [(len(v.seeds), v.planned) for v in load_run(folder).variants] == [(3, 3), (0, 3)]
-
-
-def test_without_a_finished_dense_seed_sizes_refer_to_the_largest_dense_count(write_run):
-    folder = write_run(variants=["dense", "oialr-tuned", "narrow"])
-    for seed in (0, 1, 2):
-        (folder / f"variants/dense/seed-{seed}/result.json").unlink()
-    run = load_run(folder)
-    assert run.dense_size == 450_000
-    assert any("no finished seed" in note for note in run.notes)

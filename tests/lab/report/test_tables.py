@@ -1,129 +1,23 @@
-"""Numbers of the tables against a computation by hand from the files."""
+"""General tables: settings, environment, what a measure shows, and the page of any run."""
 
-import csv
-import io
 import json
 import math
 
 import pytest
 
-from orthotrain.lab.report.load import load_run
+from lab.report.pages import answers_of, notes_of, page_of, plots_of, read, tables_of, undrawn
+from orthotrain.errors import ConfigError
+from orthotrain.lab.report import closing_table
+from orthotrain.lab.report.load import Run, SeedRun, Variant, load_run
+from orthotrain.lab.report.settings import environment_table, settings_table
+from orthotrain.lab.report.stats import MISSING, Measure
 from orthotrain.lab.report.tables import (
-    Spread,
-    environment_table,
-    ranks_table,
-    results_table,
-    seeds_table,
-    settings_table,
-    short_count,
+    ByVariant,
+    Cell,
+    Difference,
+    Table,
+    without_constants,
 )
-from orthotrain.lab.report.tables import costs_table as costs
-
-
-def results_of(folder, variant):
-    return [
-        json.loads((folder / f"variants/{variant}/seed-{seed}/result.json").read_text())
-        for seed in (0, 1, 2)
-    ]
-
-
-def read(table):
-    return list(csv.DictReader(io.StringIO(table.csv())))
-
-
-def by_hand(values):
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-
-
-@pytest.mark.parametrize("variant", ["dense", "oialr-paper", "oialr-tuned", "narrow"])
-def test_results_equal_a_computation_by_hand(finished_run, variant):
-    run = load_run(finished_run)
-    row = {v.name: r for v, r in zip(run.variants, read(results_table(run)), strict=True)}[variant]
-    results = results_of(finished_run, variant)
-    dense = results_of(finished_run, "dense")[0]["stored"]
-    for key, values in {
-        "test_accuracy_percent": [100 * r["test_accuracy"] for r in results],
-        "validation_accuracy_percent": [100 * r["validation_accuracy"] for r in results],
-        "trainable_percent_of_dense": [100 * r["trainable"] / dense for r in results],
-        "stored_percent_of_dense": [100 * r["stored"] / dense for r in results],
-        "stored_folded_percent_of_dense": [100 * r["stored_folded"] / dense for r in results],
-    }.items():
-        mean, std = by_hand(values)
-        assert float(row[key]) == pytest.approx(mean, rel=1e-12)
-        assert float(row[f"{key}_std"]) == pytest.approx(std, rel=1e-9, abs=1e-9)
-
-
-@pytest.mark.parametrize("variant", ["dense", "oialr-tuned"])
-def test_costs_equal_a_computation_by_hand(finished_run, variant):
-    run = load_run(finished_run)
-    row = {v.name: r for v, r in zip(run.variants, read(costs(run)), strict=True)}[variant]
-    results = results_of(finished_run, variant)
-    for key, source, scale in (
-        ("step_ms_dense_phase", "step_ms_dense_phase", 1),
-        ("step_ms_final", "step_ms_final", 1),
-        ("seconds", "seconds", 1),
-        ("training_mib", "training_bytes", 1 / 1024**2),
-    ):
-        mean, std = by_hand([r[source] * scale for r in results])
-        assert float(row[key]) == pytest.approx(mean, rel=1e-12)
-        assert float(row[f"{key}_std"]) == pytest.approx(std, rel=1e-9, abs=1e-9)
-    switch = results[0]["switch_step"]
-    assert row["switch_step"] == ("" if switch is None else str(float(switch)))
-
-
-def test_the_page_shows_rounded_what_the_csv_holds(finished_run):
-    run = load_run(finished_run)
-    mean, std = by_hand([100 * r["test_accuracy"] for r in results_of(finished_run, "narrow")])
-    assert results_table(run).rows[3][1].shown == f"{mean:.2f} ± {std:.2f}"
-
-
-def test_a_single_seed_has_a_mean_and_no_spread(write_run):
-    table = results_table(load_run(write_run(variants=["dense"], seeds=[5])))
-    assert "±" not in table.rows[0][1].shown
-    row = read(table)[0]
-    assert row["test_accuracy_percent"] != ""
-    assert row["test_accuracy_percent_std"] == ""
-    assert row["seeds"] == "1 of 1"
-
-
-def test_an_unfinished_variant_keeps_its_row_without_numbers(write_run):
-    folder = write_run(variants=["dense", "narrow"])
-    for seed in (0, 1, 2):
-        (folder / f"variants/narrow/seed-{seed}/result.json").unlink()
-    row = read(results_table(load_run(folder)))[1]
-    assert row["variant"] == "narrow dense"
-    assert row["test_accuracy_percent"] == ""
-    assert row["seeds"] == "0 of 3"
-
-
-def test_seeds_hold_the_recorded_numbers_exactly(finished_run):
-    rows = read(seeds_table(load_run(finished_run)))
-    assert len(rows) == 12
-    results = results_of(finished_run, "oialr-paper")
-    for row, result in zip(rows[3:6], results, strict=True):
-        assert int(row["seed"]) == result["seed"]
-        assert float(row["test_accuracy"]) == result["test_accuracy"]
-        assert float(row["step_ms_final"]) == result["step_ms_final"]
-        assert int(row["stored"]) == result["stored"]
-        assert row["peak_rss_bytes"] == ""
-
-
-def test_final_ranks_equal_the_last_records(finished_run):
-    rows = read(ranks_table(load_run(finished_run)))
-    assert len(rows) == 24
-    for row in (rows[0], rows[-1]):
-        last = []
-        for seed in (0, 1, 2):
-            file = finished_run / f"variants/oialr-tuned/seed-{seed}/metrics.jsonl"
-            lines = [json.loads(line) for line in file.read_text().splitlines()]
-            mine = [x for x in lines if x["kind"] == "rank" and x["layer"] == row["layer"]]
-            last.append(max(mine, key=lambda x: x["step"])["rank"])
-        mean, std = by_hand(last)
-        assert float(row["oialr-tuned_rank"]) == pytest.approx(mean)
-        assert float(row["oialr-tuned_rank_std"]) == pytest.approx(std)
-        assert float(row["oialr-tuned_rank_percent"]) == pytest.approx(100 * mean / 96)
-        assert row["full_rank"] == "96"
 
 
 def test_settings_are_flat_and_differences_between_seeds_are_shown(write_run):
@@ -145,16 +39,104 @@ def test_the_environment_is_all_of_run_json_but_its_structure(finished_run):
     assert "variants" not in shown
 
 
-def test_a_spread_leaves_out_what_is_not_finite():
-    spread = Spread.of([1.0, math.nan, 3.0, math.inf])
-    assert spread.values == (1.0, 3.0)
-    assert spread.mean == 2.0
-    assert spread.std == pytest.approx(math.sqrt(2))
-    assert not Spread.of([math.nan])
+def run_of(tmp_path, **variants):
+    made = [
+        Variant(name, name, "", tuple(SeedRun(i, {}, {"x": x}) for i, x in enumerate(xs)), len(xs))
+        for name, xs in variants.items()
+    ]
+    return Run(tmp_path, "run", {"baseline": "base"}, None, tuple(made), ())
 
 
-@pytest.mark.parametrize(
-    ("count", "shown"), [(842, "842"), (73_123, "73.1 k"), (1_240_000, "1.24 M"), (3e9, "3 G")]
-)
-def test_counts_are_short(count, shown):
-    assert short_count(count) == shown
+def test_a_difference_is_a_column_with_its_interval(tmp_path):
+    measure = Measure("x", "X", lambda seed: seed.final("x"), digits=2)
+    run = run_of(tmp_path, base=(10.0, 12.0, 14.0), ours=(9.0, 11.5, 12.5))
+    declared = ByVariant("t", "T", (measure,), difference=Difference(measure, lambda r: r.baseline))
+    table = declared.table(run)
+    assert table.head == ("Variant", "X", "Difference from base (95 % interval)")
+    base, ours = table.rows
+    assert base[2].shown == MISSING
+    # Differences -1, -0.5, -1.5: the margin is 4.3027 * .5 / sqrt(3) = 1.242.
+    assert (ours[2].shown, ours[2].aside) == ("-1.00", "-2.24 to +0.24")
+    assert read(table)[1]["difference"] == "-1.0"
+
+
+def test_an_infinite_mean_is_said_and_empty_in_the_file(tmp_path):
+    infinite = Measure("x", "X", lambda seed: math.inf, logarithmic=True)
+    table = ByVariant("t", "T", (infinite,)).table(run_of(tmp_path, base=(1.0,)))
+    assert table.rows[0][1].shown == "infinite"
+    assert read(table)[0]["log10_x"] == ""
+
+
+def test_columns_that_say_the_same_are_told_once():
+    rows = (("a", "x", "1"), ("b", "x", "1"))
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
+    table = Table("t", "T", ("Variant", "With", "Seeds"), ("variant", "with", "seeds"), cells)
+    short = without_constants(table, ("variant", "with"))
+    assert (short.keys, short.note) == (("variant", "seeds"), "With: x.")
+    assert [[cell.shown for cell in row] for row in short.rows] == [["a", "1"], ["b", "1"]]
+
+
+# --- the page of a run that names none ------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_run(write_run):
+    return write_run(variants=["dense", "narrow"], steps=40, epochs=4, info={"page": ""})
+
+
+def test_a_run_without_a_page_has_the_general_one(plain_run):
+    run = load_run(plain_run)
+    tables, plots = tables_of(run), plots_of(run)
+    assert list(tables) == ["results", "costs", "comparisons", "seeds"]
+    row = read(tables["results"])[0]
+    assert {"test_accuracy_percent", "stored", "seeds"} <= set(row)
+    assert all(plot.draw is not None for plot in plots.values())
+    assert list(answers_of(run)) == ["Which variant has a better test accuracy than dense?"]
+    assert closing_table(plain_run).splitlines()[0].split()[:3] == ["variant", "test", "%"]
+
+
+def test_scores_of_an_unknown_experiment_become_columns(plain_run):
+    file = plain_run / "variants/dense/seed-0/result.json"
+    file.write_text(json.dumps({"scores": {"my_score": 0.25}, "steps": 3}))
+    row = read(tables_of(load_run(plain_run))["results"])[0]
+    assert row["my_score"] == "0.25"
+
+
+def test_a_page_that_is_not_installed_is_said_and_replaced(write_run, monkeypatch):
+    undrawn(monkeypatch)
+    folder = write_run(variants=["dense"], seeds=[0], info={"page": "nowhere.to.be.found:PAGE"})
+    assert "nowhere.to.be.found:PAGE could not be loaded" in page_of(folder).text()
+    assert notes_of(folder) == ""
+
+
+@pytest.mark.bad_input
+def test_what_is_no_page_is_an_error(write_run):
+    folder = write_run(variants=["dense"], seeds=[0], info={"page": "math:pi"})
+    with pytest.raises(ConfigError, match="math:pi is a float"):
+        closing_table(folder)
+
+
+def test_a_new_experiment_brings_its_page_and_touches_nothing_else(
+    write_run, tmp_path, monkeypatch
+):
+    (tmp_path / "my_experiment.py").write_text(
+        "from orthotrain.lab.report.claims import Claim, each\n"
+        "from orthotrain.lab.report.measures import accuracy\n"
+        "from orthotrain.lab.report.page import Page\n"
+        "from orthotrain.lab.report.tables import ByVariant\n"
+        "TEST = accuracy('test')\n"
+        "PAGE = Page(\n"
+        "    results=(ByVariant('results', 'Results', (TEST,), seeds=True),),\n"
+        "    closing={'test_accuracy_percent': 'test %'},\n"
+        "    claims=lambda run: [Claim('Is it better?', each(run.variants, run.baseline),\n"
+        "                              (TEST,))],\n"
+        ")\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    undrawn(monkeypatch)
+    info = {"page": "my_experiment:PAGE"}
+    folder = write_run(variants=["dense", "narrow"], steps=40, epochs=4, info=info)
+    page = page_of(folder)
+    assert [t["data-name"] for t in page.all("table")][:2] == ["results", ""]
+    assert "Is it better?" in page.text()
+    assert closing_table(folder).splitlines()[0].split() == ["variant", "test", "%"]

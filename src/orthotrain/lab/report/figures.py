@@ -1,292 +1,341 @@
-"""The figures of a report: each is a title, a caption and a drawing, or says why there is none."""
+"""Two of the three kinds of figures: curves in panels, and values by variant."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any, Final, Literal, Protocol
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from orthotrain.lab.report import style
-from orthotrain.lab.report.heatmaps import rank_plot, stability_plot
-from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.series import Curve, curve, held_curve
-from orthotrain.lab.report.style import Look, Plot, Theme
-from orthotrain.lab.report.tables import MIB, Spread, over_seeds
-
-_BINS: Final = 80
-
-
-def all_plots(run: Run) -> tuple[Plot, ...]:
-    """The figures of a run in the order of the page."""
-    return (
-        accuracy_plot(run),
-        curves_plot(run),
-        size_plot(run),
-        rank_plot(run),
-        stability_plot(run),
-        cost_plot(run),
-    )
-
-
-def accuracy_plot(run: Run) -> Plot:
-    """Test accuracy against stored and against trainable numbers."""
-    shown = [v for v in run.variants if over_seeds(v, "test_accuracy")]
-    usable = bool(shown) and math.isfinite(run.dense_size)
-
-    def draw(theme: Theme) -> Figure:
-        look = style.looks(run, theme)
-        figure = style.new_figure(4.0)
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axes, key in ((left, "stored"), (right, "trainable")):
-            axes.axvline(100.0, color=theme.muted, linewidth=1.0, linestyle=(0, (2, 3)))
-            for variant in shown:
-                _accuracy_points(axes, variant, key, look[variant.name], 100.0 / run.dense_size)
-            axes.set_xlim(left=0.0, right=max(106.0, axes.get_xlim()[1]))
-            axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-        left.set_xlabel("stored parameters, % of the dense network")
-        right.set_xlabel("trainable parameters, % of the dense network")
-        left.set_ylabel("test accuracy (%)")
-        folded = Line2D(
-            [], [], color=theme.muted, marker="o", markerfacecolor="none", linestyle="none",
-            label="stored after folding",
-        )  # fmt: skip
-        has_folded = any(_folds(v) for v in shown)
-        style.marker_legend(
-            figure, [look[v.name] for v in shown], extra=[folded] if has_folded else []
-        )
-        return figure
-
-    return Plot(
-        "accuracy",
-        "Accuracy against size",
-        "Further up and further left is better. Small dots are seeds, the large marker is their "
-        "mean, bars are one standard deviation. Left: every number the trained network keeps, "
-        "frozen factors included; the hollow marker is what remains once the core is folded into "
-        "one factor for deployment. Right: the numbers that were trained at the end, the measure "
-        "the paper uses; it leaves out the frozen factors. The vertical line is the dense network.",
-        draw if usable else None,
-        "No finished seed has both a test accuracy and a size.",
-    )
-
-
-def _folds(variant: Variant) -> bool:
-    stored, folded = over_seeds(variant, "stored"), over_seeds(variant, "stored_folded")
-    return bool(folded) and bool(stored) and folded.mean < stored.mean
-
-
-def _accuracy_points(axes: Axes, variant: Variant, key: str, look: Look, scale: float) -> None:
-    pairs = [
-        (seed.final(key) * scale, seed.final("test_accuracy") * 100) for seed in variant.finished
-    ]
-    kept = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if not kept:
-        return
-    x, y = Spread.of(pair[0] for pair in kept), Spread.of(pair[1] for pair in kept)
-    axes.plot(x.values, y.values, ".", color=look.color, alpha=0.55, markersize=6)
-    axes.errorbar(
-        x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), color=look.color, marker=look.marker,
-        markersize=8, capsize=3, elinewidth=1.2,
-    )  # fmt: skip
-    if key == "stored" and _folds(variant):
-        folded = over_seeds(variant, "stored_folded", scale=scale).mean
-        axes.annotate(
-            "", (folded, y.mean), (x.mean, y.mean),
-            arrowprops={"arrowstyle": "-", "color": look.color, "alpha": 0.5, "linestyle": ":"},
-        )  # fmt: skip
-        axes.plot(folded, y.mean, look.marker, color=look.color, markerfacecolor="none")
-
-
-def _bar(spread: Spread) -> float | None:
-    return None if math.isnan(spread.std) else spread.std
-
-
-def curves_plot(run: Run) -> Plot:
-    """Training loss and validation accuracy over optimizer steps."""
-    losses = _curves(run, "step", "loss", bins=_BINS)
-    accuracies = _curves(run, "eval", "accuracy", split="validation", scale=100.0)
-
-    def draw(theme: Theme) -> Figure:
-        look = style.looks(run, theme)
-        figure = style.new_figure(3.9)
-        left, right = figure.subplots(1, 2)
-        for axes, curves in ((left, losses), (right, accuracies)):
-            for variant, line in curves:
-                style.draw_curve(axes, line, look[variant.name])
-                style.mark_switch(axes, variant, look[variant.name])
-            axes.set_xlabel("optimizer step")
-            axes.set_xlim(left=0)
-        left.set_ylabel("training loss")
-        _scale_loss(left, [line for _, line in losses])
-        right.set_ylabel("validation accuracy (%)")
-        _cut_early(right, [line for _, line in accuracies])
-        for axes, curves in ((left, losses), (right, accuracies)):
-            if not curves:
-                style.say(axes, "nothing recorded", theme)
-        style.line_legend(figure, [look[v.name] for v in run.variants if v.seeds])
-        return figure
-
-    return Plot(
-        "curves",
-        "Training curves",
-        "Lines are means over seeds, bands reach from the lowest to the highest seed. The "
-        f"training loss is the median within each of {_BINS} equal stretches. Dotted lines: the "
-        "mean step at which a variant left its dense phase. The accuracy axis starts at the level "
-        "reached after a fifth of the evaluations, so that the end can be told apart.",
-        draw if losses or accuracies else None,
-        "No training loss and no validation accuracy was recorded.",
-    )
-
-
-def _curves(
-    run: Run, kind: str, key: str, *, bins: int | None = None, split: str | None = None,
-    scale: float = 1.0,
-) -> list[tuple[Variant, Curve]]:  # fmt: skip
-    """The curve of each variant that recorded the field."""
-    found = [(v, curve(v, kind, key, bins=bins, split=split)) for v in run.variants]
-    return [(variant, _scaled(line, scale)) for variant, line in found if line is not None]
-
-
-def _held_curves(run: Run, *keys: str, scale: float) -> list[tuple[Variant, Curve]]:
-    """The sum of size fields of each variant that recorded all of them."""
-    found = [(v, held_curve(v, keys)) for v in run.variants]
-    return [(variant, _scaled(line, scale)) for variant, line in found if line is not None]
-
-
-def _scaled(line: Curve, scale: float) -> Curve:
-    return Curve(line.x, line.mean * scale, line.low * scale, line.high * scale)
-
-
-def _scale_loss(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Logarithmic where losses span a decade, with labels that read as plain numbers."""
-    lowest = min((float(line.low.min()) for line in curves), default=0.0)
-    highest = max((float(line.high.max()) for line in curves), default=0.0)
-    if lowest > 0 and highest > 10 * lowest:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _cut_early(axes: Axes, curves: Sequence[Curve]) -> None:
-    levels = [float(line.low[len(line.low) // 5 :].min()) for line in curves]
-    if levels:
-        top = max(float(line.high.max()) for line in curves)
-        bottom = min(levels)
-        margin = 0.04 * (top - bottom) or 0.5
-        axes.set_ylim(bottom - margin, top + margin)
-
-
-def size_plot(run: Run) -> Plot:
-    """Stored and trainable numbers over training, in percent of the dense network."""
-    scale = 100.0 / run.dense_size if math.isfinite(run.dense_size) else math.nan
-    panels = [
-        (title, _held_curves(run, key, scale=scale))
-        for title, key in (("Stored", "stored"), ("Trainable", "trainable"))
-    ]
-    usable = math.isfinite(scale) and any(curves for _, curves in panels)
-
-    def draw(theme: Theme) -> Figure:
-        look = style.looks(run, theme)
-        figure = style.new_figure(3.6)
-        for axes, (title, curves) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-            for variant, line in curves:
-                _stairs(axes, line, look[variant.name])
-            axes.set_title(title)
-            axes.set_xlabel("optimizer step")
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        figure.axes[0].set_ylabel("% of the dense network")
-        style.line_legend(figure, [look[v.name] for v in run.variants if v.seeds])
-        return figure
-
-    return Plot(
-        "size",
-        "Size while training",
-        "The two sizes part at the switch: the core alone is trained, but its frozen factors are "
-        "stored beside it, so the stored size falls below the dense one only once ranks are below "
-        "about half. Bands reach from the lowest to the highest seed.",
-        draw if usable else None,
-        "No size was recorded.",
-    )
-
-
-def _stairs(axes: Axes, line: Curve, look: Look) -> None:
-    axes.fill_between(
-        line.x, line.low, line.high, color=look.color, alpha=0.16, linewidth=0, step="post"
-    )
-    axes.step(line.x, line.mean, where="post", color=look.color, linestyle=look.line)
-
-
-def cost_plot(run: Run) -> Plot:
-    """Time of a step and training memory over optimizer steps."""
-    times = _curves(run, "step", "step_ms", bins=_BINS)
-    memory = _held_curves(run, *(key for key, _ in _MEMORY), scale=1 / MIB)
-
-    def draw(theme: Theme) -> Figure:
-        look = style.looks(run, theme)
-        figure = style.new_figure(3.9)
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1.0))
-        for variant, line in times:
-            style.draw_curve(left, line, look[variant.name])
-            style.mark_switch(left, variant, look[variant.name])
-        for variant, line in memory:
-            _stairs(middle, line, look[variant.name])
-        _memory_bars(right, run, theme)
-        for axes, title in ((left, "Time of a step (ms)"), (middle, "Training memory (MiB)")):
-            axes.set_title(title)
-            axes.set_xlabel("optimizer step")
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
-        for axes, curves in ((left, times), (middle, memory)):
-            if not curves:
-                style.say(axes, "nothing recorded", theme)
-        style.line_legend(figure, [look[v.name] for v in run.variants if v.seeds])
-        return figure
-
-    return Plot(
-        "cost",
-        "Time and memory",
-        "Time: wall time of forward, backward and optimizer step with all hooks, median within "
-        f"each of {_BINS} stretches; the few steps that decompose weights hardly move a median, "
-        "the table's 'whole training' contains them. Dotted lines: the switch. Memory: weights, "
-        "gradients and optimizer state as measured where the run recorded a change; before its "
-        "first step an optimizer has no state, and activations are not in it. Bands reach from "
-        "the lowest to the highest seed. Right: what the memory at the end consists of.",
-        draw if times or memory else None,
-        "Neither the time of a step nor memory was recorded.",
-    )
-
-
-# What training memory consists of, and how strongly each part is drawn.
-_MEMORY: Final = (
-    ("weight_bytes", 1.0),
-    ("gradient_bytes", 0.6),
-    ("state_bytes", 0.3),
+from orthotrain.lab.report.curves import Array, Curve, Reduce, Series, Value, curve
+from orthotrain.lab.report.drawing import (
+    Line,
+    draw_curve,
+    logarithmic,
+    name_lines,
+    power_of_ten,
 )
+from orthotrain.lab.report.load import Run, Variant
+from orthotrain.lab.report.stats import Measure
+from orthotrain.lab.report.style import Look, Plot, Theme
+from orthotrain.lab.report.tables import Measures, given
+
+Looks = Callable[[Run, Theme], Mapping[str, Look]]
+Variants = Callable[[Run], Sequence[Variant]]
+
+BINS: Final = 40
+BANDS: Final = (
+    "Lines are means over seeds, geometric ones on logarithmic axes. Bands reach from the lowest "
+    "to the highest seed."
+)
+_DIRECTION: Final = {"more": "more is better", "less": "less is better", "": ""}
 
 
-def _memory_bars(axes: Axes, run: Run, theme: Theme) -> None:
-    look = style.looks(run, theme)
-    shown = [v for v in run.variants if over_seeds(v, "weight_bytes")]
-    for place, variant in enumerate(shown):
-        start = 0.0
-        for key, alpha in _MEMORY:
-            size = over_seeds(variant, key, scale=1 / MIB)
-            if size:
-                axes.barh(place, size.mean, left=start, color=look[variant.name].color, alpha=alpha)
-                start += size.mean
-    if not shown:
-        style.say(axes, "no finished seed", theme)
-    axes.set_yticks(range(len(shown)), [look[v.name].label for v in shown])
-    axes.invert_yaxis()
-    axes.set_title("At the end (MiB)")
-    axes.set_xlabel("strong to faint:\nweights, gradients, state")
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+class FigureOf(Protocol):
+    """A declared figure: anything that makes a plot of a run."""
+
+    def plot(self, run: Run, look: Looks) -> Plot:
+        """The plot of this run, or why there is none."""
+
+
+def every(run: Run) -> Sequence[Variant]:
+    """All variants of a run."""
+    return run.variants
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A line that is not of this run, such as a published one.
+
+    Attributes:
+        label: Its name.
+        x: Its coordinates, in those of the panel.
+        y: Its values.
+        like: The variant whose color it has; muted where the run has none of that name.
+    """
+
+    label: str
+    x: Array
+    y: Array
+    like: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes with a curve of each variant.
+
+    Attributes:
+        title: What is drawn, with its unit.
+        kind: Which lines of the records.
+        value: The number of one line.
+        variants: Whose curves.
+        x: The field that is the coordinate.
+        fraction: Whether the coordinate is divided by its last one.
+        log: Whether the axis is logarithmic.
+        bins: Stretches of training that become one point each; ``None`` for every record.
+        reduce: How several lines become one point, see :func:`curve`.
+        late: Which end of the axis is cut at the level after a fifth of the records.
+        zero: Whether the axis starts at zero.
+        mark: A step of a variant that gets a dotted line; NaN for none.
+        beside: Lines that are not of this run.
+    """
+
+    title: str
+    kind: str
+    value: Value
+    variants: Variants = every
+    x: str = "step"
+    fraction: bool = False
+    log: bool = False
+    bins: int | None = BINS
+    reduce: Reduce = "median"
+    late: Literal["top", "bottom", ""] = ""
+    zero: bool = False
+    mark: Callable[[Variant], float] = lambda variant: math.nan
+    beside: tuple[Reference, ...] = ()
+
+    def curves(self, run: Run) -> list[tuple[Variant, Curve]]:
+        """The curve of each variant that recorded the value."""
+        series = Series(self.kind, self.value, self.x)
+        shape: dict[str, Any] = {"bins": self.bins, "reduce": self.reduce, "geometric": self.log}
+        found = [(v, curve(v, series, **shape)) for v in self.variants(run)]
+        return [(v, self._scaled(line)) for v, line in found if line is not None]
+
+    def _scaled(self, line: Curve) -> Curve:
+        last = float(line.x[-1])
+        x = line.x / last if self.fraction and last > 0 else line.x
+        return Curve(x, line.mean, line.low, line.high)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves over training, one panel per quantity.
+
+    Attributes:
+        name: Stem of its PNG file.
+        title: What it shows.
+        caption: How to read it.
+        panels: Its axes, row by row; they may depend on the run.
+        columns: Axes side by side.
+        missing: Why there is no figure, where no variant recorded anything.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel] | Callable[[Run], Sequence[Panel]]
+    columns: int = 2
+    missing: str = "No variant recorded it."
+
+    def plot(self, run: Run, look: Looks) -> Plot:
+        """The plot of a run."""
+        panels = given(self.panels, run)
+        curves = [panel.curves(run) for panel in panels]
+
+        def draw(theme: Theme) -> Figure:
+            rows = math.ceil(len(panels) / self.columns)
+            figure = style.new_figure(0.6 + 3.2 * rows)
+            grid = figure.subplots(rows, self.columns, squeeze=False)
+            chosen = look(run, theme)
+            drawn = [
+                (axes, _draw_panel(axes, panel, lines, chosen, theme))
+                for axes, panel, lines in zip(grid.flat, panels, curves, strict=False)
+            ]
+            for axes in list(grid.flat)[len(panels) :]:
+                axes.set_axis_off()
+            name_lines(figure, drawn)
+            return figure
+
+        return Plot(
+            self.name, self.title, f"{self.caption} {BANDS}", draw if any(curves) else None,
+            self.missing, _ends(self.title, panels, curves),
+        )  # fmt: skip
+
+
+def _draw_panel(
+    axes: Axes, panel: Panel, lines: Sequence[tuple[Variant, Curve]], look: Mapping[str, Look],
+    theme: Theme,
+) -> list[Line]:  # fmt: skip
+    """Draw everything of one panel, and tell the lines that need a name."""
+    axes.set_title(panel.title)
+    axes.set_xlabel("fraction of training" if panel.fraction else panel.x)
+    named = [_draw_reference(axes, one, look, theme, i) for i, one in enumerate(panel.beside)]
+    for variant, found in lines:
+        draw_curve(axes, found, look[variant.name], stairs=panel.reduce == "hold")
+        named.append(Line(look[variant.name], float(found.x[-1]), float(found.mean[-1])))
+        if math.isfinite(mark := panel.mark(variant)):
+            axes.axvline(mark, color=look[variant.name].color, linestyle=":", linewidth=1.2)
+    if not named:
+        style.say(axes, "nothing recorded", theme)
+        return []
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if panel.zero:
+        axes.set_ylim(bottom=0)
+    if panel.log:
+        logarithmic(axes)
+    else:
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    _cut(axes, panel, [line for _, line in lines])
+    return named
+
+
+def _draw_reference(
+    axes: Axes, one: Reference, look: Mapping[str, Look], theme: Theme, index: int
+) -> Line:
+    color = look[one.like].color if one.like in look else theme.muted
+    drawn = Look(one.label, color, ":" if index % 2 == 0 else "-.")
+    axes.plot(one.x, one.y, drawn.line, color=color, linewidth=1.3)
+    return Line(drawn, float(one.x[-1]), float(one.y[-1]))
+
+
+def _cut(axes: Axes, panel: Panel, lines: Sequence[Curve]) -> None:
+    """Leave the first fifth of the records out of the limits, where the end could not be told."""
+    if not panel.late or not lines:
+        return
+    low = min(float(line.low[len(line.x) // 5 :].min()) for line in lines)
+    high = max(float(line.high[len(line.x) // 5 :].max()) for line in lines)
+    margin = 0.04 * (high - low) or 0.5
+    if panel.late == "bottom":
+        axes.set_ylim(low - margin, high + margin)
+    else:
+        axes.set_ylim(top=high + margin)
+
+
+def _ends(
+    title: str, panels: Sequence[Panel], curves: Sequence[Sequence[tuple[Variant, Curve]]]
+) -> str:
+    """The last value of every line, for those who do not see them."""
+    said = "; ".join(
+        f"{panel.title}: "
+        + ", ".join(f"{v.title} {power_of_ten(float(line.mean[-1]))}" for v, line in lines)
+        for panel, lines in zip(panels, curves, strict=True)
+        if lines
+    )
+    return f"{title}. At the end: {said}." if said else title
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values at the end of training: one row per variant, one panel per measure.
+
+    Attributes:
+        name: Stem of its PNG file.
+        title: What it shows.
+        caption: How to read it.
+        measures: One panel each; they may depend on the run.
+        against: Draw this measure upwards over the others, in place of one row per variant.
+        variants: Which, in this order.
+        line: The variant whose mean is a vertical line.
+        missing: Why there is no figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    measures: Measures
+    against: Measure | None = None
+    variants: Variants = every
+    line: Callable[[Run], Variant | None] = lambda run: run.baseline
+    missing: str = "No finished seed has a value."
+
+    def plot(self, run: Run, look: Looks) -> Plot:
+        """The plot of a run."""
+        variants = [v for v in self.variants(run) if v.finished]
+        measures = [m for m in given(self.measures, run) if any(m.over_seeds(v) for v in variants)]
+        shown = [v for v in variants if any(m.over_seeds(v) for m in measures)]
+
+        def draw(theme: Theme) -> Figure:
+            chosen = look(run, theme)
+            tall = 3.8 if self.against else 1.3 + 0.28 * len(shown)
+            figure = style.new_figure(tall)
+            grid = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+            for axes, measure in zip(grid, measures, strict=True):
+                self._panel(axes, run, measure, shown, chosen)
+            if self.against is not None:
+                grid[0].set_ylabel(self.against.heading)
+                _legend(figure, [chosen[v.name] for v in shown])
+            else:
+                _name_rows(grid, [v.title for v in shown])
+            return figure
+
+        return Plot(
+            self.name, self.title,
+            "Small dots are seeds, the large dot is their mean, bars are one standard deviation. "
+            f"{self.caption}",
+            draw if shown and measures else None, self.missing, self._alt(shown, measures),
+        )  # fmt: skip
+
+    def _panel(
+        self, axes: Axes, run: Run, measure: Measure, shown: Sequence[Variant],
+        look: Mapping[str, Look],
+    ) -> None:  # fmt: skip
+        line = self.line(run)
+        if line is not None and math.isfinite(mean := measure.mean(line)):
+            color = axes.spines["bottom"].get_edgecolor()
+            axes.axvline(mean, color=color, linewidth=1.0, linestyle=(0, (2, 3)))
+        for place, variant in enumerate(shown):
+            _dots(axes, variant, measure, self.against or place, look[variant.name])
+        if measure.logarithmic:
+            axes.set_xscale("log")
+        if self.against is not None:
+            axes.set_xlabel(measure.heading)
+            axes.set_xlim(left=0, right=1.04 * axes.get_xlim()[1])
+            return
+        axes.set_title(fill(measure.heading, 24 if len(given(self.measures, run)) > 2 else 40))
+        axes.set_xlabel(_DIRECTION[measure.better])
+
+    def _alt(self, shown: Sequence[Variant], measures: Sequence[Measure]) -> str:
+        said = "; ".join(
+            f"{measure.heading}: "
+            + ", ".join(f"{v.title} {measure.show(measure.over_seeds(v))}" for v in shown)
+            for measure in measures
+        )
+        return f"{self.title}. {said}." if said else self.title
+
+
+def _dots(
+    axes: Axes, variant: Variant, measure: Measure, against: Measure | int, look: Look
+) -> None:
+    """The seeds of a variant and their mean, at a height or over another measure."""
+    height = against if isinstance(against, Measure) else None
+    pairs = [
+        (measure.read(seed), height.read(seed) if height else float(str(against)))
+        for seed in variant.finished
+    ]
+    known = np.array([pair for pair in pairs if all(map(math.isfinite, pair))])
+    if not known.size:
+        return
+    mean = known.mean(axis=0)
+    if measure.logarithmic:
+        mean[0] = measure.mean(variant)
+    # A bar of deviations would be wrong on a logarithmic axis, where the dots say enough.
+    bars = known.std(axis=0, ddof=1) if len(known) > 1 and not measure.logarithmic else None
+    axes.plot(known[:, 0], known[:, 1], ".", color=look.color, alpha=0.5, markersize=6)
+    axes.errorbar(
+        mean[0], mean[1], xerr=None if bars is None else bars[0],
+        yerr=None if bars is None or height is None else bars[1], color=look.color, marker="o",
+        markersize=7, capsize=3, elinewidth=1.3, linestyle="none", label=look.label,
+        markerfacecolor=look.color if look.line == "-" else "none",
+    )  # fmt: skip
+
+
+def _legend(figure: Figure, shown: Sequence[Look]) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(shown), 5))
+
+
+def _name_rows(grid: Sequence[Axes], titles: Sequence[str]) -> None:
+    grid[0].set_yticks(range(len(titles)), titles)
+    grid[0].set_ylim(len(titles) - 0.5, -0.5)
+    for axes in grid:
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)

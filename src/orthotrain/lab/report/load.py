@@ -15,17 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from orthotrain.errors import ConfigError, DataError
-from orthotrain.lab.report.rows import NEEDED, Row, number, read_metrics, read_text, text
+from orthotrain.lab.report.rows import Row, number, read_metrics, read_text, text
 
 SCHEMA: Final = 1
-LOW_RANK: Final = "lowrank"
-SPECTRAL: Final = "spectral"
-LATENT: Final = "latent"
-FAMILIES: Final = (LOW_RANK, SPECTRAL, LATENT)
-BASELINE: Final = "dense"
-RIVAL: Final = "narrow"
-# Below three seeds a spread says almost nothing (oialr.md reports three everywhere).
-MIN_SEEDS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -53,10 +45,14 @@ class SeedRun:
         """A number of the result; NaN where it, or the whole result, is missing."""
         return math.nan if self.result is None else number(self.result, key)
 
+    def of_kind(self, kind: str) -> Sequence[Row]:
+        """The lines of one kind; none where the training wrote none."""
+        return self.rows.get(kind, ())
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One column of the comparison: all seeds of one way to train.
+    """All seeds of one way to train.
 
     Attributes:
         name: Name of its folder.
@@ -64,7 +60,7 @@ class Variant:
         note: One sentence about it, may be empty.
         seeds: Its trainings, ordered by seed, finished or not.
         planned: How many seeds run.json asks for, at least those found.
-        treatments: What a spectral run does to the layer, such as ``("root", "nog")``.
+        treatments: What is done to the network, such as ``("root", "nog")``; may be empty.
     """
 
     name: str
@@ -80,11 +76,9 @@ class Variant:
         return tuple(seed for seed in self.seeds if seed.result is not None)
 
     @property
-    def factored(self) -> bool:
-        """Whether any layer of any seed ever left its dense form."""
-        return any(
-            row.get("form", "dense") != "dense" for seed in self.seeds for row in seed.rows["rank"]
-        )
+    def last_step(self) -> int:
+        """The last step with a record in any seed; 0 where there is none."""
+        return max((seed.last_step for seed in self.seeds), default=0)
 
 
 @dataclass(frozen=True)
@@ -108,46 +102,23 @@ class Run:
     notes: tuple[str, ...]
 
     @property
-    def family(self) -> str:
-        """Which kind of experiment it is, one of ``FAMILIES``."""
-        return _family(self.info)
-
-    @property
     def baseline_name(self) -> str:
-        """Name of the variant without any treatment."""
-        return BASELINE if self.family == LOW_RANK else text(self.info, "baseline")
+        """Name of the variant that the others are compared with, as ``run.json`` has it."""
+        return text(self.info, "baseline")
 
     @property
     def baseline(self) -> Variant | None:
-        """The dense network, or the one without a spectral layer, that others are held against."""
-        return next((v for v in self.variants if v.name == self.baseline_name), None)
+        """That variant; ``None`` where the run has none of that name."""
+        return self.variant(self.baseline_name)
 
-    @property
-    def rival(self) -> Variant | None:
-        """The narrower dense network of the same stored size."""
-        return next((v for v in self.variants if v.name.startswith(RIVAL)), None)
+    def variant(self, name: str) -> Variant | None:
+        """The variant of this name, finished or not."""
+        return next((v for v in self.variants if v.name == name), None)
 
-    @property
-    def low_rank(self) -> tuple[Variant, ...]:
-        """The variants with layers in low-rank form."""
-        return tuple(v for v in self.variants if v.factored)
-
-    @property
-    def dense_size(self) -> float:
-        """Stored numbers of the dense network, 100 % in every figure; NaN where unknown.
-
-        The baseline's own count where it finished. Otherwise the largest count that any variant
-        recorded for the dense form of its network: a narrow network's is smaller.
-        """
-        baseline = self.baseline
-        finished = baseline.finished if baseline is not None else ()
-        known = [seed.final("stored") for seed in finished] or [
-            count
-            for variant in self.variants
-            for seed in variant.seeds
-            for count in (seed.final("dense"), *(number(r, "dense") for r in seed.rows["size"]))
-        ]
-        return max((value for value in known if math.isfinite(value)), default=math.nan)
+    def finished(self, name: str) -> Variant | None:
+        """The variant of this name, where it has a finished seed."""
+        found = self.variant(name)
+        return found if found is not None and found.finished else None
 
 
 def load_run(path: Path, *, slug: str | None = None) -> Run:
@@ -201,19 +172,7 @@ def _read_info(path: Path) -> Row:
             f"report reads run folders of schema {SCHEMA}; {file} says {info.get('schema')!r}. "
             "Use the version of orthotrain that wrote it, or train again."
         )
-    family = _family(info)
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"report knows runs of the families {', '.join(FAMILIES)}; {file} says {family!r}. "
-            "Use the version of orthotrain that wrote it."
-        )
     return info
-
-
-def _family(info: Row) -> str:
-    """The folder of the page that the run names, such as ``...experiments.lowrank.page:PAGE``."""
-    page = text(info, "page", "").partition(":")[0].split(".")
-    return page[-2] if len(page) > 1 else text(info, "family", LOW_RANK)
 
 
 def _read_object(file: Path) -> Row:
@@ -273,7 +232,7 @@ def _read_variant(
 
 def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun:
     metrics = folder / "metrics.jsonl"
-    rows: dict[str, list[Row]] = {kind: [] for kind in NEEDED}
+    rows: dict[str, list[Row]] = {}
     if metrics.is_file():
         rows, said = read_metrics(metrics)
         notes += [f"{title}, seed {seed}: {sentence}" for sentence in said]
@@ -291,34 +250,17 @@ def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun
 
 def _missing(run: Run) -> list[str]:
     """What the whole run lacks, one sentence each."""
-    notes = []
+    notes: list[str] = []
     if not run.variants:
         notes.append("run.json lists no variant and none is on disk: there is nothing to compare.")
-    notes += _missing_of_low_rank(run) if run.family == LOW_RANK else []
-    for variant in run.variants:
-        count = len(variant.finished)
-        if 0 < count < MIN_SEEDS:
-            notes.append(
-                f"{variant.title}: {count} finished seed{'s' if count > 1 else ''}, fewer than "
-                f"{MIN_SEEDS}; read its spread as a hint only."
-            )
-        # A generator has no accuracy.
-        classified = variant.finished if run.family != LATENT else ()
-        untested = [str(s.seed) for s in classified if math.isnan(s.final("test_accuracy"))]
-        if untested:
-            notes.append(f"{variant.title}: no test accuracy for seed {', '.join(untested)}.")
-    return notes
-
-
-def _missing_of_low_rank(run: Run) -> list[str]:
-    notes = []
-    if run.baseline is None:
+    elif run.baseline_name and run.baseline is None:
         notes.append(
-            f"There is no variant '{BASELINE}', so nothing is compared with a dense network; "
-            "sizes are percentages of the largest dense count recorded."
+            f"There is no variant '{run.baseline_name}', the baseline named in run.json, so "
+            "nothing is compared with it."
         )
-    elif not run.baseline.finished:
-        notes.append("The dense variant has no finished seed, so nothing is compared with it.")
-    if run.rival is None and run.low_rank:
-        notes.append("There is no narrow dense network of the same stored size to compare with.")
+    elif run.baseline is not None and not run.baseline.finished:
+        notes.append(
+            f"The baseline, {run.baseline.title}, has no finished seed, so nothing is compared "
+            "with it."
+        )
     return notes

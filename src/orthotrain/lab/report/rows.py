@@ -1,10 +1,10 @@
-"""The lines of ``metrics.jsonl``: which kinds there are, and how one file of them is read."""
+"""The lines of ``metrics.jsonl``: how one file of them is read, and one number of a line."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,18 +12,6 @@ from orthotrain.errors import DataError
 
 Row = Mapping[str, object]
 
-# The fields a line of each kind cannot do without.
-NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
-    "step": ("step", "loss"),
-    "eval": ("step", "split", "accuracy"),
-    "size": ("step", "trainable", "stored"),
-    "rank": ("step", "layer", "rank"),
-    "stability": ("step", "epoch", "layer", "stability"),
-    "event": ("step",),
-    "condition": ("step", "what", "layer"),
-    "method": ("step", "method"),
-    "latent": ("step", "layer", "gram_deviation"),
-}
 # A resumed run records some steps twice; the fields that tell two lines of a step apart.
 _IDENTITY: Final = ("step", "layer", "split", "method", "event", "what")
 
@@ -60,20 +48,19 @@ def read_metrics(file: Path) -> tuple[dict[str, list[Row]], list[str]]:
     """Read a ``metrics.jsonl``.
 
     Args:
-        file: One JSON object a line, each with a ``kind``.
+        file: One JSON object per line, each with a ``kind``.
 
     Returns:
         The rows by kind, ordered by step (of two rows for the same thing at the same step, as a
         resumed run leaves them, the later one), and sentences on what was left out.
 
     Raises:
-        DataError: A line other than the last is no JSON object, has no ``kind``, or lacks a
-            field that its kind needs; the message carries the line's number.
+        DataError: A line other than the last is no JSON object, has no ``kind``, or no number
+            as ``step``; the message carries the line's number.
     """
     lines = read_text(file).splitlines()
-    kept: dict[str, dict[tuple[object, ...], Row]] = {kind: {} for kind in NEEDED}
+    kept: dict[str, dict[tuple[object, ...], Row]] = {}
     notes: list[str] = []
-    unknown: dict[str, int] = {}
     for index, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -87,20 +74,14 @@ def read_metrics(file: Path) -> tuple[dict[str, list[Row]], list[str]]:
                 f"of {len(lines)} is {line[:60]!r}. Remove that line, or train this seed again."
             )
         kind = str(row["kind"])
-        if kind not in kept:
-            unknown[kind] = unknown.get(kind, 0) + 1
-            continue
-        lacking = [field for field in NEEDED[kind] if field not in row]
-        if not lacking and not math.isfinite(number(row, "step")):
-            lacking = ["a number as step"]
-        if lacking:
+        if not math.isfinite(number(row, "step")):
             raise DataError(
-                f"report needs {', '.join(lacking)} in a line of kind '{kind}'; line {index} of "
-                f"{file} has {', '.join(row)}. Was it written by another version?"
+                f"report needs a number as 'step' in every line of {file}; line {index} of kind "
+                f"'{kind}' has {', '.join(row)}. Was it written by another version?"
             )
-        kept[kind][tuple(str(row.get(field)) for field in _IDENTITY)] = row
-    notes += [f"{n} lines of the unknown kind '{kind}' left out." for kind, n in unknown.items()]
-    lost = sum(math.isnan(number(row, "loss")) for row in kept["step"].values())
+        kept.setdefault(kind, {})[tuple(str(row.get(field)) for field in _IDENTITY)] = row
+    steps = kept.get("step", {}).values()
+    lost = sum("loss" in row and math.isnan(number(row, "loss")) for row in steps)
     if lost:
         notes.append(f"the training loss was not finite in {lost} records; the curve has gaps.")
     return {kind: _by_step(rows.values()) for kind, rows in kept.items()}, notes
@@ -116,3 +97,12 @@ def _parse_line(line: str) -> Row | None:
 
 def _by_step(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: number(row, "step"))
+
+
+def field(key: str, *, scale: float = 1.0, **where: object) -> Callable[[Row], float]:
+    """Reads ``key`` times ``scale`` from a line; NaN where a field of ``where`` differs."""
+    return lambda row: (
+        number(row, key) * scale
+        if all(row.get(name) == value for name, value in where.items())
+        else math.nan
+    )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import matplotlib.style
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.typing import RcKeyType
 
-from orthotrain.lab.report.load import BASELINE, Run, Variant
-from orthotrain.lab.report.series import Curve
+from orthotrain.lab.report.load import Run
 
 WIDTH_INCHES: Final = 10.0
 DOTS_PER_INCH: Final = 150
@@ -55,7 +52,6 @@ DARK: Final = Theme(
     cycle=("#4fb0ea", "#ff8f4a", "#35c99d", "#e59bc5", "#efbf4a", "#9ad4f7"),
 )
 THEMES: Final = (LIGHT, DARK)
-MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -79,29 +75,29 @@ class Plot:
     alt: str = ""
 
 
+LineStyle = Literal["-", "--", ":", "-."]
+_LINES: Final[tuple[LineStyle, ...]] = ("-", "--", ":", "-.")
+
+
 @dataclass(frozen=True)
 class Look:
     """How one variant is drawn, the same in every figure of its run."""
 
     label: str
     color: str
-    marker: str
-    line: Literal["-", "--"]
+    line: LineStyle = "-"
 
 
 def looks(run: Run, theme: Theme) -> dict[str, Look]:
-    """A look for each variant by name: the dense one in ink, the others in colors."""
-    chosen: dict[str, Look] = {}
-    others = 0
-    for index, variant in enumerate(run.variants):
-        if variant.name == BASELINE:
-            color = theme.ink
-        else:
-            color = theme.cycle[others % len(theme.cycle)]
-            others += 1
-        # Broken, because a narrow network often runs on the very line of the dense one.
-        line: Literal["-", "--"] = "--" if variant is run.rival else "-"
-        chosen[variant.name] = Look(variant.title, color, MARKERS[index % len(MARKERS)], line)
+    """A look for each variant by name: the baseline in ink, the others in colors, then dashes."""
+    others = [variant for variant in run.variants if variant is not run.baseline]
+    chosen = {}
+    for index, variant in enumerate(others):
+        line = _LINES[index // len(theme.cycle) % len(_LINES)]
+        color = theme.cycle[index % len(theme.cycle)]
+        chosen[variant.name] = Look(variant.title, color, line)
+    if run.baseline is not None:
+        chosen[run.baseline.name] = Look(run.baseline.title, theme.ink)
     return chosen
 
 
@@ -160,43 +156,6 @@ def to_png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=figure.dpi, metadata={"Software": None})
     return out.getvalue()
-
-
-def draw_curve(axes: Axes, line: Curve, look: Look) -> None:
-    """A mean line over a band from the lowest to the highest seed."""
-    axes.fill_between(line.x, line.low, line.high, color=look.color, alpha=0.16, linewidth=0)
-    axes.plot(line.x, line.mean, color=look.color, linestyle=look.line, label=look.label)
-
-
-def line_legend(figure: Figure, shown: Sequence[Look], *, extra: Sequence[Artist] = ()) -> None:
-    """One legend above all axes of a figure."""
-    handles: list[Artist] = [
-        Line2D([], [], color=look.color, linestyle=look.line, label=look.label) for look in shown
-    ]
-    _legend(figure, [*handles, *extra])
-
-
-def marker_legend(figure: Figure, shown: Sequence[Look], *, extra: Sequence[Artist] = ()) -> None:
-    """One legend of markers above all axes of a figure."""
-    handles: list[Artist] = [
-        Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
-        for look in shown
-    ]
-    _legend(figure, [*handles, *extra])
-
-
-def _legend(figure: Figure, handles: list[Artist]) -> None:
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(len(handles), 5), columnspacing=1.6
-    )
-
-
-def mark_switch(axes: Axes, variant: Variant, look: Look) -> None:
-    """A dotted line at the mean step at which a variant left its dense phase."""
-    steps = [seed.final("switch_step") for seed in variant.finished]
-    known = [step for step in steps if step == step]
-    if known:
-        axes.axvline(sum(known) / len(known), color=look.color, linestyle=":", linewidth=1.2)
 
 
 def say(axes: Axes, sentence: str, theme: Theme) -> None:

@@ -1,60 +1,27 @@
-"""Numbers over seeds, and the tables made of them: one source for the page and the CSV files."""
+"""Tables of columns: one source for the page, the terminal and the CSV files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
+from orthotrain.lab.report.claims import WORDS
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.rows import Row, number, text
+from orthotrain.lab.report.stats import (
+    MIN_SEEDS,
+    MISSING,
+    Better,
+    Measure,
+    Paired,
+    Spread,
+    paired_by_seed,
+)
 
-MISSING: Final = "\N{EN DASH}"
-MIB: Final = 2.0**20
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds.
-
-    Attributes:
-        mean: NaN where there is no value.
-        std: NaN for fewer than two values.
-        values: The finite values, in seed order.
-    """
-
-    mean: float
-    std: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Summarize the finite ones of ``values``."""
-        kept = tuple(value for value in values if math.isfinite(value))
-        return cls(
-            statistics.fmean(kept) if kept else math.nan,
-            statistics.stdev(kept) if len(kept) > 1 else math.nan,
-            kept,
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.values)
-
-    def show(self, digits: int) -> str:
-        """``mean ± std``, the mean alone for one value, a dash for none."""
-        if not self:
-            return MISSING
-        shown = f"{self.mean:,.{digits}f}"
-        return shown if math.isnan(self.std) else f"{shown} ± {self.std:,.{digits}f}"
-
-
-def over_seeds(variant: Variant, key: str, *, scale: float = 1.0) -> Spread:
-    """The result ``key`` times ``scale`` over the finished seeds of a variant."""
-    return Spread.of(seed.final(key) * scale for seed in variant.finished)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,11 +32,13 @@ class Cell:
         shown: Text of the page.
         spread: The numbers, for a column that is a mean over seeds.
         exact: Text of the CSV file where it is not ``shown``.
+        aside: What the page adds, smaller.
     """
 
     shown: str
     spread: Spread | None = None
     exact: str | None = None
+    aside: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,15 +47,23 @@ class Table:
 
     Attributes:
         name: Stem of its CSV file.
+        title: Of its tab.
         head: Column titles as the page shows them, units included.
         keys: Column names of the CSV file; a column of spreads becomes ``key`` and ``key_std``.
         rows: As many cells in each as there are columns.
+        better: The better direction of each column; may be shorter.
+        empty: What is said where there are no rows.
+        note: How to read it.
     """
 
     name: str
+    title: str
     head: tuple[str, ...]
     keys: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    better: tuple[Better, ...] = ()
+    empty: str = "Nothing was recorded."
+    note: str = ""
 
     def csv(self) -> str:
         """The table as CSV with full precision; an empty field is a missing number."""
@@ -119,220 +96,257 @@ def _plain_field(cell: Cell) -> str:
     return "" if cell.shown == MISSING else cell.shown
 
 
+class TableOf(Protocol):
+    """A declared table: anything that makes a table of a run."""
+
+    def table(self, run: Run) -> Table:
+        """The table of this run; without rows where it has nothing for it."""
+
+
+Measures = Sequence[Measure] | Callable[[Run], Sequence[Measure]]
+
+
 @dataclass(frozen=True)
-class _Column:
-    head: str
-    key: str
-    digits: int
-    scale: float = 1.0
+class Difference:
+    """A column: a measure less that of another variant, seed by seed, with its interval.
+
+    Attributes:
+        measure: What is compared.
+        other: What with.
+        key: Name of its CSV column.
+        title: Heading; the other variant's title is put behind it.
+    """
+
+    measure: Measure
+    other: Callable[[Run], Variant | None]
+    key: str = "difference"
+    title: str = "Difference from"
 
 
-_ACCURACIES: Final = (
-    _Column("Test accuracy (%)", "test_accuracy", 2, 100.0),
-    _Column("Validation accuracy (%)", "validation_accuracy", 2, 100.0),
-)
-_SIZES: Final = (
-    ("Trainable (% of dense)", "trainable"),
-    ("Stored (% of dense)", "stored"),
-    ("Stored, folded (% of dense)", "stored_folded"),
-)
-_COSTS: Final = (
-    _Column("Step, dense phase (ms)", "step_ms_dense_phase", 2),
-    _Column("Step, at the end (ms)", "step_ms_final", 2),
-    _Column("Whole training (s)", "seconds", 1),
-    _Column("Training memory at the end (MiB)", "training_bytes", 2, 1 / MIB),
-    _Column("Switch (step)", "switch_step", 0),
-)
+@dataclass(frozen=True)
+class ByVariant:
+    """A table of one row per variant and one column per measure, means over finished seeds.
 
+    Attributes:
+        name: Stem of its CSV file.
+        title: Of its tab.
+        measures: Its columns, which may depend on the run.
+        difference: A column behind the first measure, or none.
+        seeds: Whether the last column counts the seeds.
+        only: Which variants have a row.
+        more: Rows below those of the variants.
+        empty: What is said without rows.
+        note: How to read it.
+    """
 
-def results_table(run: Run) -> Table:
-    """One row a variant: accuracies and sizes, mean and spread over its finished seeds."""
-    rows = []
-    for variant in run.variants:
-        count = f"{len(variant.finished)} of {variant.planned}"
-        cells = [Cell(variant.title), *(_spread_cell(variant, column) for column in _ACCURACIES)]
-        cells += [_size_cell(variant, key, run.dense_size) for _, key in _SIZES]
-        rows.append((*cells, Cell(count)))
-    head = ["Variant", *(column.head for column in _ACCURACIES), *(head for head, _ in _SIZES)]
-    keys = ["variant", *(f"{column.key}_percent" for column in _ACCURACIES)]
-    keys += [f"{key}_percent_of_dense" for _, key in _SIZES]
-    return Table("results", (*head, "Seeds"), (*keys, "seeds"), tuple(rows))
+    name: str
+    title: str
+    measures: Measures
+    difference: Difference | None = None
+    seeds: bool = False
+    only: Callable[[Variant], bool] = lambda variant: True
+    more: Callable[[Run], Iterable[tuple[Cell, ...]]] = lambda run: ()
+    empty: str = "There is no variant, so there is nothing to show."
+    note: str = ""
 
-
-def costs_table(run: Run) -> Table:
-    """One row a variant: time and memory, mean and spread over its finished seeds."""
-    rows = tuple(
-        (Cell(variant.title), *(_spread_cell(variant, column) for column in _COSTS))
-        for variant in run.variants
-    )
-    head = ("Variant", *(column.head for column in _COSTS))
-    keys = ("variant", "step_ms_dense_phase", "step_ms_final", "seconds", "training_mib")
-    return Table("costs", head, (*keys, "switch_step"), rows)
-
-
-def _spread_cell(variant: Variant, column: _Column) -> Cell:
-    spread = over_seeds(variant, column.key, scale=column.scale)
-    return Cell(spread.show(column.digits), spread)
-
-
-def _size_cell(variant: Variant, key: str, dense: float) -> Cell:
-    count = over_seeds(variant, key)
-    percent = over_seeds(variant, key, scale=100.0 / dense)
-    if not percent:
-        return Cell(MISSING, percent)
-    return Cell(f"{percent.show(1)} ({short_count(count.mean)})", percent)
-
-
-def short_count(value: float) -> str:
-    """A count in three digits: ``842``, ``73.1 k``, ``1.24 M``."""
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.0f}"
-
-
-_SEED_COLUMNS: Final = (
-    *("validation_accuracy", "test_accuracy", "validation_loss", "test_loss"),
-    *("trainable", "stored", "stored_folded", "dense"),
-    *("step_ms_dense_phase", "step_ms_final", "weight_bytes", "gradient_bytes", "state_bytes"),
-    *("training_bytes", "peak_rss_bytes", "switch_step", "steps", "seconds"),
-)
-
-
-def seeds_table(run: Run) -> Table:
-    """One row a seed: its result as recorded, accuracies as fractions and sizes in bytes."""
-    rows = tuple(
-        (
-            Cell(variant.title),
-            Cell(str(seed.seed)),
-            *(raw_cell(seed.final(key)) for key in _SEED_COLUMNS),
+    def table(self, run: Run) -> Table:
+        """The table of a run."""
+        measures = given(self.measures, run)
+        heads = [(m.heading, m.column, m.better) for m in measures]
+        other = self.difference.other(run) if self.difference is not None else None
+        if self.difference is not None:
+            title = f"{self.difference.title} {other.title if other else 'the baseline'}"
+            heads.insert(1, (f"{title} (95 % interval)", self.difference.key, ""))
+        rows = []
+        for variant in filter(self.only, run.variants):
+            cells = [mean_cell(variant, measure) for measure in measures]
+            if self.difference is not None:
+                cells.insert(1, _difference(variant, other, self.difference.measure))
+            if self.seeds:
+                cells.append(Cell(f"{len(variant.finished)} of {variant.planned}"))
+            rows.append((Cell(variant.title), *cells))
+        last = [("Seeds", "seeds", "")] if self.seeds else []
+        return Table(
+            self.name,
+            self.title,
+            ("Variant", *(head for head, *_ in (*heads, *last))),
+            ("variant", *(key for _, key, _ in (*heads, *last))),
+            (*rows, *self.more(run)),
+            ("", *(better for *_, better in heads)),
+            self.empty,
+            self.note,
         )
-        for variant in run.variants
-        for seed in variant.seeds
+
+
+@dataclass(frozen=True)
+class BySeed:
+    """A table of one row per seed, numbers as recorded.
+
+    Attributes:
+        measures: Its columns, which may depend on the run.
+        name: Stem of its CSV file.
+        title: Of its tab.
+    """
+
+    measures: Measures
+    name: str = "seeds"
+    title: str = "Every seed"
+
+    def table(self, run: Run) -> Table:
+        """The table of a run."""
+        measures = given(self.measures, run)
+        rows = tuple(
+            (
+                Cell(variant.title),
+                Cell(str(seed.seed)),
+                *(value_cell(measure.read(seed)) for measure in measures),
+            )
+            for variant in run.variants
+            for seed in variant.seeds
+        )
+        keys = ("variant", "seed", *(measure.key for measure in measures))
+        head = tuple(key.replace("_", " ") for key in keys)
+        return Table(
+            self.name, self.title, head, keys, rows, empty="No seed was started."
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A table of one row per pair and measure: both values, the difference, the verdict.
+
+    Attributes:
+        pairs: Every two variants that are compared.
+        measures: In what.
+        allowed: Whether a pair may be compared in a measure.
+        name: Stem of its CSV file.
+        title: Of its tab.
+    """
+
+    pairs: Callable[[Run], Iterable[tuple[Variant, Variant]]]
+    measures: Measures
+    allowed: Callable[[Variant, Variant, Measure], bool] = lambda ours, other, measure: True
+    name: str = "comparisons"
+    title: str = "Every comparison"
+
+    def table(self, run: Run) -> Table:
+        """The table of a run."""
+        compared = [
+            paired_by_seed(ours, other, measure)
+            for ours, other in self.pairs(run)
+            for measure in given(self.measures, run)
+            if self.allowed(ours, other, measure)
+        ]
+        return compared_table(
+            [paired for paired in compared if paired.verdict() != "not measured"],
+            name=self.name,
+            title=self.title,
+        )
+
+
+@dataclass(frozen=True)
+class Own:
+    """A table that its page makes itself."""
+
+    make: Callable[[Run], Table]
+
+    def table(self, run: Run) -> Table:
+        """The table of a run."""
+        return self.make(run)
+
+
+def compared_table(
+    compared: Sequence[Paired], *, name: str = "", title: str = "", decide: int = MIN_SEEDS
+) -> Table:
+    """One row per comparison; fewer seeds than ``decide`` decide nothing."""
+    head = (
+        *("Variant", "Compared with", "Measure", "Value", "Other value"),
+        *("Difference or ratio", "95 % interval from", "to", "Seeds", "Verdict"),
     )
-    head = ("Variant", "Seed", *(key.replace("_", " ") for key in _SEED_COLUMNS))
-    return Table("seeds", head, ("variant", "seed", *_SEED_COLUMNS), rows)
+    keys = (
+        *("variant", "compared_with", "measure", "value", "other_value", "difference_or_ratio"),
+        *("low", "high", "seeds", "verdict"),
+    )
+    rows = tuple(_compared_row(paired, decide) for paired in compared)
+    empty = "No two variants finished the same seed, so nothing is compared."
+    return Table(name, title, head, keys, rows, empty=empty)
 
 
-def raw_cell(value: float) -> Cell:
+def without_constants(table: Table, keys: Sequence[str]) -> Table:
+    """The table without those of these columns that say the same in every row; its note does."""
+    same = [
+        i
+        for i, key in enumerate(table.keys)
+        if key in keys and len({row[i].shown for row in table.rows}) == 1
+    ]
+    kept = [i for i in range(len(table.keys)) if i not in same]
+    note = " ".join(f"{table.head[i]}: {table.rows[0][i].shown}." for i in same)
+    return replace(
+        table,
+        head=tuple(table.head[i] for i in kept),
+        keys=tuple(table.keys[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        note=f"{table.note} {note}".strip(),
+    )
+
+
+def _compared_row(paired: Paired, decide: int) -> tuple[Cell, ...]:
+    measure, signed = paired.measure, not paired.measure.logarithmic
+    values = (measure.mean(paired.ours), measure.mean(paired.other))
+    changes = (paired.change, *paired.interval)
+    return (
+        Cell(paired.ours.title),
+        Cell(paired.other.title),
+        Cell(measure.heading),
+        *(_shown(measure.show_value(value), value) for value in values),
+        *(_shown(measure.show_value(v, signed=signed), v) for v in changes),
+        Cell(str(paired.count), exact=str(paired.count)),
+        Cell(WORDS[paired.verdict(decide)]),
+    )
+
+
+def _shown(shown: str, value: float) -> Cell:
+    return Cell(shown, exact="" if math.isnan(value) else repr(value))
+
+
+def interval(paired: Paired) -> str:
+    """The 95 % interval as text; empty for fewer than two seeds."""
+    low, high = paired.interval
+    if math.isnan(low):
+        return ""
+    signed = not paired.measure.logarithmic
+    show = paired.measure.show_value
+    return f"{show(low, signed=signed)} to {show(high, signed=signed)}"
+
+
+def _difference(variant: Variant, other: Variant | None, measure: Measure) -> Cell:
+    if other is None or variant is other:
+        return Cell(MISSING, Spread.of(()))
+    paired = paired_by_seed(variant, other, measure)
+    if not paired.count:
+        return Cell(MISSING, paired.difference)
+    shown = measure.show_value(paired.change, signed=not measure.logarithmic)
+    return Cell(shown, paired.difference, aside=interval(paired))
+
+
+def mean_cell(variant: Variant, measure: Measure) -> Cell:
+    """Mean and spread over the finished seeds of a variant."""
+    spread = measure.over_seeds(variant)
+    if not spread and any(math.isinf(measure.read(seed)) for seed in variant.finished):
+        return Cell("infinite", spread)
+    return Cell(measure.show(spread), spread, aside=measure.aside(variant) if spread else "")
+
+
+def value_cell(value: float) -> Cell:
     """A recorded number: five digits on the page, all of them in the CSV file."""
     if math.isnan(value):
         return Cell(MISSING)
+    if math.isinf(value):
+        return Cell("infinite", exact="inf")
     exact = f"{value:.0f}" if value.is_integer() else repr(value)
     return Cell(exact if value.is_integer() else f"{value:.5g}", exact=exact)
 
 
-def layer_order(variant: Variant) -> list[str]:
-    """The layers with a recorded rank, in the order the model names them."""
-    names: dict[str, None] = {}
-    for seed in variant.seeds:
-        names.update((text(row, "layer"), None) for row in seed.rows["rank"])
-    return list(names)
-
-
-def final_ranks(variant: Variant) -> dict[str, tuple[Row, Spread]]:
-    """For each layer its last record in one finished seed, and the spread of its final rank."""
-    last: dict[str, list[Row]] = {name: [] for name in layer_order(variant)}
-    for seed in variant.finished:
-        by_layer = {text(row, "layer"): row for row in seed.rows["rank"]}
-        for name, row in by_layer.items():
-            last[name].append(row)
-    return {
-        name: (rows[-1], Spread.of(_rank(row) for row in rows))
-        for name, rows in last.items()
-        if rows
-    }
-
-
-def _rank(row: Row) -> float:
-    """The rank, which for a dense layer may be null and then is full."""
-    rank = number(row, "rank")
-    return number(row, "full_rank") if math.isnan(rank) else rank
-
-
-def ranks_table(run: Run) -> Table:
-    """One row a layer: full rank, and for each low-rank variant the final rank over seeds."""
-    by_variant = [final_ranks(variant) for variant in run.low_rank]
-    layers: dict[str, Row] = {}
-    for ranks in by_variant:
-        for name, (row, _) in ranks.items():
-            layers.setdefault(name, row)
-    rows = []
-    for name, row in layers.items():
-        shape = row.get("shape")
-        shown = " x ".join(map(str, shape)) if isinstance(shape, list) else MISSING
-        full = number(row, "full_rank")
-        cells = [Cell(name), Cell(shown), Cell(MISSING if math.isnan(full) else f"{full:.0f}")]
-        for ranks in by_variant:
-            cells += _rank_cells(ranks.get(name), full)
-        rows.append(tuple(cells))
-    head = ["Layer", "Shape", "Full rank"]
-    keys = ["layer", "shape", "full_rank"]
-    for variant in run.low_rank:
-        head += [f"{variant.title}: rank", "% of full", "form"]
-        keys += [f"{variant.name}_rank", f"{variant.name}_rank_percent", f"{variant.name}_form"]
-    return Table("ranks", tuple(head), tuple(keys), tuple(rows))
-
-
-def _rank_cells(found: tuple[Row, Spread] | None, full: float) -> list[Cell]:
-    if found is None:
-        return [Cell(MISSING, Spread.of(())), Cell(MISSING, Spread.of(())), Cell(MISSING)]
-    row, rank = found
-    percent = Spread.of(100.0 * value / full for value in rank.values)
-    return [
-        Cell(rank.show(1), rank),
-        Cell(percent.show(0), percent),
-        Cell(text(row, "form", MISSING)),
-    ]
-
-
-def settings_table(run: Run) -> Table:
-    """One row a setting, one column a variant; a setting that differs between seeds says so."""
-    by_variant = [_settings(variant) for variant in run.variants]
-    names = dict.fromkeys(name for settings in by_variant for name in settings)
-    rows = tuple(
-        (Cell(name), *(Cell(settings.get(name, MISSING)) for settings in by_variant))
-        for name in names
-    )
-    titles = tuple(variant.title for variant in run.variants)
-    keys = tuple(variant.name for variant in run.variants)
-    return Table("settings", ("Setting", *titles), ("setting", *keys), rows)
-
-
-def _settings(variant: Variant) -> dict[str, str]:
-    seen: dict[str, dict[str, None]] = {}
-    for seed in variant.finished:
-        settings = seed.result.get("settings") if seed.result is not None else None
-        for name, value in flatten(settings if isinstance(settings, dict) else {}):
-            seen.setdefault(name, {})[value] = None
-    return {name: " | ".join(values) for name, values in seen.items()}
-
-
-def flatten(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested objects as dotted names with their values as text."""
-    flat: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat += flatten(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", "none" if value is None else str(value)))
-    return flat
-
-
-def environment_table(run: Run) -> Table:
-    """Everything ``run.json`` says about where and how the run was made."""
-    described = {key: value for key, value in run.info.items() if key not in ("variants", "schema")}
-    rows = tuple((Cell(name), Cell(value)) for name, value in flatten(described))
-    return Table("environment", ("What", "Value"), ("what", "value"), rows)
-
-
-def all_tables(run: Run) -> tuple[Table, ...]:
-    """Every table of a run; one without rows is left to the page to explain."""
-    return (
-        results_table(run),
-        costs_table(run),
-        seeds_table(run),
-        ranks_table(run),
-        settings_table(run),
-        environment_table(run),
-    )
+def given(declared: Sequence[T] | Callable[[Run], Sequence[T]], run: Run) -> Sequence[T]:
+    """What a page declares for every run, or computes for this one."""
+    return declared(run) if callable(declared) else declared

@@ -1,1 +1,0 @@
-"""Reports of spectral runs: whitening and covariance pooling, NOG, OLR and what is beside them."""
