@@ -298,7 +298,7 @@ def test_a_run_of_generators_ends_with_a_table_that_fits_a_line(capsys, tmp_path
     table = capsys.readouterr().out.splitlines()[-4:]
     heading, none, nog, report = table
     assert heading.split("  ")[0] == "variant"
-    for title in ("alignment", "alignment sefa", "frechet", "ms/step"):
+    for title in ("alignment", "alignment sefa", "frechet", "ms per step"):
         assert title in heading
     assert "householder" not in heading
     assert none.startswith("none")

@@ -82,10 +82,11 @@ def test_only_what_is_better_has_a_cost(tmp_path):
 
 
 def test_a_measure_without_a_better_direction_decides_nothing(tmp_path):
-    run = run_of(tmp_path, variant("ours", error=LESS, note=(9.0, 9.1, 9.2)))
-    found = answer(run, Claim("?", (("ours", "base"),), (ERROR, NOTE)))
-    assert found.verdict == "better"
-    assert [paired.verdict() for paired in found.compared] == ["better", "higher"]
+    for note, verdict in (((9.0, 9.1, 9.2), "higher"), (BASE["note"], "within")):
+        run = run_of(tmp_path, variant("ours", error=LESS, note=note))
+        found = answer(run, Claim("?", (("ours", "base"),), (ERROR, NOTE)))
+        assert found.verdict == "better"
+        assert [paired.verdict() for paired in found.compared] == ["better", verdict]
 
 
 def test_missing_variants_are_named_and_derived_ones_are_found(tmp_path):
@@ -98,12 +99,10 @@ def test_missing_variants_are_named_and_derived_ones_are_found(tmp_path):
     assert answer(run, Claim("?", claim.pairs[:2], (ERROR,))).verdict == "not measured"
 
 
-def test_what_is_not_allowed_is_not_compared(tmp_path):
-    run = run_of(tmp_path, variant("ours", error=LESS, size=(6.0, 6.1, 6.2)))
-    claim = Claim(
-        "?", (("ours", "base"),), (ERROR, SIZE), allowed=lambda ours, other, m: m is ERROR
-    )
-    assert [paired.measure for paired in answer(run, claim).compared] == [ERROR]
+def test_a_variant_with_too_few_seeds_is_not_called_decided(tmp_path):
+    run = run_of(tmp_path, variant("a", error=LESS), variant("b", error=LESS[:1]))
+    found = answer(run, Claim("?", each(run.variants, run.baseline), (ERROR,)))
+    assert found.verdict == "better (A), undecided (B)"
 
 
 def test_a_claim_may_ask_for_more_seeds(tmp_path):

@@ -31,7 +31,7 @@ cards, panels of ``Curves``, maps of ``HeatMaps``.
                ``paired_by_seed``, ``rank_correlation``; the one rule is ``Paired.verdict``
 ``measures``   ready measures: ``result``, ``accuracy``, ``error``, ``raw``, ``group``,
                ``end_values`` with ``typical``, ``mean``, ``median``
-``claims``     ``Claim(question, pairs, measures, beside=, decide=, allowed=)``; ``each`` pairs all
+``claims``     ``Claim(question, pairs, measures, beside=, decide=)``; ``each`` pairs all
                variants with one
 ``tables``     ``ByVariant``, ``BySeed``, ``Compared`` (every comparison), ``Own`` (a function),
                ``Difference`` (a column)

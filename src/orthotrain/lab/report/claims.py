@@ -47,7 +47,6 @@ class Claim:
         beside: What is compared as well and does not decide. Where a better variant is worse in
             it, the answer says so.
         decide: With fewer seeds than this nothing is decided.
-        allowed: Whether a pair may be compared in a measure.
         note: What the reader needs to know about the question.
     """
 
@@ -56,7 +55,6 @@ class Claim:
     measures: Sequence[Measure]
     beside: Sequence[Measure] = ()
     decide: int = MIN_SEEDS
-    allowed: Callable[[Variant, Variant, Measure], bool] = lambda ours, other, measure: True
     note: str = ""
 
 
@@ -100,8 +98,7 @@ def answer(run: Run, claim: Claim, *, derived: Sequence[Variant] = ()) -> Answer
             paired
             for ours, other in pairs
             for measure in measures
-            if claim.allowed(ours, other, measure)
-            and (paired := paired_by_seed(ours, other, measure)).verdict() != "not measured"
+            if (paired := paired_by_seed(ours, other, measure)).verdict() != "not measured"
         ]
         for measures in (claim.measures, claim.beside)
     )
@@ -117,12 +114,15 @@ def _verdict(deciding: Sequence[Paired], beside: Sequence[Paired], decide: int) 
             seeds = min(paired.count for paired in deciding if not paired.infinite)
             return f"undecided: {_seeds(seeds)}, {decide} needed", "unclear"
         return ("not finite" if counts["infinite"] else "not measured"), "unclear"
+    words: tuple[Verdict, ...] = ("better", "worse")
     parts = [
-        word if counts[word] == known else f"{word} {_which(deciding, word, decide)}"
-        for word in ("better", "worse")
+        word if counts[word] == len(deciding) else f"{word} {_which(deciding, word, decide)}"
+        for word in words
         if counts[word]
     ]
     said = ", ".join(parts) or WORDS["within"]
+    if counts["few"]:
+        said += f", undecided {_which(deciding, 'few', decide)}"
     gained = {(p.ours.name, p.other.name) for p in deciding if p.verdict(decide) == "better"}
     costs = dict.fromkeys(
         _inside(paired.measure.title)
@@ -152,7 +152,7 @@ def _inside(title: str) -> str:
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
-def _which(deciding: Sequence[Paired], word: str, decide: int) -> str:
+def _which(deciding: Sequence[Paired], word: Verdict, decide: int) -> str:
     """Of what a verdict holds: ``in 2 of 4``, or the names that tell the comparisons apart."""
     mine = [paired for paired in deciding if paired.verdict(decide) == word]
     for name in _NAMES:

@@ -10,7 +10,13 @@ from typing import Final, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from orthotrain.lab.report.curves import Curve
 from orthotrain.lab.report.style import Look
@@ -62,9 +68,13 @@ def logarithmic(axes: Axes) -> None:
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    axes.yaxis.set_minor_locator(NullLocator())
+    if high < 4 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        return
     between = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=9))
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
 
 

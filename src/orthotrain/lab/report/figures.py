@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from orthotrain.lab.report import style
 from orthotrain.lab.report.curves import Array, Curve, Reduce, Series, Value, curve
@@ -182,7 +182,7 @@ def _draw_panel(
     if panel.log:
         logarithmic(axes)
     else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     _cut(axes, panel, [line for _, line in lines])
     return named
 

@@ -52,7 +52,6 @@ DARK: Final = Theme(
     cycle=("#4fb0ea", "#ff8f4a", "#35c99d", "#e59bc5", "#efbf4a", "#9ad4f7"),
 )
 THEMES: Final = (LIGHT, DARK)
-MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 
 
 @dataclass(frozen=True)

@@ -260,8 +260,8 @@ def compared_table(
 ) -> Table:
     """One row per comparison; fewer seeds than ``decide`` decide nothing."""
     head = (
-        *("Variant", "Compared with", "Measure", "Its value", "The other's"),
-        *("Difference or ratio", "95 % from", "to", "Seeds", "Verdict"),
+        *("Variant", "Compared with", "Measure", "Value", "Other value"),
+        *("Difference or ratio", "95 % interval from", "to", "Seeds", "Verdict"),
     )
     keys = (
         *("variant", "compared_with", "measure", "value", "other_value", "difference_or_ratio"),

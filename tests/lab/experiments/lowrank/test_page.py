@@ -163,6 +163,7 @@ def test_accuracy_is_compared_by_seed_with_dense_and_narrow(write_run, accuracy,
     assert answers["Which variants are more accurate than dense?"].verdict == verdict
     beside = answers["Which low-rank networks are more accurate than narrow dense?"]
     assert beside.verdict.startswith(verdict.removesuffix(" (OIALR, tuned)"))
+    assert {(p.ours.name, p.other.name) for p in beside.compared} == {("oialr-tuned", "narrow")}
     assert len(beside.compared) == 3
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Final
 
 from orthotrain.lab.experiments.spectral.columns import (
@@ -83,7 +82,8 @@ def _claims(run: Run) -> list[Claim]:
         ]  # fmt: skip
     older = each([v for name in ("ns", "sn", "ol", "ow") if (v := find(run, name))], root)
     summed = [(v.name, part.name) for v in run.variants for part in direct_parts(run, v)]
-    claims += [
+    return [
+        *claims,
         Claim("Which variants have less test error than the baseline?",
               each(run.variants, run.baseline), (TEST_ERROR,)),
         Claim("Which older treatments reduce the test error?", older, (TEST_ERROR,)),
@@ -92,7 +92,6 @@ def _claims(run: Run) -> list[Claim]:
         Claim("Are combinations better conditioned on the range than their parts?",
               summed, SENSES[:1]),
     ]  # fmt: skip
-    return [replace(claim, allowed=comparable) for claim in claims]
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ PAGE: Final = Page(
         ByVariant(
             "results", "Results", (TEST_ERROR, VALIDATION_ERROR, WEIGHT_NORM, STEP),
             difference=Difference(TEST_ERROR, find, "difference_to_root_points",
-                                  "Test error less that of"),
+                                  "Test error minus that of"),
             seeds=True,
         ),
         ByVariant("conditioning", "Conditioning", _CONDITIONS, note=_SENSES_NOTE),
