@@ -252,10 +252,11 @@ def _missing(run: Run) -> list[str]:
 
 
 _RESULTS_NOTE: Final = (
-    "The last row is what a score is read beside: the chance level, or real data compared with as "
-    "many others. The path length is in pixels. The Frechet distance of images is the mean over "
-    "three networks with random weights, no FID. Further spaces and scores, and the spread within "
-    "one generator, are in the evaluation.json of each training."
+    "Where a row 'Chance, or real data' ends the table, scores are read beside it: the chance "
+    "level, or real data compared with as many others. The path length is in pixels. The Frechet "
+    "distance of images is the mean over three networks with random weights, no FID. Further "
+    "spaces and scores, and the spread within one generator, are in the evaluation.json of each "
+    "training."
 )
 
 
