@@ -94,6 +94,7 @@ def test_a_run_with_nothing_finished_is_drawn_as_what_it_is(tmp_path):
 def test_the_baseline_is_the_one_that_the_run_names(tmp_path):
     folder = latent_run(tmp_path / "run")
     before = {q: (a.verdict, compared(a)) for q, a in answers_of(load_run(folder)).items()}
+    rows = len(read(tables_of(load_run(folder))["comparisons"]))
     file = folder / "run.json"
     info = json.loads(file.read_text())
     for described in (info, *info["variants"]):
@@ -109,6 +110,7 @@ def test_the_baseline_is_the_one_that_the_run_names(tmp_path):
     }
     assert load_run(folder).baseline_name == "none"
     assert after == before
+    assert len(read(tables_of(load_run(folder))["comparisons"])) == rows
 
 
 def test_training_ends_with_the_scores_that_a_run_has(tmp_path):
@@ -204,14 +206,14 @@ def test_a_generator_that_hardly_moves_is_not_scored_by_interventions(tmp_path):
     folder = latent_run(tmp_path / "run", names=["baseline", "ol"], effects={"ol": 0.9})
     rename_scores(folder, {"alignment": "disentanglement"})
     for seed in range(5):
-        scores = {"factor_spread": 0.1 if seed else 0.9, "vp": 0.5, "vp_chance": 0.1, "ppl": 0.0}
-        change_scores(folder, "ol", seed, scores)
+        scores = {"factor_spread": 0.1 if seed else 0.9, "vp": 0.5, "ppl": 0.0}
+        change_scores(folder, "ol", seed, {**scores, "vp_chance": 0.1 if seed else 0.3})
     rows = rows_of(folder, "results")
     assert float(rows["OL"]["disentanglement"]) > 1.3
     # One seed is left of each, also of the path that is short because nothing moves.
     for name in ("disentanglement", "vp", "ppl"):
         assert rows["OL"][f"{name}_std"] == ""
-    assert float(rows["Chance, or real data"]["vp"]) == pytest.approx(0.1)
+    assert float(rows["Chance, or real data"]["vp"]) == pytest.approx(0.14)
     assert "OL, seed 1, 2, 3, 4: some factor of its images has less than 0.5" in notes_of(folder)
 
 
@@ -253,6 +255,12 @@ def test_images_are_judged_by_interventions_and_without_factors_by_vp(score, tmp
     assert found.verdict == "better"
     assert found.compared[0].measure.key == score
     assert ("nog", "baseline_sefa") in compared(answer_to(folder, SEFA))
+
+
+def test_what_was_not_scored_after_sefa_is_not_compared_with_it(tmp_path):
+    folder = latent_run(tmp_path / "run")
+    rename_scores(folder, {"alignment": "disentanglement", "alignment_sefa": "vp_sefa"})
+    assert compared(answer_to(folder, SEFA)) == []
 
 
 def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):

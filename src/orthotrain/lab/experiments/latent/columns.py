@@ -28,9 +28,9 @@ LEAST_SPREAD: Final = 0.5
 _NEED_SPREAD: Final = ("disentanglement", "completeness", "vp", "ppl", "encoder_r2")
 #: What can be done to the latent of a trained generator, by the end of a score's key.
 TURNED: Final = {
-    "_sefa": "after SeFa",
-    "_householder": "after the Householder projector",
-    "_rotated": "after a random rotation",
+    "_sefa": "SeFa",
+    "_householder": "Householder",
+    "_rotated": "random rotation",
 }
 # The images of the projector are its own, so it has a spread of its own.
 _PROJECTED: Final = "_householder"
@@ -118,7 +118,7 @@ def turned_scores(run: Run) -> list[Measure]:
     """The same of latents turned after training, see :data:`TURNED`."""
     found = _keys(run)
     return [
-        _score(f"{one.key}{end}", f"{one.title}, {what}", one.better, one.digits or 0)
+        _score(f"{one.key}{end}", f"{one.title}, after {what}", one.better, one.digits or 0)
         for one in scores(run)
         for end, what in TURNED.items()
         if f"{one.key}{end}" in found
@@ -230,7 +230,7 @@ def turned_variants(run: Run) -> list[Variant]:
         return []
     turned = [(v, end, _turned_seeds(v, main, end)) for v in run.variants for end in TURNED]
     return [
-        replace(v, name=v.name + end, title=f"{v.title} {TURNED[end]}", seeds=seeds)
+        replace(v, name=v.name + end, title=f"{v.title} after {TURNED[end]}", seeds=seeds)
         for v, end, seeds in turned
         if seeds
     ]
