@@ -78,7 +78,7 @@ def page_of(run: Run) -> tuple[Page, tuple[str, ...]]:
     module, _, attribute = named.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         return PAGE, (f"The page {named} could not be loaded ({error}); this is the general one.",)
     if not isinstance(found, Page):
         raise ConfigError(

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from orthotrain.errors import ConfigError
 from orthotrain.files import write_atomically
@@ -209,13 +207,12 @@ def _facts(run: Run) -> str:
 
 
 def _html(sections: Sequence[Section]) -> str:
-    assets = resources.files("orthotrain.lab.report")
-    read: dict[str, Any] = {
-        name: Markup((assets / f"page.{name}").read_text(encoding="utf-8"))
-        for name in ("css", "js")
-    }
+    folder = resources.files("orthotrain.lab.report")
+    page, css, js = (
+        (folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string((assets / "page.html").read_text(encoding="utf-8"))
-    return template.render(sections=sections, how_to_read=HOW_TO_READ, **read) + "\n"
+    template = environment.from_string(page)
+    return template.render(sections=sections, how_to_read=HOW_TO_READ, css=css, js=js) + "\n"
