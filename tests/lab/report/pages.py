@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from orthotrain.lab.report import write_report
 from orthotrain.lab.report.claims import answer
 from orthotrain.lab.report.load import load_run
-from orthotrain.lab.report.page import page_of as declared
+from orthotrain.lab.report.page_of import page_of as declared
 from orthotrain.lab.report.style import LIGHT
 from orthotrain.lab.report.tables import given
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotrain.lab.report.load import load_run
-from orthotrain.lab.report.page import page_of
+from orthotrain.lab.report.page_of import page_of
 
 
 def closing_table(folder: Path) -> str:

@@ -1,16 +1,13 @@
-"""What a page shows is declared once per experiment; the page of a run is the one it names."""
+"""What a page shows, declared once per experiment."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orthotrain.errors import ConfigError
 from orthotrain.lab.report.claims import Claim
 from orthotrain.lab.report.figures import FigureOf, Looks
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.rows import text
 from orthotrain.lab.report.style import looks
 from orthotrain.lab.report.tables import TableOf
 
@@ -60,29 +57,3 @@ class Page:
     derived: Callable[[Run], Sequence[Variant]] = lambda run: ()
     look: Looks = looks
     files: Callable[[Run], Mapping[str, bytes]] = lambda run: {}
-
-
-def page_of(run: Run) -> tuple[Page, tuple[str, ...]]:
-    """The page that ``run.json`` names as ``module:attribute``, and notes about it.
-
-    A run that names none, or one that is not installed here, has the general page.
-
-    Raises:
-        ConfigError: What it names is no page.
-    """
-    from orthotrain.lab.report.default import PAGE
-
-    named = text(run.info, "page")
-    if not named:
-        return PAGE, ()
-    module, _, attribute = named.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        return PAGE, (f"The page {named} could not be loaded ({error}); this is the general one.",)
-    if not isinstance(found, Page):
-        raise ConfigError(
-            f"report needs a Page under 'page' in run.json; {named} is a {type(found).__name__}. "
-            "Correct the name, or remove it for the general page."
-        )
-    return found, ()

@@ -15,7 +15,8 @@ from orthotrain.errors import ConfigError
 from orthotrain.files import write_atomically
 from orthotrain.lab.report.claims import HOW_TO_READ, Answer, answer
 from orthotrain.lab.report.load import Run, load_run
-from orthotrain.lab.report.page import Page, page_of
+from orthotrain.lab.report.page import Page
+from orthotrain.lab.report.page_of import page_of
 from orthotrain.lab.report.rows import text
 from orthotrain.lab.report.settings import environment_table, settings_table
 from orthotrain.lab.report.style import LIGHT, THEMES, Plot, styled, to_png

@@ -1,0 +1,35 @@
+"""The page of a run: the one that it names, or the general one."""
+
+from __future__ import annotations
+
+import importlib
+
+from orthotrain.errors import ConfigError
+from orthotrain.lab.report.default import PAGE
+from orthotrain.lab.report.load import Run
+from orthotrain.lab.report.page import Page
+from orthotrain.lab.report.rows import text
+
+
+def page_of(run: Run) -> tuple[Page, tuple[str, ...]]:
+    """The page that ``run.json`` names as ``module:attribute``, and notes about it.
+
+    A run that names none, or one that is not installed here, has the general page.
+
+    Raises:
+        ConfigError: What it names is no page.
+    """
+    named = text(run.info, "page")
+    if not named:
+        return PAGE, ()
+    module, _, attribute = named.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        return PAGE, (f"The page {named} could not be loaded ({error}); this is the general one.",)
+    if not isinstance(found, Page):
+        raise ConfigError(
+            f"report needs a Page under 'page' in run.json; {named} is a {type(found).__name__}. "
+            "Correct the name, or remove it for the general page."
+        )
+    return found, ()
