@@ -152,4 +152,5 @@ def _root(spd: Tensor | None, w: Tensor, ridge: float, *, name: str, side: int) 
             f"metric_svd needs {name} positive semidefinite, got a negative or zero eigenvalue "
             f"that ridge={ridge} does not lift; raise ridge, or form {name} in float64"
         )
-    return root * mean.sqrt()
+    scaled: Tensor = root * mean.sqrt()
+    return scaled
