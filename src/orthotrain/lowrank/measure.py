@@ -91,7 +91,7 @@ def _checked(value: Any) -> Tensor:
         )
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(
-            f"compress needs a finite loss, got {float(value)}; check the data and the model"
+            f"compress needs a finite loss, got {float(value.detach())}; check the data and the model"
         )
     return value
 
