@@ -11,8 +11,7 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import StoredBudget, compress
-from orthotrain.lowrank.compression import Compression
+from orthotrain.lowrank import Compression, StoredBudget, compress
 from reference import metric_svd as twin
 
 CUT = {"rank_rtol": 0.3, "only_if_cheaper": False}
@@ -189,6 +188,21 @@ def test_it_works_under_no_grad_and_repeats_itself():
         second = compress(mlp(8), **CUT, data=iter(batches(2, 16, 8)), loss=squares)
     x = batch(0, 3, 8)
     assert torch.equal(first(x), second(x))
+
+
+def test_a_wrapped_model_is_measured_without_its_wrapper():
+    model, seen = mlp(8), []
+
+    def loss(inner, x):
+        seen.append(inner)
+        return squares(inner, x)
+
+    wrapped = torch.compile(model)
+    assert compress(wrapped, **CUT, data=batches(2, 16, 8), loss=loss) is wrapped
+    assert all(each is model for each in seen)
+    assert wrapped.compression.importance == "loss"
+    plain = compress(mlp(8), **CUT, data=batches(2, 16, 8), loss=squares)
+    assert torch.equal(model[0].core, plain[0].core)
 
 
 class Two(nn.Module):

@@ -114,7 +114,8 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
             read, once, in evaluation mode. Without ``loss`` the model is called with each: the
             entries of a mapping by name, the first of a tuple or list, or the batch itself.
         loss: ``loss(model, batch)``, one number with a backward pass: the training loss, a mean
-            over the batch.
+            over the batch. The model it is given is the inner one, without wrappers, so several
+            processes cut alike where they give the same batches.
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
@@ -151,7 +152,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     views: dict[str, MetricSVD] = {}
     if data is not None:
         importance = "input" if loss is None else "loss"
-        metrics = measured_metrics(model, sites, data, loss)
+        metrics = measured_metrics(inner, sites, data, loss)
         views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
         candidates = _seen_in(views, candidates, importance)
         ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)

@@ -27,7 +27,7 @@ def measured_metrics(
     afterwards.
 
     Args:
-        model: The model that is called, with its wrappers.
+        model: The inner model, which is called without its wrappers.
         sites: The layers.
         data: Batches. All are read, once.
         loss: Of the model and a batch. Without one, output gradients are not measured, and the
@@ -91,7 +91,7 @@ def _checked(value: Any) -> Tensor:
         )
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(
-            f"compress needs a finite loss, got {float(value.detach())}; check the data and the model"
+            f"compress needs a finite loss, got {float(value.detach())}; check data and model"
         )
     return value
 
