@@ -150,6 +150,15 @@ def test_every_kind_of_layer_is_cut_in_its_metric(given):
     assert torch.isfinite(cut(data[0])).all()
 
 
+def test_attention_inside_torchs_fast_path_is_seen():
+    model = filled(Everything())
+    data = [Everything.batch(i) for i in range(2)]
+    report = compress(model, **CUT, data=data, only=["encoder.self_attn"]).compression
+    assert [(layer.name, layer.note) for layer in report.layers] == [
+        ("encoder.self_attn.in_proj_weight", "")
+    ]
+
+
 def test_a_low_rank_model_is_cut_as_its_dense_one_is():
     data = stretched(3, 8)
     low_rank = compress(mlp(8), rank_rtol=0.0, only_if_cheaper=False)
