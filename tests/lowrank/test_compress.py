@@ -199,6 +199,14 @@ def test_it_works_under_no_grad_and_repeats_itself():
     assert torch.equal(first(x), second(x))
 
 
+def test_a_frozen_model_is_measured_and_stays_frozen():
+    model = mlp(8).requires_grad_(False)
+    compress(model, **CUT, data=batches(2, 16, 8), loss=squares)
+    assert not any(p.requires_grad for p in model.parameters())
+    plain = compress(mlp(8), **CUT, data=batches(2, 16, 8), loss=squares)
+    assert torch.equal(model[0].core, plain[0].core)
+
+
 def test_a_wrapped_model_is_measured_without_its_wrapper():
     model, seen = mlp(8), []
 
@@ -221,6 +229,15 @@ class Two(nn.Module):
 
     def forward(self, x, *, scale=1.0):
         return self.layer(x) * scale
+
+
+class Side(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +317,41 @@ def test_a_layer_that_saw_no_data_is_cut_by_its_weight_and_named(with_loss):
     assert "saw no data" in report.layers[-1].note
     assert "saw no data" in str(report)
     torch.testing.assert_close(model.unused.weight, reference.weight)
+
+
+def test_a_layer_whose_gradient_is_zero_is_named_like_one_that_saw_nothing():
+    model = filled(nn.ModuleDict({"used": nn.Linear(8, 8), "muted": nn.Linear(8, 8)}))
+
+    def loss(model, x):
+        return (model["used"](x) + 0.0 * model["muted"](x)).square().mean()
+
+    used, muted = compress(model, **CUT, data=batches(2, 16, 8), loss=loss).compression.layers
+    assert used.note == ""
+    assert "saw no data" in muted.note
+
+
+def test_with_data_alone_the_size_of_a_layer_decides_nothing():
+    ranks = []
+    for scale in (1.0, 100.0):
+        model = filled(Side())
+        with torch.no_grad():
+            model.second.weight.mul_(scale)
+        compress(model, stored_budget=0.75, only_if_cheaper=False, data=batches(2, 32, 8))
+        ranks.append([layer.rank for layer in model.compression.layers])
+    assert ranks[0] == ranks[1]
+
+
+def test_a_group_that_the_loss_does_not_feel_needs_no_numbers_of_its_own():
+    conv = filled(nn.Conv2d(8, 8, 3, groups=2, padding=1))
+    data = batches(2, 4, 8, 5, 5)
+    report = compress(
+        conv, rank_rtol=0.0, only_if_cheaper=False, data=data,
+        loss=lambda m, x: m(x)[:, :4].square().mean(),
+    ).compression  # fmt: skip
+    assert [layer.note for layer in report.layers] == [""]
+    assert conv.rank == 4
+    weight = filled(nn.Conv2d(8, 8, 3, groups=2, padding=1)).weight
+    torch.testing.assert_close(conv.weight, weight.detach(), rtol=1e-8, atol=1e-10)
 
 
 def test_only_and_skip_choose_the_layers():

@@ -98,8 +98,8 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     With ``data``, singular values are those in the metric of each layer's inputs: what is cut
     changes the outputs least. With ``loss``, too, they are in the metric of the loss. Then
     ``StoredBudget`` sets one threshold on the estimated loss over all layers. A layer that saw
-    no data is cut by its weight, its share of energy counts like that of the mean layer, and
-    the report names it.
+    no data, or whose gradient is zero, is cut by its weight; its share of energy counts like
+    that of the mean layer, and the report names it.
 
     Ranks of convolutions are rounded up to a multiple of 16, as in training.
 
@@ -164,7 +164,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         if pays:
             _cut(site, views.get(site.name), k)
     notes = {
-        site.name: "saw no data: cut by its share of energy"
+        site.name: "saw no data, or no gradient: cut by its share of energy"
         for site in sites
         if data is not None and site.name not in views
     }
