@@ -15,6 +15,7 @@ from torch import Tensor
 from orthotrain import linalg
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainError, ShapeError
 from reference import linalg as twins
+from reference import metric_svd as metric_twins
 from reference import spd_root as root_twins
 from reference.matrices import from_spectrum, generator
 
@@ -55,6 +56,23 @@ class Kernel:
 
 def _singular_values(a: Tensor) -> Tensor:
     return torch.linalg.svdvals(a.double())
+
+
+def _metric_of(w: Tensor, side: int) -> Tensor:
+    """A covariance for the rows (-2) or the columns (-1) of a matrix, the same for equal sizes."""
+    size = w.shape[side]
+    return torch.diag(torch.linspace(1, 3, size, dtype=torch.float64)) + 0.5
+
+
+def _metric_values(w: Tensor) -> Tensor:
+    if w.ndim < 2:
+        return linalg.metric_svd(w).s
+    a, b = (_metric_of(w, side).expand(*w.shape[:-2], -1, -1) for side in (-1, -2))
+    return linalg.metric_svd(w, a=a, b=b).s
+
+
+def _metric_values_of_twin(w: Tensor) -> Tensor:
+    return metric_twins.singular_values(w, _metric_of(w, -1), _metric_of(w, -2), 1e-3)
 
 
 def _root_rows() -> Iterator[Kernel]:
@@ -115,6 +133,10 @@ KERNELS = (
     Kernel(
         "thin_svd-values", "thin_svd", lambda a: linalg.thin_svd(a)[1], _singular_values,
         gives="values", dtype="working", scale_invariant=False, differentiable=False,
+    ),
+    Kernel(
+        "metric_svd-values", "metric_svd", _metric_values, _metric_values_of_twin,
+        gives="values", dtype="working", scale_invariant=False, differentiable=False, error=40.0,
     ),
     Kernel(
         "condition_number", "condition_number", linalg.condition_number, twins.condition_number

@@ -159,7 +159,7 @@ def stretched(shape, seed=0):
 @pytest.mark.parametrize("chunk", [2**18, 7], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])
 def test_read_is_the_covariance_that_the_layer_forms(layer, shape, chunk, order, monkeypatch):
-    monkeypatch.setattr("orthotrain.diagnostics._layer_covariance._CHUNK_ON_CPU", chunk)
+    monkeypatch.setattr("orthotrain.linalg.channel_covariance._CHUNK_ON_CPU", chunk)
     x = stretched(shape)
     if order == "channels last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -172,7 +172,7 @@ def test_read_is_the_covariance_that_the_layer_forms(layer, shape, chunk, order,
 
 def test_a_batch_in_order_and_far_from_zero_is_read_as_well_as_any(monkeypatch):
     # In pieces, the first of which says little about the mean of the others.
-    monkeypatch.setattr("orthotrain.diagnostics._layer_covariance._CHUNK_ON_CPU", 4 * 50)
+    monkeypatch.setattr("orthotrain.linalg.channel_covariance._CHUNK_ON_CPU", 4 * 50)
     x = random(64, 4, 50, dtype=torch.float64) + 1e4 + torch.arange(64.0)[:, None, None]
     found = covariance_of(nn.BatchNorm1d(4), x).matrices[0]
     expected = twins.covariance(x.movedim(1, -1).reshape(-1, 4))

@@ -197,6 +197,32 @@ def test_budget_is_relative_to_each_total():
     assert plain == scaled == [2, 2]
 
 
+def test_weights_say_what_the_whole_of_each_matrix_counts():
+    a = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    settings = {"costs": [lambda r: 10 * r] * 2, "budget": 40, "min_ranks": [1, 1]}
+    assert ranks_within_budget([a, a], **settings, weights=[7.0, 7.0]) == [2, 2]
+    assert ranks_within_budget([a, a], **settings, weights=[1.0, 100.0]) == [1, 3]
+    # With sums of squares, one threshold on absolute energies over all: 16, 9, 9, 8.5 are kept.
+    b = torch.tensor([3.0, 8.5**0.5, 0.1, 0.1], dtype=torch.float64)
+    energies = [float(s.square().sum()) for s in (a, b)]
+    assert ranks_within_budget([a, b], **settings, weights=energies) == [2, 2]
+    smaller = [float(s.square().sum()) for s in (a, b / 10)]
+    assert ranks_within_budget([a, b / 10], **settings, weights=smaller) == [3, 1]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_weights_that_count_nothing_sensible_are_refused(weight):
+    with pytest.raises(ConfigError, match=r"weights\[0\] = "):
+        ranks_within_budget(
+            [torch.ones(2)], costs=[lambda r: r], budget=2, min_ranks=[1], weights=[weight]
+        )
+    with pytest.raises(ConfigError, match="2 weights"):
+        ranks_within_budget(
+            [torch.ones(2)], costs=[lambda r: r], budget=2, min_ranks=[1], weights=[1.0, 1.0]
+        )
+
+
 def test_budget_takes_a_zero_matrix_first():
     spectra = [torch.zeros(4), torch.ones(4)]
     costs = [lambda r: r] * 2

@@ -11,6 +11,7 @@ from orthotrain.linalg.condition import (
     condition_readings,
 )
 from orthotrain.linalg.decompose import thin_svd, working_dtype
+from orthotrain.linalg.metric_svd import MetricSVD, metric_svd, truncated
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import effective_rank, numerical_rank, ranks_within_budget
 from orthotrain.linalg.skew import (
@@ -34,6 +35,7 @@ from orthotrain.linalg.svd_grad import eigh, svd
 __all__ = [
     "ConditionReadings",
     "ConvSpectralBound",
+    "MetricSVD",
     "PolarMethod",
     "RootGradient",
     "RootMethod",
@@ -49,6 +51,7 @@ __all__ = [
     "effective_rank",
     "eigh",
     "exponential_remainder",
+    "metric_svd",
     "mixing_similarity",
     "numerical_rank",
     "polar_factor",
@@ -59,6 +62,7 @@ __all__ = [
     "spd_sqrt",
     "svd",
     "thin_svd",
+    "truncated",
     "working_dtype",
 ]
 

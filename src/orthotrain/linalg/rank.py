@@ -191,6 +191,7 @@ def ranks_within_budget(
     costs: Sequence[Callable[[int], int]],
     budget: int,
     min_ranks: Sequence[int],
+    weights: Sequence[float] | None = None,
 ) -> list[int]:
     """Ranks of several matrices that fit one budget of stored numbers and lose little energy.
 
@@ -204,6 +205,8 @@ def ranks_within_budget(
             must not fall as ``r`` grows.
         budget: The largest allowed sum of costs.
         min_ranks: The smallest allowed rank of each matrix, in ``[1, k_i]``.
+        weights: What the whole energy of each matrix counts beside the others; 1 each by
+            default. With its sum of squares, absolute energies are compared.
 
     Returns:
         One rank per matrix, in the order given. Equal input gives equal ranks: ties go to the
@@ -212,7 +215,8 @@ def ranks_within_budget(
     Raises:
         RankError: A minimum rank outside ``[1, k_i]``, or a budget below what the minimum
             ranks cost.
-        ConfigError: Lists of different lengths, or a cost that falls as the rank grows.
+        ConfigError: Lists of different lengths, a cost that falls as the rank grows, or a
+            weight that is negative or not finite.
         ShapeError: A spectrum that is not of shape ``(k,)`` with ``k >= 1``.
         NonFiniteError: A spectrum with NaN or infinity.
 
@@ -227,10 +231,11 @@ def ranks_within_budget(
         ... )
         [4, 1]
     """
-    _require_equal_lengths(spectra, costs, min_ranks)
+    weights = [1.0] * len(spectra) if weights is None else weights
+    _require_equal_lengths(spectra, costs, min_ranks, weights)
     tables = [
-        _CutTable(index, s, cost, low)
-        for index, (s, cost, low) in enumerate(zip(spectra, costs, min_ranks, strict=True))
+        _CutTable(index, *each)
+        for index, each in enumerate(zip(spectra, costs, min_ranks, weights, strict=True))
     ]
     smallest = sum(table.cost[table.min_rank] for table in tables)
     if smallest > budget:
@@ -251,19 +256,25 @@ def ranks_within_budget(
 
 
 def _require_equal_lengths(
-    spectra: Sequence[Tensor], costs: Sequence[Callable[[int], int]], min_ranks: Sequence[int]
+    spectra: Sequence[Tensor],
+    costs: Sequence[Callable[[int], int]],
+    min_ranks: Sequence[int],
+    weights: Sequence[float],
 ) -> None:
-    if not len(spectra) == len(costs) == len(min_ranks):
+    if not len(spectra) == len(costs) == len(min_ranks) == len(weights):
         raise ConfigError(
-            f"ranks_within_budget needs one cost and one minimum rank per spectrum, got "
-            f"{len(spectra)} spectra, {len(costs)} costs and {len(min_ranks)} min_ranks"
+            f"ranks_within_budget needs one cost, one minimum rank and one weight per spectrum, "
+            f"got {len(spectra)} spectra, {len(costs)} costs, {len(min_ranks)} min_ranks and "
+            f"{len(weights)} weights"
         )
 
 
 class _CutTable:
     """Costs and lost energies of one matrix at every rank, and where its next cuts lead."""
 
-    def __init__(self, index: int, s: Tensor, cost: Callable[[int], int], min_rank: int) -> None:
+    def __init__(
+        self, index: int, s: Tensor, cost: Callable[[int], int], min_rank: int, weight: float
+    ) -> None:
         name = f"spectra[{index}]"
         require_spectrum("ranks_within_budget", s, name=name)
         values = s.detach().to("cpu").to(torch.float64).tolist()
@@ -286,7 +297,12 @@ class _CutTable:
                 f"ranks_within_budget needs costs that do not fall as the rank grows, got "
                 f"costs[{index}], which falls; cap a factored cost at the dense one"
             )
-        self.lost = _lost_shares(values)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"ranks_within_budget needs weights that are finite and not negative, got "
+                f"weights[{index}] = {weight}"
+            )
+        self.lost = [weight * share for share in _lost_shares(values)]
         self._targets = self._hull()
 
     def _hull(self) -> list[int]:
@@ -307,7 +323,7 @@ class _CutTable:
         return bool(self._targets)
 
     def slope(self) -> float:
-        """Energy share lost per stored number saved by the next cut."""
+        """Weighted energy share lost per stored number saved by the next cut."""
         return self._slope(self.rank, self._targets[-1])
 
     def cut(self, excess: int) -> int:

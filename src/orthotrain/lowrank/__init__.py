@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from orthotrain._names import missing_name
-from orthotrain.lowrank.compression import compress
+from orthotrain.lowrank.compression import CompressedLayer, Compression, compress
 from orthotrain.lowrank.follow import restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
 from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
@@ -21,6 +21,8 @@ __all__ = [
     "RANK_RULES",
     "AdaptiveLowRank",
     "Candidate",
+    "CompressedLayer",
+    "Compression",
     "Energy",
     "LayerRule",
     "RankRule",

@@ -2,22 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers import stored_numbers
+from orthotrain.linalg import MetricSVD, truncated
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import candidate_of, decomposed, spectrum
-from orthotrain.lowrank.rank_rule import Limits, RankRule
+from orthotrain.lowrank.look import candidate_of, decomposed, decomposed_in, spectrum
+from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
 from orthotrain.methods.select import unwrap
 
+Importance = Literal["loss", "input", "weight"]
+
 _OPEN = Limits(max_drop=1.0, min_rank_fraction=0.0)
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """What ``compress`` did to one weight.
+
+    Attributes:
+        name: Qualified name of the module.
+        shape: Shape of the dense weight.
+        rank: Its rank now; None while it is dense.
+        stored_before: Numbers that held it before.
+        stored: Numbers that hold it now.
+        loss_share: Its share of what all cuts together lose, by the estimate that chose the
+            ranks; 0 where it was not cut.
+        note: Why it was cut by its weight alone, where that is so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None
+    stored_before: int
+    stored: int
+    loss_share: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What ``compress`` did; on the model as ``.compression``. ``print`` shows a table.
+
+    Attributes:
+        layers: One row per weight that could be cut, in model order.
+        importance: What ranks were chosen by: ``"loss"``, ``"input"`` or ``"weight"``.
+        stored_before: Numbers that the whole model held.
+        stored: Numbers that it holds.
+    """
+
+    layers: tuple[CompressedLayer, ...]
+    importance: Importance
+    stored_before: int
+    stored: int
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"{layer.name:{width}}  {'x'.join(map(str, layer.shape)):>12}  "
+            f"{'dense' if layer.rank is None else f'rank {layer.rank}':>9}  "
+            f"{layer.stored_before:>12,} to {layer.stored:>12,}  "
+            f"{100 * layer.loss_share:5.1f} % of the loss  {layer.note}".rstrip()
+            for layer in self.layers
+        ]
+        percent = 100 * self.stored / self.stored_before
+        total = f"stored {self.stored:,} of {self.stored_before:,} ({percent:.1f} %)"
+        return "\n".join([*lines, f"{total}, ranks by {self.importance}"])
 
 
 def compress(  # noqa: PLR0913  # a rule and its three short forms
@@ -27,10 +87,19 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     rank_rtol: float | None = None,
     energy: float | None = None,
     stored_budget: float | None = None,
+    data: Iterable[Any] | None = None,
+    loss: LossFunction | None = None,
+    only: Sequence[str] = (),
     skip: Sequence[str] = (),
     only_if_cheaper: bool = True,
 ) -> nn.Module:
     """Truncate a trained model's layers to low rank at once, in place.
+
+    With ``data``, singular values are those in the metric of each layer's inputs: what is cut
+    changes the outputs least. With ``loss``, too, they are in the metric of the loss. Then
+    ``StoredBudget`` sets one threshold on the estimated loss over all layers. A layer that saw
+    no data, or whose gradient is zero, is cut by its weight; its share of energy counts like
+    that of the mean layer, and the report names it.
 
     Ranks of convolutions are rounded up to a multiple of 16, as in training.
 
@@ -41,33 +110,116 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         rank_rtol: Short form of ``rank=Relative(...)``.
         energy: Short form of ``rank=Energy(...)``.
         stored_budget: Short form of ``rank=StoredBudget(...)``.
-        skip: ``fnmatch`` patterns on qualified module names that stay as they are.
+        data: Batches like those of training, on the model's device; 8 to 50 are enough. All are
+            read, once, in evaluation mode. Without ``loss`` the model is called with each: the
+            entries of a mapping by name, the first of a tuple or list, or the batch itself.
+        loss: ``loss(model, batch)``, one number with a backward pass: the training loss, a mean
+            over the batch. The model it is given is the inner one, without wrappers, so several
+            processes cut alike where they give the same batches.
+        only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
+        skip: Patterns on modules that stay as they are.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
 
     Returns:
-        The same model with low-rank layers.
+        The same model with low-rank layers, and a :class:`Compression` as ``.compression``.
 
     Raises:
         ConfigError: No rank rule or two of them, a value outside its range, a pattern that
-            matches nothing, a budget that cannot be met, or no layer that can be converted.
-        NonFiniteError: A weight holds NaN or infinity; the message names the layer.
+            matches nothing, a budget that cannot be met, no layer that can be converted, a loss
+            without data, no batch, a loss without a backward pass, or data for a model on
+            several devices. Nothing is changed then.
+        NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity; the
+            message names the layer. Nothing is changed then.
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
-    if isinstance(skip, str):
-        raise ConfigError(f"compress needs skip to be a sequence of patterns, got {skip!r}")
+    for name, patterns in (("skip", skip), ("only", only)):
+        if isinstance(patterns, str):
+            raise ConfigError(
+                f"compress needs {name} to be a sequence of patterns, got {patterns!r}"
+            )
+    if loss is not None and data is None:
+        raise ConfigError("compress needs data to measure the loss on, got loss without data")
     inner = unwrap(model)
-    sites, refusals = find_sites(inner, Selection(skip=tuple(skip)))
+    sites, refusals = find_sites(inner, Selection(skip=tuple(skip), only=tuple(only)))
     require_sites(sites, refusals, "compress")
+    others = other_numbers(inner, sites)
     new = LayerHistory()  # nothing was cut or planned before
     options = {"within_reach": True, "only_if_cheaper": only_if_cheaper}
     candidates = [candidate_of(site, spectrum(site), new, **options) for site in sites]
-    others = other_numbers(inner, sites)
+    # Before the data are read, too: a budget out of reach is told at once.
     ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
-    for site, k in zip(sites, ranks, strict=True):
-        if not only_if_cheaper or _stored(site, k) < _stored(site):
-            p, s, qh = decomposed(site)
-            cut_site_(site, p[..., :k], s[..., :k], qh[..., :k, :])
+    importance: Importance = "weight"
+    views: dict[str, MetricSVD] = {}
+    if data is not None:
+        importance = "input" if loss is None else "loss"
+        metrics = measured_metrics(inner, sites, data, loss)
+        views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
+        candidates = _seen_in(views, candidates, importance)
+        ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
+    before = [_stored(site) for site in sites]
+    lost = []
+    for site, k, candidate in zip(sites, ranks, candidates, strict=True):
+        pays = not only_if_cheaper or _stored(site, k) < _stored(site)
+        lost.append(_lost(candidate, k) if pays else 0.0)
+        if pays:
+            _cut(site, views.get(site.name), k)
+    notes = {
+        site.name: "saw no data, or no gradient: cut by its share of energy"
+        for site in sites
+        if data is not None and site.name not in views
+    }
+    total = sum(lost) or 1.0
+    layers = tuple(
+        CompressedLayer(
+            name=site.name,
+            shape=site.layout.shape,
+            rank=site.rank if site.factored else None,
+            stored_before=was,
+            stored=_stored(site),
+            loss_share=each / total,
+            note=notes.get(site.name, ""),
+        )
+        for site, was, each in zip(sites, before, lost, strict=True)
+    )
+    stored = others + sum(layer.stored for layer in layers)
+    model.__dict__["compression"] = Compression(layers, importance, others + sum(before), stored)
     return model
+
+
+def _seen_in(
+    views: Mapping[str, MetricSVD], candidates: Sequence[Candidate], importance: Importance
+) -> list[Candidate]:
+    """Candidates with their singular values in the metric, and their weights beside each other."""
+    seen = [
+        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
+        if each.name in views
+        else each
+        for each in candidates
+    ]
+    if importance != "loss":
+        return seen  # errors of outputs of different layers do not compare
+    losses = [float(each.spectrum.double().square().sum()) for each in seen]
+    known = [value for value, each in zip(losses, seen, strict=True) if each.name in views]
+    mean = sum(known) / len(known)
+    return [
+        replace(each, weight=value if each.name in views else mean)
+        for value, each in zip(losses, seen, strict=True)
+    ]
+
+
+def _lost(candidate: Candidate, rank: int) -> float:
+    """What a cut to a rank loses, by the estimate that the rule goes by."""
+    energy = candidate.spectrum.double().square()
+    whole = float(energy.sum())
+    return candidate.weight * float(energy[:, rank:].sum()) / whole if whole else 0.0
+
+
+def _cut(site: Site, view: MetricSVD | None, rank: int) -> None:
+    if view is None:
+        p, s, qh = decomposed(site)
+        cut_site_(site, p[..., :rank], s[..., :rank], qh[..., :rank, :])
+    else:
+        cut_site_(site, *truncated(view, rank))
 
 
 def _stored(site: Site, rank: int | None = None) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import NonFiniteError
-from orthotrain.linalg import basis_stability, polar_factor, thin_svd
+from orthotrain.linalg import MetricSVD, basis_stability, metric_svd, polar_factor, thin_svd
 from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.metric import Metric
 from orthotrain.lowrank.rank_rule import Candidate
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
@@ -66,7 +67,7 @@ def candidate_of(
         spectrum=s, cut_energy=layer.cut_energy, m=site.layout.m, n=site.layout.n,
         ceiling=site.rank if site.factored or planned < 0 else planned,
         may_stay_dense=only_if_cheaper and not site.factored, within_reach=within_reach,
-        multiple=site.multiple,
+        multiple=site.multiple, name=site.name,
     )  # fmt: skip
 
 
@@ -103,6 +104,15 @@ def decomposed(site: Site) -> Decomposition:
         NonFiniteError: The weight holds NaN or infinity.
     """
     return thin_svd(_finite_matrix(site))
+
+
+def decomposed_in(site: Site, metric: Metric) -> MetricSVD:
+    """Decomposition of a site's core, or of its dense weight, in a metric.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    return metric_svd(_finite_matrix(site), a=metric.a, b=metric.b)
 
 
 def require_finite(site: Site) -> None:

@@ -20,7 +20,8 @@ class Candidate:
 
     Attributes:
         spectrum: ``(blocks, r)`` singular values of the core, or of the dense weight, sorted
-            from large to small. All blocks get the same rank.
+            from large to small; with data, in the metric of the layer's inputs or of the loss.
+            All blocks get the same rank.
         cut_energy: For each block, the sum of squares of all singular values cut so far; empty
             where nothing was cut.
         ceiling: The rank it must not exceed: its rank, or the planned rank while it is dense.
@@ -29,6 +30,9 @@ class Candidate:
         may_stay_dense: Whether it holds its dense weight and may keep it where that is cheaper.
         within_reach: Whether this update may change it.
         multiple: The rank is rounded up to a multiple of this.
+        weight: What losing all of its energy counts beside other layers: the estimated increase
+            of the loss up to a common factor, or 1 where only shares of energy are known.
+        name: Its name, for messages.
     """
 
     spectrum: Tensor
@@ -39,6 +43,8 @@ class Candidate:
     may_stay_dense: bool
     within_reach: bool
     multiple: int = 1
+    weight: float = 1.0
+    name: str = ""
 
     @property
     def full_rank(self) -> int:

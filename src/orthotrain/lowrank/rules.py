@@ -68,7 +68,9 @@ class Energy(LayerRule):
 class StoredBudget(RankRule):
     """Cut until the model stores a share of the dense model's numbers. Short: ``stored_budget=``.
 
-    The whole model is counted. Ranks fall first where a saved number costs least energy.
+    The whole model is counted. Ranks fall first where a saved number costs least: one threshold
+    over all layers. The cost is the estimated loss where the loss was measured, and else each
+    layer's share of its own energy, since energies of different layers do not compare.
 
     Args:
         share: The share to store, in ``(0, 1]``.
@@ -86,19 +88,25 @@ class StoredBudget(RankRule):
     def ranks(
         self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
     ) -> list[int]:
-        """Ranks that together keep most energy within the budget."""
+        """Ranks that together lose least within the budget."""
         dense = sum(layer.blocks * layer.m * layer.n for layer in layers)
         budget = int(self.share * (dense + other_numbers)) - other_numbers
         costs = [_stored_cost(layer) for layer in layers]
-        smallest = sum(cost(rank) for cost, rank in zip(costs, min_ranks, strict=True))
-        if smallest > budget:
+        least = [cost(rank) for cost, rank in zip(costs, min_ranks, strict=True)]
+        if sum(least) > budget:
+            largest = sorted(zip(least, layers, strict=True), key=lambda each: -each[0])[:3]
+            named = ", ".join(f"{layer.name}: {count:,}" for count, layer in largest if layer.name)
             raise ConfigError(
                 f"stored_budget={self.share} leaves {budget:,} numbers for the low-rank layers. "
-                f"At their smallest ranks they hold {smallest:,}, and the rest of the model "
-                f"holds {other_numbers:,}. Raise stored_budget or skip fewer layers"
+                f"At their smallest ranks they hold {sum(least):,}{f' ({named})' * bool(named)}, "
+                f"and the rest of the model holds {other_numbers:,}. Raise stored_budget or skip "
+                "fewer layers"
             )
         spectra = [layer.spectrum.double().square().sum(0).sqrt() for layer in layers]
-        return ranks_within_budget(spectra, costs=costs, budget=budget, min_ranks=min_ranks)
+        return ranks_within_budget(
+            spectra, costs=costs, budget=budget, min_ranks=min_ranks,
+            weights=[layer.weight for layer in layers],
+        )  # fmt: skip
 
 
 def _stored_cost(layer: Candidate) -> Callable[[int], int]:

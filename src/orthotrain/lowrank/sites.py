@@ -93,6 +93,8 @@ class Selection:
     Attributes:
         skip: ``fnmatch`` patterns on qualified module names; each must match a module with a
             weight of its own (a block is skipped with ``"block.*"``).
+        only: The same patterns for the layers to convert; all others stay as they are. Empty
+            takes every layer.
         dense_first: The first layer with a weight stays dense, by position in the model.
         dense_last: The last one does.
         shared_attention_basis: Query, key and value of packed attention share one basis.
@@ -101,6 +103,7 @@ class Selection:
     """
 
     skip: Sequence[str] = ()
+    only: Sequence[str] = ()
     dense_first: bool = False
     dense_last: bool = False
     shared_attention_basis: bool = False
@@ -122,9 +125,10 @@ def find_sites(
             where no training is going on.
 
     Raises:
-        ConfigError: A skip pattern matches nothing, or only modules without a weight.
+        ConfigError: A pattern matches nothing, or only modules without a weight.
     """
-    skipped = _skipped(model, selection.skip)
+    skipped = _named(model, selection.skip)
+    only = _named(model, selection.only) if selection.only else None
     layers = [module for _, module in named_modules_clean(model) if _is_layer(module)]
     ends = {id(layer) for layer in layers[:1] if selection.dense_first}
     ends |= {id(layer) for layer in layers[-1:] if selection.dense_last}
@@ -135,7 +139,10 @@ def find_sites(
         by_parameter.setdefault(id(site.parameter), []).append(site)
     sites, refusals = [], _without_form(model)
     for key, tied in by_parameter.items():
-        reasons = [_refusal(site, selection, ends, skipped) or foreign.get(key) for site in tied]
+        reasons = [
+            _refusal(site, selection, ends, skipped) or foreign.get(key) or _left_out(site, only)
+            for site in tied
+        ]
         if trained is not None:
             reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
         if len({site.layout for site in tied}) > 1:
@@ -191,7 +198,7 @@ def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
             yield Site(label, layout, multiple, [(module, weight)])
 
 
-def _skipped(model: nn.Module, patterns: Sequence[str]) -> set[int]:
+def _named(model: nn.Module, patterns: Sequence[str]) -> set[int]:
     """``id`` of every module that a pattern names."""
     for pattern in patterns:  # one by one: each must match, and match something with a weight
         select_parameters(model, [pattern])
@@ -219,6 +226,11 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     if selection.min_side_ratio is not None and small * selection.min_side_ratio <= large:
         return f"too thin: {layout.m} x {layout.n}"
     return None
+
+
+def _left_out(site: Site, only: Set[int] | None) -> str | None:
+    named = only is None or id(site.owners[0][0]) in only
+    return None if named else "not named by only"
 
 
 def _untrained(site: Site, trained: Set[int]) -> str | None:

@@ -1,0 +1,86 @@
+"""The metric in which one site is cut, made of what was gathered at its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from orthotrain.layers._factors import low_rank_class_of
+from orthotrain.layers.low_rank import LowRankTransposedLinear
+from orthotrain.lowrank.collect import Moments
+from orthotrain.lowrank.sites import Site
+
+# What a block without any signal gets, as a share of the mean of its layer; that of the ridge.
+_LIFT: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Second moments at the two sides of the matrix that holds a site: dense weight or core.
+
+    Attributes:
+        a: ``(n, n)`` at its columns, or ``(blocks, n, n)``; None is the identity.
+        b: ``(m, m)`` at its rows, or ``(blocks, m, m)``; None is the identity.
+    """
+
+    a: Tensor | None
+    b: Tensor | None
+
+
+def metric_of(site: Site, moments: Sequence[Moments]) -> Metric | None:
+    """The metric of a site; None where a part of it saw no data, or nothing but zeros.
+
+    Args:
+        site: Dense or low-rank.
+        moments: Of each of its projections, in order.
+    """
+    packed = any(
+        isinstance(module, nn.MultiheadAttention) and weight == "in_proj_weight"
+        for module, weight in site.owners
+    )
+    if len(moments) != (3 if packed else 1):
+        return None
+    inputs = [each.a for each in moments if each.a is not None]
+    gradients = [each.b for each in moments if each.b is not None]
+    if not inputs or len(gradients) not in (0, len(inputs)):
+        return None
+    a, b = torch.cat(inputs), torch.cat(gradients) if gradients else None
+    if packed and site.layout.blocks == 1:  # one basis for query, key and value
+        a = a.mean(0, keepdim=True)
+        if b is not None:
+            b = torch.block_diag(*b).unsqueeze(0)  # type: ignore[no-untyped-call]
+    lifted = [None if side is None else _lifted(side) for side in (a, b)]
+    if lifted[0] is None or (b is not None and lifted[1] is None):
+        return None
+    if low_rank_class_of(site.owners[0][0]) is LowRankTransposedLinear:
+        lifted.reverse()  # its weight has its inputs in front
+    sides = _in_core(site, lifted) if site.factored else lifted
+    blocks = site.layout.blocks
+    return Metric(*(side if side is None or blocks > 1 else side[0] for side in sides))
+
+
+def _lifted(side: Tensor) -> Tensor | None:
+    """Blocks that saw nothing get a small multiple of the identity; None where all did."""
+    mean = side.diagonal(dim1=-2, dim2=-1).mean(-1)
+    whole = mean.mean()
+    if not bool(whole > 0):
+        return None
+    eye = torch.eye(side.shape[-1], dtype=side.dtype, device=side.device)
+    return side + torch.where(mean > 0, 0.0, _LIFT * whole)[:, None, None] * eye
+
+
+def _in_core(site: Site, sides: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What inputs and gradients are in the coordinates of the core."""
+    u, _, vh = site.factors
+    a, b = sides
+    if a is not None:
+        v = vh.to(a).mT
+        a = v.mT @ a @ v
+    if b is not None:
+        u = u.to(b)
+        b = u.mT @ b @ u
+    return [a, b]
