@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from orthotrain.methods.protocol import Method, Run
 
 
+@runtime_checkable  # for checkers of types at run time
 class Hooked(Protocol):
     """What a hook on the model knows of the handle it works for."""
 
