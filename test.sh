@@ -11,6 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/scripts/env.sh"
 
 setup_environment dev
 cd "$PROJECT_ROOT"
-# One thread a process: the tests are many small problems, and one process a core is faster.
+# One thread per process: the tests are many small problems, and one process per core is faster.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 exec "$PYTHON" -m pytest -q -n auto --maxprocesses 8 "$@"

@@ -44,10 +44,10 @@ if [ "$mode" = record ]; then
   exit $failed
 fi
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'if [ "$failed" = 0 ]; then rm -rf "$work"; else echo "kept for a look: $work"; fi' EXIT
 mkdir "$work/fresh" "$work/resumed"
 for recipe in ${RECIPES:-$all}; do
-  train "$recipe" "$work/fresh/$recipe"
+  train "$recipe" "$work/fresh/$recipe" || failed=1
   train_with_kills "$recipe" "$work/resumed/$recipe" "${FIRST_KILL:-8}"
   for kind in fresh resumed; do
     "$PYTHON" "$PROJECT_ROOT/scripts/compare_runs.py" \

@@ -13,8 +13,8 @@ import torch
 from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
 from orthotrain.cli.parser import parse_run
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
+from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint
-from orthotrain.lab.run.experiment import named
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import RunFolder, SeedFolder
 from orthotrain.lab.run.restore import read_network

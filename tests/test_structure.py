@@ -91,7 +91,6 @@ def test_only_the_command_line_imports_the_package_root(path):
 # --- import circles ---------------------------------------------------------------------------
 
 
-# Circles that are still there, each with what will end it.
 def module_of(path: Path, source: Path) -> str:
     parts = path.relative_to(source).with_suffix("").parts
     return ".".join([source.name, *(part for part in parts if part != "__init__")])

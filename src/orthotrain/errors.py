@@ -39,6 +39,10 @@ class MissingPackageError(OrthotrainError, ImportError):
     """A package that this call needs and that is not installed."""
 
 
+class WorkerError(OrthotrainError, RuntimeError):
+    """A worker process that ended before its work did."""
+
+
 class NonFiniteError(OrthotrainError, ArithmeticError):
     """NaN or infinity where finite numbers are needed."""
 

@@ -91,14 +91,17 @@ def test_a_layer_stays_dense_until_its_rank_pays_and_says_what_is_planned():
     train(model, optimizer, range(2))
     first, second, third = handle.summary().rows
     assert (first.form, first.rank, first.note) == ("dense", None, "")  # not reached yet
-    assert (second.form, second.note) == ("dense", "rank 6 does not pay yet")  # after one update
+    assert (second.form, second.note) == (
+        "dense",
+        "rank 6 would not be cheaper than dense yet",
+    )  # after one update
     assert third.form == "factored"  # 10, 6, then 4: below 0.535 of 10
     assert third.rank == 4
     assert type(model[0]) is nn.Linear
     train(model, optimizer, range(2))
     rows = handle.summary().rows
     assert [row.rank for row in rows] == [None, 3, 3]
-    assert rows[0].note == "rank 8 does not pay yet"
+    assert rows[0].note == "rank 8 would not be cheaper than dense yet"
     assert [r["layer"] for r in events(handle, "switch")] == ["2", "1"]
 
 
@@ -112,7 +115,7 @@ def test_a_layer_that_stays_dense_is_never_decomposed_in_full(monkeypatch):
     train(model, optimizer, range(4))
     assert len(events(handle, "update")) == 4
     assert decompositions == []
-    assert "rank 10 does not pay yet" in str(handle.summary())
+    assert "rank 10 would not be cheaper than dense yet" in str(handle.summary())
 
 
 def test_a_layer_that_turns_is_decomposed_once(monkeypatch):
@@ -464,7 +467,8 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
     lines = handle.plan.splitlines()
     assert lines == [
         "10 layers can become low-rank, 2 stay as they are",
-        "layers whose rank pays switch after step 100, with an update every 10 steps",
+        "layers switch from step 100 on, each once its rank makes it cheaper than dense; "
+        "an update every 10 steps",
         "update 10, after step 190, is the first to reach every layer",
         "the run ends at step 150: only 6 of 10 are reached",
     ]
@@ -485,7 +489,7 @@ def test_a_run_in_which_no_rank_pays_says_so():
     before, after, plan = notes(only_if_cheaper=True)
     assert not any("no layer is low-rank" in note for note in before)
     assert any("no layer is low-rank after update 2" in note for note in after)
-    assert "layers whose rank pays switch after step 2" in plan
+    assert "layers switch from step 2 on, each once its rank" in plan
     _, after, plan = notes(only_if_cheaper=False)
     assert not any("no layer is low-rank" in note for note in after)
     assert "all layers switch after step 2" in plan

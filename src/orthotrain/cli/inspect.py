@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthotrain.cli.command import Command
+from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,7 +72,11 @@ def _network_of(path: Path) -> nn.Module | None:
         return None
     from orthotrain.lab.run.restore import read_network
 
-    return read_network(path)
+    try:
+        return read_network(path)
+    except CheckpointError as error:
+        print(f"weights alone, so a convolution with groups is read as one matrix: {error}")
+        return None
 
 
 def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:

@@ -5,6 +5,7 @@ The commands that need the library alone are parsed here, with the standard libr
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -55,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OrthotrainError, ArgumentError) as error:
         message = error.message if isinstance(error, ArgumentError) else str(error)
         print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
+        return ERROR_EXIT
+    except BrokenPipeError:
+        # Whoever read the output has closed it, like head; so it is not flushed at the end, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_EXIT
     except KeyboardInterrupt:
         print(

@@ -44,8 +44,8 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
             parser.parse_args(words[:2])
         except ArgumentError as error:
             raise ConfigError(
-                f"--resume: {file} is no configuration of this version ({error.message}); start "
-                "a new run"
+                f"--resume: {file} is no configuration of this version ({error.message}); correct "
+                "that line as CHANGELOG.md says, or start a new run"
             ) from error
     given = parser.parse_args(words)
     given.recipe, given.scale = base.recipe, base.scale

@@ -96,7 +96,7 @@ def carried_dtype(function: str, a: Tensor, rounded_to: torch.dtype | None) -> t
 
 
 def singular_rtol(dtype: torch.dtype, work: torch.dtype) -> float:
-    """Eigenvalues up to this share of the largest cannot be told from zero.
+    """Eigenvalues up to this share of the largest are rounding, not numbers.
 
     Measured null eigenvalues of singular covariances, 8x8 to 256x256: up to .75 eps for float32
     decomposed in float64, up to 2 eps where input and work are float64.
@@ -132,7 +132,7 @@ def _repaired(
     noise = rounding(plan.dtype) * math.sqrt(raw.shape[-1])
     size = torch.maximum(high, -low)
     singular = ~(low > limit * high)
-    # With a ridge, what cannot be told from zero is zero before the ridge is added.
+    # With a ridge, what is rounding alone is zero before the ridge is added.
     semidefinite = raw[..., :1] >= -noise * torch.maximum(raw[..., -1:], -raw[..., :1])
     floor = torch.where(singular & semidefinite, shift, 0.0)
     beyond_repair = ~(semidefinite & (shift > 0))

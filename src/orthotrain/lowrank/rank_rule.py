@@ -138,7 +138,7 @@ def require(holds: bool, name: str, value: object, needed: object) -> None:
         ConfigError: ``holds`` is false; the message says what was given and what is needed.
     """
     if not holds:
-        raise ConfigError(f"low-rank training needs {name} to be {needed}, got {value!r}")
+        raise ConfigError(f"{name} must be {needed}, got {value!r}")
 
 
 def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:

@@ -153,7 +153,7 @@ def chosen_rule(rank: object, **short_forms: object) -> RankRule:
             return value
     got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
     raise ConfigError(
-        f"low-rank training needs one rank rule, got {got}; choose one of rank=Relative(0.1), "
+        f"need one rank rule, got {got}; choose one of rank=Relative(0.1), "
         "rank=Energy(0.9) and rank=StoredBudget(0.5), or one of the short forms rank_rtol=0.1, "
         "energy=0.9 and stored_budget=0.5"
     )

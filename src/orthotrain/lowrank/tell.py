@@ -22,10 +22,13 @@ def plan_of(
         return [*lines, f"each layer switches once its basis settles, checked every {every} steps"]
     reach_all = updates_to_reach_all(layers=layers, layer_fraction=fraction)
     last = settings.delay_steps + (reach_all - 1) * every
-    who = "layers whose rank pays" if settings.only_if_cheaper else "all layers"
-    lines.append(
-        f"{who} switch after step {settings.delay_steps}, with an update every {every} steps"
+    switch = (
+        f"layers switch from step {settings.delay_steps} on, each once its rank makes it cheaper "
+        "than dense"
+        if settings.only_if_cheaper
+        else f"all layers switch after step {settings.delay_steps}"
     )
+    lines.append(f"{switch}; an update every {every} steps")
     lines.append(f"update {reach_all}, after step {last}, is the first to reach every layer")
     if total_steps is not None and last > total_steps:
         updates = (total_steps - settings.delay_steps) // every + 1
@@ -39,7 +42,8 @@ def row_of(site: Site, layer: LayerHistory) -> Row:
     layout, dense, numbers = site.layout, site.dense_numbers, site.parameter.numel()
     trainable = numbers if site.parameter.requires_grad else 0
     if not site.factored:
-        note = f"rank {layer.planned_rank} does not pay yet" if layer.planned_rank > 0 else ""
+        planned = f"rank {layer.planned_rank} would not be cheaper than dense yet"
+        note = planned if layer.planned_rank > 0 else ""
         note = note if trainable else "frozen"
         return Row(site.name, layout.shape, None, trainable, dense, dense, "dense", note)
     k = site.rank
@@ -75,8 +79,9 @@ def notes_on(
         )
     if not low_rank and any(layer.planned_rank > 0 for layer in layers.values()):
         notes.append(
-            f"no layer is low-rank after update {updates}: no planned rank pays yet; wait for "
-            "more updates, choose a rank rule that cuts more, or set only_if_cheaper=False"
+            f"no layer is low-rank after update {updates}: no planned rank is cheaper than dense "
+            "yet; wait for more updates, choose a rank rule that cuts more, or set "
+            "only_if_cheaper=False"
         )
     notes += [
         f"{name}: {layer.strikes} of its cuts made the loss jump, next cuts delayed"

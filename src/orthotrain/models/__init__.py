@@ -8,13 +8,17 @@ if TYPE_CHECKING:
     from orthotrain.models.average import ema_of
     from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
     from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
+    from orthotrain.models.mini_vit import MiniViT
+    from orthotrain.models.resnet import ResNet
     from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 
 __all__ = [
     "EigenDiscriminator",
     "EigenGenerator",
     "LinearGenerator",
+    "MiniViT",
     "QuadraticCritic",
+    "ResNet",
     "SimpleDiscriminator",
     "SimpleGenerator",
     "ema_of",
@@ -23,7 +27,9 @@ _HOME = {
     "EigenDiscriminator": "eigengan",
     "EigenGenerator": "eigengan",
     "LinearGenerator": "linear_gan",
+    "MiniViT": "mini_vit",
     "QuadraticCritic": "linear_gan",
+    "ResNet": "resnet",
     "SimpleDiscriminator": "simple_gan",
     "SimpleGenerator": "simple_gan",
     "ema_of": "average",

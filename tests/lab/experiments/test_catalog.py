@@ -12,7 +12,8 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, is_recipe, recipe_config, recipe_names
 from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.lowrank import recipes
-from orthotrain.lab.run.experiment import Experiment, named
+from orthotrain.lab.named import named
+from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 

@@ -43,7 +43,7 @@ def test_a_truncated_checkpoint_is_refused_with_advice(tmp_path, keep):
     save_checkpoint(path, state_of(1))
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(CheckpointError, match="delete it and run the same command"):
+    with pytest.raises(CheckpointError, match="move it away and run the same command"):
         load_checkpoint(path)
 
 

@@ -8,8 +8,8 @@ import torch
 from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
 from lab.run.toy import TOY, ToyTrainer
 from orthotrain.errors import CheckpointError, ConfigError, NonFiniteError
+from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
-from orthotrain.lab.run.experiment import named
 from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, read_metrics
 from orthotrain.lab.run.restore import read_network, read_weights
@@ -90,7 +90,10 @@ def test_a_checkpoint_cannot_call_what_is_not_marked(tmp_path):
         read_network(path)
     assert path.exists()
     save_checkpoint(path, {"training": {"model": {}}, "network": {**network, "build": "no:way"}})
-    with pytest.raises(CheckpointError, match="nothing here that rebuilds its network"):
+    with pytest.raises(
+        CheckpointError,
+        match="names a function that rebuilds its network, and 'no:way' cannot be loaded",
+    ):
         read_network(path)
     save_checkpoint(path, {"training": {"model": {}}, "network": {"family": "lowrank"}})
     with pytest.raises(CheckpointError, match="does not say where its weights are"):

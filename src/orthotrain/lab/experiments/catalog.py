@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -19,8 +18,9 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from orthotrain.errors import ConfigError
+from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale
-from orthotrain.lab.run.experiment import Experiment, named
+from orthotrain.lab.run.experiment import Experiment
 
 DEFAULT_RECIPE = "digits-minivit"
 ENTRY_POINTS = "orthotrain.experiments"
@@ -78,9 +78,6 @@ def find_recipe(name: str) -> Experiment:
             f"recipe {name!r} does not exist; {hint}choose from {', '.join(names)}, or name one "
             "of your own as module:NAME"
         )
-    # ``python -m`` looks into the current folder, an installed command does not.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     found = named(reference)
     if not isinstance(found, Experiment):
         raise ConfigError(f"recipe {name} is a {type(found).__name__}; need an Experiment")

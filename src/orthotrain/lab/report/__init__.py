@@ -42,8 +42,17 @@ cards, panels of ``Curves``, maps of ``HeatMaps``.
 =============  ===================================================================================
 """
 
-from orthotrain.lab.report.closing import closing_table
-from orthotrain.lab.report.page import Page
-from orthotrain.lab.report.write import write_report
+from typing import TYPE_CHECKING
+
+from orthotrain._names import lazy_names
+
+if TYPE_CHECKING:
+    from orthotrain.lab.report.closing import closing_table
+    from orthotrain.lab.report.page import Page
+    from orthotrain.lab.report.write import write_report
 
 __all__ = ["Page", "closing_table", "write_report"]
+_HOME = {"Page": "page", "closing_table": "closing", "write_report": "write"}
+
+if not TYPE_CHECKING:  # a closing table needs no template, a page no figure
+    __getattr__ = lazy_names(__name__, _HOME)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-    ScalarFormatter,
-)
+from typing import TYPE_CHECKING, Final, Literal
 
 from orthotrain.lab.report.curves import Curve
 from orthotrain.lab.report.style import Look
+
+if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # More lines than this are named at their ends.
 _MOST_IN_LEGEND: Final = 5
@@ -54,6 +47,8 @@ def name_lines(figure: Figure, drawn: Sequence[tuple[Axes, Sequence[Line]]]) -> 
         for axes, lines in drawn:
             name_ends(axes, [(one.look.label, one.look.color, one.x, one.y) for one in lines])
         return
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], color=k.color, linestyle=k.line, label=k.label) for k in looks]
     if handles:
         figure.legend(
@@ -68,6 +63,14 @@ def logarithmic(axes: Axes) -> None:
     """
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    from matplotlib.ticker import (
+        FuncFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullLocator,
+        ScalarFormatter,
+    )
+
     axes.yaxis.set_minor_locator(NullLocator())
     if high < 4 * low:
         axes.yaxis.set_major_locator(MaxNLocator(6))

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from orthotrain.lab.report import style
 from orthotrain.lab.report.curves import Array, Curve, Reduce, Series, Value, curve
@@ -26,6 +23,10 @@ from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.style import Look, Plot, Theme
 from orthotrain.lab.report.tables import Measures, given
+
+if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Looks = Callable[[Run, Theme], Mapping[str, Look]]
 Variants = Callable[[Run], Sequence[Variant]]
@@ -176,6 +177,8 @@ def _draw_panel(
         style.say(axes, "nothing recorded", theme)
         return []
     axes.set_xlim(left=0)
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if panel.zero:
         axes.set_ylim(bottom=0)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
 from orthotrain.lab.report import style
 from orthotrain.lab.report.curves import Grid
 from orthotrain.lab.report.figures import Looks
 from orthotrain.lab.report.load import Run
 from orthotrain.lab.report.style import Plot, Theme
+
+if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _MAX_LABELS: Final = 40
 
@@ -82,6 +82,9 @@ class HeatMaps:
 
 
 def _heat_map(axes: Axes, shown: HeatMap, theme: Theme) -> AxesImage:
+    import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
     colors = matplotlib.colormaps[style.HEAT_MAP].with_extremes(bad=theme.empty)
     x, layers = shown.grid.x, shown.grid.layers
     half = (x[-1] - x[0]) / max(2 * (len(x) - 1), 1) or 0.5

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
 from orthotrain.errors import ConfigError
+from orthotrain.lab.named import named
 from orthotrain.lab.report.default import PAGE
 from orthotrain.lab.report.load import Run
 from orthotrain.lab.report.page import Page
@@ -19,17 +18,16 @@ def page_of(run: Run) -> tuple[Page, tuple[str, ...]]:
     Raises:
         ConfigError: What it names is no page.
     """
-    named = text(run.info, "page")
-    if not named:
+    name = text(run.info, "page")
+    if not name:
         return PAGE, ()
-    module, _, attribute = named.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        return PAGE, (f"The page {named} could not be loaded ({error}); this is the general one.",)
+        found = named(name)
+    except ConfigError as error:
+        return PAGE, (f"The page {name} could not be loaded ({error}); this is the general one.",)
     if not isinstance(found, Page):
         raise ConfigError(
-            f"report needs a Page under 'page' in run.json; {named} is a {type(found).__name__}. "
+            f"report needs a Page under 'page' in run.json; {name} is a {type(found).__name__}. "
             "Correct the name, or remove it for the general page."
         )
     return found, ()

@@ -43,7 +43,7 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, dict) and value:
             flat += flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((f"{prefix}{key}", "none" if value is None else str(value)))
+            flat.append((f"{prefix}{key}", "not set" if value is None else str(value)))
     return flat
 
 

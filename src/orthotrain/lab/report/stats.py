@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from scipy import stats
-
 from orthotrain.lab.report.load import SeedRun, Variant
 
 MISSING: Final = "\N{EN DASH}"
@@ -162,7 +160,9 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
     """Spearman's coefficient of pairs without NaN; NaN for fewer than three or a constant side."""
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return math.nan
-    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 Verdict = Literal["better", "worse", "higher", "lower", "within", "few", "infinite", "not measured"]
@@ -196,7 +196,9 @@ class Paired:
         """Half of the 95 % interval by Student's t; NaN for fewer than two seeds."""
         if self.count < 2:
             return math.nan
-        quantile = float(stats.t.ppf(0.975, self.count - 1))
+        from scipy.stats import t as student
+
+        quantile = float(student.ppf(0.975, self.count - 1))
         return quantile * self.difference.std / math.sqrt(self.count)
 
     @property

@@ -6,14 +6,14 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-import matplotlib.style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orthotrain.lab.report.load import Run
+
+if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 WIDTH_INCHES: Final = 10.0
 DOTS_PER_INCH: Final = 150
@@ -104,6 +104,8 @@ def looks(run: Run, theme: Theme) -> dict[str, Look]:
 @contextmanager
 def styled(theme: Theme) -> Iterator[None]:
     """Draw inside it: matplotlib's defaults and this theme, whatever the user's settings are."""
+    import matplotlib.style
+
     # The "default" sheet first, so that nobody's matplotlibrc changes a report.
     with matplotlib.style.context("default"), matplotlib.rc_context(_settings(theme)):
         yield
@@ -144,6 +146,8 @@ def _settings(theme: Theme) -> dict[RcKeyType, Any]:
 
 def new_figure(height: float) -> Figure:
     """An empty figure of the page's width, with room for a legend above its axes."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DOTS_PER_INCH, layout="constrained")
     engine = figure.get_layout_engine()
     assert engine is not None

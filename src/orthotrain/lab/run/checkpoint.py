@@ -61,8 +61,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"load_checkpoint: {path} is damaged or no checkpoint ({reason}); delete it and run "
-            "the same command again to train this seed from its start, or restore a copy"
+            f"load_checkpoint: {path} is damaged or no checkpoint ({reason}); need a checkpoint.pt "
+            "of a run folder. Restore a copy, or move it away and run the same command again to "
+            "train this seed from its start"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 from orthotrain.errors import ConfigError
@@ -69,19 +68,3 @@ class Experiment:
     def baseline(self, config: RunConfig) -> str:
         """Name of the variant that the others are compared with."""
         return self.variants(config)[0].name
-
-
-def named(reference: str) -> Any:
-    """The object called ``"module:NAME"``; imports the module.
-
-    Raises:
-        ConfigError: The text has another form, or there is no such module or name.
-    """
-    module, _, name = reference.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{reference!r} cannot be loaded ({error}); need module:NAME of a module that Python "
-            "finds from the current folder"
-        ) from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, WorkerError
+from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
-from orthotrain.lab.run.experiment import named
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, read_json
@@ -150,8 +151,16 @@ def _run_in_workers(
                 running[submit(run.train, task)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                del running[future]
-                future.result()
+                task = running.pop(future)
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    raise WorkerError(
+                        f"run_all: a worker process was ended from outside while it trained "
+                        f"{task.variant.name} with seed {task.seed} or another one beside it, "
+                        "perhaps for lack of memory; the same command goes on, with --jobs 1 it "
+                        "needs less memory"
+                    ) from error
 
 
 @contextmanager

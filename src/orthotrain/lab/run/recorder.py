@@ -26,6 +26,8 @@ KINDS: Final = {
 }
 # Records of these kinds tell of a change of sizes and ranks, at a step that they give.
 _CHANGES: Final = frozenset({"event"})
+# Kinds of lines that this recorder writes of the training itself.
+_OWN: Final = frozenset({"step", "eval", "size", "rank", *KINDS.values()})
 # Lines of these kinds are of one method each, so they do not name it.
 _ONE_METHOD: Final = frozenset({"stability", "condition"})
 
@@ -74,7 +76,9 @@ class Recorder:
     def take_record(self, record: Mapping[str, Any]) -> None:
         """One record of an attached method."""
         method = str(record.get("method"))
-        kind = KINDS.get(method, method)
+        # A method that is called like a kind of the loop's own lines must not mix with them.
+        own = f"method {method}" if method in _OWN else method
+        kind = KINDS.get(method, own)
         if kind in _CHANGES:
             self._structure_changed = True
             self._metrics.append(kind, **record)

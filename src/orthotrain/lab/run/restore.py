@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint
-from orthotrain.lab.run.experiment import named
 from orthotrain.lowrank import restore_structure
 
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
@@ -83,12 +83,17 @@ def read_network(path: Path) -> nn.Module:
     """
     saved = load_checkpoint(path)
     network = saved["network"]
+    if "build" not in network:
+        raise CheckpointError(
+            f"{path} does not say which function rebuilds its network: an earlier version wrote "
+            "it; use that version"
+        )
     try:
         build = named(network["build"])
-    except (ConfigError, KeyError) as error:
+    except ConfigError as error:
         raise CheckpointError(
-            f"{path} says nothing here that rebuilds its network ({error}); use the version of "
-            "orthotrain that wrote it, in the folder of its experiment"
+            f"{path} names a function that rebuilds its network, and {error}; run this in the "
+            "folder of its experiment"
         ) from error
     if not getattr(build, _MARK, False):
         raise CheckpointError(
@@ -108,7 +113,7 @@ def _weights(saved: Mapping[str, Any]) -> dict[str, Tensor]:
         part, prefix = saved["training"][network["weights"]], network["prefix"]
     except KeyError as error:
         raise CheckpointError(
-            f"the checkpoint does not say where its weights are ({error} is missing); use the "
-            "version of orthotrain that wrote it"
+            f"the checkpoint does not say which of its parts holds the weights ({error} is "
+            "missing): an earlier version wrote it; use that version"
         ) from error
     return {k.removeprefix(prefix): value for k, value in part.items() if k.startswith(prefix)}

@@ -5,6 +5,7 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +51,11 @@ class LowRankConfig:
         need(
             0 < self.every_fraction <= 1, f"every_fraction={self.every_fraction} must lie in (0, 1]"
         )
+        # A usual rule is right by its form, without loading torch; any other is read now.
+        if not re.fullmatch(r"(rank_rtol|energy|stored_budget)=0?\.\d*[1-9]\d*", self.rank):
+            from orthotrain.lowrank import read_rule
+
+            read_rule(self.rank)
 
 
 @dataclass(frozen=True)

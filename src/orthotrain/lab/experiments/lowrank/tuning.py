@@ -11,8 +11,9 @@ from typing import Any
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.lowrank.config import DENSE, LowRankConfig, LowRankVariant
+from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig
-from orthotrain.lab.run.experiment import Experiment, named
+from orthotrain.lab.run.experiment import Experiment
 
 
 @dataclass(frozen=True)

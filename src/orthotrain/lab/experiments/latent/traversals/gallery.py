@@ -5,10 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from orthotrain.errors import DataError
@@ -19,6 +18,9 @@ from orthotrain.lab.report.figures import Looks
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.rows import text
 from orthotrain.lab.report.style import Plot, Theme
+
+if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
+    from matplotlib.figure import Figure
 
 FILE: Final = "traversals.npz"
 PAGE: Final = "traversals.html"

@@ -66,7 +66,7 @@ CIFAR10_MINIVIT = Experiment(
             device="cpu",
             precision="float32",
         ),
-        # Sized for three to four minutes a training on one core: a fifth of the images, a
+        # Sized for three to four minutes per training on one core: a fifth of the images, a
         # narrower and shallower network, few epochs.
         "cpu": replace(
             _FULL,

@@ -1,7 +1,7 @@
 """Mini ViT on scikit-learn's digits: minutes on two CPU cores, nothing to download.
 
 The network has the layers of the authors' CIFAR-10 mini ViT (square patches, MLP x4, no bias in
-q, k and v), wide and shallow: at width 96 and 256 rows a step the matrices are so small that a
+q, k and v), wide and shallow: at width 96 and 256 rows per step the matrices are so small that a
 low-rank step took as long as a dense one. Optimizer and schedule are theirs, too, with times as
 shares of the run; the learning rate is larger because the network is smaller.
 """
