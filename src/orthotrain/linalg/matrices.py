@@ -58,6 +58,11 @@ class WeightLayout:
         lead = (self.blocks,) if self.blocks > 1 else ()
         return (*lead, self.m, rank), (*lead, rank, rank), (*lead, rank, self.n)
 
+    def pair_shape(self, rank: int) -> tuple[int, ...]:
+        """Shape of ``left^T`` and ``right`` side by side, at a rank."""
+        lead = (self.blocks,) if self.blocks > 1 else ()
+        return (*lead, rank, self.m + self.n)
+
     def __str__(self) -> str:
         return f"{f'{self.blocks} of ' if self.blocks > 1 else ''}{self.m}x{self.n}"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
-from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
+from orthotrain.layers._factors import LowRankModule, factor_names, holds_pair, is_factored
 from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.sites import Site
@@ -102,7 +102,7 @@ class Agreement:
             p, s, qh = decompose()
             return p[..., :rank], s, qh[..., :rank, :]
         parameter, (m, n) = site.parameter, (site.layout.m, site.layout.n)
-        if site.factored:
+        if site.factored:  # of a pair it is the core of its product that was decomposed, too
             m = n = site.rank
         lead = (site.layout.blocks,) if site.layout.blocks > 1 else ()
         shapes = [(*lead, m, rank), (*lead, min(m, n)), (*lead, rank, n)]
@@ -117,6 +117,15 @@ class Agreement:
         shared = torch.split(self._from_first(flat, message), sizes)
         p, s, qh = (part.view(shape) for part, shape in zip(shared, shapes, strict=True))
         return p, s, qh
+
+    def share(self, parameter: nn.Parameter) -> None:
+        """Give all processes the deciding one's values, to the last bit.
+
+        For a pair: each process takes the bases of its own, whose last bits may differ between
+        machines.
+        """
+        if self._group is not None:
+            dist.broadcast(parameter.detach(), group=self._group, group_src=0)
 
     def structure_changed(self) -> None:
         """Fit the wrapper, known or found later, to parameters that were given new tensors."""
@@ -211,6 +220,6 @@ def _frozen_names(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRankModule):
             for weight in module.weight_names:
-                if is_factored(module, weight):
+                if is_factored(module, weight) and not holds_pair(module, weight):
                     u, _, vh = factor_names(weight)
                     yield from (f"{name}.{each}".removeprefix(".") for each in (u, vh))

@@ -121,5 +121,4 @@ def require_finite(site: Site) -> None:
 
 def _finite_matrix(site: Site) -> Tensor:
     require_finite(site)
-    value = site.parameter.detach()
-    return value if site.factored else site.layout.matrix(value)
+    return site.matrix

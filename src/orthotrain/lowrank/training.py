@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from orthotrain.errors import ConfigError, StateError
+from orthotrain.layers import stored_numbers
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.change import Change, change_site_
 from orthotrain.lowrank.decide import KEEP, decide, reached
@@ -117,16 +118,34 @@ class LowRankTraining(Bound):
         view.look(sites, layers, settings, reached(sites, layers, settings, update=self._updates))
         others = other_numbers(self._run.model, sites) if settings.rank.sees_all_layers else 0
         decisions = decide(sites, layers, settings, view.candidates, other_numbers=others)
+        decisions = [
+            KEEP if self._does_not_pay(site, rank) else rank
+            for site, rank in zip(sites, decisions, strict=True)
+        ]
         for site, rank in zip(sites, decisions, strict=True):
             if rank != KEEP:
                 require_finite(site)  # all of them before the first is changed
         return decisions
 
+    def _does_not_pay(self, site: Site, rank: int) -> bool:
+        """Whether a pair of this rank would hold no fewer numbers than the dense weight.
+
+        The break-even of trained bases lies below that of frozen ones, which ``decide`` knows.
+        """
+        settings, layout = self._settings, site.layout
+        if site.factored or settings.bases == "frozen" or not settings.only_if_cheaper:
+            return False
+        held = stored_numbers(layout.m, layout.n, rank, bases="trained")
+        return held >= layout.m * layout.n
+
     def _change(self, site: Site, rank: int, view: View) -> Change:
         """Take the agreed factors of a site; optimizer state and copies follow."""
         factors = self._agreement.factors(lambda: view.decomposition(site), site, rank=rank)
         layer, mode = self._layers[site.name], self._settings.optimizer_state
-        change = change_site_(site, layer, factors, self._run, mode=mode)
+        bases = self._settings.bases
+        change = change_site_(site, layer, factors, self._run, mode=mode, bases=bases)
+        if site.trains_bases:
+            self._agreement.share(site.parameter)
         for copy in self._copies:
             copy.follow(site)
         self._record(
@@ -200,7 +219,7 @@ class LowRankTraining(Bound):
         """Make a copy of the model follow, from its present structure on."""
         copy = FollowingCopy(model, self._run.model, self._sites)
         for site in self._sites:
-            copy.follow(site)
+            copy.follow(site, changed=False)
         self._load_hooks += follow_checkpoints(model)
         self._copies.append(copy)
 
