@@ -1,8 +1,10 @@
 """What a low-rank layer costs, in multiply-adds, and which contraction is the cheapest.
 
 A weight ``u @ core @ vh`` (``m x k``, ``k x k``, ``k x n``) acts on ``rows`` inputs: tokens of
-a linear layer, output positions of a convolution. With trained bases it is ``left @ right``. The counts leave out what is linear in the
-sizes (bias, casts). ``benchmarks/contraction.py`` compares them with measured times.
+a linear layer, output positions of a convolution. With trained bases it is ``left @ right``
+(``m x k``, ``k x n``). The counts leave out what is linear in the sizes (bias, casts).
+``benchmarks/contraction.py`` and ``benchmarks/trained_factors.py`` compare them with measured
+times.
 """
 
 from __future__ import annotations

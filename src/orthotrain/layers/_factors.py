@@ -343,7 +343,9 @@ def _follow_pair(
 ) -> str | None:
     """Take the structure of a stored pair; a message where it does not fit the layer."""
     if beside:
-        return f"the checkpoint holds a pair and {beside}, two forms of one weight; keep one of them"
+        return (
+            f"the checkpoint holds a pair and {beside}, two forms of one weight; keep one of them"
+        )
     layouts, shape = low_rank_class.layouts(module, weight), tuple(stacked.shape)
     rank = shape[-2] if len(shape) > 1 else 0
     fitting = [each for each in layouts if each.pair_shape(rank) == shape]

@@ -33,8 +33,8 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     Made in place out of ``nn.MultiheadAttention``. A packed ``in_proj_weight`` becomes one core
     of ``(3, k, k)``, with a basis each for query, key and value, or ``(k, k)`` with one shared
     basis. Separate projections are held one by one. With trained bases the core's place is taken
-    by a pair, ``left^T`` and ``right`` side by side: ``in_proj_pair``, ``q_proj_pair``. The output projection is a linear layer of
-    its own, and is converted as one.
+    by a pair, ``left^T`` and ``right`` side by side: ``in_proj_pair``, ``q_proj_pair``. The output
+    projection is a linear layer of its own, and is converted as one.
 
     Source:
         Coquelin et al., arXiv:2401.08505, for the projections; Vaswani et al.,
@@ -171,7 +171,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         if pair.ndim == 2 and query is key and key is value:
             return pair_linear(query, pair, self.in_proj_bias, m=3 * width).chunk(3, -1)
         if pair.ndim == 2:  # one right factor with the left one of each projection
-            *left, right = pair.split(width, -1)
+            *left, right = torch.split(pair, width, -1)
             blocks = [torch.cat((each, right), -1) for each in left]
         else:
             blocks = list(pair.unbind())

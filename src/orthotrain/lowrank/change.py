@@ -42,7 +42,7 @@ class Change:
     kept_energy: float
 
 
-def change_site_(  # noqa: PLR0913  # a site with its past and its new form, and who follows
+def change_site_(
     site: Site,
     layer: LayerHistory,
     factors: Decomposition,

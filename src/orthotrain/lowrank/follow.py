@@ -78,7 +78,6 @@ class FollowingCopy:
                 frozen[id(parameter)] = (u.to(parameter).clone(), vh.to(parameter).clone())
             hold_factors_(module, weight, low_rank_class, *frozen[id(parameter)])
 
-
     def _follow_pair(self, site: Site, *, changed: bool) -> None:
         left, right = site.pair
         u, _, vh = site.factors

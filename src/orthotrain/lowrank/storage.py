@@ -118,4 +118,3 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
         else:
             aliases[name] = known
     return tensors, aliases
-

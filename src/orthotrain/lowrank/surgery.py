@@ -54,9 +54,10 @@ def to_dense(model: nn.Module) -> nn.Module:
 def to_factored(model: nn.Module) -> nn.Module:
     """Turn low-rank layers into two plain layers each, for deployment, in place.
 
-    ``u @ core`` folds into one factor; trained factors are taken as they are. So a layer stores ``k (m + n)`` numbers. A layer for
-    which that is not less than the dense weight becomes dense, and so does one whose weight
-    torch's own code reads by name: attention projections and the linear layers inside
+    ``u @ core`` folds into one factor; trained factors are taken as they are. So a layer stores
+    ``k (m + n)`` numbers. A layer for which that is not less than the dense weight becomes dense,
+    and so does one whose weight torch's own code reads by name: attention projections and the
+    linear layers inside
     ``nn.TransformerEncoderLayer``, ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
 
     Args:

@@ -203,7 +203,7 @@ class BasisChange(CoordinateChange):
         return (*self.left.shape[:-2], self.left.shape[-1], self.right.shape[-1])
 
     def moved(self, x: Tensor, rule: Rule) -> Tensor:
-        """``left^T x right``, with squares ``(left*left)^T x (right*right)``: an average of ``x``."""
+        """``left^T x right``; of squares ``(left*left)^T x (right*right)``, which averages."""
         left, right = (f.to(x.device, working_dtype(x)) for f in (self.left, self.right))
         if rule in ("squared", "averaged"):
             left, right = left.square(), right.square()
@@ -227,7 +227,11 @@ def unknown_entries(state: Mapping[str, Any], change: CoordinateChange) -> list[
 
 
 def moved_entries(
-    state: Mapping[str, Any], change: CoordinateChange, *, new_shape: Sequence[int], mode: MovingMode
+    state: Mapping[str, Any],
+    change: CoordinateChange,
+    *,
+    new_shape: Sequence[int],
+    mode: MovingMode,
 ) -> dict[str, Tensor]:
     """The entries of one parameter's state that have its shape, in new coordinates.
 

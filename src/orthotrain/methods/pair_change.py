@@ -1,4 +1,4 @@
-r"""How optimizer state follows a weight into a pair of trained factors, and a pair into a smaller one.
+r"""How optimizer state follows a weight into a pair of trained factors, and a pair into another.
 
 With the gradient ``g`` of a weight ``left @ right``, the factors have the gradients ``g right^T``
 and ``left^T g``. So, for a balanced pair of ``p diag(s) qh``, what is linear in the gradient
