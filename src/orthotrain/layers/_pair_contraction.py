@@ -87,7 +87,7 @@ def pair_conv(
     """
     groups, k, n = *pair.shape[:2], pair.shape[2] - m
     x, pair, bias = under_autocast(x, pair, bias)
-    left, right = torch.split(pair, (m, n), -1)
+    left, right = torch.split(pair, [m, n], -1)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], kernel).numel()
     if cheapest_pair_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (left.mT @ right).reshape(groups * m, -1, *kernel)
@@ -146,7 +146,7 @@ class _PairLinear(torch.autograd.Function):
 
 def _sides(pair: Tensor, m: int, *, inputs_first: bool) -> tuple[Tensor, Tensor]:
     """The factor next to the input and the one next to the output, each ``(k, its side)``."""
-    left, right = torch.split(pair, (m, pair.shape[-1] - m), -1)
+    left, right = torch.split(pair, [m, pair.shape[-1] - m], -1)
     return (left, right) if inputs_first else (right, left)
 
 

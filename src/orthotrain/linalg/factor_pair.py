@@ -32,7 +32,7 @@ def halves(
     pair: Float[Tensor, "*g k both"], m: int
 ) -> tuple[Float[Tensor, "*g m k"], Float[Tensor, "*g k n"]]:
     """``left`` and ``right`` of a pair, as views; ``m`` is the number of rows of the product."""
-    left, right = torch.split(pair, (m, pair.shape[-1] - m), -1)
+    left, right = torch.split(pair, [m, pair.shape[-1] - m], -1)
     return left.mT, right
 
 

@@ -41,7 +41,7 @@ class WeightLayout:
     def matrices(self, tensor: Tensor) -> Tensor:
         """``(blocks, m, n)`` of a tensor of ``shape``, in any memory format."""
         if self.widths is not None:
-            sides = torch.split(tensor.reshape(-1, self.m, sum(self.widths)), self.widths, -1)
+            sides = torch.split(tensor.reshape(-1, self.m, sum(self.widths)), list(self.widths), -1)
             filled = [F.pad(side, (0, self.n - side.shape[-1])) for side in sides]
             return torch.stack(filled, 1).flatten(0, 1)
         if self.inputs_first:
