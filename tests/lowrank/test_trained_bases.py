@@ -219,9 +219,7 @@ def test_singular_values_of_zero_leave_numbers():
 def test_a_later_update_is_the_best_cut_of_the_product_and_balances_its_factors():
     model = mlp(9, depth=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    _, handle = attached(
-        model, optimizer, delay_steps=0, every_steps=1, rank_rtol=0.0, bases="trained"
-    )
+    attached(model, optimizer, delay_steps=0, every_steps=1, rank_rtol=0.0, bases="trained")
     layer = model[0]
     with torch.no_grad():  # as training leaves it
         layer.pair.add_(draw(*layer.pair.shape, seed=3))
