@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -336,6 +338,10 @@ def test_merged_factored_and_stored_models_give_the_same_outputs(tmp_path):
     save(model, tmp_path / "m.safetensors")
     fresh = load(filled(Everything(), seed=5), tmp_path / "m.safetensors")
     assert torch.equal(fresh(x), wanted)
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        ranks = json.loads(file.metadata()["ranks"])
+    assert ranks["shared.pair"] == model.shared.rank
+    assert ranks["encoder.self_attn.in_proj_pair"] == model.encoder.self_attn.rank
     assert fresh.tied[0].pair is fresh.tied[1].pair
     handle.detach()
     for change in (to_dense, to_factored):
@@ -432,6 +438,24 @@ def test_an_average_resumes_bit_for_bit(at, track_first):
     go_on(again, range(at, 9))
     for key, value in parts[2].state_dict().items():
         assert torch.equal(again[2].state_dict()[key], value), key
+
+
+def test_a_copy_tracked_late_takes_the_present_form_and_a_like_one_is_left_bit_for_bit():
+    model = mlp(10)
+    late = copy.deepcopy(model)
+    optimizer, handle = attached(model, **TRAINED)
+    train(model, optimizer, range(6))
+    old = weights(late)
+    handle.track(late)
+    u, _, vh = orthonormal_form(*model[4].pair_of())
+    wanted = u @ u.mT @ old["4.weight"] @ vh.mT @ vh
+    torch.testing.assert_close(late[4].weight.detach(), wanted, rtol=0, atol=1e-12)
+    like = copy.deepcopy(model)
+    with torch.no_grad():
+        like[4].pair.add_(0.01)
+    before = {key: value.clone() for key, value in like.state_dict().items()}
+    handle.track(like)
+    assert all(torch.equal(value, before[key]) for key, value in like.state_dict().items())
 
 
 def test_attention_shares_a_right_factor_where_it_is_told_to():
