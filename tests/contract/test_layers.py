@@ -1,6 +1,6 @@
 """What every low-rank layer promises, held against the dense layer it is made of.
 
-A new layer is enrolled by one row of ``LAYERS``.
+A new layer is enrolled by one row of ``FROZEN``; it is tested with frozen and with trained bases.
 """
 
 import copy
@@ -8,7 +8,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -18,7 +18,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from orthotrain.layers import _contraction
+from orthotrain.layers import _contraction, _pair_contraction
 from orthotrain.layers._factors import (
     LowRankModule,
     factor_names,
@@ -26,8 +26,12 @@ from orthotrain.layers._factors import (
     follow_state_dict,
     hold_dense_,
     low_rank_class_of,
+    pair_name,
+    parameter_name,
     resize_parameter_,
+    weight_parameter,
 )
+from orthotrain.lowrank.surgery import _two_layers
 from reference.matrices import generator
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -75,9 +79,10 @@ class Layer:
     weights: tuple[str, ...] = ("weight",)
     blocks: int | None = None
     batch_dim: int = 0
+    bases: str = "frozen"
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.bases == "frozen" else f"{self.name}-{self.bases}"
 
     def dense(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
         layer = self.make().to(dtype)
@@ -95,7 +100,8 @@ class Layer:
         for weight in self.weights:
             layouts = low_rank_class.layouts(layer, weight)
             layout = next(each for each in layouts if self.blocks in (None, each.blocks))
-            factorize_(layer, weight, low_rank_class, rank=rank, layout=layout)
+            options = {"layout": layout, "bases": self.bases}
+            factorize_(layer, weight, low_rank_class, rank=rank, **options)
         return layer
 
     def full_rank(self, module: nn.Module) -> int:
@@ -130,7 +136,7 @@ PACKED = ("in_proj_weight",)
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 CROSS = ((3, 4, 8), (3, 5, 6), (3, 5, 10))
 
-LAYERS = (
+FROZEN = (
     Layer("linear-few-rows", lambda: nn.Linear(10, 7), ((3, 10),)),
     Layer("linear-many-rows", lambda: nn.Linear(6, 9), ((2, 3, 5, 6),)),
     Layer("linear-no-bias", lambda: nn.Linear(6, 9, bias=False), ((4, 6),)),
@@ -167,6 +173,7 @@ LAYERS = (
     Layer("attention-extra-tokens", attention(add_bias_kv=True, add_zero_attn=True),
           ((3, 4, 8),), weights=PACKED),
 )  # fmt: skip
+LAYERS = (*FROZEN, *(replace(row, bases="trained") for row in FROZEN))
 
 # The dense layer says so once a process.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -182,12 +189,14 @@ SINGLE = [row for row in LAYERS if not row.name.startswith("attention")]
 def form(request, monkeypatch):
     """Both contractions, whatever the counts say of sizes as small as these."""
     monkeypatch.setattr(_contraction, "cheapest_form", lambda *_, **__: request.param)
+    monkeypatch.setattr(_pair_contraction, "cheapest_pair_form", lambda *_, **__: request.param)
     return request.param
 
 
 @pytest.fixture
 def factored(monkeypatch):
     monkeypatch.setattr(_contraction, "cheapest_form", lambda *_, **__: "factored")
+    monkeypatch.setattr(_pair_contraction, "cheapest_pair_form", lambda *_, **__: "factored")
 
 
 def close(a: Tensor, b: Tensor, *, budget: float) -> None:
@@ -217,17 +226,18 @@ def truncated(row: Layer, dense: nn.Module, rank: int) -> nn.Module:
 
 
 def trained(row: Layer) -> tuple[LowRankModule, nn.Module]:
-    """A low-rank layer with a core as training leaves it, neither diagonal nor symmetric, and
-    the dense layer with the same weight."""
+    """A low-rank layer as training leaves it, its core neither diagonal nor symmetric, a pair not
+    balanced, and the dense layer with the same weight."""
     dense = row.dense()
     layer = row.low_rank(dense, row.rank)
     random = generator(4)
     for weight in row.weights:
-        u, core, vh = layer.factors(weight)
+        held = weight_parameter(layer, weight)
         with torch.no_grad():
-            core.add_(torch.randn(core.shape, generator=random, dtype=core.dtype) / 4)
+            held.add_(torch.randn(held.shape, generator=random, dtype=held.dtype) / 4)
             value = getattr(dense, weight)
-            value.copy_((u @ core @ vh).reshape(value.shape))
+            left, right = layer.two_factors(weight)
+            value.copy_((left @ right).reshape(value.shape))
     return layer, dense
 
 
@@ -276,20 +286,28 @@ def test_values_and_gradients_are_those_of_the_dense_layer(row, form):
     for got, wanted in zip(x, x_dense, strict=True):
         close(got.grad, wanted.grad, budget=1e-12)
     for weight in row.weights:
-        close(layer.factors(weight).core.grad, in_the_basis(layer, dense, weight), budget=1e-12)
+        held = weight_parameter(layer, weight)
+        close(held.grad, gradient_held(layer, dense, weight), budget=1e-12)
     same = dict(dense.named_parameters())
     for name, parameter in layer.named_parameters():
         if name in same and same[name].grad is not None:
             close(parameter.grad, same[name].grad, budget=1e-12)
 
 
-def in_the_basis(
+def gradient_held(
     layer: LowRankModule, dense: nn.Module, weight: str, gradient: Tensor | None = None
 ) -> Tensor:
-    """``u^T g vh^T`` of a dense weight's gradient: what the core's gradient must be."""
-    u, _, vh = layer.factors(weight)
+    """What the gradient of the core or the pair must be, from that of a dense weight.
+
+    ``u^T g vh^T`` of a core, ``[(g right^T)^T, left^T g]`` of a pair.
+    """
     gradient = getattr(dense, weight).grad if gradient is None else gradient
-    return u.mT @ layer.layout(layer, weight).matrix(gradient) @ vh.mT
+    matrix = layer.layout(layer, weight).matrix(gradient)
+    if pair_name(weight) in layer._parameters:
+        left, right = layer.pair_of(weight)
+        return torch.cat((right @ matrix.mT, left.mT @ matrix), -1)
+    u, _, vh = layer.factors(weight)
+    return u.mT @ matrix @ vh.mT
 
 
 @every_layer
@@ -300,23 +318,27 @@ def test_a_gradient_penalty_beside_the_loss_is_that_of_the_dense_layer(row, form
     x, x_dense = row.x(), row.x()
     for module, inputs in ((layer, x), (dense, x_dense)):
         weights = [
-            module.factors(weight).core if module is layer else getattr(module, weight)
+            weight_parameter(module, weight) if module is layer else getattr(module, weight)
             for weight in row.weights
         ]
         loss = output(module, inputs).pow(3).sum()
         gradients = torch.autograd.grad(loss, (*inputs, *weights), create_graph=True)
         cores = [
-            g if module is layer else in_the_basis(layer, dense, weight, g)
+            g if module is layer else gradient_held(layer, dense, weight, g)
             for weight, g in zip(row.weights, gradients[len(inputs) :], strict=True)
         ]
         totals.append(loss + sum(g.square().sum() for g in (*gradients[: len(inputs)], *cores)))
     close(*totals, budget=1e-12)
-    for total in totals:
-        total.backward()
+    totals[0].backward()
+    ours = {weight: weight_parameter(layer, weight).grad.clone() for weight in row.weights}
+    layer.zero_grad()
+    totals[1].backward()  # of a pair, the twin's penalty depends on the factors, too
     for got, wanted in zip(x, x_dense, strict=True):
         close(got.grad, wanted.grad, budget=1e-11)
     for weight in row.weights:
-        close(layer.factors(weight).core.grad, in_the_basis(layer, dense, weight), budget=1e-11)
+        beside = weight_parameter(layer, weight).grad
+        wanted = gradient_held(layer, dense, weight)
+        close(ours[weight], wanted if beside is None else wanted + beside, budget=1e-11)
 
 
 def _as_function(layer: nn.Module, x: tuple[Tensor, ...]):
@@ -367,7 +389,7 @@ def test_an_input_without_gradient_leaves_the_others(row, factored):
 
 
 @every_layer
-@pytest.mark.parametrize("frozen", ["core", "bias"])
+@pytest.mark.parametrize("frozen", [("core", "pair"), "bias"], ids=["weight", "bias"])
 def test_a_frozen_parameter_leaves_the_others(row, frozen, factored):
     layer = trained(row)[0]
     x, x_again = row.x(), row.x()
@@ -395,13 +417,13 @@ def test_parameters_keep_their_identity_and_factors_are_frozen_buffers(row):
     before = {name: id(p) for name, p in dense.named_parameters()}
     low_rank_class = low_rank_class_of(dense)
     for weight in row.weights:
-        factorize_(dense, weight, low_rank_class, rank=row.rank)
+        factorize_(dense, weight, low_rank_class, rank=row.rank, bases=row.bases)
     after = {name: id(p) for name, p in dense.named_parameters()}
-    names = {factor_names(weight)[1]: weight for weight in row.weights}
+    names = {parameter_name(dense, weight): weight for weight in row.weights}
     assert {names.get(name, name): key for name, key in after.items()} == before
     assert [names.get(name, name) for name in after] == list(before)
     buffers = dict(dense.named_buffers())
-    for weight in row.weights:
+    for weight in row.weights if row.bases == "frozen" else ():
         for name in factor_names(weight)[::2]:
             factor = buffers.pop(name)
             assert not factor.requires_grad
@@ -418,7 +440,12 @@ def test_factors_are_orthonormal_and_the_core_is_diagonal(row):
         eye = torch.eye(row.rank, dtype=u.dtype).expand(core.shape)
         close(u.mT @ u, eye, budget=1e-13)
         close(vh @ vh.mT, eye, budget=1e-13)
-        close(core, torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)), budget=0.0)
+        rounding = 0.0 if row.bases == "frozen" else 1e-13  # computed when it is read
+        close(core, torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)), budget=rounding)
+        if row.bases == "trained":
+            left, right = layer.pair_of(weight)
+            close(left.mT @ left, right @ right.mT, budget=1e-13)
+            close(u @ core @ vh, left @ right, budget=1e-13)
 
 
 @every_layer
@@ -428,7 +455,7 @@ def test_the_weight_is_readable_with_its_gradient(row):
         value = getattr(layer, weight)
         assert value.shape == getattr(row.make(), weight).shape
         value.sum().backward()
-        assert layer.factors(weight).core.grad is not None
+        assert weight_parameter(layer, weight).grad is not None
 
 
 @every_layer
@@ -454,9 +481,9 @@ def test_a_copy_is_a_layer_of_its_own(row, copied):
     ours = {t.data_ptr() for t in layer.state_dict().values()}
     assert ours.isdisjoint(t.data_ptr() for t in twin.state_dict().values())
     for weight in row.weights:  # and it still knows what it was made of
-        core, product = twin.factors(weight).core, twin.materialized(weight)
+        held, product = weight_parameter(twin, weight), twin.materialized(weight)
         hold_dense_(twin, weight)
-        resize_parameter_(core, product.detach())
+        resize_parameter_(held, product.detach())
     assert type(twin) is type(row.make())
     close(output(twin, row.x()), output(layer, row.x()), budget=1e-12)
 
@@ -531,11 +558,11 @@ def test_a_gradient_of_another_shape_does_not_stay(row):
     layer = row.dense()
     output(layer, row.x()).sum().backward()
     for weight in row.weights:
-        factorize_(layer, weight, low_rank_class_of(layer), rank=row.rank)
-        assert layer.factors(weight).core.grad is None
+        factorize_(layer, weight, low_rank_class_of(layer), rank=row.rank, bases=row.bases)
+        assert weight_parameter(layer, weight).grad is None
     output(layer, row.x()).sum().backward()
     layer.load_state_dict(row.low_rank(row.dense(), 1).state_dict())
-    assert all(layer.factors(weight).core.grad is None for weight in row.weights)
+    assert all(weight_parameter(layer, weight).grad is None for weight in row.weights)
 
 
 @every_layer
@@ -551,19 +578,51 @@ def test_a_checkpoint_that_contradicts_the_layer_changes_nothing(row):
     layer = row.low_rank(row.dense(), row.rank)
     weight = row.weights[0]
     u_name, core_name, vh_name = factor_names(weight)
-    good = row.low_rank(row.dense(seed=7), 2).state_dict()
+    good = replace(row, bases="frozen").low_rank(row.dense(seed=7), 2).state_dict()
+    pair = replace(row, bases="trained").low_rank(row.dense(seed=7), 2).state_dict()
     without_vh = {name: t for name, t in good.items() if name != vh_name}
     dense = row.dense(seed=7).state_dict()
     for bad in (
         {**good, u_name: good[u_name][..., :1, :]},
         {**good, core_name: good[core_name][..., :1, :]},
         {**dense, weight: dense[weight][:1]},
+        {**pair, pair_name(weight): pair[pair_name(weight)][..., :1]},
+        {**pair, pair_name(weight): pair[pair_name(weight)][..., :1, :, None]},
         without_vh,
     ):
         with pytest.raises(RuntimeError, match="load it into the model it was saved from"):
             layer.load_state_dict(bad)
-        assert layer.factors(weight).core.shape[-1] == row.rank
+        assert layer.rank_of(weight) == row.rank
         assert output(layer, row.x()).isfinite().all()
+
+
+@every_layer
+def test_names_tell_the_two_forms_apart(row):
+    """Into either form from the other and back, whatever the shapes, and never into both."""
+    dense = row.dense()
+    layer = row.low_rank(row.dense(seed=7), 2)
+    kept = {id(p) for p in layer.parameters()}
+    sources = [
+        replace(row, bases=bases).low_rank(dense, row.rank) for bases in ("frozen", "trained")
+    ]
+    for source in (*sources, *sources):
+        layer.load_state_dict(source.state_dict())
+        assert layer.state_dict().keys() == source.state_dict().keys()
+        assert {id(p) for p in layer.parameters()} == kept
+        close(output(layer, row.x()), output(source, row.x()), budget=0.0)
+    both = {**sources[0].state_dict(), **sources[1].state_dict()}
+    with pytest.raises(RuntimeError, match="two forms of one weight"):
+        layer.load_state_dict(both)
+
+
+@every_layer
+def test_the_parts_of_one_gradient_are_written_into_one_tensor(row, factored):
+    layer = trained(row)[0]
+    output(layer, row.x()).sum().backward()
+    for weight in row.weights:
+        held = weight_parameter(layer, weight)
+        assert held.grad.shape == held.shape
+        assert held.grad.is_contiguous()
 
 
 # --- under the tools of torch -------------------------------------------------------------------
@@ -748,6 +807,27 @@ def test_channels_last_stays_so(row, form):
 # --- what is kept for backward ------------------------------------------------------------------
 
 
+def frozen(rows: list[Layer]) -> list[Layer]:
+    return [row for row in rows if row.bases == "frozen"]
+
+
+@pytest.mark.parametrize("row", [row for row in SINGLE if row not in frozen(SINGLE)], ids=str)
+def test_trained_bases_keep_what_two_plain_layers_keep(row, factored):
+    layer = row.low_rank(row.dense(), row.rank)
+    x = row.x()
+    pair = _two_layers(layer)
+    known = [*layer.parameters(), *pair.parameters(), *x]
+    kept = kept_for_backward(lambda: output(layer, x), known)
+    wanted = kept_for_backward(lambda: output(pair, x), known)
+    if row in CONVOLUTIONS:  # groups copy the filters, padding="same" pads on both sides
+        assert wanted <= kept <= 1.1 * wanted + layer.pair.numel()
+    else:
+        assert kept == wanted
+    layer.requires_grad_(False)  # then nothing is kept but for the gradient of the input
+    if row not in CONVOLUTIONS:
+        assert kept_for_backward(lambda: output(layer, x), known) == 0
+
+
 def kept_for_backward(function: Callable[[], object], known: list[Tensor]) -> int:
     """Numbers that autograd holds on to, beside tensors that exist anyway."""
     kept: dict[int, int] = {}
@@ -764,7 +844,7 @@ def kept_for_backward(function: Callable[[], object], known: list[Tensor]) -> in
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("row", SINGLE, ids=str)
+@pytest.mark.parametrize("row", frozen(SINGLE), ids=str)
 def test_only_the_narrow_activation_is_kept(row, factored):
     layer = row.low_rank(row.dense(), row.rank)
     x = row.x()
@@ -783,7 +863,7 @@ def _kept_by_padding(layer: nn.Module, x: Tensor) -> int:
     return x.numel() if getattr(layer, "padding_mode", "") in ("reflect", "replicate") else 0
 
 
-@pytest.mark.parametrize("row", ATTENTION, ids=str)
+@pytest.mark.parametrize("row", frozen(ATTENTION), ids=str)
 def test_attention_projections_keep_the_narrow_activation(row, factored):
     layer = row.low_rank(row.dense(), row.rank)
     x = row.x()

@@ -28,6 +28,7 @@ WORLD, BATCH, STEPS = 2, 8, 10
 # Switches after step 3 and cuts after 5, 7 and 9; the last step is one between updates.
 SCHEDULE = {"delay_steps": 3, "every_steps": 2, "layer_fraction": 1.0, "only_if_cheaper": False}
 METHOD = AdaptiveLowRank(rank_rtol=0.9, max_drop=0.2, **SCHEDULE)
+TRAINED = AdaptiveLowRank(rank_rtol=0.9, max_drop=0.2, bases="trained", **SCHEDULE)
 
 MODES = {
     "default": {},
@@ -394,6 +395,8 @@ def main(rank, folder):
     results = {name: in_mode(rank, name) for name in MODES}
     results |= {
         "first process decides": first_process_decides(rank),
+        "trained bases": in_mode(rank, "default", TRAINED),
+        "trained bases, static graph": in_mode(rank, "static_graph", TRAINED),
         "communication hook": communication_hook(rank),
         "PowerSGD": power_sgd(rank),
         "accumulation": accumulation(rank, "default"),

@@ -14,6 +14,7 @@ from lowrank.ddp_worker import (
     MODES,
     RESUMES,
     STEPS,
+    TRAINED,
     WORLD,
     Net,
     adamw,
@@ -68,6 +69,20 @@ def test_parameters_factors_and_optimizer_state_are_bit_equal(both, scenario):
     first, other = (outcomes[scenario]["held"] for outcomes in both)
     assert {"wide.u", "wide.core", "wide.vh", "0.exp_avg", "0.exp_avg_sq"} <= first.keys()
     assert differing(first, other) == []
+
+
+@pytest.mark.parametrize("scenario", ["trained bases", "trained bases, static graph"])
+def test_trained_bases_are_bit_equal_and_follow_the_joined_run(both, scenario):
+    first, other = (outcomes[scenario]["held"] for outcomes in both)
+    assert {"wide.pair", "square.pair", "0.exp_avg", "0.exp_avg_sq"} <= first.keys()
+    assert differing(first, other) == []
+    model = Net()
+    optimizer = adamw(model)
+    attach(model, optimizer, TRAINED)
+    train(model, optimizer, steps=STEPS, batches=joined_batch)
+    assert both[0][scenario]["ranks"] == [model.wide.rank, model.square.rank]
+    for ours, theirs in zip(dense_weights(model), both[0][scenario]["dense"], strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
 
 
 def test_the_comparison_notices_a_wrapper_that_was_not_told(both):

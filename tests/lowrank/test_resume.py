@@ -31,9 +31,11 @@ OPTIMIZERS = {
 }
 # The switch comes after step 3, a cut after 5 and every 2 steps from there on.
 SCHEDULE = {"delay_steps": 3, "every_steps": 2, "rank_rtol": 0.2, "max_drop": 0.2}
+TRAINED = {**SCHEDULE, "bases": "trained"}
 LAZY = {**SCHEDULE, "only_if_cheaper": True, "max_drop": 0.5, "rank_rtol": 0.5}
 # Learning so slow that bases settle at once: layers switch after step 8.
 AUTO = {**SCHEDULE, "delay_steps": "auto"}
+both_bases = pytest.mark.parametrize("schedule", [SCHEDULE, TRAINED], ids=["frozen", "trained"])
 
 
 def tied_mlp():
@@ -78,6 +80,12 @@ CASES = {
     "lazy": (lambda: mlp(10), "adamw", LAZY, mlp_loss),
     "auto": (lambda: mlp(10), "fused adamw", AUTO, mlp_loss),
     "tied": (tied_mlp, "adamw", SCHEDULE, mlp_loss),
+    "trained bases, momentum": (lambda: mlp(10), "momentum", TRAINED, mlp_loss),
+    "trained bases, fused adamw in float32": (
+        lambda: mlp(10, dtype=torch.float32), "fused adamw", TRAINED, mlp_loss,
+    ),
+    "trained bases, lazy": (lambda: mlp(10), "adamw", {**LAZY, "bases": "trained"}, mlp_loss),
+    "trained bases, tied": (tied_mlp, "adamw", TRAINED, mlp_loss),
 }  # fmt: skip
 
 
@@ -104,40 +112,43 @@ def test_saved_at_any_step_a_run_goes_on_bit_for_bit(case):
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_every_order_of_loading_around_the_switch_and_a_cut(order):
+@both_bases
+def test_every_order_of_loading_around_the_switch_and_a_cut(order, schedule):
     build, make = (lambda: mlp(10)), OPTIMIZERS["fused adamw"]
-    parts = start(build, make, **SCHEDULE)
+    parts = start(build, make, **schedule)
     states = {}
     for step in range(8):
         states[step] = state_of(parts)
         go_on(parts, [step], mlp_loss)
     end = state_of(parts)
     for step in (2, 3, 4, 5, 6):
-        again = start(build, make, **SCHEDULE)
+        again = start(build, make, **schedule)
         load(again, states[step], order)
         go_on(again, range(step, 8), mlp_loss)
         assert same(state_of(again), end), step
 
 
-def test_every_kind_of_layer_goes_on_bit_for_bit():
+@both_bases
+def test_every_kind_of_layer_goes_on_bit_for_bit(schedule):
     def build():
         return filled(Everything(), dtype=torch.float32)
 
-    parts = start(build, OPTIMIZERS["fused adamw"], **SCHEDULE)
+    parts = start(build, OPTIMIZERS["fused adamw"], **schedule)
     states = {}
     for step in range(8):
         states[step] = state_of(parts)
         go_on(parts, [step], everything_loss)
     end = state_of(parts)
     for step, order in zip((1, 3, 4, 5, 6, 7), ORDERS, strict=True):
-        again = start(build, OPTIMIZERS["fused adamw"], **SCHEDULE)
+        again = start(build, OPTIMIZERS["fused adamw"], **schedule)
         load(again, states[step], order)
         go_on(again, range(step, 8), everything_loss)
         assert same(state_of(again), end), (step, order)
 
 
-def test_a_run_can_go_back_to_its_own_earlier_state():
-    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+@both_bases
+def test_a_run_can_go_back_to_its_own_earlier_state(schedule):
+    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **schedule)
     states = {}
     for step in range(8):
         states[step] = state_of(parts)

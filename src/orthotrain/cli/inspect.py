@@ -82,7 +82,9 @@ def _network_of(path: Path) -> nn.Module | None:
 def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:
     """Every weight matrix of a state dict, low-rank or dense, in order of the state dict.
 
-    A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight; any other
+    A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight, and so is one
+    that ends in ``pair``, which holds two factors side by side. Where they part is known from
+    the model, else from the bias beside it; else the condition is not a number. Any other
     floating tensor named ``weight`` (or ending in ``_weight``) with two dimensions or more is a
     dense one. Where the model is given, its layers say how a dense weight is read as matrices.
     Else names and shapes do, as far as they tell (``orthotrain.linalg.matrices.stored_layout``): a
@@ -95,6 +97,9 @@ def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> lis
         factors = [weights.get(stem + "u"), weights.get(stem + "vh")]
         if key.endswith("core") and None not in factors:
             layers.append(_low_rank(stem, tensor, factors))
+        elif key.rpartition(".")[2].rpartition("_")[2] == "pair":
+            owner = owners.get(key.rpartition(".")[0])
+            layers.append(_pair(key, tensor, weights, owner))
         elif key.endswith("weight") and tensor.is_floating_point() and tensor.ndim > 1:
             owner = owners.get(key.rpartition(".")[0])
             layers.append(_dense(key, tensor, _layout(key, tensor, weights, owner)))
@@ -113,6 +118,32 @@ def _low_rank(stem: str, core: Tensor, factors: list[Tensor | None]) -> Layer:
         rank=core.shape[-1],
         stored=u.numel() + core.numel() + vh.numel(),
         condition=condition_number(core).max().item(),
+    )
+
+
+def _pair(key: str, pair: Tensor, weights: dict[str, Tensor], owner: nn.Module | None) -> Layer:
+    from orthotrain.layers._factors import LowRankModule
+    from orthotrain.linalg import condition_number
+    from orthotrain.linalg.factor_pair import halves, orthonormal_form
+    from orthotrain.linalg.matrices import WeightLayout
+
+    stem = key.removesuffix("pair")
+    blocks, rank, both = pair.shape[:-2].numel(), *pair.shape[-2:]
+    bias = weights.get(stem + "bias")
+    m, condition = 0, float("nan")
+    if isinstance(owner, LowRankModule):
+        m = owner.layout(owner, stem.rpartition(".")[2] + "weight").m
+    elif bias is not None:
+        m = len(bias) // blocks
+    if 0 < m < both:
+        _, core, _ = orthonormal_form(*halves(pair, m))
+        condition = condition_number(core).max().item()
+    return Layer(
+        name=stem.rstrip("._"),
+        layout=WeightLayout((blocks * m, both - m), blocks, m or rank, both - m),
+        rank=rank,
+        stored=pair.numel(),
+        condition=condition,
     )
 
 

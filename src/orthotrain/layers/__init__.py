@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from orthotrain._names import missing_name
-from orthotrain.layers._cost import break_even_fraction, stored_numbers
+from orthotrain.layers._cost import Bases, break_even_fraction, stored_numbers
 from orthotrain.layers.covariance_pool import GlobalCovariancePool
 from orthotrain.layers.decorrelated_batch_norm import (
     DecorrelatedBatchNorm1d,
@@ -24,6 +24,7 @@ from orthotrain.layers.orthogonal_conv import OrthogonalConv2d
 from orthotrain.layers.orthogonal_weight import orthogonal_weight
 
 __all__ = [
+    "Bases",
     "DecorrelatedBatchNorm1d",
     "DecorrelatedBatchNorm2d",
     "DecorrelatedBatchNorm3d",

@@ -49,12 +49,8 @@ def low_rank_linear(
         Differentiable any number of times in ``x``, ``core`` and ``bias``.
     """
     (m, k), n = u.shape, vh.shape[1]
-    if x.ndim == 0 or x.shape[-1] != n:
-        raise ShapeError(
-            f"a low-rank linear layer of {n} inputs and {m} outputs needs x of shape (..., {n}), "
-            f"got {tuple(x.shape)}; check the layer before it, or transpose x"
-        )
-    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
+    require_width(x, n, m)
+    x, u, core, vh, bias = under_autocast(x, u, core, vh, bias)
     rows = x.shape[:-1].numel()
     if cheapest_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         return F.linear(x, u @ core @ vh, bias)
@@ -90,7 +86,7 @@ def low_rank_conv(
     """
     groups, m, k = u.shape
     n = vh[0].numel()
-    x, u, core, vh, bias = _under_autocast(x, u, core, vh, bias)
+    x, u, core, vh, bias = under_autocast(x, u, core, vh, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], vh.shape[2:]).numel()
     if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (u @ core @ vh.reshape(groups, k, n)).reshape(groups * m, *vh.shape[1:])
@@ -250,7 +246,20 @@ def _channel_products(left: Tensor, right: Tensor, groups: int) -> Tensor:
     return torch.einsum("bgip,bgjp->gij", left, right)  # copies both, but holds no k x k an image
 
 
-def _under_autocast(x: Tensor, *others: Tensor | None) -> Any:
+def require_width(x: Tensor, n: int, m: int) -> None:
+    """Refuse an input that a linear layer of ``n`` inputs and ``m`` outputs cannot take.
+
+    Raises:
+        ShapeError: The last dimension of ``x`` is not ``n``.
+    """
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ShapeError(
+            f"a low-rank linear layer of {n} inputs and {m} outputs needs x of shape (..., {n}), "
+            f"got {tuple(x.shape)}; check the layer before it, or transpose x"
+        )
+
+
+def under_autocast(x: Tensor, *others: Tensor | None) -> Any:
     """The arguments in autocast's dtype where autocast is on, float64 left alone.
 
     Done outside the Function, so that casting is differentiated and the backward pass, which

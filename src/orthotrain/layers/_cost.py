@@ -1,8 +1,10 @@
 """What a low-rank layer costs, in multiply-adds, and which contraction is the cheapest.
 
 A weight ``u @ core @ vh`` (``m x k``, ``k x k``, ``k x n``) acts on ``rows`` inputs: tokens of
-a linear layer, output positions of a convolution. The counts leave out what is linear in the
-sizes (bias, casts). ``benchmarks/contraction.py`` compares them with measured times.
+a linear layer, output positions of a convolution. With trained bases it is ``left @ right``
+(``m x k``, ``k x n``). The counts leave out what is linear in the sizes (bias, casts).
+``benchmarks/contraction.py`` and ``benchmarks/trained_factors.py`` compare them with measured
+times.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from typing import Literal
 
 Form = Literal["factored", "materialized"]
+Bases = Literal["frozen", "trained"]
 
 
 def dense_cost(rows: int, m: int, n: int, *, training: bool = True) -> int:
@@ -45,6 +48,13 @@ def cheapest_form(rows: int, m: int, n: int, k: int, *, training: bool = True) -
     return "materialized"
 
 
+def cheapest_pair_form(rows: int, m: int, n: int, k: int, *, training: bool = True) -> Form:
+    """``cheapest_form`` of a weight ``left @ right`` whose factors are both trained."""
+    passes = 3 if training else 1
+    built = dense_cost(rows, m, n, training=training) + passes * m * k * n
+    return "factored" if passes * rows * k * (m + n) <= built else "materialized"
+
+
 def break_even_fraction(m: int, n: int) -> float:
     """Rank as a fraction of ``min(m, n)`` below which a factored layer trains faster than dense.
 
@@ -59,6 +69,9 @@ def break_even_fraction(m: int, n: int) -> float:
     return (math.sqrt((a + 1) ** 2 + 9 * a) - (a + 1)) / 3
 
 
-def stored_numbers(m: int, n: int, k: int) -> int:
-    """Numbers that ``u``, ``core`` and ``vh`` hold together."""
-    return k * (m + n + k)
+def stored_numbers(m: int, n: int, k: int, *, bases: Bases = "frozen") -> int:
+    """Numbers that ``u``, ``core`` and ``vh`` hold together; of trained bases, both factors.
+
+    Trained factors take fewer multiply-adds than the dense layer wherever they hold fewer numbers.
+    """
+    return k * (m + n + k) if bases == "frozen" else k * (m + n)

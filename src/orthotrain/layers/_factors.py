@@ -1,9 +1,16 @@
-"""How a module holds a weight as ``u @ core @ vh``: the storage under every low-rank layer.
+"""How a module holds a weight in factors: the storage under every low-rank layer.
 
 A dense layer becomes a low-rank one in place: the same module object changes its class, and
-the dense weight's own Parameter object changes its shape to become the core. References,
-hooks, parameter groups and optimizer state keys therefore stay valid. ``u`` and ``vh`` are
-buffers: saved and moved with the module, never trained, never seen by an optimizer.
+the dense weight's own Parameter object changes its shape. References, hooks, parameter groups
+and optimizer state keys therefore stay valid. There are two forms:
+
+- frozen bases, ``u @ core @ vh``: the Parameter becomes the ``core``. ``u`` and ``vh`` are
+  buffers: saved and moved with the module, never trained, never seen by an optimizer;
+- trained bases, ``left @ right``: the Parameter becomes the ``pair``, ``left^T`` and ``right``
+  side by side, and there is no buffer. ``u``, ``core`` and ``vh`` are computed when read.
+
+A state dict tells them apart by names: ``pair`` alone is the one form, ``core`` with ``u`` and
+``vh`` the other, ``weight`` the dense one. Shapes decide nothing, and a mixture is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import RankError
+from orthotrain.layers._cost import Bases
 from orthotrain.linalg import thin_svd
+from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 
 
@@ -32,7 +41,7 @@ class Factors(NamedTuple):
 
 
 class LowRankModule(nn.Module):
-    """A layer that holds one or more of its weights as ``u @ core @ vh``.
+    """A layer that holds one or more of its weights as ``u @ core @ vh`` or ``left @ right``.
 
     Loading a state dict follows it: the rank becomes the checkpoint's, and a dense checkpoint
     turns the layer dense again.
@@ -54,50 +63,66 @@ class LowRankModule(nn.Module):
     def layout(cls, module: nn.Module, weight: str) -> WeightLayout:
         """The layout a weight is factored in, or the default one while it is dense."""
         layouts = cls.layouts(module, weight)
-        if is_factored(module, weight):
-            in_blocks = getattr(module, factor_names(weight)[0]).ndim == 3
+        parameter = weight_parameter(module, weight)
+        if is_factored(module, weight) and parameter is not None:
+            in_blocks = parameter.ndim == 3
             return next(each for each in layouts if (each.blocks > 1) == in_blocks)
         return layouts[0]
 
     def factors(self, weight: str = "weight") -> Factors:
-        """The tensors that hold a weight."""
+        """The tensors that hold a weight; of a pair ``u, core, vh`` are computed, no gradient."""
+        if holds_pair(self, weight):
+            left, right = self.pair_of(weight)
+            return Factors(*(t.to(left.dtype) for t in orthonormal_form(left, right)))
         u, core, vh = (getattr(self, name) for name in factor_names(weight))
         return Factors(u, core, vh)
+
+    def pair_of(self, weight: str = "weight") -> tuple[Tensor, Tensor]:
+        """``left`` and ``right`` of a weight that is held as a pair, as views of it."""
+        pair: Tensor = getattr(self, pair_name(weight))
+        return halves(pair, self.layout(self, weight).m)
+
+    def rank_of(self, weight: str) -> int:
+        """Rank of a weight held in factors."""
+        parameter = weight_parameter(self, weight)
+        assert parameter is not None
+        return parameter.shape[-2]  # of a core both sides, of a pair this one
 
     @property
     def rank(self) -> int:
         """Rank of the (first) weight held in factors."""
-        held = next(name for name in self.weight_names if is_factored(self, name))
-        return self.factors(held).core.shape[-1]
+        return self.rank_of(next(name for name in self.weight_names if is_factored(self, name)))
+
+    def two_factors(self, weight: str = "weight") -> tuple[Tensor, Tensor]:
+        """The weight as one product of two: ``left, right``, or ``u @ core, vh``."""
+        if holds_pair(self, weight):
+            return self.pair_of(weight)
+        u, core, vh = self.factors(weight)
+        return u @ core, vh
 
     def materialized(self, weight: str = "weight") -> Tensor:
-        """The dense weight, differentiable in the core."""
-        u, core, vh = self.factors(weight)
-        return (u @ core @ vh).reshape(self.layout(self, weight).shape)
+        """The dense weight, differentiable in the core or the pair."""
+        left, right = self.two_factors(weight)
+        return (left @ right).reshape(self.layout(self, weight).shape)
 
     @torch.no_grad()
     def project_(self, dense: Tensor, weight: str = "weight") -> None:
-        """Set the core to the part of a dense weight that lies inside the basis."""
+        """Set the core to the part of a dense weight that lies inside the basis.
+
+        A pair, whose bases are trained, becomes the best approximation of its rank.
+        """
+        matrix = self.layout(self, weight).matrix(dense)
+        if holds_pair(self, weight):
+            k, (p, s, qh) = self.rank_of(weight), thin_svd(matrix)
+            pair = getattr(self, pair_name(weight))
+            pair.copy_(balanced_pair(p[..., :k], s[..., :k], qh[..., :k, :]))
+            return
         u, core, vh = self.factors(weight)
-        core.copy_(u.mT @ self.layout(self, weight).matrix(dense) @ vh.mT)
+        core.copy_(u.mT @ matrix @ vh.mT)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         follow_state_dict(self, state_dict, prefix, *args)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-
-
-def readable(weight: str) -> Any:
-    """A property that reads a weight as torch's own code does: dense, materialized, or None.
-
-    Materialized on every access; writing into that tensor changes nothing.
-    """
-
-    def read(self: LowRankModule) -> Tensor | None:
-        if is_factored(self, weight):
-            return self.materialized(weight)
-        return self._parameters[weight]
-
-    return property(read, doc=f"``{weight}`` of torch's layer, materialized where it is factored.")
 
 
 def factor_names(weight: str) -> tuple[str, str, str]:
@@ -106,15 +131,32 @@ def factor_names(weight: str) -> tuple[str, str, str]:
     return f"{stem}u", f"{stem}core", f"{stem}vh"
 
 
+def pair_name(weight: str) -> str:
+    """Name of the pair of a weight: ``q_proj_weight`` gives ``q_proj_pair``."""
+    return f"{weight.removesuffix('weight')}pair"
+
+
 def is_factored(module: nn.Module, weight: str = "weight") -> bool:
-    """Whether a weight of the module is held as ``u @ core @ vh``."""
-    return isinstance(module, LowRankModule) and factor_names(weight)[0] in module._buffers
+    """Whether a weight of the module is held as ``u @ core @ vh`` or as a pair."""
+    frozen = isinstance(module, LowRankModule) and factor_names(weight)[0] in module._buffers
+    return frozen or holds_pair(module, weight)
+
+
+def holds_pair(module: nn.Module, weight: str = "weight") -> bool:
+    """Whether a weight of the module is held as ``left @ right``, both trained."""
+    return isinstance(module, LowRankModule) and pair_name(weight) in module._parameters
+
+
+def parameter_name(module: nn.Module, weight: str) -> str:
+    """Name of the Parameter behind a weight: of the dense weight itself, the core or the pair."""
+    if holds_pair(module, weight):
+        return pair_name(weight)
+    return factor_names(weight)[1] if is_factored(module, weight) else weight
 
 
 def weight_parameter(module: nn.Module, weight: str) -> nn.Parameter | None:
-    """The Parameter behind a weight: the dense weight itself, or the core."""
-    name = factor_names(weight)[1] if is_factored(module, weight) else weight
-    return module._parameters.get(name)
+    """The Parameter behind a weight: the dense weight itself, the core or the pair."""
+    return module._parameters.get(parameter_name(module, weight))
 
 
 def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
@@ -133,20 +175,25 @@ def hold_factors_(
 ) -> None:
     """Hold a weight whose Parameter has become the core; ``u`` and ``vh`` become buffers."""
     u_name, core_name, vh_name = factor_names(weight)
-    if not is_factored(module, weight):
-        _rename(module._parameters, weight, core_name)
-        if not isinstance(module, LowRankModule):
-            module.__dict__["_dense_class"] = module.__class__
-            module.__class__ = low_rank_class
+    _hold(module, weight, core_name, low_rank_class)
     module._buffers[u_name], module._buffers[vh_name] = u, vh
+
+
+def hold_pair_(module: nn.Module, weight: str, low_rank_class: type[LowRankModule]) -> None:
+    """Hold a weight whose Parameter has become the pair; there is no buffer beside it."""
+    u_name, _, vh_name = factor_names(weight)
+    _hold(module, weight, pair_name(weight), low_rank_class)
+    module._buffers.pop(u_name, None)
+    module._buffers.pop(vh_name, None)
 
 
 def hold_dense_(module: nn.Module, weight: str) -> None:
     """Hold a weight densely whose Parameter has become the dense weight again."""
     assert isinstance(module, LowRankModule)
-    u_name, core_name, vh_name = factor_names(weight)
-    del module._buffers[u_name], module._buffers[vh_name]
-    _rename(module._parameters, core_name, weight)
+    u_name, _, vh_name = factor_names(weight)
+    _rename(module._parameters, parameter_name(module, weight), weight)
+    module._buffers.pop(u_name, None)
+    module._buffers.pop(vh_name, None)
     if not any(is_factored(module, name) for name in module.weight_names):
         module.__class__ = module.__dict__.pop("_dense_class")
 
@@ -158,8 +205,11 @@ def factorize_(
     *,
     rank: int | None,
     layout: WeightLayout | None = None,
+    bases: Bases = "frozen",
 ) -> None:
     """Replace a dense weight by its best approximation of a rank; ``None`` is full rank.
+
+    With frozen bases as ``u @ core @ vh``, with trained ones as a pair.
 
     Raises:
         RankError: ``rank`` is outside ``[1, min(m, n)]``.
@@ -176,9 +226,15 @@ def factorize_(
     matrix = layout.matrix(parameter.detach())
     if matrix.is_meta:  # shapes only, for a model whose values come later
         u, core, vh = (matrix.new_empty(shape) for shape in layout.factor_shapes(k))
+        s = core.diagonal(dim1=-2, dim2=-1)
     else:
         u, s, vh = thin_svd(matrix)
-        u, core, vh = u[..., :k], torch.diag_embed(s[..., :k]), vh[..., :k, :]
+        u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
+        core = torch.diag_embed(s)
+    if bases == "trained":
+        resize_parameter_(parameter, balanced_pair(u, s, vh))
+        hold_pair_(module, weight, low_rank_class)
+        return
     resize_parameter_(parameter, core)
     frozen = (t.to(parameter.dtype).contiguous().clone() for t in (u, vh))
     hold_factors_(module, weight, low_rank_class, *frozen)
@@ -188,6 +244,9 @@ def follow_state_dict(
     module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
 ) -> None:
     """Give the module the structure that a state dict holds for it; values are copied later.
+
+    Names tell the form: ``pair`` alone stands for trained bases, ``core`` with its buffers ``u``
+    and ``vh`` for frozen ones. Shapes are checked afterwards; they decide nothing.
 
     A ``load_state_dict`` pre-hook: the last of ``args`` is torch's list of error messages, to
     which a checkpoint whose factors contradict the layer's sizes is added.
@@ -200,7 +259,11 @@ def follow_state_dict(
         if parameter is None:
             continue
         u_name, core_name, vh_name = (prefix + name for name in factor_names(weight))
-        if core_name in state_dict:
+        stacked = state_dict.get(prefix + pair_name(weight))
+        if stacked is not None:
+            beside = [n for n in (u_name, core_name, vh_name, prefix + weight) if n in state_dict]
+            message = _follow_pair(module, weight, low_rank_class, stacked, beside)
+        elif core_name in state_dict:
             held = [state_dict.get(name) for name in (u_name, core_name, vh_name)]
             message = _follow_factors(module, weight, low_rank_class, held)
         elif prefix + weight in state_dict and is_factored(module, weight):
@@ -263,12 +326,40 @@ def _follow_factors(
     u_shape, new_core_shape, vh_shape = fitting[0].factor_shapes(rank)
     if parameter.shape != new_core_shape:
         resize_parameter_(parameter, parameter.new_empty(new_core_shape))
-    if is_factored(module, weight) and low_rank_class.layout(module, weight) == fitting[0]:
-        assert isinstance(module, LowRankModule)
-        if module.factors(weight).u.shape == u_shape:
-            return None  # values are copied into the tensors that are there, which may be shared
+    known = module._buffers.get(factor_names(weight)[0])
+    if known is not None and known.shape == u_shape:
+        return None  # values are copied into the tensors that are there, which may be shared
     u, vh = (parameter.detach().new_empty(shape) for shape in (u_shape, vh_shape))
     hold_factors_(module, weight, low_rank_class, u, vh)
+    return None
+
+
+def _follow_pair(
+    module: nn.Module,
+    weight: str,
+    low_rank_class: type[LowRankModule],
+    stacked: Tensor,
+    beside: list[str],
+) -> str | None:
+    """Take the structure of a stored pair; a message where it does not fit the layer."""
+    if beside:
+        return (
+            f"the checkpoint holds a pair and {beside}, two forms of one weight; keep one of them"
+        )
+    layouts, shape = low_rank_class.layouts(module, weight), tuple(stacked.shape)
+    rank = shape[-2] if len(shape) > 1 else 0
+    fitting = [each for each in layouts if each.pair_shape(rank) == shape]
+    if not fitting or not 1 <= rank <= fitting[0].full_rank:
+        return (
+            f"the checkpoint holds a pair of shape {shape}, this layer's weight of shape "
+            f"{layouts[0].shape} needs {layouts[0].pair_shape(max(rank, 1))}; load it into the "
+            "model it was saved from"
+        )
+    parameter = weight_parameter(module, weight)
+    assert parameter is not None
+    if parameter.shape != shape:
+        resize_parameter_(parameter, parameter.new_empty(shape))
+    hold_pair_(module, weight, low_rank_class)
     return None
 
 
@@ -288,6 +379,14 @@ def _follow_dense(
         resize_parameter_(parameter, parameter.new_empty(shape))
     hold_dense_(module, weight)
     return None
+
+
+def _hold(module: nn.Module, weight: str, name: str, low_rank_class: type[LowRankModule]) -> None:
+    """Keep the weight's Parameter under a name, in a module of the low-rank class."""
+    _rename(module._parameters, parameter_name(module, weight), name)
+    if not isinstance(module, LowRankModule):
+        module.__dict__["_dense_class"] = module.__class__
+        module.__class__ = low_rank_class
 
 
 def _rename(parameters: dict[str, Any], old: str, new: str) -> None:

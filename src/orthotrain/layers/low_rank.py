@@ -1,4 +1,4 @@
-"""Low-rank linear and convolution layers: ``u`` and ``vh`` frozen, a small ``core`` trained."""
+"""Low-rank linear and convolution layers: a small ``core`` is trained, or both factors are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from torch.nn import functional as F
 
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
+from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import (
     LowRankModule,
     factorize_,
+    holds_pair,
     low_rank_class_of,
-    readable,
     register_low_rank,
 )
+from orthotrain.layers._pair_contraction import pair_conv, pair_linear
+from orthotrain.layers._readable import readable, readable_factor
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 # Not Self: the runtime type check of the tests cannot resolve that in a class method.
@@ -28,10 +31,11 @@ _Layer = TypeVar("_Layer", bound=LowRankModule)
 class _SingleWeight(LowRankModule):
     """A layer with one weight, named ``weight``, that is always held in factors."""
 
-    u: Tensor
-    core: nn.Parameter
-    vh: Tensor
+    u: Tensor = readable_factor(0)
+    core: Tensor = readable_factor(1)
+    vh: Tensor = readable_factor(2)
     weight: Tensor = readable("weight")
+    pair: nn.Parameter  # with trained bases only
 
     def _become(self, dense: nn.Module, rank: int | None) -> None:
         self.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
@@ -60,6 +64,10 @@ class _SingleWeight(LowRankModule):
 )
 class LowRankLinear(_SingleWeight, nn.Linear):
     """Linear layer with the weight ``u @ core @ vh``; only ``core`` and ``bias`` are trained.
+
+    With trained bases the weight is ``left @ right``. One Parameter ``pair`` of ``(k, m + n)``
+    holds ``left^T`` and ``right`` side by side; ``u``, ``core`` and ``vh`` are then computed when
+    read, without gradient.
 
     Args:
         in_features: Width ``n`` of the input.
@@ -100,18 +108,21 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
-    def from_linear(cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None) -> _Layer:
+    def from_linear(
+        cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None, bases: Bases = "frozen"
+    ) -> _Layer:
         """A low-rank copy of a linear layer: its best approximation of that rank.
 
         Args:
             linear: The dense layer; not changed and not shared.
             rank: ``k``; ``None`` keeps the full rank, and with it the function.
+            bases: ``"trained"`` trains both factors, ``"frozen"`` the core between them.
 
         Raises:
             ConfigError: Not the plain torch layer of this class: a subclass, low-rank already.
             RankError: ``rank`` is outside ``[1, min(m, n)]``.
         """
-        return _copied(cls, linear, rank)
+        return _copied(cls, linear, rank, bases)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -121,10 +132,12 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
+        if holds_pair(self):
+            return pair_linear(x, self.pair, self.bias, m=self.out_features)
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
 
     def _fresh(self) -> nn.Module:
-        like = self.core
+        like = self.pair if holds_pair(self) else self.core
         return nn.Linear(
             self.in_features, self.out_features, self.bias is not None, like.device, like.dtype
         )
@@ -148,10 +161,12 @@ class LowRankTransposedLinear(_SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
+        if holds_pair(self):
+            return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
 
     def _fresh(self) -> nn.Module:
-        return self._dense_class(self.nf, self.nx).to(self.core)
+        return self._dense_class(self.nf, self.nx).to(self.bias)
 
     def extra_repr(self) -> str:
         """Sizes as that class names them, and the rank."""
@@ -170,19 +185,24 @@ class _LowRankConv(_SingleWeight):
 
     @classmethod
     def from_conv(
-        cls: type[_Layer], conv: nn.modules.conv._ConvNd, *, rank: int | None = None
+        cls: type[_Layer],
+        conv: nn.modules.conv._ConvNd,
+        *,
+        rank: int | None = None,
+        bases: Bases = "frozen",
     ) -> _Layer:
         """A low-rank copy of a convolution: its best approximation of that rank.
 
         Args:
             conv: The dense layer; not changed and not shared.
             rank: ``k`` of each group; ``None`` keeps the full rank, and with it the function.
+            bases: ``"trained"`` trains both factors, ``"frozen"`` the core between them.
 
         Raises:
             ConfigError: Not the plain torch layer of this class: a subclass, low-rank already.
             RankError: ``rank`` is outside ``[1, min(m, n)]``.
         """
-        return _copied(cls, conv, rank)
+        return _copied(cls, conv, rank, bases)
 
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
@@ -196,19 +216,24 @@ class _LowRankConv(_SingleWeight):
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
         channels_last = batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
+        geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
         lead = () if self.groups > 1 else (1,)
+        if holds_pair(self):
+            pair, m = self.pair.reshape(*lead, *self.pair.shape), self.out_channels // self.groups
+            y = pair_conv(padded, pair, self.bias, geometry, m=m, kernel=self.kernel_size)
+            return y if batch is x else y.squeeze(0)
         u, core = self.u.reshape(*lead, *self.u.shape), self.core.reshape(*lead, *self.core.shape)
         filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
-        geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
         y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
         return y if batch is x else y.squeeze(0)
 
     def _fresh(self) -> nn.Module:
         assert isinstance(self, nn.modules.conv._ConvNd)
+        like = self.pair if holds_pair(self) else self.core
         return self._dense_class(
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
             self.dilation, self.groups, self.bias is not None, self.padding_mode,
-            self.core.device, self.core.dtype,
+            like.device, like.dtype,
         )  # fmt: skip
 
 
@@ -276,7 +301,7 @@ class LowRankConv3d(_LowRankConv, nn.Conv3d):
         return self._forward(x)
 
 
-def _copied(cls: type[_Layer], dense: nn.Module, rank: int | None) -> _Layer:
+def _copied(cls: type[_Layer], dense: nn.Module, rank: int | None, bases: Bases) -> _Layer:
     """A low-rank layer out of a copy of a dense one."""
     known = low_rank_class_of(dense)
     if known is None or isinstance(dense, LowRankModule) or not issubclass(cls, known):
@@ -286,7 +311,7 @@ def _copied(cls: type[_Layer], dense: nn.Module, rank: int | None) -> _Layer:
             "first with orthotrain.to_dense"
         )
     layer = copy.deepcopy(dense)
-    factorize_(layer, "weight", cls, rank=rank)
+    factorize_(layer, "weight", cls, rank=rank, bases=bases)
     assert isinstance(layer, cls)
     return layer
 

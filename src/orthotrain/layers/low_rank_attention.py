@@ -14,10 +14,13 @@ from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
+    holds_pair,
     is_factored,
-    readable,
+    pair_name,
     register_low_rank,
 )
+from orthotrain.layers._pair_contraction import pair_linear
+from orthotrain.layers._readable import readable
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -29,8 +32,9 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
 
     Made in place out of ``nn.MultiheadAttention``. A packed ``in_proj_weight`` becomes one core
     of ``(3, k, k)``, with a basis each for query, key and value, or ``(k, k)`` with one shared
-    basis. Separate projections are held one by one. The output projection is a linear layer of
-    its own, and is converted as one.
+    basis. Separate projections are held one by one. With trained bases the core's place is taken
+    by a pair, ``left^T`` and ``right`` side by side: ``in_proj_pair``, ``q_proj_pair``. The output
+    projection is a linear layer of its own, and is converted as one.
 
     Source:
         Coquelin et al., arXiv:2401.08505, for the projections; Vaswani et al.,
@@ -39,6 +43,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
 
     weight_names: ClassVar[tuple[str, ...]] = ("in_proj_weight", *_PROJECTIONS)
 
+    in_proj_pair: nn.Parameter  # with trained bases only
     in_proj_weight = readable("in_proj_weight")
     q_proj_weight = readable("q_proj_weight")
     k_proj_weight = readable("k_proj_weight")
@@ -122,7 +127,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     def extra_repr(self) -> str:
         """Sizes, and the rank of each projection held in factors."""
         held = (name for name in self.weight_names if is_factored(self, name))
-        ranks = (f"{name}: {self.factors(name).core.shape[-1]}" for name in held)
+        ranks = (f"{name}: {self.rank_of(name)}" for name in held)
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, rank=({', '.join(ranks)})"
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -132,11 +137,11 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         bias = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         if not is_factored(self, "in_proj_weight"):
             return tuple(
-                low_rank_linear(x, *self.factors(name), b)
-                if is_factored(self, name)
-                else F.linear(x, getattr(self, name), b)
+                self._project_one(x, name, b)
                 for x, b, name in zip(inputs, bias, _PROJECTIONS, strict=True)
             )
+        if holds_pair(self, "in_proj_weight"):
+            return self._project_by_pair(inputs, bias)
         u, core, vh = self.factors("in_proj_weight")
         if core.ndim == 3:
             factors = zip(u.unbind(), core.unbind(), vh.unbind(), strict=True)
@@ -147,6 +152,31 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             return low_rank_linear(query, u, core, vh, self.in_proj_bias).chunk(3, -1)
         parts = zip(inputs, u.chunk(3), bias, strict=True)
         return tuple(low_rank_linear(x, part, core, vh, b) for x, part, b in parts)
+
+    def _project_one(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
+        """The projection by a separate weight, in whatever form it is held."""
+        if holds_pair(self, name):
+            return pair_linear(x, getattr(self, pair_name(name)), bias, m=self.embed_dim)
+        if is_factored(self, name):
+            return low_rank_linear(x, *self.factors(name), bias)
+        y: Tensor = F.linear(x, getattr(self, name), bias)
+        return y
+
+    def _project_by_pair(
+        self, inputs: tuple[Tensor, Tensor, Tensor], bias: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor, ...]:
+        """Query, key and value by one pair of the packed weight: three blocks, or shared."""
+        pair, width = self.in_proj_pair, self.embed_dim
+        query, key, value = inputs
+        if pair.ndim == 2 and query is key and key is value:
+            return pair_linear(query, pair, self.in_proj_bias, m=3 * width).chunk(3, -1)
+        if pair.ndim == 2:  # one right factor with the left one of each projection
+            *left, right = torch.split(pair, width, -1)
+            blocks = [torch.cat((each, right), -1) for each in left]
+        else:
+            blocks = list(pair.unbind())
+        parts = zip(inputs, blocks, bias, strict=True)
+        return tuple(pair_linear(x, block, b, m=width) for x, block, b in parts)
 
     def _by_head(self, t: Tensor, batch_dim: int) -> Tensor:
         """A view as ``(batch, heads, length, width of a head)``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
@@ -20,6 +21,9 @@ class WeightLayout:
         m: Rows of each.
         n: Columns of each.
         inputs_first: The weight has its inputs in front, like that of a transposed convolution.
+        widths: Columns of the two factors of a pair, else None. They are two matrices of one
+            size, ``n`` being the wider: zeros fill the narrower one up, which changes neither
+            singular values and vectors nor inner products.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +31,7 @@ class WeightLayout:
     m: int
     n: int
     inputs_first: bool = False
+    widths: tuple[int, int] | None = None
 
     @property
     def full_rank(self) -> int:
@@ -35,6 +40,10 @@ class WeightLayout:
 
     def matrices(self, tensor: Tensor) -> Tensor:
         """``(blocks, m, n)`` of a tensor of ``shape``, in any memory format."""
+        if self.widths is not None:
+            sides = torch.split(tensor.reshape(-1, self.m, sum(self.widths)), list(self.widths), -1)
+            filled = [F.pad(side, (0, self.n - side.shape[-1])) for side in sides]
+            return torch.stack(filled, 1).flatten(0, 1)
         if self.inputs_first:
             inputs = self.shape[0] // self.blocks
             tensor = tensor.reshape(self.blocks, inputs, self.shape[1], -1).transpose(1, 2)
@@ -47,6 +56,10 @@ class WeightLayout:
 
     def tensor(self, matrices: Tensor) -> Tensor:
         """What ``matrices`` or ``matrix`` gave, as a tensor of ``shape``."""
+        if self.widths is not None:
+            sides = matrices.reshape(-1, 2, self.m, self.n).unbind(1)
+            cut = [side[..., :width] for side, width in zip(sides, self.widths, strict=True)]
+            return torch.cat(cut, -1).reshape(self.shape)
         if self.inputs_first:
             inputs = self.shape[0] // self.blocks
             split = matrices.reshape(self.blocks, self.shape[1], inputs, -1)
@@ -57,6 +70,11 @@ class WeightLayout:
         """Shapes of ``u``, ``core`` and ``vh`` at a rank."""
         lead = (self.blocks,) if self.blocks > 1 else ()
         return (*lead, self.m, rank), (*lead, rank, rank), (*lead, rank, self.n)
+
+    def pair_shape(self, rank: int) -> tuple[int, ...]:
+        """Shape of ``left^T`` and ``right`` side by side, at a rank."""
+        lead = (self.blocks,) if self.blocks > 1 else ()
+        return (*lead, rank, self.m + self.n)
 
     def __str__(self) -> str:
         return f"{f'{self.blocks} of ' if self.blocks > 1 else ''}{self.m}x{self.n}"
@@ -73,13 +91,20 @@ class WeightLayout:
         taps = torch.Size(shape[2:]).numel()
         return cls(tuple(shape), groups, shape[1], shape[0] // groups * taps, inputs_first=True)
 
+    @classmethod
+    def of_pair(cls, shape: Sequence[int], m: int) -> WeightLayout:
+        """Two matrices per block, ``left^T`` of ``k x m`` and ``right`` of ``k x n``."""
+        widths, blocks = (m, shape[-1] - m), torch.Size(shape[:-2]).numel()
+        return cls(tuple(shape), 2 * blocks, shape[-2], max(widths), widths=widths)
+
 
 def weight_layout(module: nn.Module, name: str, shape: Sequence[int]) -> WeightLayout:
     """How the weight ``name`` of ``module`` is read as matrices of outputs by inputs.
 
     A convolution has one matrix per group, of its outputs by all the rest, a transposed one, too.
     Packed attention projections are three matrices. A low-rank layer's core is what it is: a
-    matrix, or a stack of them. Everything else is one matrix of its first dimension by the rest.
+    matrix, or a stack of them. Its pair is two matrices per block. Everything else is one matrix
+    of its first dimension by the rest.
 
     Transformers' ``Conv1D``, ``(in, out)``, needs no case: nothing that is done to a matrix here
     tells it from its transpose.
@@ -96,6 +121,9 @@ def weight_layout(module: nn.Module, name: str, shape: Sequence[int]) -> WeightL
     if name.endswith("core"):
         blocks = torch.Size(shape[:-2]).numel()
         return WeightLayout(tuple(shape), blocks, shape[-2], shape[-1])
+    if name.endswith("pair"):
+        weight = f"{name.removesuffix('pair')}weight"
+        return WeightLayout.of_pair(shape, module.layout(module, weight).m)  # type: ignore[operator]
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
         return WeightLayout.of_blocks(shape, 3)
     if isinstance(module, _ConvTransposeNd) and len(shape) == 2 + len(module.kernel_size):

@@ -102,7 +102,7 @@ class Agreement:
             p, s, qh = decompose()
             return p[..., :rank], s, qh[..., :rank, :]
         parameter, (m, n) = site.parameter, (site.layout.m, site.layout.n)
-        if site.factored:
+        if site.factored:  # of a pair it is the core of its product that was decomposed, too
             m = n = site.rank
         lead = (site.layout.blocks,) if site.layout.blocks > 1 else ()
         shapes = [(*lead, m, rank), (*lead, min(m, n)), (*lead, rank, n)]
@@ -117,6 +117,15 @@ class Agreement:
         shared = torch.split(self._from_first(flat, message), sizes)
         p, s, qh = (part.view(shape) for part, shape in zip(shared, shapes, strict=True))
         return p, s, qh
+
+    def share(self, parameter: nn.Parameter) -> None:
+        """Give all processes the deciding one's values, to the last bit.
+
+        For a pair: each process takes the bases of its own, whose last bits may differ between
+        machines.
+        """
+        if self._group is not None:
+            dist.broadcast(parameter.detach(), group=self._group, group_src=0)
 
     def structure_changed(self) -> None:
         """Fit the wrapper, known or found later, to parameters that were given new tensors."""
@@ -207,7 +216,7 @@ class Agreement:
 
 
 def _frozen_names(model: nn.Module) -> Iterator[str]:
-    """Names of every ``u`` and ``vh`` in a model, under each name of a shared module."""
+    """Names of every ``u`` and ``vh`` there can be, under each name of a shared module."""
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRankModule):
             for weight in module.weight_names:

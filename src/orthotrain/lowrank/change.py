@@ -8,12 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthotrain.layers._factors import hold_factors_, low_rank_class_of, resize_parameter_
+from orthotrain.layers import Bases
+from orthotrain.layers._factors import (
+    hold_factors_,
+    hold_pair_,
+    low_rank_class_of,
+    resize_parameter_,
+)
+from orthotrain.linalg.factor_pair import balanced_pair
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
-from orthotrain.methods.optimizer_state import BasisChange, StateMode, resize
+from orthotrain.methods.basis_change import BasisChange, CoordinateChange
+from orthotrain.methods.optimizer_state import StateMode, resize
+from orthotrain.methods.pair_change import PairCut, PairSwitch
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,13 @@ class Change:
 
 
 def change_site_(
-    site: Site, layer: LayerHistory, factors: Decomposition, run: Run, *, mode: StateMode
+    site: Site,
+    layer: LayerHistory,
+    factors: Decomposition,
+    run: Run,
+    *,
+    mode: StateMode,
+    bases: Bases = "frozen",
 ) -> Change:
     """Take a site to a new rank, its history and the optimizer's state with it.
 
@@ -45,6 +60,7 @@ def change_site_(
             ``s`` whole, since what is cut has to be known.
         run: With the optimizer and the step.
         mode: How the optimizer's state follows.
+        bases: The form a dense site takes; a site that is factored keeps the form it has.
     """
     p, s, qh = factors
     rank, rank_before, switched = p.shape[-1], site.rank, not site.factored
@@ -53,29 +69,52 @@ def change_site_(
     kept = float(energy[:, :rank].sum())
     if switched:
         layer.switched_at = run.step
-    cut_site_(site, p, s[..., :rank], qh)
+    change = _change_of_state(site, p, s[..., :rank], qh, bases)
+    cut_site_(site, p, s[..., :rank], qh, bases=bases)
     resize(
-        run.optimizer, site.parameter, BasisChange(left=p, right=qh.mT),
+        run.optimizer, site.parameter, change,
         new_shape=site.parameter.shape, mode=mode, name=site.name,
     )  # fmt: skip
     kept_energy = kept / max(kept + sum(layer.cut_energy), sys.float_info.min)
     return Change(switched, rank, rank_before, kept_energy)
 
 
+def _change_of_state(
+    site: Site, p: Tensor, s: Tensor, qh: Tensor, bases: Bases
+) -> CoordinateChange:
+    """How the optimizer's state follows; read before the site changes."""
+    if site.trains_bases:
+        p, qh = _in_full(site, p, qh)
+        return PairCut(*site.pair, p, s, qh)
+    if not site.factored and bases == "trained":
+        return PairSwitch(p, s, qh)
+    return BasisChange(left=p, right=qh.mT)
+
+
+def _in_full(site: Site, p: Tensor, qh: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular vectors of the weight, from those of its core where it is factored."""
+    if not site.factored:
+        return p, qh
+    u, _, vh = site.factors
+    return u.to(p) @ p, qh @ vh.to(qh)
+
+
 @torch.no_grad()
-def cut_site_(site: Site, p: Tensor, s: Tensor, qh: Tensor) -> None:
+def cut_site_(site: Site, p: Tensor, s: Tensor, qh: Tensor, *, bases: Bases = "frozen") -> None:
     """Take the leading part ``p @ diag(s) @ qh`` of a decomposition as the new factors.
 
-    Of a dense weight these are the factors themselves; of a core they turn ``u`` and ``vh``.
-    Tied owners share the factors.
+    Of a dense weight these are the factors themselves, in the form that ``bases`` names; of a
+    core they turn ``u`` and ``vh``. A pair becomes a balanced pair. Tied owners share the factors.
     """
-    if site.factored:
-        u, _, vh = site.factors
-        p, qh = u.to(p) @ p, qh @ vh.to(qh)
+    trained = site.trains_bases or (not site.factored and bases == "trained")
+    p, qh = _in_full(site, p, qh)
     parameter = site.parameter
-    resize_parameter_(parameter, torch.diag_embed(s))
+    resize_parameter_(parameter, balanced_pair(p, s, qh) if trained else torch.diag_embed(s))
     u, vh = (t.to(parameter.dtype).contiguous().clone() for t in (p, qh))
     for module, weight in site.owners:
         low_rank_class = low_rank_class_of(module)
         assert low_rank_class is not None
-        hold_factors_(module, weight, low_rank_class, u, vh)
+        if trained:
+            hold_pair_(module, weight, low_rank_class)
+        else:
+            hold_factors_(module, weight, low_rank_class, u, vh)

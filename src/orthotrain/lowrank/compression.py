@@ -144,8 +144,10 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     require_sites(sites, refusals, "compress")
     others = other_numbers(inner, sites)
     new = LayerHistory()  # nothing was cut or planned before
-    options = {"within_reach": True, "only_if_cheaper": only_if_cheaper}
-    candidates = [candidate_of(site, spectrum(site), new, **options) for site in sites]
+    candidates = [
+        candidate_of(s, spectrum(s), new, within_reach=True, only_if_cheaper=only_if_cheaper)
+        for s in sites
+    ]
     # Before the data are read, too: a budget out of reach is told at once.
     ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
     importance: Importance = "weight"
@@ -227,4 +229,5 @@ def _stored(site: Site, rank: int | None = None) -> int:
     if rank is None and not site.factored:
         return site.dense_numbers
     layout = site.layout
-    return layout.blocks * stored_numbers(layout.m, layout.n, site.rank if rank is None else rank)
+    k = site.rank if rank is None else rank
+    return layout.blocks * stored_numbers(layout.m, layout.n, k, bases=site.bases)

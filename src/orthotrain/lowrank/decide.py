@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from orthotrain.layers import break_even_fraction
+from orthotrain.layers import Bases, break_even_fraction, stored_numbers
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.settings import LowRankSettings
@@ -72,7 +72,7 @@ def decide(
         layout, decision = site.layout, KEEP
         if i in planned:
             rank = layers[site.name].planned_rank = planned[i]
-            if site.factored or everything or factored_pays(layout.m, layout.n, rank):
+            if site.factored or everything or pays(layout.m, layout.n, rank, settings.bases):
                 decision = rank
         elif at_once and not site.factored and site.parameter.requires_grad:
             decision = layout.full_rank
@@ -102,8 +102,19 @@ def decided_ranks(
     return ranks
 
 
+def pays(m: int, n: int, rank: int, bases: Bases) -> bool:
+    """Whether a factored layer of this rank trains in fewer multiply-adds than a dense one.
+
+    Two trained factors do where they hold fewer numbers; with frozen bases two of the three
+    products of a training step are of the small core.
+    """
+    if bases == "trained":
+        return stored_numbers(m, n, rank, bases=bases) < m * n
+    return factored_pays(m, n, rank)
+
+
 def factored_pays(m: int, n: int, rank: int) -> bool:
-    """Whether a factored layer of this rank trains in fewer multiply-adds than a dense one."""
+    """``pays`` of frozen bases."""
     return rank <= break_even_fraction(m, n) * min(m, n)
 
 

@@ -14,12 +14,16 @@ from orthotrain.layers._factors import (
     factor_names,
     follow_state_dict,
     hold_factors_,
+    hold_pair_,
+    holds_pair,
     is_factored,
     low_rank_class_of,
+    pair_name,
     resize_parameter_,
     weight_parameter,
 )
 from orthotrain.linalg import working_dtype
+from orthotrain.linalg.factor_pair import nearest_pair
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods.select import clean_name, named_modules_clean, unwrap
 
@@ -46,14 +50,20 @@ class FollowingCopy:
             self._owners[id(site)] = owners
 
     @torch.no_grad()
-    def follow(self, site: Site) -> None:
+    def follow(self, site: Site, *, changed: bool = True) -> None:
         """Take over the site's basis; the copy's own weight is projected into it.
 
         ``core_copy <- u^T W_copy vh^T``, which for a low-rank copy is
         ``u^T u_copy core_copy vh_copy vh^T``. A copy in that very basis is left as it is, bit
         for bit.
+
+        Of a pair, whose bases move all the time, the projection becomes the pair nearest to the
+        site's. Where the site did not change, a copy with a pair of that shape is left as it is.
         """
         if not site.factored:
+            return
+        if site.trains_bases:
+            self._follow_pair(site, changed=changed)
             return
         u, _, vh = site.factors
         frozen: dict[int, tuple[Tensor, Tensor]] = {}  # one pair for all that share a core
@@ -67,6 +77,24 @@ class FollowingCopy:
                 resize_parameter_(parameter, _projected(module, weight, site))
                 frozen[id(parameter)] = (u.to(parameter).clone(), vh.to(parameter).clone())
             hold_factors_(module, weight, low_rank_class, *frozen[id(parameter)])
+
+    def _follow_pair(self, site: Site, *, changed: bool) -> None:
+        left, right = site.pair
+        u, _, vh = site.factors
+        done: set[int] = set()  # parameters that several modules own
+        for module, weight in self._owners[id(site)]:
+            parameter, low_rank_class = weight_parameter(module, weight), low_rank_class_of(module)
+            assert parameter is not None
+            assert low_rank_class is not None
+            same = holds_pair(module, weight) and parameter.shape == site.parameter.shape
+            if id(parameter) not in done and (changed or not same):
+                core = _projected(module, weight, site)
+                on = (t.to(core.device) for t in (u, vh, left, right))
+                u_there, vh_there, left_there, right_there = on
+                pair = nearest_pair(u_there, core, vh_there, left=left_there, right=right_there)
+                resize_parameter_(parameter, pair)
+            done.add(id(parameter))
+            hold_pair_(module, weight, low_rank_class)
 
 
 def _has_basis(module: nn.Module, weight: str, u: Tensor, vh: Tensor) -> bool:
@@ -123,10 +151,11 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
         low_rank_class = low_rank_class_of(module)
         if low_rank_class is not None:
             prefix = f"{clean_name(name)}." if name else ""
-            known |= {prefix + factor_names(weight)[1] for weight in low_rank_class.weight_names}
+            for weight in low_rank_class.weight_names:
+                known |= {prefix + factor_names(weight)[1], prefix + pair_name(weight)}
             follow_state_dict(module, wanted, prefix, problems)
-    cores = {name for name in wanted if name == "core" or name.endswith((".core", "_core"))}
-    problems += [f"{name} has no layer in this model" for name in sorted(cores - known)]
+    factored = {name for name in wanted if is_factored_name(name)}
+    problems += [f"{name} has no layer in this model" for name in sorted(factored - known)]
     if problems:
         raise CheckpointError(
             "restore_structure needs the model that the checkpoint was saved from, got: "
@@ -141,12 +170,19 @@ def share_tied_factors_(model: nn.Module) -> None:
     """Give modules that share one core the same ``u`` and ``vh`` tensors again, after a load."""
     first: dict[int, tuple[LowRankModule, str]] = {}
     for module, weight in factored_weights(model):
+        if holds_pair(module, weight):
+            continue  # there is nothing beside the one Parameter
         u, core, vh = module.factors(weight)
         owner, owner_weight = first.setdefault(id(core), (module, weight))
         if owner is not module:
             shared = owner.factors(owner_weight)
             if shared.u.shape == u.shape and shared.vh.shape == vh.shape:
                 hold_factors_(module, weight, type(module), shared.u, shared.vh)
+
+
+def is_factored_name(name: str) -> bool:
+    """Whether a name of a state dict is that of a core or a pair: ``core``, ``in_proj_pair``."""
+    return name.rpartition(".")[2].rpartition("_")[2] in ("core", "pair")
 
 
 def factored_weights(model: nn.Module) -> list[tuple[LowRankModule, str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import NonFiniteError
+from orthotrain.layers import Bases
 from orthotrain.linalg import MetricSVD, basis_stability, metric_svd, polar_factor, thin_svd
 from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
@@ -49,8 +50,9 @@ class View:
             else:
                 s = spectrum(site)
             self.candidates[i] = candidate_of(
-                site, s, layer, within_reach=i in reach, only_if_cheaper=settings.only_if_cheaper
-            )
+                site, s, layer, within_reach=i in reach,
+                only_if_cheaper=settings.only_if_cheaper, bases=settings.bases,
+            )  # fmt: skip
 
     def decomposition(self, site: Site) -> Decomposition:
         """The one that the decision was made on, where there is one."""
@@ -59,7 +61,13 @@ class View:
 
 
 def candidate_of(
-    site: Site, s: Tensor, layer: LayerHistory, *, within_reach: bool, only_if_cheaper: bool
+    site: Site,
+    s: Tensor,
+    layer: LayerHistory,
+    *,
+    within_reach: bool,
+    only_if_cheaper: bool,
+    bases: Bases = "frozen",
 ) -> Candidate:
     """What a rank rule is told of a site with singular values ``s``, ``(blocks, r)``."""
     planned = layer.planned_rank
@@ -68,6 +76,7 @@ def candidate_of(
         ceiling=site.rank if site.factored or planned < 0 else planned,
         may_stay_dense=only_if_cheaper and not site.factored, within_reach=within_reach,
         multiple=site.multiple, name=site.name,
+        bases=site.bases if site.factored else bases,
     )  # fmt: skip
 
 
@@ -131,5 +140,4 @@ def require_finite(site: Site) -> None:
 
 def _finite_matrix(site: Site) -> Tensor:
     require_finite(site)
-    value = site.parameter.detach()
-    return value if site.factored else site.layout.matrix(value)
+    return site.matrix

@@ -19,7 +19,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
     The network starts dense. Once the orthogonal basis of its weights has settled, each weight
     becomes ``u @ core @ vh``. ``u`` and ``vh`` are frozen, and only the small ``core`` is
     trained. Every update folds the core's own singular bases into ``u`` and ``vh``, and cuts
-    what is small. Steps are optimizer steps: gradient accumulation, evaluation and steps that
+    what is small. With ``bases="trained"`` each weight becomes ``left @ right``, and both factors
+    are trained. Steps are optimizer steps: gradient accumulation, evaluation and steps that
     ``GradScaler`` skips do not move the schedule.
 
     Args:
@@ -33,6 +34,10 @@ class AdaptiveLowRank(LowRankSettings, Method):
             once: what was chosen is in ``rank``.
         energy: Short form of ``rank=Energy(...)``.
         stored_budget: Short form of ``rank=StoredBudget(...)``.
+        bases: ``"frozen"`` trains the core between frozen bases, as published: fewest trained
+            numbers. ``"trained"`` trains both factors, ``k (m + n)`` numbers, all of them stored:
+            learns more where there is much left to learn. One Parameter holds both. A layer that
+            is low-rank already keeps the form it has.
         layer_fraction: Each update reaches this much further from the last layer to the first,
             in ``(0, 1]``: the paper's alpha. With ``delay_steps="auto"`` it has no effect:
             each layer is reached once it has settled.
@@ -46,7 +51,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
             Its planned rank falls with every update that reaches it. False converts every
             eligible layer at the switch.
         optimizer_state: How optimizer state follows: ``"rotate"`` into the new coordinates,
-            ``"slice"`` without rotating, or ``"reset"``.
+            ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
         shared_attention_basis: One basis for query, key and value of packed attention, instead
             of one each.
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from orthotrain.errors import ConfigError
+from orthotrain.layers import Bases
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Candidate:
         may_stay_dense: Whether it holds its dense weight and may keep it where that is cheaper.
         within_reach: Whether this update may change it.
         multiple: The rank is rounded up to a multiple of this.
+        bases: Whether its factors are, or will be, both trained; they hold fewer numbers then.
         weight: What losing all of its energy counts beside other layers: the estimated increase
             of the loss up to a common factor, or 1 where only shares of energy are known.
         name: Its name, for messages.
@@ -43,6 +45,7 @@ class Candidate:
     may_stay_dense: bool
     within_reach: bool
     multiple: int = 1
+    bases: Bases = "frozen"
     weight: float = 1.0
     name: str = ""
 

@@ -117,7 +117,7 @@ def _stored_cost(layer: Candidate) -> Callable[[int], int]:
 
     def cost(rank: int) -> int:
         dense = layer.m * layer.n
-        factored = stored_numbers(layer.m, layer.n, layer.rounded(rank))
+        factored = stored_numbers(layer.m, layer.n, layer.rounded(rank), bases=layer.bases)
         return layer.blocks * (min(dense, factored) if layer.may_stay_dense else factored)
 
     return cost

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from orthotrain._checks import require_steps
+from orthotrain.layers import Bases
 from orthotrain.lowrank.history import POINTS_TO_SETTLE
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
@@ -24,6 +25,7 @@ class LowRankSettings:
     rank_rtol: InitVar[float | None] = None
     energy: InitVar[float | None] = None
     stored_budget: InitVar[float | None] = None
+    bases: Bases = "frozen"
     layer_fraction: float = 0.1
     max_drop: float = 0.5
     min_rank_fraction: float = 0.01
@@ -50,6 +52,11 @@ class LowRankSettings:
         require_share("layer_fraction", self.layer_fraction, one=True)
         modes = get_args(StateMode)
         require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
+        require(self.bases in get_args(Bases), "bases", self.bases, get_args(Bases))
+        if self.bases == "trained":
+            mode = self.optimizer_state
+            needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
+            require(mode != "slice", "optimizer_state", mode, needed)
         require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list could change afterwards
         _ = self.limits  # checks what it is made of

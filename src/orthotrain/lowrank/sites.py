@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from orthotrain.errors import ConfigError
+from orthotrain.layers import Bases
 from orthotrain.layers._factors import (
     Factors,
     LowRankModule,
+    holds_pair,
     is_factored,
     low_rank_class_of,
     weight_parameter,
 )
+from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
@@ -32,7 +35,7 @@ _COMPUTED = "its weight is computed from other parameters (weight_norm, spectral
 
 @dataclass(eq=False)
 class Site:
-    """One trained weight that is, or can be, held as ``u @ core @ vh``.
+    """One trained weight that is, or can be, held in factors.
 
     Attributes:
         name: Qualified name of the first module that owns it; with the weight's own name where
@@ -49,7 +52,7 @@ class Site:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The dense weight or the core: the same object before and after."""
+        """The dense weight, the core or the pair: the same object before and after."""
         module, weight = self.owners[0]
         parameter = weight_parameter(module, weight)
         assert parameter is not None
@@ -61,16 +64,44 @@ class Site:
         return is_factored(*self.owners[0])
 
     @property
+    def trains_bases(self) -> bool:
+        """Whether the weight is held as a pair of trained factors now."""
+        return holds_pair(*self.owners[0])
+
+    @property
+    def bases(self) -> Bases:
+        """The form of its factors; of a dense weight ``"frozen"``."""
+        return "trained" if self.trains_bases else "frozen"
+
+    @property
     def factors(self) -> Factors:
-        """The tensors that hold it; only where it is factored."""
+        """``u, core, vh``, held or computed in full precision; only where it is factored."""
         module, weight = self.owners[0]
         assert isinstance(module, LowRankModule)
+        if self.trains_bases:
+            return Factors(*orthonormal_form(*module.pair_of(weight)))
         return module.factors(weight)
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """``left`` and ``right``, as views; only where the bases are trained."""
+        module, weight = self.owners[0]
+        assert isinstance(module, LowRankModule)
+        left, right = module.pair_of(weight)
+        return left.detach(), right.detach()
+
+    @property
+    def matrix(self) -> Tensor:
+        """What is decomposed: the core where it is factored, else the dense weight, no graph."""
+        if self.trains_bases:
+            return self.factors.core
+        value = self.parameter.detach()
+        return value if self.factored else self.layout.matrix(value)
 
     @property
     def rank(self) -> int:
         """Its rank; the full one while it is dense."""
-        return self.parameter.shape[-1] if self.factored else self.layout.full_rank
+        return self.parameter.shape[-2] if self.factored else self.layout.full_rank
 
     @property
     def dense_numbers(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
-from orthotrain.lowrank.follow import restore_structure
+from orthotrain.lowrank.follow import is_factored_name, restore_structure
 from orthotrain.methods.select import clean_name, unwrap
 
 _FORMAT = "orthotrain.model.1"
@@ -33,7 +33,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     tensors, aliases = _distinct(unwrap(model).state_dict())
-    ranks = {name: t.shape[-1] for name, t in tensors.items() if _is_core(name)}
+    ranks = {name: t.shape[-2] for name, t in tensors.items() if is_factored_name(name)}
     metadata = {
         "format": _FORMAT,
         "ranks": json.dumps(ranks, sort_keys=True),
@@ -118,8 +118,3 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
         else:
             aliases[name] = known
     return tensors, aliases
-
-
-def _is_core(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last == "core" or last.endswith("_core")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
 from orthotrain.layers._factors import (
     LowRankModule,
-    factor_names,
     hold_dense_,
+    holds_pair,
     resize_parameter_,
+    weight_parameter,
 )
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
@@ -25,8 +28,8 @@ _READS_WEIGHTS_BY_NAME = (
 def to_dense(model: nn.Module) -> nn.Module:
     """Merge every low-rank layer into a plain dense one, in place.
 
-    The modules keep their identity and return to their own class; the core's Parameter object
-    becomes the dense weight. Meant for after training: optimizer state of the cores is not
+    The modules keep their identity and return to their own class; the Parameter object of the
+    core or the pair becomes the dense weight. Meant for after training: optimizer state is not
     carried over.
 
     Args:
@@ -37,13 +40,13 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     merged: set[int] = set()
     for module, weight in factored_weights(model):
-        core = module._parameters[factor_names(weight)[1]]
-        assert core is not None
-        if id(core) not in merged:
-            merged.add(id(core))
+        parameter = weight_parameter(module, weight)
+        assert parameter is not None
+        if id(parameter) not in merged:
+            merged.add(id(parameter))
             dense = _product(module, weight)
             hold_dense_(module, weight)
-            resize_parameter_(core, dense)
+            resize_parameter_(parameter, dense)
         else:
             hold_dense_(module, weight)
     return model
@@ -52,9 +55,10 @@ def to_dense(model: nn.Module) -> nn.Module:
 def to_factored(model: nn.Module) -> nn.Module:
     """Turn low-rank layers into two plain layers each, for deployment, in place.
 
-    ``u @ core`` folds into one factor, so a layer stores ``k (m + n)`` numbers. A layer for
-    which that is not less than the dense weight becomes dense, and so does one whose weight
-    torch's own code reads by name: attention projections and the linear layers inside
+    ``u @ core`` folds into one factor; trained factors are taken as they are. So a layer stores
+    ``k (m + n)`` numbers. A layer for which that is not less than the dense weight becomes dense,
+    and so does one whose weight torch's own code reads by name: attention projections and the
+    linear layers inside
     ``nn.TransformerEncoderLayer``, ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
 
     Args:
@@ -65,7 +69,7 @@ def to_factored(model: nn.Module) -> nn.Module:
         itself becomes a dense layer again where it is one. Outputs agree to rounding.
     """
     pairs: dict[int, nn.Sequential] = {}
-    first_of_core: dict[int, nn.Sequential] = {}
+    first_of_weight: dict[int, nn.Sequential] = {}
     for parent in list(model.modules()):
         if isinstance(parent, _READS_WEIGHTS_BY_NAME):
             continue
@@ -74,7 +78,7 @@ def to_factored(model: nn.Module) -> nn.Module:
                 continue
             if id(child) not in pairs:
                 pair = pairs[id(child)] = _two_layers(child)
-                tied = first_of_core.setdefault(id(child.factors().core), pair)
+                tied = first_of_weight.setdefault(id(weight_parameter(child, "weight")), pair)
                 for layer, same in zip(pair, tied, strict=True):
                     layer._parameters["weight"] = same._parameters["weight"]
             setattr(parent, name, pairs[id(child)])
@@ -84,10 +88,11 @@ def to_factored(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _product(module: LowRankModule, weight: str) -> Tensor:
     """The dense weight, multiplied in float64 and rounded once."""
-    u, core, vh = module.factors(weight)
-    exact = widest_dtype(core.device)
-    product = u.to(exact) @ core.to(exact) @ vh.to(exact)
-    return product.reshape(module.layout(module, weight).shape).to(core.dtype)
+    factors = module.pair_of(weight) if holds_pair(module, weight) else module.factors(weight)
+    dtype, device = factors[0].dtype, factors[0].device
+    exact = widest_dtype(device)
+    product = reduce(torch.matmul, (f.to(exact) for f in factors))
+    return product.reshape(module.layout(module, weight).shape).to(dtype)
 
 
 def _pays_as_two_layers(module: LowRankModule) -> bool:
@@ -101,9 +106,9 @@ def _pays_as_two_layers(module: LowRankModule) -> bool:
 @torch.no_grad()
 def _two_layers(module: LowRankModule) -> nn.Sequential:
     """A layer by ``vh`` into ``k`` features or channels, and one by ``u @ core`` out of them."""
-    u, core, vh = module.factors()
-    kind: dict[str, object] = {"device": core.device, "dtype": core.dtype}
-    left, k = u @ core, core.shape[-1]
+    left, vh = module.two_factors()
+    kind: dict[str, object] = {"device": left.device, "dtype": left.dtype}
+    k = module.rank
     bias = module._parameters["bias"]
     first: nn.Module
     second: nn.Module

@@ -10,6 +10,7 @@ from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Site
 from orthotrain.methods import Row
+from orthotrain.methods.summary import Form
 
 
 def plan_of(
@@ -47,17 +48,19 @@ def row_of(site: Site, layer: LayerHistory) -> Row:
         note = note if trainable else "frozen"
         return Row(site.name, layout.shape, None, trainable, dense, dense, "dense", note)
     k = site.rank
-    stored = layout.blocks * stored_numbers(layout.m, layout.n, k)
+    stored = layout.blocks * stored_numbers(layout.m, layout.n, k, bases=site.bases)
     since = f"since step {layer.switched_at}" if layer.switched_at >= 0 else ""
     said = (
         "" if trainable else "frozen",
         since if trainable else "",
         "stores more than dense" if stored > dense else "",
     )
+    form: Form = "factored" if factored_pays(layout.m, layout.n, k) else "materialized"
+    if site.trains_bases:
+        form = "two factors"
     return Row(
         name=site.name, shape=layout.shape, rank=k, trainable=trainable, stored=stored,
-        dense=dense, form="factored" if factored_pays(layout.m, layout.n, k) else
-        "materialized", note=", ".join(filter(None, said)), buffers=stored - numbers,
+        dense=dense, form=form, note=", ".join(filter(None, said)), buffers=stored - numbers,
     )  # fmt: skip
 
 

@@ -126,7 +126,10 @@ class LowRankTraining(Bound):
         """Take the agreed factors of a site; optimizer state and copies follow."""
         factors = self._agreement.factors(lambda: view.decomposition(site), site, rank=rank)
         layer, mode = self._layers[site.name], self._settings.optimizer_state
-        change = change_site_(site, layer, factors, self._run, mode=mode)
+        bases = self._settings.bases
+        change = change_site_(site, layer, factors, self._run, mode=mode, bases=bases)
+        if site.trains_bases:
+            self._agreement.share(site.parameter)
         for copy in self._copies:
             copy.follow(site)
         self._record(
@@ -200,7 +203,7 @@ class LowRankTraining(Bound):
         """Make a copy of the model follow, from its present structure on."""
         copy = FollowingCopy(model, self._run.model, self._sites)
         for site in self._sites:
-            copy.follow(site)
+            copy.follow(site, changed=False)
         self._load_hooks += follow_checkpoints(model)
         self._copies.append(copy)
 

@@ -6,16 +6,19 @@ A weight ``w`` that becomes ``core = left^T w right`` takes its optimizer state 
 in the       what                                        becomes
 gradient
 ============ =========================================== ====================================
-linear       momentum, first moments; averages and       ``left^T x right``
-             copies of the parameter
-quadratic    second moments and their sums; Rprop's      ``(left*left)^T x (right*right)``
-             step sizes (columns of ``left*left`` sum
-             to one, so this is an average)
+linear       momentum, first moments                     ``left^T x right``
+copy         averages and copies of the parameter        ``left^T x right``
+quadratic    second moments and their sums               ``(left*left)^T x (right*right)``
+step size    Rprop's step sizes, Adadelta's mean of      as quadratic: columns of ``left*left``
+             squared steps                               sum to one, so this is an average
 magnitude    Adamax's infinity norm                      root of the quadratic rule on
                                                          ``x*x``
 factored     Adafactor's means of rows and columns       the quadratic rule on their product,
                                                          factored again
 ============ =========================================== ====================================
+
+This is the table of a weight that keeps its bases frozen. With trained bases it becomes a pair
+of factors, by the same kinds and the formulas of ``pair_change.py``.
 
 A name that is not listed below is judged by its values: without a negative entry it is taken
 for a second moment, else for linear. Of 131 optimizers that were tried, rotating everything
@@ -26,6 +29,7 @@ restarting a parameter's state where a tensor has an unknown shape 117.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, assert_never
@@ -34,37 +38,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain.errors import ShapeError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg.decompose import working_dtype
 
 MovingMode = Literal["rotate", "slice"]
-Kind = Literal["linear", "squared", "magnitude"]
+Kind = Literal["linear", "copied", "squared", "averaged", "magnitude"]
+Rule = Literal["linear", "copied", "squared", "averaged"]
 
 _LINEAR = (
     "momentum_buffer",  # SGD, RMSprop, Muon
     "exp_avg",  # Adam, AdamW, Adamax, NAdam, RAdam, LAMB, Lion
     "grad_avg",  # RMSprop, centered
     "prev",  # Rprop: the last gradient
-    "ax",  # ASGD: average of the parameter
-    "z",  # schedule-free: the parameter before averaging
     "exp_avg_slow",  # AdEMAMix
     "exp_avg_diff",  # Adan
     "neg_pre_grad",  # Adan
+)
+_COPIED = (
+    "ax",  # ASGD: average of the parameter
+    "z",  # schedule-free: the parameter before averaging
     "slow_buffer",  # Lookahead: copy of the parameter
 )
 _SQUARED = (
     "exp_avg_sq",  # Adam, AdamW, NAdam, RAdam
     "max_exp_avg_sq",  # Adam, AdamW with amsgrad
     "square_avg",  # RMSprop, Adadelta
-    "acc_delta",  # Adadelta
     "sum",  # Adagrad
-    "step_size",  # Rprop: averaged
     "exp_avg_var",  # AdaBelief
     "max_exp_avg_var",  # AdaBelief with amsgrad
 )
+_AVERAGED = (
+    "acc_delta",  # Adadelta: mean of squared steps
+    "step_size",  # Rprop
+)
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(_LINEAR, "linear"),
+    **dict.fromkeys(_COPIED, "copied"),
     **dict.fromkeys(_SQUARED, "squared"),
+    **dict.fromkeys(_AVERAGED, "averaged"),
     "exp_inf": "magnitude",  # Adamax
 }
 
@@ -84,8 +95,77 @@ _FACTORS = (
 )
 
 
+class CoordinateChange(ABC):
+    """How tensors in the shape of a parameter follow it into new coordinates.
+
+    An old tensor is seen as ``before``: a convolution's ``(out, in/groups, *kernel)`` collapses
+    to ``(out, n)``, and rows fall into equal blocks for groups or packed projections.
+    """
+
+    @property
+    @abstractmethod
+    def before(self) -> tuple[int, ...]:
+        """Shape in the old coordinates, with a leading dimension per block where there are any."""
+
+    @property
+    @abstractmethod
+    def after(self) -> tuple[int, ...]:
+        """Shape in the new coordinates."""
+
+    @abstractmethod
+    def moved(self, x: Tensor, rule: Rule) -> Tensor:
+        """``x`` in the new coordinates, in the working precision; autograd and autocast are off.
+
+        Args:
+            x: Any shape that ``fits``.
+            rule: What ``x`` is: linear in the gradient, a copy of the parameter, quadratic in the
+                gradient, or a size of steps, which is averaged.
+        """
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape is one matrix per block in the old coordinates."""
+        *groups, m, n = self.before
+        if tuple(shape) == self.before:
+            return True
+        return len(shape) > 1 and shape[0] == math.prod(groups) * m and math.prod(shape[1:]) == n
+
+    def linear(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
+        """What is linear in the gradient, in the new coordinates.
+
+        Args:
+            x: Any shape that ``fits``. Computed in float64 on CPU and float32 on GPU (float64
+                stays), returned contiguous in the dtype and on the device of ``x``, without a
+                graph.
+        """
+        return self.by_rule(x, "linear")
+
+    def squared(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
+        """What is quadratic in the gradient; never negative where ``x`` is not.
+
+        For gradient entries of mean zero that are uncorrelated this is the second moment of the
+        gradient in the new coordinates.
+
+        Args:
+            x: As for ``linear``.
+        """
+        return self.by_rule(x, "squared")
+
+    @torch.no_grad()
+    def by_rule(self, x: Tensor, rule: Rule) -> Tensor:
+        """``moved``, rounded once to the dtype of ``x``."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.moved(x, rule).to(x.dtype).contiguous()
+
+    def leading(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
+        """The leading block of each old matrix, for changes that have one."""
+        raise ConfigError(
+            f"{type(self).__name__} has no leading block to keep, so optimizer state cannot be "
+            'sliced; choose mode "rotate" or "reset"'
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class BasisChange:
+class BasisChange(CoordinateChange):
     """New coordinates of a matrix: ``x`` becomes ``left^T x right``.
 
     The switch from a dense weight to its core has ``left=u, right=vh.mT``; a rank update whose
@@ -122,36 +202,12 @@ class BasisChange:
         """Shape ``(*g, p, q)`` in the new coordinates."""
         return (*self.left.shape[:-2], self.left.shape[-1], self.right.shape[-1])
 
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape is one matrix per group in the old coordinates."""
-        *groups, m, n = self.before
-        if tuple(shape) == self.before:
-            return True
-        return len(shape) > 1 and shape[0] == math.prod(groups) * m and math.prod(shape[1:]) == n
-
-    def linear(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
-        """``left^T x right``: what is linear in the gradient, or a copy of the parameter.
-
-        Args:
-            x: Any shape that ``fits``. Computed in float64 on CPU and float32 on GPU (float64
-                stays), returned contiguous in the dtype and on the device of ``x``, without a
-                graph.
-        """
-        dtype = working_dtype(x)
-        return _between(self.left.to(x.device, dtype), x, self.right.to(x.device, dtype))
-
-    def squared(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
-        """``(left*left)^T x (right*right)``: what is quadratic in the gradient.
-
-        For gradient entries of mean zero that are uncorrelated this is the second moment of the
-        rotated gradient. Every entry is a weighted average of ``x``, so never negative.
-
-        Args:
-            x: As for ``linear``.
-        """
-        dtype = working_dtype(x)
-        left, right = (f.to(x.device, dtype).square() for f in (self.left, self.right))
-        return _between(left, x, right)
+    def moved(self, x: Tensor, rule: Rule) -> Tensor:
+        """``left^T x right``; of squares ``(left*left)^T x (right*right)``, which averages."""
+        left, right = (f.to(x.device, working_dtype(x)) for f in (self.left, self.right))
+        if rule in ("squared", "averaged"):
+            left, right = left.square(), right.square()
+        return left.mT @ x.to(left.dtype).reshape(self.before) @ right
 
     def leading(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*g p q"]:
         """The leading ``p x q`` block of each old matrix, not rotated."""
@@ -160,14 +216,7 @@ class BasisChange:
         return block.clone(memory_format=torch.contiguous_format)
 
 
-@torch.no_grad()
-def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        matrix = x.to(left.dtype).reshape(*left.shape[:-1], right.shape[-2])
-        return (left.mT @ matrix @ right).to(x.dtype).contiguous()
-
-
-def unknown_entries(state: Mapping[str, Any], change: BasisChange) -> list[str]:
+def unknown_entries(state: Mapping[str, Any], change: CoordinateChange) -> list[str]:
     """Entries no rule covers, each with its key, shape and dtype or its type."""
     factors = {key for f in _factors_in(state, change) for key in (f.row, f.col)}
     return [
@@ -178,7 +227,11 @@ def unknown_entries(state: Mapping[str, Any], change: BasisChange) -> list[str]:
 
 
 def moved_entries(
-    state: Mapping[str, Any], change: BasisChange, *, new_shape: Sequence[int], mode: MovingMode
+    state: Mapping[str, Any],
+    change: CoordinateChange,
+    *,
+    new_shape: Sequence[int],
+    mode: MovingMode,
 ) -> dict[str, Tensor]:
     """The entries of one parameter's state that have its shape, in new coordinates.
 
@@ -204,7 +257,7 @@ def moved_entries(
 
 @torch.no_grad()
 def _keep_variance(
-    new: dict[str, Tensor], state: Mapping[str, Tensor], change: BasisChange
+    new: dict[str, Tensor], state: Mapping[str, Tensor], change: CoordinateChange
 ) -> None:
     """Centered RMSprop takes the root of ``square_avg - grad_avg^2``: rotate that difference.
 
@@ -217,14 +270,12 @@ def _keep_variance(
     new["square_avg"] = change.squared(spread).reshape(mean.shape) + margin * mean.square()
 
 
-def _moved(x: Tensor, kind: Kind, change: BasisChange, mode: MovingMode) -> Tensor:
+def _moved(x: Tensor, kind: Kind, change: CoordinateChange, mode: MovingMode) -> Tensor:
     if mode == "slice":
         return change.leading(x)
     match kind:
-        case "linear":
-            return change.linear(x)
-        case "squared":
-            return change.squared(x)
+        case "linear" | "copied" | "squared" | "averaged":
+            return change.by_rule(x, kind)
         case "magnitude":
             precise = x.to(working_dtype(x))  # the square of a float32 underflows below 1e-22
             return change.squared(precise.square()).sqrt().to(x.dtype)
@@ -235,10 +286,10 @@ def _moved(x: Tensor, kind: Kind, change: BasisChange, mode: MovingMode) -> Tens
 def _kind(key: str, x: Tensor) -> Kind:
     """By name, else by sign: a tensor with a negative entry is no second moment."""
     kind = _KINDS.get(key, "squared")
-    return kind if kind == "linear" or bool((x >= 0).all()) else "linear"
+    return kind if kind in ("linear", "copied") or bool((x >= 0).all()) else "linear"
 
 
-def _moves(value: object, change: BasisChange) -> bool:
+def _moves(value: object, change: CoordinateChange) -> bool:
     """A plain floating tensor in the old shape; subclasses (quantized, sharded) are not."""
     return (
         isinstance(value, Tensor)
@@ -268,7 +319,7 @@ def _described(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-def _factors_in(state: Mapping[str, Any], change: BasisChange) -> list[_Factors]:
+def _factors_in(state: Mapping[str, Any], change: CoordinateChange) -> list[_Factors]:
     """Factored second moments whose product has the old shape."""
     found = []
     for f in _FACTORS:

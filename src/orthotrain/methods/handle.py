@@ -379,7 +379,8 @@ def _matching_copy(model: nn.Module, copy: nn.Module) -> nn.Module:
 
 
 def _dense_names(model: nn.Module) -> set[str]:
-    """Parameter names, with a low-rank core under the name of the weight it stands for."""
+    """Parameter names, with a core or a pair under the name of the weight it stands for."""
     return {
-        re.sub(r"(^|[._])core$", r"\1weight", name) for name, _ in named_parameters_clean(model)
+        re.sub(r"(^|[._])(core|pair)$", r"\1weight", name)
+        for name, _ in named_parameters_clean(model)
     }

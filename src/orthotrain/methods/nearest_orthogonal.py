@@ -45,7 +45,8 @@ class NearestOrthogonalGradient(GradientMethod):
     ``R = U V^T`` is the nearest matrix with orthonormal rows (columns, if tall): directions are
     kept, every singular value becomes one. Convolution weights are read as (out, in * kh * kw),
     transposed ones, too. Grouped ones are one matrix per group, packed attention projections are
-    three, stacked gates of recurrent layers are one.
+    three, stacked gates of recurrent layers are one. The two factors of a low-rank layer with
+    trained bases are two; ``"rms"`` then counts the wider one, ``complete`` reaches what it can.
 
     A zero gradient stays zero. A parameter without a gradient is left alone.
 

@@ -18,6 +18,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods.basis_change import (
     BasisChange,
+    CoordinateChange,
     expected_shapes,
     is_shapeless,
     moved_entries,
@@ -32,7 +33,7 @@ StateMode = Literal["rotate", "slice", "reset"]
 def resize(
     optimizer: Optimizer,
     parameter: nn.Parameter,
-    change: BasisChange,
+    change: CoordinateChange,
     *,
     new_shape: Sequence[int],
     mode: StateMode = "rotate",
@@ -153,7 +154,7 @@ def _family(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def _follow(
-    member: Optimizer, parameter: nn.Parameter, change: BasisChange, mode: StateMode, name: str
+    member: Optimizer, parameter: nn.Parameter, change: CoordinateChange, mode: StateMode, name: str
 ) -> list[str]:
     if isinstance(member, LBFGS):
         return _restart_history(member, mode, name)

@@ -95,7 +95,7 @@ def named_parameters_clean(
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The weights ``module`` owns: ``weight`` or its low-rank ``core``, else all so named.
+    """The weights ``module`` owns: ``weight`` or what it became, ``core`` or ``pair``; else all.
 
     Of a parametrized weight, what is trained: its ``parametrizations.weight.original``.
     """
@@ -103,13 +103,13 @@ def _weights(module: nn.Module) -> list[nn.Parameter]:
     lists = module._modules.get("parametrizations")
     if lists is not None and (computed := lists._modules.get("weight")) is not None:
         return list(computed.parameters(recurse=False))
-    for name in ("weight", "core"):
+    for name in ("weight", "core", "pair"):
         if name in own:
             return [own[name]]
     return [
         p
         for name, p in own.items()
-        if name.endswith(("weight", "_core")) or name.startswith("weight_")
+        if name.endswith(("weight", "_core", "_pair")) or name.startswith("weight_")
     ]
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from orthotrain.methods.optimizer_state import state_bytes
 
-Form = Literal["dense", "factored", "materialized"]
+Form = Literal["dense", "factored", "materialized", "two factors"]
 
 _HEADINGS = ("layer", "shape", "rank", "trainable", "stored", "dense", "form", "note")
 _LEFT = {"layer", "form", "note"}
@@ -30,7 +30,8 @@ class Row:
         stored: Numbers that are kept: the trained ones and the frozen factors.
         dense: Numbers in the dense weight.
         form: ``"factored"`` multiplies by the factors one after the other,
-            ``"materialized"`` builds the weight first.
+            ``"materialized"`` builds the weight first, both with frozen bases. ``"two factors"``
+            has two factors, both trained: ``trainable`` and ``stored`` are equal.
         note: Anything worth a few words, such as why a layer stays dense.
         buffers: How many of ``stored`` lie in buffers. ``None`` means
             ``stored - trainable`` for a low-rank form and 0 for a dense one; give it when the

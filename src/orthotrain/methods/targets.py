@@ -132,7 +132,7 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
                 main = weight == "weight" and attribute == "original"
                 places[parameter] = (owner, weight, layer if main else "")
             else:
-                main = attribute in ("weight", "core")
+                main = attribute in ("weight", "core", "pair")
                 places[parameter] = (module, attribute, name if main else "")
     return places
 

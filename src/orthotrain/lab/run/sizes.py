@@ -72,6 +72,6 @@ def full_rank(row: Row) -> int:
 
 def _saved_by_folding(row: Row) -> int:
     """Numbers saved when ``u @ core`` becomes one factor, or the layer dense if that is less."""
-    if row.rank is None:
+    if row.rank is None or row.form == "two factors":
         return 0
     return max(row.trainable, row.stored - row.dense)
