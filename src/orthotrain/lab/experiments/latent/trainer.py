@@ -101,13 +101,8 @@ class AdversarialTrainer:
     def step(self) -> Step:
         """One step of the discriminator, then one of the generator."""
         losses = adversarial_step(self.state, self.config)
-        values = {
-            "loss": losses.generator,
-            "discriminator_loss": losses.discriminator,
-            "penalty": losses.penalty,
-            "lr": self.state.optimizers[0].param_groups[0]["lr"],
-        }
-        return Step(values, lines=self._latent_lines())
+        lr = self.state.optimizers[0].param_groups[0]["lr"]
+        return Step({**losses, "lr": lr}, lines=self._latent_lines())
 
     def _latent_lines(self) -> Iterator[Line]:
         every = self.config.latent.monitor_every_steps

@@ -24,7 +24,7 @@ from orthotrain.lab.experiments.treatments import (
     name_of,
     note_of,
 )
-from orthotrain.lab.run.config import Variant, need
+from orthotrain.lab.run.config import Variant, at_least, below_one, need, not_negative
 
 SpectralLayer = Literal["whitening", "pooling"]
 
@@ -66,25 +66,14 @@ class SpectralConfig:
     monitor_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "relative_ridge"):
-            value = getattr(self, name)
-            need(
-                math.isfinite(value) and value >= 0,
-                f"spectral.{name}={value} must not be negative",
-            )
-        for name in ("ns_iterations", "monitor_every_steps"):
-            value = getattr(self, name)
-            need(value >= 1, f"spectral.{name}={value} must be at least 1")
-        need(
-            self.group_size is None or self.group_size >= 1,
-            f"spectral.group_size={self.group_size} must be at least 1, or null for all channels",
-        )
+        not_negative(self, "spectral", "ridge", "relative_ridge")
+        at_least(self, 1, "spectral", "ns_iterations", "monitor_every_steps", "group_size")
         need(
             math.isfinite(self.penalty) and self.penalty > 0,
             f"spectral.penalty={self.penalty} must be positive; leave the variants with ol out for "
             "none",
         )
-        need(0 <= self.olr_floor < 1, f"spectral.olr_floor={self.olr_floor} must lie in [0, 1)")
+        below_one(self, "spectral", "olr_floor")
         need(
             self.group_size is None or self.layer == "whitening",
             f"spectral.group_size={self.group_size}: covariance pooling has no groups of channels; "
