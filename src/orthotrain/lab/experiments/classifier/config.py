@@ -193,6 +193,11 @@ class RecordConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "record", *vars(self))
 
+    @classmethod
+    def every(cls, *, steps: int, epochs: int) -> RecordConfig:
+        """Lines every so many steps, all else every so many epochs."""
+        return cls(steps, epochs, epochs, epochs)
+
 
 @dataclass(frozen=True)
 class ClassifierRun(RunConfig):

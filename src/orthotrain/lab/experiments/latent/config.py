@@ -15,12 +15,13 @@ from orthotrain.lab.experiments.treatments import (
     OLR,
     RETRACTION,
     VP,
+    TreatedVariant,
     Treatment,
     alone,
     name_of,
     note_of,
 )
-from orthotrain.lab.run.config import RunConfig, Variant, at_least, need, not_negative, positive
+from orthotrain.lab.run.config import RunConfig, at_least, need, not_negative, positive
 
 LatentData = Literal["gaussian", "sprites", "faces", "clothing", "cifar10", "image-folder"]
 GeneratorKind = Literal["linear", "eigen", "simple"]
@@ -194,27 +195,21 @@ class LatentRecordConfig:
 
 
 @dataclass(frozen=True)
-class LatentVariant(Variant):
+class LatentVariant(TreatedVariant):
     """A way to train a generator.
 
     Attributes:
-        treatments: What is done to the latent weight or the loss; empty for the baseline.
         optimizer: Of the latent weight; the rest of the generator has Adam.
         lr_factor: Learning rate of the generator over that of the run.
     """
 
-    treatments: tuple[str, ...] = ()
     optimizer: OptimizerName = "adam"
     lr_factor: float = 1.0
-
-    def described(self) -> dict[str, object]:
-        """What run.json says about it."""
-        return {**super().described(), **self.settings()}
 
     def settings(self) -> Mapping[str, object]:
         """What result.json says about it, beside the network."""
         return {
-            "treatments": list(self.treatments),
+            **super().settings(),
             "optimizer": "sgd for the latent weight" if self.optimizer == "sgd" else "adam",
             "lr_factor": self.lr_factor,
         }
