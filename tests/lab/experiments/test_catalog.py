@@ -9,7 +9,7 @@ import pytest
 from data.packed import write_folder, write_packed
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.catalog import find_recipe, is_recipe, recipe_config, recipe_names
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_config, recipe_names
 from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.lowrank import recipes
 from orthotrain.lab.named import named
@@ -212,7 +212,6 @@ def test_an_experiment_of_a_file_in_the_current_folder_is_found(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     name = "own_experiment:EXPERIMENT"
-    assert is_recipe(name)
     assert find_recipe(name).title == "Own"
     # What a resumed run reads in its folder finds the experiment again.
     assert recipe_config(name, "cpu").recipe == name

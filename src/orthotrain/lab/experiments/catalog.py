@@ -8,7 +8,6 @@ An experiment is found where it is written: any module of a package
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -54,11 +53,6 @@ def _installed() -> dict[str, str]:
 def recipe_names() -> tuple[str, ...]:
     """The names that ``orthotrain train`` takes, without those of a user's own files."""
     return tuple({**_built_in(), **_installed()})
-
-
-def is_recipe(text: str) -> bool:
-    """Whether ``text`` is the name of an experiment, or has the form ``module:NAME``."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None or text in recipe_names()
 
 
 def find_recipe(name: str) -> Experiment:

@@ -7,10 +7,12 @@ it is asked to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+from orthotrain.lab.run.config import Variant
 
 if TYPE_CHECKING:
     from orthotrain.methods import Method
@@ -58,6 +60,25 @@ class Treatment:
     note: str
     families: tuple[str, ...]
     make: Callable[[str, Settings], Method] | None = None
+
+
+@dataclass(frozen=True)
+class TreatedVariant(Variant):
+    """A way to train with treatments.
+
+    Attributes:
+        treatments: What is done; empty for the baseline.
+    """
+
+    treatments: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, object]:
+        """What run.json says about it."""
+        return {**super().described(), **self.settings()}
+
+    def settings(self) -> Mapping[str, object]:
+        """What result.json says about it, beside the network."""
+        return {"treatments": list(self.treatments)}
 
 
 def _methods() -> Any:

@@ -8,7 +8,16 @@ from typing import Final
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.figures import Curves, Panel, Values
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.measures import MIB, accuracy, group, raw, result
+from orthotrain.lab.report.measures import (
+    PEAK_MEMORY,
+    SECONDS,
+    TRAINING_MEMORY,
+    accuracy,
+    group,
+    raw,
+    result,
+    step_time,
+)
 from orthotrain.lab.report.page import Page
 from orthotrain.lab.report.rows import field
 from orthotrain.lab.report.stats import Measure
@@ -23,14 +32,12 @@ _KNOWN: Final = (
     result("stored", "Stored numbers", digits=0, better="less"),
 )
 _COSTS: Final = (
-    result("step_ms_final", "Time per step at the end", unit="ms", digits=2, better="less"),
-    result("step_ms", "Time per step", unit="ms", digits=2, better="less"),
-    result("seconds", "Whole training", unit="s", digits=1, better="less"),
-    result("training_bytes", "Training memory at the end", scale=1 / MIB, unit="MiB", digits=2,
-           better="less").named("training_mib"),
-    result("peak_rss_bytes", "Peak memory of the process", scale=1 / MIB, unit="MiB", digits=0,
-           better="less").named("peak_rss_mib"),
-)  # fmt: skip
+    step_time("step_ms_final", "Time per step at the end"),
+    step_time(),
+    SECONDS,
+    TRAINING_MEMORY,
+    PEAK_MEMORY,
+)
 
 
 def _found(run: Run, known: Sequence[Measure]) -> list[Measure]:

@@ -24,6 +24,22 @@ def result(
     return Measure(key, title, lambda seed: seed.final(key) * scale, unit, digits, better)
 
 
+def step_time(key: str = "step_ms", title: str = "Time per step") -> Measure:
+    """A time per step of the result, in milliseconds."""
+    return result(key, title, unit="ms", digits=2, better="less")
+
+
+SECONDS: Final = result("seconds", "Whole training", unit="s", digits=1, better="less")
+TRAINING_MEMORY: Final = result(
+    "training_bytes", "Training memory at the end", scale=1 / MIB, unit="MiB", digits=2,
+    better="less",
+).named("training_mib")  # fmt: skip
+PEAK_MEMORY: Final = result(
+    "peak_rss_bytes", "Peak memory of the process", scale=1 / MIB, unit="MiB", digits=0,
+    better="less",
+).named("peak_rss_mib")  # fmt: skip
+
+
 def accuracy(split: str) -> Measure:
     """The accuracy on the part of the data called ``split``, in percent."""
     return result(

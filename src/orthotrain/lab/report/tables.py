@@ -184,13 +184,9 @@ class BySeed:
 
     Attributes:
         measures: Its columns, which may depend on the run.
-        name: Stem of its CSV file.
-        title: Of its tab.
     """
 
     measures: Measures
-    name: str = "seeds"
-    title: str = "Every seed"
 
     def table(self, run: Run) -> Table:
         """The table of a run."""
@@ -206,9 +202,7 @@ class BySeed:
         )
         keys = ("variant", "seed", *(measure.key for measure in measures))
         head = tuple(key.replace("_", " ") for key in keys)
-        return Table(
-            self.name, self.title, head, keys, rows, empty="No seed was started."
-        )  # fmt: skip
+        return Table("seeds", "Every seed", head, keys, rows, empty="No seed was started.")
 
 
 @dataclass(frozen=True)
@@ -219,15 +213,11 @@ class Compared:
         pairs: Every two variants that are compared.
         measures: In what.
         allowed: Whether a pair may be compared in a measure.
-        name: Stem of its CSV file.
-        title: Of its tab.
     """
 
     pairs: Callable[[Run], Iterable[tuple[Variant, Variant]]]
     measures: Measures
     allowed: Callable[[Variant, Variant, Measure], bool] = lambda ours, other, measure: True
-    name: str = "comparisons"
-    title: str = "Every comparison"
 
     def table(self, run: Run) -> Table:
         """The table of a run."""
@@ -237,11 +227,8 @@ class Compared:
             for measure in given(self.measures, run)
             if self.allowed(ours, other, measure)
         ]
-        return compared_table(
-            [paired for paired in compared if paired.verdict() != "not measured"],
-            name=self.name,
-            title=self.title,
-        )
+        table = compared_table(p for p in compared if p.verdict() != "not measured")
+        return replace(table, name="comparisons", title="Every comparison")
 
 
 @dataclass(frozen=True)
@@ -255,9 +242,7 @@ class Own:
         return self.make(run)
 
 
-def compared_table(
-    compared: Sequence[Paired], *, name: str = "", title: str = "", decide: int = MIN_SEEDS
-) -> Table:
+def compared_table(compared: Iterable[Paired], *, decide: int = MIN_SEEDS) -> Table:
     """One row per comparison; fewer seeds than ``decide`` decide nothing."""
     head = (
         *("Variant", "Compared with", "Measure", "Value", "Other value"),
@@ -269,7 +254,7 @@ def compared_table(
     )
     rows = tuple(_compared_row(paired, decide) for paired in compared)
     empty = "No two variants finished the same seed, so nothing is compared."
-    return Table(name, title, head, keys, rows, empty=empty)
+    return Table("", "", head, keys, rows, empty=empty)
 
 
 def without_constants(table: Table, keys: Sequence[str]) -> Table:

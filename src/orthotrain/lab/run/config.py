@@ -5,6 +5,7 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -20,6 +21,34 @@ def need(condition: bool, message: str) -> None:
     """Raise ConfigError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def at_least(settings: object, least: int, group: str, *names: str) -> None:
+    """Raise ConfigError unless these settings of ``group`` are unset or at least ``least``."""
+    for name in names:
+        value = getattr(settings, name)
+        need(value is None or value >= least, f"{group}.{name}={value} must be at least {least}")
+
+
+def positive(settings: object, group: str, *names: str) -> None:
+    """Raise ConfigError unless these settings of ``group`` are positive and finite."""
+    for name in names:
+        value = getattr(settings, name)
+        need(math.isfinite(value) and value > 0, f"{group}.{name}={value} must be positive")
+
+
+def not_negative(settings: object, group: str, *names: str) -> None:
+    """Raise ConfigError unless these settings of ``group`` are zero or more, and finite."""
+    for name in names:
+        value = getattr(settings, name)
+        need(math.isfinite(value) and value >= 0, f"{group}.{name}={value} must not be negative")
+
+
+def below_one(settings: object, group: str, *names: str) -> None:
+    """Raise ConfigError unless these settings of ``group`` lie in [0, 1)."""
+    for name in names:
+        value = getattr(settings, name)
+        need(0 <= value < 1, f"{group}.{name}={value} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

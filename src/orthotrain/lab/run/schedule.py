@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from orthotrain.errors import ConfigError
 
@@ -39,14 +35,6 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final: floa
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def warmup_cosine_scheduler(
-    optimizer: Optimizer, *, total_steps: int, warmup_steps: int, final: float
-) -> LambdaLR:
-    """``warmup_cosine`` as a scheduler that steps once per optimizer step."""
-    rule = partial(warmup_cosine, total_steps=total_steps, warmup_steps=warmup_steps, final=final)
-    return LambdaLR(optimizer, rule)
-
-
 def step_decay(step: int, *, total_steps: int, decay_at: Sequence[float], factor: float) -> float:
     """Learning rate of optimizer step ``step`` (from 0) over the first one.
 
@@ -58,11 +46,3 @@ def step_decay(step: int, *, total_steps: int, decay_at: Sequence[float], factor
     """
     # Rounded, so that a share that is an epoch count over the number of epochs means that epoch.
     return factor ** sum(step >= round(share * total_steps) for share in decay_at)
-
-
-def step_decay_scheduler(
-    optimizer: Optimizer, *, total_steps: int, decay_at: Sequence[float], factor: float
-) -> LambdaLR:
-    """``step_decay`` as a scheduler that steps once per optimizer step."""
-    rule = partial(step_decay, total_steps=total_steps, decay_at=decay_at, factor=factor)
-    return LambdaLR(optimizer, rule)

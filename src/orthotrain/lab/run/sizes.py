@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orthotrain.lab.run.trainer import Line
+from orthotrain.methods.handle import Handle
 from orthotrain.methods.summary import Row, Summary
 
 # "At the end" of a run, for times, is its last tenth.
@@ -51,6 +52,19 @@ def sizes_and_times(summary: Summary, lines: Sequence[Line], *, total_steps: int
         "step_ms_final": statistics.median(final) if final else None,
         "switch_step": switch,
     }
+
+
+def hook_shares(handle: Handle, *, steps: int, step_ms: float) -> dict[str, float]:
+    """Seconds that the hooks of each method took, as a share of the time of its steps.
+
+    Args:
+        handle: The attached methods.
+        steps: Optimizer steps since they were attached. A run that goes on from its last
+            checkpoint has none of its own, and then nothing was measured.
+        step_ms: Median time of a step.
+    """
+    measured = handle.seconds if steps > 0 else {}
+    return {name: 1000 * seconds / steps / step_ms for name, seconds in measured.items()}
 
 
 def rank_fields(row: Row) -> dict[str, Any]:

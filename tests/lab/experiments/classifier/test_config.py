@@ -49,3 +49,12 @@ from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun
 def test_settings_that_cannot_work_are_refused(kind, settings, message):
     with pytest.raises(ConfigError, match=message):
         kind(**settings)
+
+
+def test_a_record_in_short_says_steps_of_lines_and_epochs_of_the_rest():
+    assert RecordConfig.every(steps=3, epochs=2) == RecordConfig(
+        log_every_steps=3,
+        eval_every_epochs=2,
+        stability_every_epochs=2,
+        checkpoint_every_epochs=2,
+    )

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.lab.experiments.latent.losses import discriminator_loss, generator_loss
 from reference.matrices import generator
 
@@ -95,21 +94,3 @@ def test_half_precision_is_computed_in_float32(kind, dtype):
     ]:
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), two, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.bad_input
-def test_an_unknown_loss_is_refused():
-    with pytest.raises(ConfigError, match="hinge, non_saturating, wasserstein, got 'lsgan'"):
-        discriminator_loss(REAL, FAKE, kind="lsgan")
-    with pytest.raises(ConfigError, match="got 'Hinge'"):
-        generator_loss(FAKE, kind="Hinge")
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_batch_is_refused(kind):
-    for real, fake in [(REAL, FAKE[:0]), (REAL[:0], FAKE)]:
-        with pytest.raises(ShapeError, match=r"at least one logit, got shape \(0,\)"):
-            discriminator_loss(real, fake, kind=kind)
-    with pytest.raises(ShapeError, match="at least one logit"):
-        generator_loss(FAKE[:0], kind=kind)

@@ -5,11 +5,10 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orthotrain.lab.run.config import RunConfig, need
+from orthotrain.lab.run.config import RunConfig, at_least, below_one, need, not_negative, positive
 
 DataName = Literal["digits", "cifar10", "textures", "clothing", "image-folder"]
 _FIXED_SIZE = ("digits", "cifar10")
@@ -46,20 +45,13 @@ class DataConfig:
             f"data.image_size={self.image_size}: the images of {self.name} have one size; leave "
             "it unset",
         )
-        need(
-            self.image_size is None or self.image_size >= 8,
-            f"data.image_size={self.image_size} must be at least 8",
-        )
-        need(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
+        at_least(self, 8, "data", "image_size")
+        at_least(self, 1, "data", "batch_size", "train_limit")
         need(
             self.crop_area is None or (0 < self.crop_area <= 1 and self.crop_padding == 0),
             f"data.crop_area={self.crop_area} must lie in (0, 1], with data.crop_padding=0",
         )
-        need(self.crop_padding >= 0, f"data.crop_padding={self.crop_padding} must not be negative")
-        need(
-            self.train_limit is None or self.train_limit >= 1,
-            f"data.train_limit={self.train_limit} must be at least 1",
-        )
+        not_negative(self, "data", "crop_padding")
 
 
 @dataclass(frozen=True)
@@ -125,23 +117,11 @@ class OptimConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        need(self.epochs >= 1, f"optim.epochs={self.epochs} must be at least 1")
-        need(math.isfinite(self.lr) and self.lr > 0, f"optim.lr={self.lr} must be positive, finite")
+        _check_every_optim(self)
+        below_one(self, "optim", "warmup_fraction")
         need(
             0 <= self.min_lr <= self.lr,
             f"optim.min_lr={self.min_lr} must lie between 0 and optim.lr={self.lr}",
-        )
-        need(
-            0 <= self.warmup_fraction < 1,
-            f"optim.warmup_fraction={self.warmup_fraction} must lie in [0, 1)",
-        )
-        need(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"optim.clip_norm={self.clip_norm} must be positive; use null for no clipping",
-        )
-        need(
-            0 <= self.label_smoothing < 1,
-            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
         )
 
 
@@ -172,26 +152,26 @@ class SgdConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        need(self.epochs >= 1, f"optim.epochs={self.epochs} must be at least 1")
-        for name in ("lr", "head_lr_factor"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value > 0, f"optim.{name}={value} must be positive")
-        need(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
-        need(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must not be negative")
+        _check_every_optim(self)
+        positive(self, "optim", "head_lr_factor")
+        below_one(self, "optim", "momentum")
+        not_negative(self, "optim", "weight_decay")
         need(
             all(0 < share < 1 for share in self.decay_at)
             and sorted(set(self.decay_at)) == list(self.decay_at),
             f"optim.decay_at={list(self.decay_at)} must rise within (0, 1)",
         )
         need(0 < self.decay_factor <= 1, f"optim.decay_factor={self.decay_factor} not in (0, 1]")
-        need(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"optim.clip_norm={self.clip_norm} must be positive; use null for no clipping",
-        )
-        need(
-            0 <= self.label_smoothing < 1,
-            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
-        )
+
+
+def _check_every_optim(optim: OptimConfig | SgdConfig) -> None:
+    at_least(optim, 1, "optim", "epochs")
+    positive(optim, "optim", "lr")
+    below_one(optim, "optim", "label_smoothing")
+    need(
+        optim.clip_norm is None or optim.clip_norm > 0,
+        f"optim.clip_norm={optim.clip_norm} must be positive; use null for no clipping",
+    )
 
 
 @dataclass(frozen=True)
@@ -211,13 +191,12 @@ class RecordConfig:
     checkpoint_every_epochs: int = 10
 
     def __post_init__(self) -> None:
-        for name in (
-            "log_every_steps",
-            "eval_every_epochs",
-            "stability_every_epochs",
-            "checkpoint_every_epochs",
-        ):
-            need(getattr(self, name) >= 1, f"record.{name}={getattr(self, name)} must be positive")
+        at_least(self, 1, "record", *vars(self))
+
+    @classmethod
+    def every(cls, *, steps: int, epochs: int) -> RecordConfig:
+        """Lines every so many steps, all else every so many epochs."""
+        return cls(steps, epochs, epochs, epochs)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from orthotrain.lab.experiments.classifier.config import OptimConfig, SgdConfig
-from orthotrain.lab.run.schedule import step_decay_scheduler, warmup_cosine_scheduler
+from orthotrain.lab.run.schedule import step_decay, warmup_cosine
 
 
 def adamw(model: nn.Module, config: OptimConfig, *, total_steps: int) -> tuple[AdamW, LambdaLR]:
@@ -21,12 +22,13 @@ def adamw(model: nn.Module, config: OptimConfig, *, total_steps: int) -> tuple[A
         {"params": vectors, "weight_decay": 0.0},
     )
     optimizer = AdamW(groups, lr=config.lr)
-    return optimizer, warmup_cosine_scheduler(
-        optimizer,
+    rule = partial(
+        warmup_cosine,
         total_steps=total_steps,
         warmup_steps=int(config.warmup_fraction * total_steps),
         final=config.min_lr / config.lr,
     )
+    return optimizer, LambdaLR(optimizer, rule)
 
 
 def sgd(model: nn.Module, config: SgdConfig, *, total_steps: int) -> tuple[SGD, LambdaLR]:
@@ -48,9 +50,7 @@ def sgd(model: nn.Module, config: SgdConfig, *, total_steps: int) -> tuple[SGD, 
     optimizer = SGD(
         groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
-    return optimizer, step_decay_scheduler(
-        optimizer,
-        total_steps=total_steps,
-        decay_at=config.decay_at,
-        factor=config.decay_factor,
+    rule = partial(
+        step_decay, total_steps=total_steps, decay_at=config.decay_at, factor=config.decay_factor
     )
+    return optimizer, LambdaLR(optimizer, rule)

@@ -25,6 +25,8 @@ from orthotrain.methods.handle import Handle
 # by 32 pixels, fewer larger ones.
 _EVALUATION_BATCH = 1000
 _EVALUATION_PIXELS = _EVALUATION_BATCH * 32 * 32
+# What a state consists of, in the order in which it is loaded.
+_STATE = ("model", "optimizer", "scheduler", "handle", "batches")
 
 #: Fields of the result that only one family has, from its sizes and times and the steps here.
 MoreFields = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
@@ -109,22 +111,12 @@ class ClassifierTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "handle": self.handle.state_dict(),
-            "batches": self.batches.state_dict(),
-            "step": self.steps,
-        }
+        return {**{part: getattr(self, part).state_dict() for part in _STATE}, "step": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next step is the same bit for bit."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.handle.load_state_dict(state["handle"])
-        self.batches.load_state_dict(state["batches"])
+        for part in _STATE:
+            getattr(self, part).load_state_dict(state[part])
         self.steps = int(state["step"])
 
     def result(self, ending: Ending) -> dict[str, Any]:

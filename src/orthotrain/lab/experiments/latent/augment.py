@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from orthotrain.errors import ConfigError, ShapeError
-
-AugmentPolicy = Literal["colour", "translation", "cutout"]
+from orthotrain.errors import ShapeError
 
 # Shares of the side, of Zhao et al. (2020).
 _LARGEST_SHIFT = 0.125
@@ -92,24 +89,16 @@ class Augmentation:
         return x * ~hole
 
 
-def draw_augmentation(
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator,
-    policy: Sequence[AugmentPolicy] = ("colour", "translation", "cutout"),
-    probability: float = 1.0,
-) -> Augmentation:
+def draw_augmentation(shape: Sequence[int], *, generator: torch.Generator) -> Augmentation:
     """Draw the parameters of DiffAugment for a batch of images.
 
-    =========== ============ ==================================================================
-    policy      parameter    drawn from
-    =========== ============ ==================================================================
-    colour      brightness   uniform in [-0.5, 0.5), for images in [-1, 1] a quarter of the range
-    colour      saturation   uniform in [0, 2)
-    colour      contrast     uniform in [0.5, 1.5)
-    translation shift        whole pixels, uniform up to an eighth of the side each way
-    cutout      hole         half as high and wide as the image, its centre uniform over it
-    =========== ============ ==================================================================
+    =========== ==================================================================
+    brightness  uniform in [-0.5, 0.5), for images in [-1, 1] a quarter of the range
+    saturation  uniform in [0, 2)
+    contrast    uniform in [0.5, 1.5)
+    shift       whole pixels, uniform up to an eighth of the side each way
+    hole        half as high and wide as the image, its centre uniform over it
+    =========== ==================================================================
 
     Give the result to the discriminator's input for real and generated images alike, of one step
     and, where the generator trains through it, of its own::
@@ -120,43 +109,18 @@ def draw_augmentation(
 
     Args:
         shape: ``(n, c, h, w)`` of the images.
-        generator: Source of all numbers. As many are drawn whatever the policy and probability,
-            so runs that differ in these see the same numbers otherwise.
-        policy: Which of the three; order and repetition do not matter. Empty changes nothing.
-        probability: In [0, 1]. Each of the five parameters of an image is taken with this
-            probability, and otherwise left where it changes nothing.
+        generator: Source of all numbers.
 
     Returns:
         The augmentation, on the generator's device.
 
-    Raises:
-        ShapeError: ``shape`` is not ``(n, c, h, w)`` of positive sizes.
-        ConfigError: Something unknown in ``policy``, or a probability outside [0, 1].
-
     Source:
-        Zhao et al. (2020), arXiv:2006.10738, where the probability is 1. The code around EigenGAN
-        takes 0.6, drawn for a whole batch, and anew for real and generated images.
+        Zhao et al. (2020), arXiv:2006.10738. The code around EigenGAN augments with probability
+        0.6, drawn for a whole batch, and anew for real and generated images.
     """
-    if len(shape) != 4 or min(shape) < 1:
-        raise ShapeError(
-            f"draw_augmentation needs a shape (n, c, h, w) of positive sizes, got {tuple(shape)}"
-        )
-    unknown = sorted(set(policy) - set(get_args(AugmentPolicy)))
-    if unknown or isinstance(policy, str):
-        raise ConfigError(
-            f"draw_augmentation needs a policy of {', '.join(get_args(AugmentPolicy))}, got "
-            f"{policy!r}; write a tuple, such as ('colour',)"
-        )
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"draw_augmentation needs a probability in [0, 1], got {probability}")
-    n, _, h, w = shape
-    sides = (h, w)
-    uniform, chance = (
-        torch.rand(rows, n, generator=generator, device=generator.device) for rows in (7, 5)
-    )
-    taken = chance < probability
-    parts = (("colour",) * 3) + ("translation", "cutout")
-    taken &= torch.tensor([[part in policy] for part in parts], device=generator.device)
+    n, _, *sides = shape
+    # Five more than are used: recorded runs drew them, and a seed still gives the same run.
+    uniform, _ = (torch.rand(k, n, generator=generator, device=generator.device) for k in (7, 5))
 
     def whole(index: int, low: int, count: int) -> Tensor:
         """``low`` to ``low + count - 1``; float32 may round the product up to ``count``."""
@@ -172,16 +136,14 @@ def draw_augmentation(
         whole(5 + i, -(size // 2), side + 1 - size % 2)
         for i, (side, size) in enumerate(zip(sides, sizes, strict=True))
     ]
-    shift, hole = torch.stack(shifts, dim=1), torch.stack(holes, dim=1)
-    size = torch.tensor(sizes, device=generator.device).expand(n, 2)
     return Augmentation(
-        brightness=torch.where(taken[0], uniform[0] - 0.5, 0.0),
-        saturation=torch.where(taken[1], uniform[1] * 2, 1.0),
-        contrast=torch.where(taken[2], uniform[2] + 0.5, 1.0),
-        shift=torch.where(taken[3, :, None], shift, 0),
-        hole=hole,
-        hole_size=torch.where(taken[4, :, None], size, 0),
-        size=sides,
+        brightness=uniform[0] - 0.5,
+        saturation=uniform[1] * 2,
+        contrast=uniform[2] + 0.5,
+        shift=torch.stack(shifts, dim=1),
+        hole=torch.stack(holes, dim=1),
+        hole_size=torch.tensor(sizes, device=generator.device).expand(n, 2),
+        size=(sides[0], sides[1]),
     )
 
 

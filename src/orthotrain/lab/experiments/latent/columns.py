@@ -14,7 +14,15 @@ from typing import Final
 from orthotrain.lab.experiments.latent.traversals.gallery import is_control
 from orthotrain.lab.experiments.watched import condition, olr_used
 from orthotrain.lab.report.load import Run, SeedRun, Variant
-from orthotrain.lab.report.measures import MIB, group, mean, raw, result
+from orthotrain.lab.report.measures import (
+    PEAK_MEMORY,
+    SECONDS,
+    group,
+    mean,
+    raw,
+    result,
+    step_time,
+)
 from orthotrain.lab.report.rows import Row, number
 from orthotrain.lab.report.stats import MISSING, Better, Measure, Spread
 from orthotrain.lab.report.style import DARK, LineStyle, Look, Theme
@@ -193,12 +201,11 @@ WEIGHTS: Final = (
     USED,
 )
 COSTS: Final = (
-    result("step_ms", "Time per step", unit="ms", digits=2, better="less"),
-    result("seconds", "Whole training", unit="s", digits=1, better="less"),
-    result("peak_rss_bytes", "Peak memory of the process", scale=1 / MIB, unit="MiB", digits=0,
-           better="less").named("peak_rss_mib"),
+    step_time(),
+    SECONDS,
+    PEAK_MEMORY,
     result("trainable", "Trained numbers of the generator", digits=0),
-)  # fmt: skip
+)
 
 
 def seed_numbers(run: Run) -> list[Measure]:

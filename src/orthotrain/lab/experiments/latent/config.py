@@ -5,7 +5,6 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -16,12 +15,13 @@ from orthotrain.lab.experiments.treatments import (
     OLR,
     RETRACTION,
     VP,
+    TreatedVariant,
     Treatment,
     alone,
     name_of,
     note_of,
 )
-from orthotrain.lab.run.config import RunConfig, Variant, need
+from orthotrain.lab.run.config import RunConfig, at_least, need, not_negative, positive
 
 LatentData = Literal["gaussian", "sprites", "faces", "clothing", "cifar10", "image-folder"]
 GeneratorKind = Literal["linear", "eigen", "simple"]
@@ -71,8 +71,8 @@ class LatentDataConfig:
             -1 <= self.correlation <= 1,
             f"data.correlation={self.correlation} must lie in [-1, 1]",
         )
-        need(self.image_size >= 8, f"data.image_size={self.image_size} must be at least 8")
-        need(self.batch_size >= 2, f"data.batch_size={self.batch_size} must be at least 2")
+        at_least(self, 8, "data", "image_size")
+        at_least(self, 2, "data", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,8 @@ class GeneratorConfig:
     base_channels: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "base_channels"):
-            value = getattr(self, name)
-            need(value >= 1, f"model.{name}={value} must be at least 1")
-        need(self.noise_dim >= 0, f"model.noise_dim={self.noise_dim} must not be negative")
+        at_least(self, 1, "model", "latent_dim", "base_channels")
+        not_negative(self, "model", "noise_dim")
 
 
 @dataclass(frozen=True)
@@ -132,12 +130,9 @@ class AdversarialConfig:
     constant_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "r1_every", "gradient_penalty_every"):
-            value = getattr(self, name)
-            need(value >= 1, f"optim.{name}={value} must be at least 1")
-        for name in ("lr", "ema_half_life"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value > 0, f"optim.{name}={value} must be positive")
+        at_least(self, 1, "optim", "steps", "r1_every", "gradient_penalty_every")
+        positive(self, "optim", "lr", "ema_half_life")
+        not_negative(self, "optim", "r1", "gradient_penalty")
         need(
             self.discriminator_lr is None or self.discriminator_lr > 0,
             f"optim.discriminator_lr={self.discriminator_lr} must be positive, or null",
@@ -146,9 +141,6 @@ class AdversarialConfig:
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas={list(self.betas)} must lie in [0, 1)",
         )
-        for name in ("r1", "gradient_penalty"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value >= 0, f"optim.{name}={value} must not be negative")
         need(
             0 < self.constant_fraction <= 1,
             f"optim.constant_fraction={self.constant_fraction} must lie in (0, 1]",
@@ -179,13 +171,9 @@ class LatentConfig:
     monitor_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("penalty", "hessian", "orojar", "vp", "householder_fraction", "sgd_lr"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value > 0, f"latent.{name}={value} must be positive")
-        need(
-            self.monitor_every_steps >= 1,
-            f"latent.monitor_every_steps={self.monitor_every_steps} must be at least 1",
-        )
+        weights = ("penalty", "hessian", "orojar", "vp")
+        positive(self, "latent", *weights, "householder_fraction", "sgd_lr")
+        at_least(self, 1, "latent", "monitor_every_steps")
 
 
 @dataclass(frozen=True)
@@ -203,32 +191,25 @@ class LatentRecordConfig:
     checkpoint_every_steps: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("log_every_steps", "sample_every_steps", "checkpoint_every_steps"):
-            need(getattr(self, name) >= 1, f"record.{name}={getattr(self, name)} must be positive")
+        at_least(self, 1, "record", *vars(self))
 
 
 @dataclass(frozen=True)
-class LatentVariant(Variant):
+class LatentVariant(TreatedVariant):
     """A way to train a generator.
 
     Attributes:
-        treatments: What is done to the latent weight or the loss; empty for the baseline.
         optimizer: Of the latent weight; the rest of the generator has Adam.
         lr_factor: Learning rate of the generator over that of the run.
     """
 
-    treatments: tuple[str, ...] = ()
     optimizer: OptimizerName = "adam"
     lr_factor: float = 1.0
-
-    def described(self) -> dict[str, object]:
-        """What run.json says about it."""
-        return {**super().described(), **self.settings()}
 
     def settings(self) -> Mapping[str, object]:
         """What result.json says about it, beside the network."""
         return {
-            "treatments": list(self.treatments),
+            **super().settings(),
             "optimizer": "sgd for the latent weight" if self.optimizer == "sgd" else "adam",
             "lr_factor": self.lr_factor,
         }

@@ -29,37 +29,23 @@ _FEWEST_TEST_IMAGES: Final = 15
 def image_source(config: LatentDataConfig, *, device: torch.device) -> ImageSource:
     """The training part of the images that ``config`` names.
 
+    What would stop a training on its way or at its end is said here, before it starts.
+
     Raises:
-        DataError: Local data is missing or damaged, too few for scores at the end, or a package
-            that its images need is missing.
+        DataError: Local data is missing or damaged, or too few for scores at the end.
+        MissingPackageError: Pillow, which writes samples, or scikit-learn, which scores of true
+            factors need, is missing.
     """
-    _require_packages(factors=config.name == "sprites")
-    _require_scorable(len(build_images(config, part="test")), config)
-    return ImageSource(build_images(config, part="train"), device)
-
-
-def _require_scorable(count: int, config: LatentDataConfig) -> None:
-    if count < _FEWEST_TEST_IMAGES:
+    pillow("samples")
+    if config.name == "sprites" and find_spec("sklearn") is None:
+        raise missing_package("train: scores of true factors", "scikit-learn")
+    if (count := len(build_images(config, part="test"))) < _FEWEST_TEST_IMAGES:
         place = f" in {config.dir}" if config.dir else ""
         raise DataError(
             f"train: {config.name}{place} has {count} images in its test part, and scores need "
             f"{_FEWEST_TEST_IMAGES}; add images to that part"
         )
-
-
-def _require_packages(*, factors: bool) -> None:
-    """Say before a training of images what would stop it on its way or at its end.
-
-    Args:
-        factors: Whether its scores read true factors.
-
-    Raises:
-        MissingPackageError: Pillow, which writes samples, or scikit-learn, which DCI needs, is
-            missing.
-    """
-    pillow("samples")
-    if factors and find_spec("sklearn") is None:
-        raise missing_package("train: scores of true factors", "scikit-learn")
+    return ImageSource(build_images(config, part="train"), device)
 
 
 def build_images(config: LatentDataConfig, *, part: Part) -> ImageSet:

@@ -29,6 +29,7 @@ from orthotrain.disentangle import (
     rotated,
     sefa_directions,
 )
+from orthotrain.lab.experiments.latent.build import latent_layers
 from orthotrain.lab.run.config import Scale
 from orthotrain.layers import EigenSubspace
 from orthotrain.models.eigengan import EigenGenerator
@@ -122,7 +123,8 @@ def image_scores(
     dim = model.latent_dim
     plain, latent_dim = one_latent(model)
     generate = plain if directions is None else rotated(plain, directions)
-    rotation = random_rotation(dim, seed=seed, blocks=layer_sizes(model))
+    sizes = [len(getattr(layer, name)) for layer, name in latent_layers(model)]
+    rotation = random_rotation(dim, seed=seed, blocks=sizes)
     turned = {"SeFa": block_directions(model), "latents rotated": rotation}
     if directions is not None:
         # They are of the generator's own coordinates, and what is scored here is turned already.
@@ -192,23 +194,14 @@ def sprite_factors(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3"]:
     return torch.stack([moments.area.sqrt(), moments.x, moments.y], dim=1)
 
 
-def layer_sizes(model: ImageGenerator) -> list[int]:
-    """How many coordinates each latent layer has."""
-    if isinstance(model, SimpleGenerator):
-        return [model.latent_dim]
-    return [len(one.u) for one in model.modules() if isinstance(one, EigenSubspace)]
-
-
 def block_directions(model: ImageGenerator) -> Float[Tensor, "d d"]:
     """SeFa's directions of each latent layer, which turn its own coordinates only."""
-    if isinstance(model, SimpleGenerator):
-        return sefa_directions(model.latent.weight.double(), latent_axis=0)[0].cpu()
-    weights = [
-        (module.scale[:, None] * module.u).detach().double()
-        for module in model.modules()
-        if isinstance(module, EigenSubspace)
-    ]
-    turned = [sefa_directions(weight, latent_axis=0)[0].cpu() for weight in weights]
+    turned = []
+    for layer, name in latent_layers(model):
+        weight = getattr(layer, name).detach()
+        if isinstance(layer, EigenSubspace):
+            weight = layer.scale.detach()[:, None] * weight
+        turned.append(sefa_directions(weight.double(), latent_axis=0)[0].cpu())
     directions: Tensor = torch.block_diag(*turned)  # type: ignore[no-untyped-call]
     return directions
 

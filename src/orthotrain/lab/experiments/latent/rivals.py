@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,49 +19,52 @@ from orthotrain.lab.experiments.treatments import HESSIAN, OROJAR, VP
 Noise = Sequence[Tensor | None]
 
 
-class Rival(Protocol):
+class Rival(ABC):
     """A term of the generator's loss, with what it needs to be computed.
 
     It draws from a generator of its own, so that the data stay those of the other variants.
+
+    Args:
+        weight: Of the term in the loss.
+        random: Source of what it draws at each step.
     """
 
+    def __init__(self, *, weight: float, random: torch.Generator) -> None:
+        self._weight = weight
+        self._random = random
+
+    @abstractmethod
     def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
         """The weighted term, with a graph to the generator; ``base`` is ``model(z, *noise)``."""
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: B027
         """Train what the term has of its own."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the next term depends on."""
+        return {"random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
+        self._random.set_state(state["random"])
 
 
-class _Smoothness:
+class _Smoothness(Rival):
     """Hessian penalty or OroJaR: nothing of its own."""
 
-    def __init__(self, kind: str, *, weight: float, random: torch.Generator) -> None:
-        self._function = {HESSIAN.name: hessian_penalty, OROJAR.name: orojar}[kind]
-        self._weight = weight
-        self._random = random
+    def __init__(
+        self, function: Callable[..., Tensor], *, weight: float, random: torch.Generator
+    ) -> None:
+        super().__init__(weight=weight, random=random)
+        self._function = function
 
     def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
         return self._weight * self._function(
             lambda codes: model(codes, *noise), z, generator=self._random, base=base
         )
 
-    def step(self) -> None:
-        """Nothing to train."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"random": self._random.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._random.set_state(state["random"])
-
-
-class _Variation:
+class _Variation(Rival):
     """VP loss: a classifier that is trained along with the generator."""
 
     def __init__(
@@ -71,10 +75,9 @@ class _Variation:
         lr: float,
         random: torch.Generator,
     ) -> None:
+        super().__init__(weight=weight, random=random)
         self._classifier = classifier
         self._optimizer = Adam(classifier.parameters(), lr=lr)
-        self._weight = weight
-        self._random = random
 
     def penalty(self, model: Generator, z: Tensor, noise: Noise, *, base: Tensor | None) -> Tensor:
         self._optimizer.zero_grad()
@@ -93,13 +96,13 @@ class _Variation:
         return {
             "classifier": self._classifier.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "random": self._random.get_state(),
+            **super().state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._classifier.load_state_dict(state["classifier"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._random.set_state(state["random"])
+        super().load_state_dict(state)
 
 
 def build_rival(
@@ -121,12 +124,10 @@ def build_rival(
         random: Source of the initial weights of what it trains, then of what it draws at each step.
         device: Of the players.
     """
-    for kind, weight in (
-        (HESSIAN.name, config.latent.hessian),
-        (OROJAR.name, config.latent.orojar),
-    ):
-        if kind in variant.treatments:
-            return _Smoothness(kind, weight=weight, random=random)
+    if HESSIAN.name in variant.treatments:
+        return _Smoothness(hessian_penalty, weight=config.latent.hessian, random=random)
+    if OROJAR.name in variant.treatments:
+        return _Smoothness(orojar, weight=config.latent.orojar, random=random)
     if VP.name not in variant.treatments:
         return None
     classifier = VariationClassifier(latent_dim, channels=shape[0], generator=random)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -14,30 +12,22 @@ from orthotrain.lab.experiments.latent.penalties import gradient_penalty, lazy_w
 from orthotrain.lab.experiments.latent.state import AdversarialState
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Losses of one step, still on their device.
+def adversarial_step(state: AdversarialState, config: LatentRun) -> dict[str, Tensor]:
+    """One step of the discriminator, then one of the generator, then of the average.
 
-    Attributes:
-        generator: Adversarial loss of the generator, without any penalty.
-        discriminator: The same of the discriminator.
-        penalty: What a rival added to the generator's, weighted; zero without one.
+    Returns:
+        Losses, still on their device: ``loss``, adversarial of the generator without any penalty;
+        ``discriminator_loss``, the same of the discriminator; ``penalty``, what a rival added to
+        the generator's, weighted, zero without one.
     """
-
-    generator: Tensor
-    discriminator: Tensor
-    penalty: Tensor
-
-
-def adversarial_step(state: AdversarialState, config: LatentRun) -> Losses:
-    """One step of the discriminator, then one of the generator, then of the average."""
     discriminator = _discriminator_step(state, config)
     generator, penalty = _generator_step(state, config)
     for scheduler in state.schedulers:
         scheduler.step()
     state.average.update_parameters(state.generator)
     state.step += 1
-    return Losses(generator.detach(), discriminator.detach(), penalty.detach())
+    losses = {"loss": generator, "discriminator_loss": discriminator, "penalty": penalty}
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def _discriminator_step(state: AdversarialState, config: LatentRun) -> Tensor:

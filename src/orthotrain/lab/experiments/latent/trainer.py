@@ -25,6 +25,7 @@ from orthotrain.lab.experiments.latent.state import AdversarialState
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.restore import network_entry
+from orthotrain.lab.run.sizes import hook_shares
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
 from orthotrain.methods.handle import Handle
 
@@ -101,13 +102,8 @@ class AdversarialTrainer:
     def step(self) -> Step:
         """One step of the discriminator, then one of the generator."""
         losses = adversarial_step(self.state, self.config)
-        values = {
-            "loss": losses.generator,
-            "discriminator_loss": losses.discriminator,
-            "penalty": losses.penalty,
-            "lr": self.state.optimizers[0].param_groups[0]["lr"],
-        }
-        return Step(values, lines=self._latent_lines())
+        lr = self.state.optimizers[0].param_groups[0]["lr"]
+        return Step({**losses, "lr": lr}, lines=self._latent_lines())
 
     def _latent_lines(self) -> Iterator[Line]:
         every = self.config.latent.monitor_every_steps
@@ -132,9 +128,13 @@ class AdversarialTrainer:
     def result(self, ending: Ending) -> dict[str, Any]:
         """Scores and times; after the baseline's training also those of the projector."""
         scores = self.judge.scores(self.state, ending.folder)
+        step_ms = statistics.median(
+            line["step_ms"] for line in ending.lines if line["kind"] == "step"
+        )
         result = {
             "scores": scores,
-            **self._times(ending),
+            "step_ms": step_ms,
+            "shares": hook_shares(self.handle, steps=ending.steps_here, step_ms=step_ms),
             "trainable": sum(p.numel() for p in self.state.generator.parameters()),
             "settings": {"model": asdict(self.config.model), **self.variant.settings()},
         }
@@ -145,14 +145,3 @@ class AdversarialTrainer:
             found = self.judge.scores_along(model, projected_directions(model))
             scores |= {f"{name}_householder": found[name] for name in _PROJECTED if name in found}
         return result
-
-    def _times(self, ending: Ending) -> dict[str, Any]:
-        """Median time of a step, and the share of it that each method's hooks took."""
-        steps = ending.steps_here
-        median = statistics.median(
-            line["step_ms"] for line in ending.lines if line["kind"] == "step"
-        )
-        # A run that goes on from its last checkpoint has no step of its own.
-        measured = self.handle.seconds if steps > 0 else {}
-        shares = {name: 1000 * seconds / steps / median for name, seconds in measured.items()}
-        return {"step_ms": median, "shares": shares}

@@ -8,7 +8,14 @@ from typing import Final
 
 from orthotrain.lab.report.curves import layers_of
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.measures import MIB, accuracy, raw, result
+from orthotrain.lab.report.measures import (
+    SECONDS,
+    TRAINING_MEMORY,
+    accuracy,
+    raw,
+    result,
+    step_time,
+)
 from orthotrain.lab.report.rows import Row, number, text
 from orthotrain.lab.report.stats import MISSING, Measure, Spread
 from orthotrain.lab.report.tables import Cell, Table
@@ -53,21 +60,14 @@ def dense_size(run: Run) -> float:
 # --- columns ------------------------------------------------------------------------------------
 
 ACCURACY: Final = accuracy("test")
-STEP: Final = result(
-    "step_ms_final", "Time per step at the end", unit="ms", digits=2, better="less"
-)
-MEMORY: Final = result(
-    "training_bytes", "Training memory at the end", scale=1 / MIB, unit="MiB", digits=2,
-    better="less",
-).named("training_mib")  # fmt: skip
+STEP: Final = step_time("step_ms_final", "Time per step at the end")
 COSTS: Final = (
-    result("step_ms_dense_phase", "Time per step before the switch", unit="ms", digits=2,
-           better="less"),
+    step_time("step_ms_dense_phase", "Time per step before the switch"),
     STEP,
-    result("seconds", "Whole training", unit="s", digits=1, better="less"),
-    MEMORY,
+    SECONDS,
+    TRAINING_MEMORY,
     result("switch_step", "Step of the switch", digits=0),
-)  # fmt: skip
+)
 
 
 def sizes(run: Run) -> list[Measure]:

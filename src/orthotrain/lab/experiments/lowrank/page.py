@@ -12,7 +12,6 @@ import numpy as np
 from orthotrain.lab.experiments.lowrank.columns import (
     ACCURACY,
     COSTS,
-    MEMORY,
     SEED_NUMBERS,
     STEP,
     dense_size,
@@ -34,7 +33,7 @@ from orthotrain.lab.report.default import pairs_with_baseline
 from orthotrain.lab.report.figures import Curves, Panel, Reference, Values
 from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.measures import MIB, result
+from orthotrain.lab.report.measures import MIB, TRAINING_MEMORY, result
 from orthotrain.lab.report.page import Page
 from orthotrain.lab.report.rows import Row, field, number
 from orthotrain.lab.report.style import Look, Theme, looks
@@ -73,7 +72,7 @@ def _claims(run: Run) -> list[Claim]:
             Claim(f"Which variants are more accurate than {base.title}?", pairs, (ACCURACY,)),
             Claim(f"Which store less than {base.title}?", pairs, (stored,)),
             Claim(f"Which take less time per step than {base.title}?", pairs, (STEP,)),
-            Claim(f"Which need less memory to train than {base.title}?", pairs, (MEMORY,)),
+            Claim(f"Which need less memory to train than {base.title}?", pairs, (TRAINING_MEMORY,)),
         ]
     if narrow is not None and low:
         claims.append(
@@ -113,11 +112,11 @@ def _stability_maps(run: Run) -> list[HeatMap]:
 
 _PUBLISHED: Final = tuple(
     Reference(
-        f"{known.name}, ImageNet (published)",
+        f"{name}, ImageNet (published)",
         np.array(PUBLISHED_EPOCHS) / PUBLISHED_EPOCHS[-1],
-        np.array(known.values),
+        np.array(values),
     )
-    for known in PUBLISHED_STABILITY
+    for name, values in PUBLISHED_STABILITY.items()
 )
 _STABILITY: Final = (
     Panel("Basis stability, mean over layers", "stability", field("stability"), watched,
@@ -261,7 +260,7 @@ PAGE: Final = Page(
     claims=_claims,
     figures=_FIGURES,
     details=(
-        Compared(_compared, lambda run: [ACCURACY, sizes(run)[1], STEP, MEMORY]),
+        Compared(_compared, lambda run: [ACCURACY, sizes(run)[1], STEP, TRAINING_MEMORY]),
         BySeed(SEED_NUMBERS),
         Own(ranks_table),
     ),

@@ -13,7 +13,7 @@ from orthotrain.diagnostics.conditioning import ConditionMonitor
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import sgd
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer
-from orthotrain.lab.experiments.spectral.config import SpectralRun, SpectralVariant
+from orthotrain.lab.experiments.spectral.config import SpectralRun
 from orthotrain.lab.experiments.spectral.measure import spectral_fields
 from orthotrain.lab.experiments.spectral.networks import (
     LAYER_BEFORE,
@@ -21,14 +21,14 @@ from orthotrain.lab.experiments.spectral.networks import (
     build_resnet,
     resnet_from,
 )
-from orthotrain.lab.experiments.treatments import Settings, methods_of
+from orthotrain.lab.experiments.treatments import Settings, TreatedVariant, methods_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry
 from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
 
 
-def build(config: SpectralRun, variant: SpectralVariant, seed: int) -> ClassifierTrainer:
+def build(config: SpectralRun, variant: TreatedVariant, seed: int) -> ClassifierTrainer:
     """A training at its step 0, with its methods attached.
 
     Raises:
@@ -39,7 +39,7 @@ def build(config: SpectralRun, variant: SpectralVariant, seed: int) -> Classifie
 
 
 def build_on(
-    data: ImageData, config: SpectralRun, variant: SpectralVariant, seed: int
+    data: ImageData, config: SpectralRun, variant: TreatedVariant, seed: int
 ) -> ClassifierTrainer:
     """The same, on these images."""
     weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
@@ -61,7 +61,7 @@ def build_on(
             config.spectral,
             handle=handle,
             steps_here=steps_here,
-            step_seconds=sizes["step_ms_final"] / 1000,
+            step_ms=sizes["step_ms_final"],
             batch_size=config.data.batch_size,
         )
 
@@ -82,7 +82,7 @@ def build_on(
     )
 
 
-def build_methods(variant: SpectralVariant, config: SpectralRun) -> list[Method]:
+def build_methods(variant: TreatedVariant, config: SpectralRun) -> list[Method]:
     """The treatments of the variant, and the watcher of the covariance."""
     spectral = config.spectral
     every = spectral.monitor_every_steps

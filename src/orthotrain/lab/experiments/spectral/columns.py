@@ -21,7 +21,17 @@ from orthotrain.lab.experiments.watched import (
     rate_ratio,
 )
 from orthotrain.lab.report.load import Run, SeedRun, Variant
-from orthotrain.lab.report.measures import end_values, error, group, mean, median, raw, result
+from orthotrain.lab.report.measures import (
+    SECONDS,
+    end_values,
+    error,
+    group,
+    mean,
+    median,
+    raw,
+    result,
+    step_time,
+)
 from orthotrain.lab.report.rows import field, number, text
 from orthotrain.lab.report.stats import Measure, Spread
 from orthotrain.lab.report.style import DARK, LineStyle, Look, Theme
@@ -68,8 +78,7 @@ RANK: Final = Measure(
     "numerical_rank", "Numerical rank", lambda seed: _at_end(seed, "rank"), aside=_size
 )
 WEIGHT_NORM: Final = result("weight_norm", "Weight norm at the end", digits=2)
-STEP: Final = result("step_ms_final", "Time per step", unit="ms", digits=2, better="less")
-_SECONDS: Final = result("seconds", "Whole training", unit="s", digits=1, better="less")
+STEP: Final = step_time("step_ms_final")
 
 RATES: Final = (
     olr_used("used_percent", digits=1),
@@ -118,7 +127,7 @@ def shares(run: Run) -> list[Measure]:
 
 def costs(run: Run) -> list[Measure]:
     """Time of a step and of the training, and what the step is spent on."""
-    return [STEP, _SECONDS, *shares(run)]
+    return [STEP, SECONDS, *shares(run)]
 
 
 def seed_numbers(run: Run) -> list[Measure]:

@@ -6,7 +6,6 @@ This module does not import torch, so a command line can be parsed before torch 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -19,12 +18,13 @@ from orthotrain.lab.experiments.treatments import (
     OW,
     SN,
     SPECTRAL,
+    TreatedVariant,
     Treatment,
     alone,
     name_of,
     note_of,
 )
-from orthotrain.lab.run.config import Variant, need
+from orthotrain.lab.run.config import at_least, below_one, need, not_negative
 
 SpectralLayer = Literal["whitening", "pooling"]
 
@@ -66,25 +66,14 @@ class SpectralConfig:
     monitor_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "relative_ridge"):
-            value = getattr(self, name)
-            need(
-                math.isfinite(value) and value >= 0,
-                f"spectral.{name}={value} must not be negative",
-            )
-        for name in ("ns_iterations", "monitor_every_steps"):
-            value = getattr(self, name)
-            need(value >= 1, f"spectral.{name}={value} must be at least 1")
-        need(
-            self.group_size is None or self.group_size >= 1,
-            f"spectral.group_size={self.group_size} must be at least 1, or null for all channels",
-        )
+        not_negative(self, "spectral", "ridge", "relative_ridge")
+        at_least(self, 1, "spectral", "ns_iterations", "monitor_every_steps", "group_size")
         need(
             math.isfinite(self.penalty) and self.penalty > 0,
             f"spectral.penalty={self.penalty} must be positive; leave the variants with ol out for "
             "none",
         )
-        need(0 <= self.olr_floor < 1, f"spectral.olr_floor={self.olr_floor} must lie in [0, 1)")
+        below_one(self, "spectral", "olr_floor")
         need(
             self.group_size is None or self.layer == "whitening",
             f"spectral.group_size={self.group_size}: covariance pooling has no groups of channels; "
@@ -95,25 +84,6 @@ class SpectralConfig:
             f"spectral.relative_ridge={self.relative_ridge}: whitening has a ridge alone; set "
             "spectral.ridge",
         )
-
-
-@dataclass(frozen=True)
-class SpectralVariant(Variant):
-    """A way to train around a spectral layer.
-
-    Attributes:
-        treatments: What is done; empty for the network without a spectral layer.
-    """
-
-    treatments: tuple[str, ...] = ()
-
-    def described(self) -> dict[str, object]:
-        """What run.json says about it."""
-        return {**super().described(), "treatments": list(self.treatments)}
-
-    def settings(self) -> Mapping[str, object]:
-        """What result.json says about it, beside the network."""
-        return {"treatments": list(self.treatments)}
 
 
 @dataclass(frozen=True)
@@ -131,29 +101,29 @@ class SpectralRun(ClassifierRun):
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
 
 
-def spectral_variants(config: SpectralRun) -> tuple[SpectralVariant, ...]:
+def spectral_variants(config: SpectralRun) -> tuple[TreatedVariant, ...]:
     """The network without the layer, the layer alone, its treatments and sums, and controls.
 
     The controls hold the Frobenius norm of the weight before the layer where it began.
     """
     match config.spectral.layer:
         case "whitening":
-            without = SpectralVariant("bn", "BatchNorm", "batch norm in place of whitening")
+            without = TreatedVariant("bn", "BatchNorm", "batch norm in place of whitening")
             root, short = "zca", "ZCA"
         case "pooling":
-            without = SpectralVariant(
+            without = TreatedVariant(
                 "avg", "average pooling", "the mean over positions in place of a covariance"
             )
             root, short = "gcp", "GCP"
     return (
         without,
-        SpectralVariant(
+        TreatedVariant(
             root,
             f"{short} alone",
             "square root by eigendecomposition, its exact gradient, nothing else",
             treatments=(ROOT,),
         ),
-        SpectralVariant(
+        TreatedVariant(
             NEWTON_SCHULZ,
             "Newton-Schulz",
             f"{config.spectral.ns_iterations} coupled Newton-Schulz iterations and their own "
@@ -165,8 +135,8 @@ def spectral_variants(config: SpectralRun) -> tuple[SpectralVariant, ...]:
     )
 
 
-def _treated(short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
-    return SpectralVariant(
+def _treated(short: str, chosen: tuple[Treatment, ...]) -> TreatedVariant:
+    return TreatedVariant(
         name_of(chosen),
         " + ".join((short, *(row.title for row in chosen))),
         note_of(chosen, weight=_WEIGHT),
@@ -174,8 +144,8 @@ def _treated(short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
     )
 
 
-def _held(root: str, short: str, chosen: tuple[Treatment, ...]) -> SpectralVariant:
-    return SpectralVariant(
+def _held(root: str, short: str, chosen: tuple[Treatment, ...]) -> TreatedVariant:
+    return TreatedVariant(
         f"{name_of(chosen) or root}-{FIXED.name}",
         f"{' + '.join((short, *(row.title for row in chosen)))}, {FIXED.title}",
         note_of((FIXED,), weight=_WEIGHT),

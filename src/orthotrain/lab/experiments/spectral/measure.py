@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from orthotrain.lab.experiments.spectral.config import SpectralConfig
 from orthotrain.lab.experiments.spectral.networks import LAYER_BEFORE, SPECTRAL_LAYER
+from orthotrain.lab.run.sizes import hook_shares
 from orthotrain.layers import GlobalCovariancePool, OrthogonalConv2d
 from orthotrain.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from orthotrain.linalg import spd_inv_sqrt, spd_sqrt
@@ -25,7 +26,7 @@ def spectral_fields(
     *,
     handle: Handle,
     steps_here: int,
-    step_seconds: float,
+    step_ms: float,
     batch_size: int,
 ) -> dict[str, Any]:
     """Fields of result.json.
@@ -35,26 +36,21 @@ def spectral_fields(
         spectral: Its spectral layer's settings.
         handle: The attached methods, asked for the time their hooks took.
         steps_here: Optimizer steps since the handle was attached.
-        step_seconds: Median time of an optimizer step.
+        step_ms: Median time of an optimizer step.
         batch_size: Images a step.
 
     Returns:
         ``weight_norm``, the Frobenius norm of the weight before the layer (None without one, and
         for an orthogonal convolution, whose map has no norm to speak of but one),
         and ``shares``: seconds of one root, forward and backward, timed alone on matrices of the
-        layer's size, and of each method's hooks, over ``step_seconds``.
+        layer's size, and of each method's hooks, over the time of a step.
     """
-    # A run that goes on from its last checkpoint has no step of its own.
-    measured = handle.seconds if steps_here > 0 else {}
-    seconds = {name: value / steps_here for name, value in measured.items()}
+    shares = hook_shares(handle, steps=steps_here, step_ms=step_ms)
     root = root_seconds(model.get_submodule(SPECTRAL_LAYER[spectral.layer]), batch_size=batch_size)
     if root is not None:
-        seconds["root"] = root
+        shares["root"] = 1000 * root / step_ms
     weight = _weight_before(model, spectral)
-    return {
-        "weight_norm": None if weight is None else float(weight.norm()),
-        "shares": {name: value / step_seconds for name, value in seconds.items()},
-    }
+    return {"weight_norm": None if weight is None else float(weight.norm()), "shares": shares}
 
 
 def _weight_before(model: nn.Module, spectral: SpectralConfig) -> Tensor | None:

@@ -23,12 +23,12 @@ from orthotrain.models.resnet import ResNet, feature_channels
 
 # The spectral layer, and the layer before it, whose weight the treatments act on.
 SPECTRAL_LAYER: Final = {"whitening": "norm", "pooling": "pool"}
+LAYER_BEFORE: Final = {"whitening": "stem", "pooling": "pool.reduce.0"}
 # Of the skew kernel of an orthogonal stem. The published bound leaves out the root of the kernel's
 # area, for 3x3 a factor of three, with which five terms are orthogonal to .21 still; a larger
 # kernel gets the norm itself.
 _ORTHOGONAL_NORM: Final = 0.7
 _PUBLISHED_NORM: Final = 3 * _ORTHOGONAL_NORM
-LAYER_BEFORE: Final = {"whitening": "stem", "pooling": "pool.reduce.0"}
 
 
 def build_resnet(
@@ -92,7 +92,7 @@ def build_resnet(
             )
         case "pooling":
             if OW.name in treatments:
-                orthogonal_weight(model.get_submodule("pool.reduce.0"))
+                orthogonal_weight(model.get_submodule(LAYER_BEFORE["pooling"]))
         case _:
             assert_never(spectral.layer)
     return model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orthotrain.lab.experiments.latent.traversals import Traversals
+from orthotrain.lab.experiments.latent.traversals.arrays import Traversals
 
 VALUES = (-2.0, 0.0, 1.5, 3.0)
 SAMPLES, HEIGHT, WIDTH = 3, 12, 8
@@ -32,15 +32,9 @@ def traversals(
     base = frames[0, 0].copy()
     base[..., 1:] = 250
     own = np.tile(OWN, (1, -(-dims // 2)))[:, :dims]
-    settings = {"base": base, "base_values": own, **settings}
+    settings = {"base": base, "base_values": own, "values": np.array(VALUES),
+                "activeness": np.zeros(dims), **settings}  # fmt: skip
     return Traversals(method, frames, **settings)
-
-
-def offsets(method: str = "none", **settings: Any) -> Traversals:
-    """The same with frames at value zero that are the same for every dimension."""
-    drawn = traversals(method, **settings, base=None, base_values=None)
-    drawn.frames[:, VALUES.index(0.0)] = drawn.frames[0, VALUES.index(0.0)]
-    return drawn
 
 
 def data_of(page: str) -> dict[str, Any]:

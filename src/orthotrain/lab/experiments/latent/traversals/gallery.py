@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,8 +26,6 @@ PAGE: Final = "traversals.html"
 _ROWS: Final = 3
 _NEEDED: Final = ("frames", "base", "base_values", "values", "activeness")
 
-Arrays = Mapping[str, NDArray[np.generic]]
-
 
 def shown_seed(run: Run) -> int | None:
     """The first seed that every variant with traversals has: their latents are the same."""
@@ -50,28 +47,28 @@ def is_control(name: str) -> bool:
     return "-lr" in name or name.endswith("-sgd")
 
 
-def load_traversals(run: Run) -> dict[str, Arrays]:
-    """The arrays of each variant by name, the baseline first; empty where there are none.
+def load_traversals(run: Run) -> dict[str, Traversals]:
+    """The traversals of each variant by name, the baseline first; empty where there are none.
 
     Raises:
         DataError: A file is damaged or of another format.
     """
     seed = shown_seed(run)
-    found: dict[str, Arrays] = {}
+    found: dict[str, Traversals] = {}
     if seed is None:
         return found
     finished = [variant for variant in run.variants if variant.finished]
     for variant in sorted(finished, key=lambda variant: variant is not run.baseline):
         path = _path(run, variant, seed)
         if path.is_file():
-            found[variant.name] = _read(path)
+            found[variant.name] = _read(path, variant.title)
     return found
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, title: str) -> Traversals:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
-            return {name: packed[name] for name in _NEEDED}
+            return Traversals(title, **{name: packed[name] for name in _NEEDED})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"report: {path} is damaged or of another format ({error}); need the arrays "
@@ -84,15 +81,14 @@ class TraversalFigure:
 
     def plot(self, run: Run, look: Looks) -> Plot:
         """The plot of a run."""
-        found = {n: arrays for n, arrays in load_traversals(run).items() if not is_control(n)}
-        titles = {variant.name: variant.title for variant in run.variants}
+        found = [one for name, one in load_traversals(run).items() if not is_control(name)]
 
         def draw(theme: Theme) -> Figure:
             figure = style.new_figure(0.4 + 0.55 * _ROWS * len(found))
             grid = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-            for axes, (name, arrays) in zip(grid, found.items(), strict=True):
-                axes.imshow(_strip(arrays), cmap="gray", vmin=0, vmax=255, aspect="equal")
-                axes.set_ylabel(titles[name], rotation=0, ha="right", va="center")
+            for axes, moved in zip(grid, found, strict=True):
+                axes.imshow(_strip(moved), cmap="gray", vmin=0, vmax=255, aspect="equal")
+                axes.set_ylabel(moved.method, rotation=0, ha="right", va="center")
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.grid(visible=False)
@@ -110,11 +106,9 @@ class TraversalFigure:
         )
 
 
-def _strip(arrays: Arrays) -> NDArray[np.generic]:
+def _strip(moved: Traversals) -> NDArray[np.uint8]:
     """``(rows * h, steps * w)`` or with channels: the first sample's most active coordinates."""
-    frames, active = arrays["frames"], arrays["activeness"]
-    rows = np.argsort(-active.astype(float))[:_ROWS]
-    lines = [np.concatenate(list(frames[i, :, 0]), axis=1) for i in rows]
+    lines = [np.concatenate(list(moved.frames[i, :, 0]), axis=1) for i in moved.order()[:_ROWS]]
     return np.concatenate(lines, axis=0).squeeze()
 
 
@@ -123,25 +117,9 @@ def traversal_files(run: Run) -> dict[str, bytes]:
     found = load_traversals(run)
     if not found:
         return {}
-    titles = {variant.name: variant.title for variant in run.variants}
-    values = next(iter(found.values()))["values"].astype(float)
     page = traversal_page(
-        _methods(found, titles),
-        values=values.tolist(),
+        list(found.values()),
         title=f"{text(run.info, 'recipe', run.slug)}: what each latent coordinate does",
         note=f"Averaged generators of seed {shown_seed(run)}, the same latents for every variant.",
     )
     return {PAGE: page.encode()}
-
-
-def _methods(found: Mapping[str, Arrays], titles: Mapping[str, str]) -> Sequence[Traversals]:
-    return [
-        Traversals(
-            method=titles[name],
-            frames=arrays["frames"].astype(np.uint8),
-            base=arrays["base"].astype(np.uint8),
-            base_values=arrays["base_values"].astype(float),
-            activeness=arrays["activeness"].astype(float),
-        )
-        for name, arrays in found.items()
-    ]

@@ -107,7 +107,7 @@
   let sliders = [];
   const buildSliders = () => {
     const { activeness } = lead();
-    const most = activeness ? Math.max(...activeness) : 0;
+    const most = Math.max(...activeness);
     sliders = lead().order.map((dim) => {
       const input = make("input", { type: "range", step: "any", id: `dim-${dim}` });
       const track = make("div", { className: "track" },
@@ -117,13 +117,11 @@
       const row = make("div", { className: "slider" },
         make("label", { htmlFor: input.id }, lead().labels[dim]),
         track, value);
-      if (activeness) {
-        const bar = make("i");
-        bar.style.width = `${most > 0 ? 100 * activeness[dim] / most : 0}%`;
-        row.append(make("div", { className: "activeness" },
-          make("div", { className: "bar" }, bar),
-          make("span", {}, `activeness ${activeness[dim].toPrecision(3)}`)));
-      }
+      const bar = make("i");
+      bar.style.width = `${most > 0 ? 100 * activeness[dim] / most : 0}%`;
+      row.append(make("div", { className: "activeness" },
+        make("div", { className: "bar" }, bar),
+        make("span", {}, `activeness ${activeness[dim].toPrecision(3)}`)));
       input.addEventListener("input", () => moveTo(dim, nearest(dim, input.valueAsNumber)));
       input.addEventListener("keydown", (event) => byKey(event, dim));
       return { dim, input, track, value, row };
@@ -131,8 +129,6 @@
     byId("sliders").replaceChildren(...sliders.map((slider) => slider.row));
     byId("sliders-title").textContent =
       data.methods.length > 1 ? `Dimensions of “${lead().name}”` : "Dimensions";
-    byId("method-note").textContent = lead().note;
-    byId("method-note").hidden = !lead().note;
   };
 
   const drawSliders = () => sliders.forEach(({ dim, input, track, value, row }) => {

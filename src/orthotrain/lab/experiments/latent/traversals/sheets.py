@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from PIL import Image, features
 
 from orthotrain.errors import ConfigError, ShapeError
 
-Quality = int | Literal["lossless"]
-
+# Of WebP, 1 to 100.
+_QUALITY: Final = 90
 # The WebP format has 14 bits for each side (RFC 9649, section 3.4).
 _MAX_SIDE: Final = 16383
 
@@ -24,13 +24,13 @@ def columns_of(cells: int) -> int:
     return math.ceil(math.sqrt(cells))
 
 
-def sheet_uri(frames: NDArray[np.uint8], *, quality: Quality) -> str:
+def sheet_uri(frames: NDArray[np.uint8]) -> str:
     """A sheet of frames, row by row, as the address of a WebP picture that needs no file.
+
+    A sheet that is no larger without loss, such as one of flat shapes, keeps every pixel.
 
     Args:
         frames: ``(cells, height, width, channels)`` with one or three channels.
-        quality: Of WebP, 1 to 100, or ``"lossless"``. A sheet that is no larger without loss,
-            such as one of flat shapes, keeps every pixel at any quality.
 
     Returns:
         A ``data:`` address.
@@ -45,10 +45,7 @@ def sheet_uri(frames: NDArray[np.uint8], *, quality: Quality) -> str:
             "install Pillow's own wheel: pip install --force-reinstall pillow"
         )
     image = Image.fromarray(_sheet(frames))
-    best = _webp(image, lossless=True)
-    if quality != "lossless":
-        lossy = _webp(image, quality=quality)
-        best = lossy if len(lossy) < len(best) else best
+    best = min(_webp(image, lossless=True), _webp(image, quality=_QUALITY), key=len)
     return f"data:image/webp;base64,{base64.b64encode(best).decode()}"
 
 

@@ -56,12 +56,7 @@ CIFAR10_MINIVIT = Experiment(
             data=replace(_FULL.data, batch_size=32, train_limit=320),
             model=ModelConfig(patch_size=8, width=24, depth=2, heads=2),
             optim=replace(_FULL.optim, epochs=4, lr=1e-3),
-            record=RecordConfig(
-                log_every_steps=4,
-                eval_every_epochs=1,
-                stability_every_epochs=1,
-                checkpoint_every_epochs=1,
-            ),
+            record=RecordConfig.every(steps=4, epochs=1),
             seeds=(0,),
             device="cpu",
             precision="float32",

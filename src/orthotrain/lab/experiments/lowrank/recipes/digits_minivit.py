@@ -70,12 +70,7 @@ DIGITS_MINIVIT = Experiment(
             _CPU,
             model=ModelConfig(patch_size=4, width=16, depth=2, heads=2),
             optim=replace(_CPU.optim, epochs=4),
-            record=RecordConfig(
-                log_every_steps=4,
-                eval_every_epochs=1,
-                stability_every_epochs=1,
-                checkpoint_every_epochs=1,
-            ),
+            record=RecordConfig.every(steps=4, epochs=1),
             seeds=(0,),
         ),
         "cpu": _CPU,

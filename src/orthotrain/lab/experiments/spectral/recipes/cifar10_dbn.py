@@ -35,12 +35,7 @@ _FULL = SpectralRun(
         decay_at=(100 / 350, 200 / 350, 300 / 350),
     ),
     spectral=_SPECTRAL,
-    record=RecordConfig(
-        log_every_steps=50,
-        eval_every_epochs=5,
-        stability_every_epochs=5,
-        checkpoint_every_epochs=5,
-    ),
+    record=RecordConfig.every(steps=50, epochs=5),
 )
 
 CIFAR10_DBN = Experiment(
@@ -53,12 +48,7 @@ CIFAR10_DBN = Experiment(
             model=ResNetConfig(depth=18, width=2, stem_channels=16, stem="cifar"),
             optim=replace(_FULL.optim, epochs=2),
             spectral=replace(_SPECTRAL, monitor_every_steps=2),
-            record=RecordConfig(
-                log_every_steps=2,
-                eval_every_epochs=1,
-                stability_every_epochs=1,
-                checkpoint_every_epochs=1,
-            ),
+            record=RecordConfig.every(steps=2, epochs=1),
             seeds=(0,),
             device="cpu",
         ),

@@ -43,12 +43,7 @@ FULL = SpectralRun(
         head_lr_factor=20.0,
     ),
     spectral=_SPECTRAL,
-    record=RecordConfig(
-        log_every_steps=50,
-        eval_every_epochs=5,
-        stability_every_epochs=5,
-        checkpoint_every_epochs=5,
-    ),
+    record=RecordConfig.every(steps=50, epochs=5),
 )
 SMOKE = replace(
     FULL,
@@ -56,12 +51,7 @@ SMOKE = replace(
     model=ResNetConfig(depth=18, width=2, stem="imagenet", last_stride=1, reduced_channels=4),
     optim=replace(FULL.optim, epochs=2),
     spectral=replace(_SPECTRAL, monitor_every_steps=2),
-    record=RecordConfig(
-        log_every_steps=2,
-        eval_every_epochs=1,
-        stability_every_epochs=1,
-        checkpoint_every_epochs=1,
-    ),
+    record=RecordConfig.every(steps=2, epochs=1),
     seeds=(0,),
     device="cpu",
 )
