@@ -335,22 +335,6 @@ def test_only_the_named_weight_is_shortened():
     assert same == [False, True, True, True]
 
 
-def test_record_every_thins_the_records():
-    model = small_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = attach(model, optimizer, OptimalLearningRate(["0", "2"], record_every=2))
-    for _ in range(5):
-        optimizer.zero_grad()
-        (model(seeded((6, 3), 9, torch.float32)) ** 2).mean().backward()
-        optimizer.step()
-    assert [(r["step"], r["layer"]) for r in handle.records] == [
-        (2, "0"),
-        (2, "2"),
-        (4, "0"),
-        (4, "2"),
-    ]
-
-
 # --- what cannot work -------------------------------------------------------------------------
 
 

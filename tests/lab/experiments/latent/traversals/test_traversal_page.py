@@ -2,10 +2,7 @@
 
 import base64
 import io
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,6 +22,7 @@ from lab.experiments.latent.traversals.drawn import (
 from lab.report.pages import Page
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.lab.experiments.latent.traversals import Traversals, save_traversals, traversal_page
+from processes import run_python
 
 BOTH = (traversals("none"), traversals("nog", tint=20))
 
@@ -246,10 +244,5 @@ def test_the_page_needs_no_torch_and_no_pyplot(tmp_path):
         "save_traversals(path, [Traversals('none', frames)], values=[0, 1], title='T')\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_python(program)
     assert (tmp_path / "page.html").exists()
