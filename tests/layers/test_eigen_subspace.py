@@ -14,31 +14,18 @@ from orthotrain.methods import select_parameters
 from orthotrain.models import EigenGenerator
 from reference.gradient_methods import defect
 from reference.linalg import polar_factor
-from reference.matrices import from_spectrum, generator
+from reference.matrices import from_spectrum, generator, normal, shaken
 
 
 def layer_of(num_basis=3, out_shape=(2, 4, 5), *, dtype=torch.float64, seed=0):
     return EigenSubspace(num_basis, out_shape=out_shape, generator=generator(seed), dtype=dtype)
 
 
-def shaken(module, *, seed=1, size=0.3):
-    """The module with every parameter away from its special start."""
-    random = generator(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=random, dtype=torch.float64))
-    return module
-
-
-def normal(*shape, seed=2):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
 # --- the formula ----------------------------------------------------------------------------------
 
 
 def test_a_map_is_the_mean_and_each_direction_scaled_by_its_coordinate():
-    layer, z = shaken(layer_of()), normal(7, 3)
+    layer, z = shaken(layer_of(), size=0.3), normal(7, 3)
     maps = layer(z)
     assert maps.shape == (7, 2, 4, 5)
     for row, phi in zip(z, maps, strict=True):
@@ -49,7 +36,7 @@ def test_a_map_is_the_mean_and_each_direction_scaled_by_its_coordinate():
 
 
 def test_derivatives():
-    layer = shaken(layer_of(2, (3,)))
+    layer = shaken(layer_of(2, (3,)), size=0.3)
     names = [name for name, _ in layer.named_parameters()]
 
     def run(z, *values):
@@ -93,7 +80,7 @@ def test_the_generator_decides_the_start_and_global_state_stays():
     one, other = layer_of(), layer_of()
     assert torch.equal(one.u, other.u)
     assert not torch.equal(one.u, layer_of(seed=1).u)
-    shaken(one)
+    shaken(one, size=0.3)
     one.reset_parameters(generator=generator(0))
     assert torch.equal(torch.get_rng_state(), before)
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -121,7 +108,7 @@ def test_error_and_penalty_of_a_chosen_spectrum():
 
 
 def test_penalty_is_differentiable_and_a_step_along_it_straightens():
-    layer = shaken(layer_of(2, (5,)))
+    layer = shaken(layer_of(2, (5,)), size=0.3)
     assert gradcheck(lambda u: _penalty_at(layer, u), (layer.u,))
     optimizer = torch.optim.SGD([layer.u], lr=0.05)
     errors = []

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from linalg.spies import counted_svds
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg import _polar_derivative, _polar_routes, polar_factor
+from orthotrain.linalg import polar_factor
 from reference import linalg as twins
 from reference.matrices import from_spectrum, generator, log_spectrum, orthonormal
 
@@ -108,20 +109,6 @@ def test_asking_for_a_derivative_does_not_change_the_value():
     torch.testing.assert_close(polar_factor(a), q.detach(), atol=EPS32, rtol=0)
 
 
-def spy_on_svd(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of what the SVD is given from now on."""
-    taken: list[tuple[int, ...]] = []
-    svd = _polar_routes.svd_route
-
-    def spy(a: torch.Tensor, rule: _polar_routes.Rule):
-        taken.append(tuple(a.shape))
-        return svd(a, rule)
-
-    for module in (_polar_routes, _polar_derivative):
-        monkeypatch.setattr(module, "svd_route", spy)
-    return taken
-
-
 @pytest.mark.parametrize(
     ("dtype", "condition", "route"),
     [
@@ -135,13 +122,13 @@ def spy_on_svd(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 def test_auto_takes_the_route_its_docstring_names(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, condition: float, route: str
 ):
-    taken = spy_on_svd(monkeypatch)
+    taken = counted_svds(monkeypatch)
     polar_factor(from_spectrum(log_spectrum(8, condition), 12, 8).to(dtype), rtol=0.0)
     assert bool(taken) == (route == "svd")
 
 
 def test_auto_sends_only_the_entries_that_need_it_to_the_svd(monkeypatch: pytest.MonkeyPatch):
-    taken = spy_on_svd(monkeypatch)
+    taken = counted_svds(monkeypatch)
     conditions = [[1e1, 1e9], [1e5, 1e2], [1e3, 1e9]]
     a = torch.stack(
         [torch.stack([from_spectrum(log_spectrum(6, c), 6, 9) for c in row]) for row in conditions]

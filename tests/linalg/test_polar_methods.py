@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
+from linalg.spies import counted_svds
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg import PolarMethod, _polar_derivative, _polar_routes, polar, polar_factor
+from orthotrain.linalg import PolarMethod, _polar_routes, polar, polar_factor
 from orthotrain.linalg._coefficients import polar_express
 from reference import linalg as twins
 from reference.matrices import from_spectrum, generator, log_spectrum, orthonormal
@@ -42,19 +43,6 @@ def distance(q: torch.Tensor, exact: torch.Tensor) -> float:
 def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as an accelerator does: the iterations in float32."""
     monkeypatch.setattr(polar, "working_dtype", lambda a: torch.float32)
-
-
-def counted_svds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    taken: list[tuple[int, ...]] = []
-    svd = _polar_routes.svd_route
-
-    def spy(a: torch.Tensor, rule: _polar_routes.Rule) -> _polar_routes.Route:
-        taken.append(tuple(a.shape))
-        return svd(a, rule)
-
-    for module in (_polar_routes, _polar_derivative):
-        monkeypatch.setattr(module, "svd_route", spy)
-    return taken
 
 
 @pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])

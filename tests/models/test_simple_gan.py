@@ -10,20 +10,7 @@ from orthotrain.methods import select_parameters
 from orthotrain.models import SimpleDiscriminator, SimpleGenerator
 from orthotrain.models.simple_gan import LatentMap
 from reference import generators as reference
-from reference.matrices import generator
-
-
-def normal(*shape, seed=2):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def shaken(model, *, seed=1):
-    """In float64, with every parameter away from a start that hides it."""
-    random = generator(seed)
-    with torch.no_grad():
-        for p in model.double().parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=random, dtype=torch.float64))
-    return model
+from reference.matrices import generator, normal, shaken
 
 
 @pytest.mark.parametrize(
@@ -57,7 +44,7 @@ def test_channels_of_the_discriminator(size, widths):
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_generator_agrees_with_the_network_written_out(size):
-    model = shaken(SimpleGenerator(size, latent_dim=4, generator=generator(0)))
+    model = shaken(SimpleGenerator(size, latent_dim=4, generator=generator(0)), size=0.05)
     z = normal(2, 4)
     expected = reference.simple_generator(model.state_dict(), z)
     torch.testing.assert_close(model(z), expected, rtol=0, atol=1e-9)
@@ -67,7 +54,7 @@ def test_generator_agrees_with_the_network_written_out(size):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_discriminator_agrees_with_the_network_written_out(channels):
-    model = shaken(SimpleDiscriminator(16, channels=channels, generator=generator(0)))
+    model = shaken(SimpleDiscriminator(16, channels=channels, generator=generator(0)), size=0.05)
     images = normal(2, channels, 16, 16)
     expected = reference.simple_discriminator(model.state_dict(), images)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-9)

@@ -121,17 +121,20 @@ def test_a_title_with_dollars_is_drawn_as_it_is(write_run):
         plot.draw(LIGHT).draw_without_rendering()
 
 
-def test_several_runs_are_sections_with_files_of_their_own(write_run, monkeypatch):
+def test_runs_of_several_families_are_sections_with_files_of_their_own(
+    write_run, write_spectral, monkeypatch
+):
     undrawn(monkeypatch)
     first = write_run(name="a/run", variants=["dense"], seeds=[0])
-    second = write_run(name="b/run", variants=["dense"], seeds=[0])
+    second = write_spectral(name="b/run", names=["bn", "zca"], seeds=[0], steps=20)
     path = write_report([first, second])
     assert path == first.parent / "report" / "index.html"
     page = Page(path.read_text())
     assert [section["id"] for section in page.all("section")] == ["run", "run-2"]
     assert [a["href"] for a in page.all("a")] == ["#run", "#run-2"]
-    assert (path.parent / "run-accuracy.png").exists()
-    assert (path.parent / "run-2-results.csv").exists()
+    files = [image["data-file"] for image in page.all("img")]
+    assert {"run-accuracy.png", "run-2-error.png"} <= set(files)
+    assert all((path.parent / name).exists() for name in (*files, "run-2-results.csv"))
 
 
 def test_the_same_run_gives_the_same_files(write_run):

@@ -10,11 +10,9 @@ from lab.experiments.spectral.synthetic import TITLES, Effect, treated
 from lab.report.pages import (
     answers_of,
     notes_of,
-    page_of,
     plots_of,
     read,
     tables_of,
-    undrawn,
 )
 from lab.report.synthetic import write_rows
 from orthotrain.lab.experiments.spectral.page import PAGE
@@ -64,17 +62,6 @@ def test_every_figure_is_drawn_and_told_in_numbers(run, spectral_run):
 def test_pooling_has_no_published_condition_curves(pooling_run):
     assert not {"published", "conditions-combined"} & set(plots_of(load_run(pooling_run)))
     assert "Not part of this run: SN, OL, OW, NOG + SN" in notes_of(pooling_run)
-
-
-def test_both_families_in_one_report(write_run, write_spectral, tmp_path, monkeypatch):
-    undrawn(monkeypatch)
-    low_rank = write_run(name="low", variants=["dense"], seeds=[0], steps=40, epochs=4)
-    spectral = write_spectral(name="spectral", names=SMALL, seeds=[0], steps=20)
-    page = page_of(low_rank, spectral, out=tmp_path / "both")
-    files = [image["data-file"] for image in page.all("img")]
-    assert "low-accuracy.png" in files
-    assert "spectral-error.png" in files
-    assert (tmp_path / "both/spectral-comparisons.csv").exists()
 
 
 def test_a_resumed_run_records_each_thing_once(write_spectral):

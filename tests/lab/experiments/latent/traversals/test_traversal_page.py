@@ -91,14 +91,6 @@ def test_the_numbers_of_the_page_are_those_given():
     assert (first["note"], second["note"]) == ("a note", "")
 
 
-def test_the_facts_are_told_in_words():
-    text = Page(page(note="Six latents.")).text()
-    assert "2 methods · 3 samples · 2 latent dimensions · 4 steps from \u22122 to 3" in text
-    assert "Six latents." in text
-    assert "one moved dimension at a time" in text
-    assert "1 method · 3 samples · 1 latent dimension ·" in Page(page(traversals(dims=1))).text()
-
-
 def test_offsets_rest_at_zero_on_the_frame_there():
     drawn = offsets()
     (method,) = data_of(page(drawn))["methods"]
