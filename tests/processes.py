@@ -11,7 +11,8 @@ import pytest
 import torch
 
 TIMEOUT_SECONDS = 90
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parent
+SOURCE = TESTS.parent / "src"
 
 
 def outcomes_of(script, world, *, name, tmp_path_factory):
@@ -38,7 +39,7 @@ def run_processes(script, world, folder):
 
     Where one fails, ``folder/failed`` says how.
     """
-    paths = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
+    paths = os.pathsep.join([str(SOURCE), str(TESTS)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     logs = [folder / f"log{rank}.txt" for rank in range(world)]
     workers = []
@@ -64,3 +65,13 @@ def run_processes(script, world, folder):
     if any(codes):
         tails = "\n".join(log.read_text()[-3000:] for log in logs)
         (folder / "failed").write_text(f"exit codes {codes}\n{tails}")
+
+
+def run_python(code):
+    """Standard output of ``code`` in a fresh interpreter that sees this checkout."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

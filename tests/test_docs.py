@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
+from lab.run.tiny import assert_goes_on, assert_same_bits
 from orthotrain.cli.parser import parse_run
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.named import named
@@ -82,15 +82,11 @@ def test_the_experiment_of_two_files_goes_on_bit_for_bit(tmp_path, monkeypatch):
         trainer = named(experiment.build)(config, variant, 0)
         return train(trainer, variant=variant, seed=0, folder=SeedFolder(folder), **options)
 
-    whole = train_in(tmp_path / "whole")
-    with pytest.raises(Killed):
-        train_in(tmp_path / "killed", on_progress=KillAt(40))
-    assert without_times([train_in(tmp_path / "killed")]) == without_times([whole])
-    paths = [SeedFolder(tmp_path / name).checkpoint for name in ("whole", "killed")]
-    assert_same_bits(*(load_checkpoint(path)["training"] for path in paths))
+    whole = assert_goes_on(train_in, tmp_path, at=40)
     assert whole["switch_step"] is not None
-    weights = load_checkpoint(paths[0])["training"]["model"]
-    assert_same_bits(dict(read_network(paths[0]).state_dict()), dict(weights))
+    path = SeedFolder(tmp_path / "whole").checkpoint
+    weights = load_checkpoint(path)["training"]["model"]
+    assert_same_bits(dict(read_network(path).state_dict()), dict(weights))
 
 
 def test_the_command_goes_on_with_an_experiment_of_a_users_own(tmp_path, monkeypatch):

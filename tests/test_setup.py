@@ -59,18 +59,14 @@ def demo(
     )
 
 
-def test_missing_python_is_named(project, tools):
+@pytest.mark.parametrize("found", ["none", "too old"])
+def test_a_python_that_is_missing_or_old_is_named(project, tools, found):
+    if found == "too old":
+        put(tools, "python3", "exit 1")
     done = demo(project, tools)
     assert done.returncode == 1
     assert "Python 3.11 or later was not found on the PATH" in done.stderr
     assert not (project / ".venv").exists()
-
-
-def test_old_python_is_passed_over(project, tools):
-    put(tools, "python3", "exit 1")
-    done = demo(project, tools)
-    assert done.returncode == 1
-    assert "Python 3.11 or later was not found on the PATH" in done.stderr
 
 
 def test_named_python_that_does_not_fit_is_an_error(project, tools):

@@ -14,11 +14,6 @@ from orthotrain.data.lazy import ImageFiles, LazyImages
 from orthotrain.errors import ConfigError, DataError
 
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch):
-    monkeypatch.delenv("ORTHOTRAIN_DATA", raising=False)
-
-
 def load(folder, *, image_size=8, validation_fraction=0.2, **settings):
     return load_image_folder(
         str(folder), image_size=image_size, validation_fraction=validation_fraction, **settings

@@ -22,11 +22,6 @@ from orthotrain.errors import ConfigError, DataError, ShapeError
 PARTS = ("train", "validation", "test")
 
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch):
-    monkeypatch.delenv("ORTHOTRAIN_DATA", raising=False)
-
-
 def write(folder, source):
     """A small packed file of the source's format."""
     long_side = source.side if source.square else source.side + 12

@@ -9,14 +9,8 @@ from PIL import Image
 
 from data.packed import write_packed
 from orthotrain.data.clothing import CLOTHING, load_clothing
-from orthotrain.data.packed import find_packed
 from orthotrain.data.textures import TEXTURES, every_third, load_textures
 from orthotrain.errors import ConfigError, DataError
-
-
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch):
-    monkeypatch.delenv("ORTHOTRAIN_DATA", raising=False)
 
 
 def one_image(path, source, image, **changes):
@@ -165,6 +159,7 @@ def test_a_missing_file_is_named(tmp_path, load):
         ({"label": np.full(90, -1, dtype=np.int8)}, "labels -1 to -1"),
         ({"split": np.zeros(90, dtype=np.int8)}, "no image has split mark 1"),
         ({"offsets": np.arange(91)[::-1].copy()}, "offsets do not end"),
+        ({"label": np.zeros(3, dtype=np.int8)}, "3 labels"),
     ],
 )
 def test_inconsistent_arrays_are_damaged(tmp_path, changes, found):
@@ -195,28 +190,3 @@ def test_an_image_of_another_size_is_named(tmp_path, size):
 def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path):
     folder = one_image(tmp_path, CLOTHING, Image.new("I;16", (128, 128), 3000))
     assert (load_clothing(data=folder).train.images == 3000 // 256).all()
-
-
-@pytest.mark.data
-def test_real_textures_have_their_documented_counts(monkeypatch):
-    need_real(TEXTURES, monkeypatch)
-    data = load_textures()
-    test = data.read_test()
-    assert (len(data.train), len(data.validation), len(test)) == (640, 160, 400)
-    assert torch.bincount(test.labels).tolist() == [40] * 10
-
-
-@pytest.mark.data
-def test_real_garments_have_their_documented_counts(monkeypatch):
-    need_real(CLOTHING, monkeypatch)
-    data = load_clothing()
-    assert (len(data.train), len(data.validation), len(data.read_test())) == (3068, 341, 372)
-    assert torch.bincount(data.train.labels)[:3].tolist() == [241, 123, 455]
-
-
-def need_real(source, monkeypatch):
-    monkeypatch.undo()
-    try:
-        find_packed(source, data=None)
-    except DataError as error:
-        pytest.skip(str(error))

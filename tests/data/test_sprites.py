@@ -161,18 +161,6 @@ def test_the_ellipse_lies_until_it_is_turned():
     assert tilted[:32, 32:].sum() > 2 * tilted[:32, :32].sum()
 
 
-def test_turns_that_no_image_can_tell_apart():
-    sprites = Sprites(48)
-    for shape, turn in ((0.0, math.pi / 2), (1.0, math.pi), (2.0, 2 * math.pi)):
-        for angle in (0.3, 1.9):
-            here, there = (
-                one(sprites, shape=shape, orientation=angle + k * turn, x=0.3) for k in (0, 1)
-            )
-            assert torch.equal(here, there)
-            less = one(sprites, shape=shape, orientation=angle + turn / 2, x=0.3)
-            assert not torch.equal(here, less)
-
-
 @pytest.mark.parametrize("size", [16, 37, 64])
 def test_no_sprite_touches_the_border(size):
     corners = torch.tensor(

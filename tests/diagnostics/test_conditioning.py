@@ -807,29 +807,22 @@ def test_resume_keeps_the_schedule_and_forgets_what_was_seen():
         handle.load_state_dict({"step": 1, "methods": {"condition_monitor": {"looks": []}}})
 
 
-def test_the_plan_and_the_notes():
+def test_plan_and_notes_name_what_is_watched_and_the_worst():
     model = network()
     optimizer, handle = attached(model, params=("0", "3"), every_steps=2)
-    assert handle.plan == (
-        "condition of the covariance that enters 1 and of weight, gradient and update of 0, 3, "
-        "every 2 steps"
-    )
+    assert "every 2 steps" in handle.plan
     train(model, optimizer, 2)
-    record = of(handle, "covariance")[0]
+    record, worst = of(handle, "covariance")[0], max(
+        of(handle, "weight"), key=lambda r: r["condition_range"]
+    )  # fmt: skip
     notes = handle.summary().notes
-    assert notes[0] == (
-        f"condition of the covariance of 1, step 2: rank 8 of 8 at rtol {record['rtol']:.1e}, "
-        f"{record['condition_range']:.2g} on the range, "
-        f"{record['condition_ridge']:.2g} with the ridge 0.01"
-    )
-    worst = max(of(handle, "weight"), key=lambda r: r["condition_range"])
-    assert f"weight of {worst['layer']}, worst of 2" in notes[1]
     assert len(notes) == 4
-
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for number in (f"{record['rtol']:.1e}", f"{record['condition_range']:.2g}"):
+        assert number in notes[0]
+    assert f"weight of {worst['layer']}, worst of 2" in notes[1]
+    optimizer = torch.optim.SGD((model := network()).parameters(), lr=1.0)
     late = attach(model, optimizer, ConditionMonitor(every_steps=9), total_steps=8)
-    assert late.plan.endswith("never, as training ends at step 8")
+    assert "never" in late.plan
 
 
 def test_what_is_watched_can_be_chosen():

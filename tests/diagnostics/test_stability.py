@@ -298,11 +298,12 @@ def test_params_choose_the_layers():
 
 def test_the_plan_says_when_and_that_it_is_never():
     _optimizer, handle = attached(small_model(), every_steps=5, lag=2)
-    assert handle.plan == "basis stability of 2 layers every 5 steps, first at step 10"
+    assert "2 layers" in handle.plan
+    assert "every 5 steps, first at step 10" in handle.plan
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     handle = attach(model, optimizer, BasisStability(every_steps=5, lag=2), total_steps=9)
-    assert handle.plan.endswith("never, as training ends at step 9")
+    assert "never" in handle.plan
 
 
 @pytest.mark.parametrize("options", [{"every_steps": 0}, {"every_steps": 1, "lag": 0},

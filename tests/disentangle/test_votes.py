@@ -37,6 +37,154 @@ def noisy(matrix, level: float):
     return encode
 
 
+# Three pairs a vote and mixed factors of many values: differences that do not tell for sure.
+FEW_PAIRS = {**PAIRS, "batch": 3}
+FINE = (40, 40, 40)
+MIXED = [[1.0, 0.8, 0.1], [0.7, 1.0, 0.4], [0.6, 0.5, 0.6]]
+
+# --- both -----------------------------------------------------------------------------------------
+
+both = pytest.mark.parametrize("score", [factor_vae_score, beta_vae_score])
+# Where a score is neither chance nor one, so that a change of the draws shows in it.
+telling = pytest.mark.parametrize(
+    ("score", "encode", "sizes", "settings"),
+    [
+        (factor_vae_score, noisy([[1.0, 0.3, 0.0], [0.2, 1.0, 0.1]], 0.8), (4, 4), SMALL),
+        (beta_vae_score, mixed(MIXED), FINE, FEW_PAIRS),
+    ],
+    ids=["factor", "beta"],
+)
+
+
+@both
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.eye(3),
+        torch.tensor([[0.0, -3.0, 0.0], [1e-3, 0.0, 0.0], [0.0, 0.0, 1e3]]),
+        torch.eye(3).repeat(1, 2),
+        torch.cat([torch.zeros(3, 2), torch.eye(3)], dim=1),
+    ],
+    ids=["identity", "permuted and scaled", "copied", "dead beside"],
+)
+def test_perfect_codes_score_one(score, matrix: torch.Tensor):
+    found = score(mixed(matrix), Grid(3, 4, 5), seed=0, **PAIRS)
+    assert (found.score, found.train_score, found.standard_error) == (1.0, 1.0, 0.0)
+    assert found.chance == pytest.approx(1 / 3)
+
+
+@both
+def test_many_images_come_in_several_calls(score):
+    sizes = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.flatten(1)
+
+    assert score(encode, Grid(50, 60), seed=0, **PAIRS).score == 1.0
+    assert len(sizes) > 1
+    assert max(sizes) <= 1024
+
+
+@both
+def test_a_turn_by_45_degrees_scores_chance(score):
+    found = score(mixed(TURN), Grid(5, 5), seed=1, train_votes=2000, evaluation_votes=2000)
+    assert found.chance == 0.5
+    assert found.standard_error == pytest.approx((found.score * (1 - found.score) / 2000) ** 0.5)
+    # Five standard errors of both parts.
+    assert found.score == pytest.approx(0.5, abs=5 * (2 * 0.25 / 2000) ** 0.5)
+
+
+@telling
+def test_follows_its_seed_and_leaves_the_global_ones(score, encode, sizes, settings):
+    def states() -> tuple:
+        numpys = np.random.get_state()  # noqa: NPY002 - the state that must not move
+        return torch.get_rng_state().tolist(), str(numpys)
+
+    before = states()
+    first, again, other = (
+        (found.score, found.train_score)
+        for found in (score(encode, Grid(*sizes), seed=seed, **settings) for seed in (0, 0, 1))
+    )
+    assert first == again
+    assert first != other
+    assert states() == before
+
+
+@telling
+def test_extreme_scales_change_no_vote(score, encode, sizes, settings):
+    powers = torch.tensor([2.0**800, 2.0**-800, 2.0**-10], dtype=torch.float64)
+
+    def extreme(images: torch.Tensor) -> torch.Tensor:
+        return encode(images).double() * powers
+
+    first, second = (score(each, Grid(*sizes), seed=0, **settings) for each in (encode, extreme))
+    assert (first.score, first.train_score) == (second.score, second.train_score)
+    assert first.chance < first.score < 0.98
+
+
+@both
+def test_a_factor_with_one_value_is_never_named_and_warns(score):
+    data = Grid(3, 1, 4)
+    with pytest.warns(OrthotrainWarning, match=f"{score.__name__}: factor 1 takes one value"):
+        found = score(identity, data, seed=0, **PAIRS)
+    assert (found.chance, found.score) == (0.5, 1.0)
+    # Named, the choice is clear.
+    assert score(identity, data, seed=0, factors=[0, 2], **PAIRS).score == 1.0
+
+
+COMMON = [
+    ({"train_votes": 0}, "train_votes"),
+    ({"evaluation_votes": 0}, "evaluation_votes"),
+    ({"batch": 0}, "batch to be a whole number"),
+    ({"batch": 8.0}, "batch"),
+    ({"seed": -1}, "seed"),
+    ({"factors": [0, 3]}, r"columns from 0 to 2, got \[0, 3\]"),
+    ({"factors": [0, 0]}, "different columns"),
+    ({"factors": [-1, 0]}, "different columns"),
+    ({"factors": [1]}, "at least two factors"),
+    ({"factors": []}, "at least two factors"),
+]
+WRONG = [
+    *((score, *row) for score in (factor_vae_score, beta_vae_score) for row in COMMON),
+    (factor_vae_score, {"batch": 1}, "batch to be a whole number, 2 or more"),
+    (factor_vae_score, {"variance_samples": 1}, "variance_samples"),
+    (factor_vae_score, {"min_std": -0.1}, "min_std"),
+    (factor_vae_score, {"min_std": float("nan")}, "min_std"),
+    (beta_vae_score, {"train_votes": 2}, "2 votes left out one of 3; raise train_votes"),
+    (beta_vae_score, {"seed": 2**32}, "seed"),
+]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("score", "settings", "message"), WRONG)
+def test_settings_that_cannot_work_are_named(score, settings, message: str):
+    with pytest.raises(ConfigError, match=f"{score.__name__} needs .*{message}"):
+        score(identity, Grid(3, 4, 5), **{"seed": 0, **PAIRS, **settings})
+
+
+@pytest.mark.bad_input
+@both
+@pytest.mark.parametrize(
+    ("encode", "error", "message"),
+    [
+        (lambda x: x, ShapeError, r"encode\(images\) of shape \(n, d\)"),
+        (lambda x: x.flatten(1)[1:], ShapeError, "one code per image"),
+        (lambda x: x.flatten(1)[:, :0], ShapeError, r"shape \(n, d\)"),
+        (lambda x: x.flatten(1).long(), ConfigError, "real floating-point"),
+        (lambda x: x.flatten(1) / 0, NonFiniteError, r"encode\(images\)"),
+        (lambda x: (x.flatten(1), x), ConfigError, "one tensor of codes, got tuple"),
+    ],
+    ids=["images", "too few", "empty", "integers", "infinite", "two"],
+)
+def test_codes_that_are_none_are_named(score, encode, error, message: str):
+    with pytest.raises(error, match=f"{score.__name__} needs .*{message}"):
+        score(encode, Grid(3, 4), seed=0, **PAIRS)
+
+
+# --- FactorVAE ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("min_std", [0.0, 0.9])
 def test_agrees_with_the_twin(min_std: float):
     data = Grid(4, 5, 6)
@@ -80,30 +228,6 @@ def test_draws_are_uniform_but_for_the_fixed_factor():
     # By chance both stand still in one of 3^19 votes.
     assert (still.sum(dim=1) == 1).all()
     assert still[:, 0].float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 3000**0.5)
-
-
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        torch.eye(3),
-        torch.tensor([[0.0, -3.0, 0.0], [1e-3, 0.0, 0.0], [0.0, 0.0, 1e3]]),
-        torch.eye(3).repeat(1, 2),  # copies
-        torch.eye(3)[:, [0, 1, 2]] @ torch.cat([torch.zeros(3, 2), torch.eye(3)], dim=1),  # dead
-    ],
-    ids=["identity", "permuted and scaled", "copied", "dead beside"],
-)
-def test_perfect_codes_score_one(matrix: torch.Tensor):
-    found = factor_vae_score(mixed(matrix), Grid(3, 4, 5), seed=0, **SMALL)
-    assert (found.score, found.train_score, found.standard_error) == (1.0, 1.0, 0.0)
-    assert found.chance == pytest.approx(1 / 3)
-
-
-def test_a_turn_by_45_degrees_scores_chance():
-    found = factor_vae_score(mixed(TURN), Grid(5, 5), seed=1, train_votes=2000)
-    assert found.chance == 0.5
-    assert found.standard_error == pytest.approx((found.score * (1 - found.score) / 5000) ** 0.5)
-    # Five standard errors of both parts.
-    assert found.score == pytest.approx(0.5, abs=5 * (0.25 / 2000 + 0.25 / 5000) ** 0.5)
 
 
 def test_a_factor_that_no_dimension_tells_is_never_named():
@@ -190,54 +314,6 @@ def test_every_image_is_encoded_once_without_gradient_whatever_is_drawn():
     assert len(shown) == len(shown.unique(dim=0)) == 60
 
 
-def test_many_images_come_in_several_calls():
-    data, sizes = Grid(50, 60), []
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
-        return images.flatten(1)
-
-    assert factor_vae_score(encode, data, seed=0, **SMALL).score == 1.0
-    assert len(sizes) > 1
-    assert max(sizes) <= 1024
-
-
-def test_follows_its_seed_and_leaves_the_global_one():
-    state = torch.get_rng_state()
-    encode = mixed(TURN)
-    first, again, other = (
-        factor_vae_score(encode, Grid(4, 4), seed=seed, **SMALL) for seed in (0, 0, 1)
-    )
-    assert first.score == again.score
-    assert torch.equal(first.votes, again.votes)
-    assert not torch.equal(first.votes, other.votes)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_extreme_scales_change_no_vote():
-    powers = torch.tensor([2.0**800, 2.0**-800], dtype=torch.float64)
-    plain = noisy([[1.0, 0.3], [0.2, 1.0]], 0.8)
-
-    def extreme(images: torch.Tensor) -> torch.Tensor:
-        return plain(images).double() * powers
-
-    first, second = (
-        factor_vae_score(encode, Grid(4, 4), seed=0, **SMALL) for encode in (plain, extreme)
-    )
-    assert torch.equal(first.votes, second.votes)
-    assert first.live == second.live == 2
-
-
-def test_a_factor_with_one_value_is_never_fixed_and_warns():
-    data = Grid(3, 1, 4)
-    with pytest.warns(OrthotrainWarning, match="factor 1 takes one value and is never fixed"):
-        found = factor_vae_score(identity, data, seed=0, **SMALL)
-    assert found.chance == 0.5
-    assert found.score == 1.0
-    # Named, the choice is clear.
-    assert factor_vae_score(identity, data, seed=0, factors=[0, 2], **SMALL).score == 1.0
-
-
 def test_the_grid_of_the_tests_is_a_factor_dataset():
     data = Grid(3, 4)
     assert isinstance(data, FactorDataset)
@@ -245,31 +321,6 @@ def test_the_grid_of_the_tests_is_a_factor_dataset():
     images, factors = data[torch.tensor([5])]
     assert images.shape == (1, 2, 1, 1)
     assert factors.tolist() == [[1, 1]]
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch": 1}, "batch to be a whole number, 2 or more"),
-        ({"train_votes": 0}, "train_votes"),
-        ({"evaluation_votes": 0}, "evaluation_votes"),
-        ({"variance_samples": 1}, "variance_samples"),
-        ({"batch": 8.0}, "batch"),
-        ({"min_std": -0.1}, "min_std"),
-        ({"min_std": float("nan")}, "min_std"),
-        ({"seed": -1}, "seed"),
-        ({"factors": [0, 3]}, r"columns from 0 to 2, got \[0, 3\]"),
-        ({"factors": [0, 0]}, r"different columns"),
-        ({"factors": [-1, 0]}, r"different columns"),
-        ({"factors": [1]}, "at least two factors"),
-        ({"factors": []}, "at least two factors"),
-    ],
-    ids=str,
-)
-def test_settings_that_cannot_work_are_named(settings, message: str):
-    with pytest.raises(ConfigError, match=f"factor_vae_score needs .*{message}"):
-        factor_vae_score(identity, Grid(3, 4, 5), **{"seed": 0, **SMALL, **settings})
 
 
 @pytest.mark.bad_input
@@ -281,24 +332,6 @@ def test_data_without_factors_are_named():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("encode", "error", "message"),
-    [
-        (lambda x: x, ShapeError, r"encode\(images\) of shape \(n, d\)"),
-        (lambda x: x.flatten(1)[1:], ShapeError, "one code per image"),
-        (lambda x: x.flatten(1)[:, :0], ShapeError, r"shape \(n, d\)"),
-        (lambda x: x.flatten(1).long(), ConfigError, "real floating-point"),
-        (lambda x: x.flatten(1) / 0, NonFiniteError, r"encode\(images\)"),
-        (lambda x: (x.flatten(1), x), ConfigError, "one tensor of codes, got tuple"),
-    ],
-    ids=["images", "too few", "empty", "integers", "infinite", "two"],
-)
-def test_codes_that_are_none_are_named(encode, error, message: str):
-    with pytest.raises(error, match=f"factor_vae_score needs .*{message}"):
-        factor_vae_score(encode, Grid(3, 4), seed=0, **SMALL)
-
-
-@pytest.mark.bad_input
 def test_codes_that_change_their_length_are_named():
     lengths = iter([2, 1, 2, 1])
     with pytest.raises(ShapeError, match="all of one length"):
@@ -307,10 +340,7 @@ def test_codes_that_change_their_length_are_named():
         )
 
 
-# Three pairs a vote and mixed factors of many values: differences that do not tell for sure.
-FEW_PAIRS = {**PAIRS, "batch": 3}
-FINE = (40, 40, 40)
-MIXED = [[1.0, 0.8, 0.1], [0.7, 1.0, 0.4], [0.6, 0.5, 0.6]]
+# --- beta-VAE -------------------------------------------------------------------------------------
 
 
 def test_beta_vae_agrees_with_the_twin():
@@ -357,30 +387,6 @@ def test_pairs_share_one_factor_and_are_uniform_otherwise():
     assert not (first == first[:, :1]).all(dim=1).any()
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        torch.eye(3),
-        torch.tensor([[0.0, -3.0, 0.0], [1e-3, 0.0, 0.0], [0.0, 0.0, 1e3]]),
-        torch.eye(3).repeat(1, 2),
-        torch.cat([torch.zeros(3, 2), torch.eye(3)], dim=1),
-    ],
-    ids=["identity", "permuted and scaled", "copied", "dead beside"],
-)
-def test_beta_vae_perfect_codes_score_one(matrix: torch.Tensor):
-    found = beta_vae_score(mixed(matrix), Grid(3, 4, 5), seed=0, **PAIRS)
-    assert (found.score, found.train_score, found.standard_error) == (1.0, 1.0, 0.0)
-    assert found.chance == pytest.approx(1 / 3)
-
-
-def test_beta_vae_a_turn_by_45_degrees_scores_chance():
-    encode = mixed([[1.0, 1.0], [1.0, -1.0]])
-    found = beta_vae_score(encode, Grid(5, 5), seed=1, train_votes=2000, evaluation_votes=2000)
-    assert found.chance == 0.5
-    # Five standard errors of the score.
-    assert found.score == pytest.approx(0.5, abs=5 * 0.5 / 2000**0.5)
-
-
 def test_one_untold_factor_does_not_lower_it_but_lowers_the_other_score():
     # Kim and Mnih (2018): the classifier names the untold factor where all others differ.
     data, encode = Grid(4, 4, 4), mixed([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -398,20 +404,6 @@ def test_codes_that_are_all_constant_score_chance(dimensions: int):
         **PAIRS,
     )
     assert found.score == pytest.approx(found.chance, abs=5 * (2 / 9 / 200) ** 0.5)
-
-
-def test_scale_does_not_matter_however_small():
-    plain = mixed(MIXED)
-    powers = torch.tensor([2.0**800, 2.0**-800, 2.0**-10], dtype=torch.float64)
-
-    def extreme(images: torch.Tensor) -> torch.Tensor:
-        return plain(images).double() * powers
-
-    first, second = (
-        beta_vae_score(encode, Grid(*FINE), seed=0, **FEW_PAIRS) for encode in (plain, extreme)
-    )
-    assert first == second
-    assert first.score < 0.95
 
 
 def test_a_dimension_that_varies_by_rounding_is_constant():
@@ -435,59 +427,6 @@ def test_factors_named_are_shared_and_the_others_vary():
     assert (found.chance, found.score) == (0.5, 1.0)
     same = (data.asked[0] == data.asked[1]).view(500, 16, 3).all(dim=1)
     assert not same[:, 1].any()
-
-
-def test_follows_its_seed_and_leaves_the_global_ones():
-    def states() -> tuple:
-        numpys = np.random.get_state()  # noqa: NPY002 - the state that must not move
-        return torch.get_rng_state().tolist(), str(numpys)
-
-    before = states()
-    first, again, other = (
-        beta_vae_score(mixed(MIXED), Grid(*FINE), seed=seed, **FEW_PAIRS) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first != other
-    assert states() == before
-
-
-def test_a_factor_with_one_value_is_never_shared_and_warns():
-    with pytest.warns(OrthotrainWarning, match="beta_vae_score: factor 1 takes one value"):
-        assert beta_vae_score(identity, Grid(3, 1, 4), seed=0, **PAIRS).score == 1.0
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch": 0}, "batch to be a whole number, 1 or more"),
-        ({"train_votes": 0}, "train_votes"),
-        ({"evaluation_votes": 0}, "evaluation_votes"),
-        ({"train_votes": 2}, "2 votes left out one of 3; raise train_votes"),
-        ({"seed": 2**32}, "seed"),
-        ({"factors": [0, 3]}, r"columns from 0 to 2, got \[0, 3\]"),
-        ({"factors": [1]}, "at least two factors"),
-    ],
-    ids=str,
-)
-def test_beta_vae_settings_that_cannot_work_are_named(settings, message: str):
-    with pytest.raises(ConfigError, match=f"beta_vae_score needs .*{message}"):
-        beta_vae_score(identity, Grid(3, 4, 5), **{"seed": 0, **PAIRS, **settings})
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("encode", "error"),
-    [
-        (lambda x: x, ShapeError),
-        (lambda x: x.flatten(1).long(), ConfigError),
-        (lambda x: x.flatten(1) / 0, NonFiniteError),
-    ],
-    ids=["images", "integers", "infinite"],
-)
-def test_beta_vae_codes_that_are_none_are_named(encode, error):
-    with pytest.raises(error, match=r"beta_vae_score needs .*encode\(images\)"):
-        beta_vae_score(encode, Grid(3, 4), seed=0, **PAIRS)
 
 
 @pytest.mark.bad_input

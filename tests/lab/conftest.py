@@ -11,7 +11,6 @@ import pytest
 from lab.experiments.spectral.synthetic import spectral_run as synthetic_spectral
 from lab.report.synthetic import synthetic_run
 from orthotrain.lab.report import write_report
-from orthotrain.lab.report.style import LIGHT
 
 RunWriter = Callable[..., Path]
 
@@ -62,15 +61,3 @@ def pooling_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("bn", "zca", "ns", "nog", "olr")
     folder = tmp_path_factory.mktemp("pooling") / "run"
     return synthetic_spectral(folder, names=names, steps=40, pooling=True)
-
-
-@pytest.fixture(scope="session")
-def spectral_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run with a variant of each group, light only; drawn once."""
-    names = ("bn", "zca", "nog", "olr", "nog-olr", "zca-fixed", "nog-fixed", "olr-fixed")
-    folder = tmp_path_factory.mktemp("spectral") / "run"
-    synthetic_spectral(folder, names=names, steps=120)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orthotrain.lab.report.style.DOTS_PER_INCH", 40)
-        patch.setattr("orthotrain.lab.report.write.THEMES", (LIGHT,))
-        return write_report([folder])

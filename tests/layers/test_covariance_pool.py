@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.layers import GlobalCovariancePool
-from reference.matrices import generator, orthonormal
+from reference.matrices import generator
 from reference.whitening import covariance, covariance_pool
 
 DEFAULT_RIDGE = 1e-5
@@ -42,6 +42,7 @@ def square(triangles, d):
     "settings",
     [
         {},
+        {"relative_ridge": 0.0},
         {"ridge": 0.2},
         {"relative_ridge": 0.1},
         {"shrinkage": 0.3},
@@ -58,15 +59,6 @@ def test_agrees_with_the_twin(shape, settings):
     )
 
 
-def test_the_square_of_the_result_is_the_covariance():
-    x = maps(3, 5, 6, 4)
-    s = square(GlobalCovariancePool(5, relative_ridge=0.0)(x), 5)
-    for image, root in zip(x, s, strict=True):
-        torch.testing.assert_close(
-            root @ root, covariance(image.flatten(1).mT)[1], rtol=0, atol=1e-11
-        )
-
-
 def test_order_is_the_upper_triangle_row_by_row():
     # Uncorrelated channels of standard deviations 1, 2, 3: two places each, one after the other.
     x = torch.zeros(1, 3, 2, 3, dtype=torch.float64)
@@ -75,39 +67,6 @@ def test_order_is_the_upper_triangle_row_by_row():
     y = GlobalCovariancePool(3, relative_ridge=0.0)(x)
     expected = torch.tensor([[1, 0, 0, 2, 0, 3]], dtype=torch.float64)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-
-
-def test_result_scales_with_the_features_and_ignores_their_mean():
-    pool = GlobalCovariancePool(4)
-    x = maps(2, 4, 5, 5)
-    torch.testing.assert_close(pool(8 * x + 5), 8 * pool(x), rtol=0, atol=1e-10)
-
-
-def test_turning_the_channels_turns_the_root():
-    pool = GlobalCovariancePool(4, shrinkage=0.1)
-    x = maps(2, 4, 5, 5)
-    q = orthonormal(4, 4, seed=2)
-    turned = square(pool(torch.einsum("cd,ndhw->nchw", q, x)), 4)
-    torch.testing.assert_close(turned, q @ square(pool(x), 4) @ q.mT, rtol=0, atol=1e-11)
-
-
-def test_order_of_places_does_not_matter():
-    x = maps(2, 4, 4, 6)
-    shuffled = x.flatten(2)[:, :, torch.randperm(24, generator=generator(1))].view(2, 4, 8, 3)
-    pool = GlobalCovariancePool(4)
-    torch.testing.assert_close(pool(shuffled), pool(x), rtol=0, atol=1e-12)
-
-
-def test_one_image_knows_nothing_of_another():
-    pool = GlobalCovariancePool(4)
-    x = maps(3, 4, 3, 3)
-    other = x.clone()
-    other[1] *= 1e6
-    assert torch.equal(pool(other)[0], pool(x)[0])
-    a, b = x.clone().requires_grad_(), other.clone().requires_grad_()
-    pool(a).square().sum().backward()
-    pool(b).square().sum().backward()
-    assert torch.equal(a.grad[2], b.grad[2])
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.4])
@@ -143,14 +102,6 @@ def test_reduction_comes_first():
 
 def test_reduction_of_the_same_width_is_still_one():
     assert isinstance(GlobalCovariancePool(4, reduced_channels=4).reduce, nn.Sequential)
-
-
-def test_input_is_not_overwritten_by_the_relu():
-    x = maps(4, 6, 3, 3)
-    kept = x.clone()
-    GlobalCovariancePool(6, reduced_channels=3).double()(x)
-    GlobalCovariancePool(6)(x)
-    assert torch.equal(x, kept)
 
 
 # --- derivatives, and maps with fewer places than channels ----------------------------------------
@@ -218,24 +169,6 @@ def test_one_dead_channel_leaves_a_zero_row():
     assert torch.isfinite(x.grad).all()
 
 
-def test_trains():
-    """Two textures of equal mean: only second moments tell them apart."""
-    random = generator(0)
-    x = torch.randn(64, 4, 6, 6, generator=random)
-    labels = torch.arange(64) % 2
-    x[labels == 1, 1] = 0.9 * x[labels == 1, 0] + 0.1 * x[labels == 1, 1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(GlobalCovariancePool(4, reduced_channels=6), nn.Linear(21, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert (model(x).argmax(1) == labels).float().mean() > 0.95
-
-
 # --- dtype ----------------------------------------------------------------------------------------
 
 
@@ -275,14 +208,6 @@ def test_autocast_touches_the_reduction_only(reduced):
     torch.testing.assert_close(y.double(), expected, rtol=budget, atol=budget)
 
 
-def test_channels_last_and_strided_maps():
-    x = maps(2, 4, 6, 4)
-    pool = GlobalCovariancePool(4)
-    last = x.contiguous(memory_format=torch.channels_last)
-    for view in (last, x[:, :, ::2], x.transpose(2, 3)):
-        torch.testing.assert_close(pool(view), pool(view.contiguous()), rtol=0, atol=1e-12)
-
-
 # --- what bad input gets --------------------------------------------------------------------------
 
 
@@ -310,15 +235,6 @@ def test_a_single_place_has_no_covariance(shape):
     with pytest.raises(ShapeError, match="at least two places") as caught:
         GlobalCovariancePool(4)(torch.zeros(shape))
     assert str(shape) in str(caught.value)
-
-
-def test_empty_batch():
-    for pool in (GlobalCovariancePool(4), GlobalCovariancePool(4, reduced_channels=2)):
-        for mode in (True, False):
-            x = torch.zeros(0, 4, 3, 3).requires_grad_()
-            y = pool.train(mode)(x)
-            assert y.shape == (0, pool.out_features)
-            y.sum().backward()
 
 
 @pytest.mark.bad_input
@@ -358,9 +274,3 @@ def test_settings_of_the_root_reach_it():
     exact = GlobalCovariancePool(4, ridge=1.0)(x)
     iterated = GlobalCovariancePool(4, ridge=1.0, method="newton_schulz", iterations=30)(x)
     torch.testing.assert_close(iterated, exact, rtol=0, atol=1e-8)
-
-
-def test_repr():
-    assert "GlobalCovariancePool(\n  4, features=10" in repr(GlobalCovariancePool(4))
-    text = repr(GlobalCovariancePool(4, reduced_channels=2, shrinkage=0.1, gradient="lyapunov"))
-    assert "4, features=3, gradient='lyapunov', shrinkage=0.1" in text

@@ -377,14 +377,3 @@ def test_inputs_of_another_shape():
         with pytest.raises(ShapeError, match=r"stride 2 divides.*pad or crop"):
             layer(torch.zeros(shape))
     assert int(layer.passes) == 0
-
-
-def test_repr_says_what_it_is():
-    assert (
-        repr(OrthogonalConv2d(3, 8, 3))
-        == "OrthogonalConv2d(3, 8, kernel_size=(3, 3), max_norm=0.7)"
-    )
-    text = repr(OrthogonalConv2d(3, 8, (1, 3), stride=2, bias=False))
-    assert text == (
-        "OrthogonalConv2d(3, 8, kernel_size=(1, 3), stride=2, bias=False, max_norm=0.7)"
-    )

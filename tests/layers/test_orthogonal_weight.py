@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,28 +148,6 @@ def test_the_parameter_stays_itself(name: str):
     before = layer.weight.detach().clone()
     steps(layer, optimizer, count=1, check=True)
     assert not torch.equal(layer.weight, before) or layer.weight.numel() == 1
-
-
-@every_layer
-def test_state_dict_goes_to_a_layer_of_another_start(name: str):
-    layer = orthogonal_weight(make(name))
-    steps(layer, torch.optim.SGD(layer.parameters(), lr=0.3), count=2, check=False)
-    assert {"parametrizations.weight.original", "parametrizations.weight.0.signs"} <= set(
-        layer.state_dict()
-    )
-    other = orthogonal_weight(make(name, seed=9))
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(other.weight, layer.weight)
-
-
-@every_layer
-def test_deep_copy(name: str):
-    layer = orthogonal_weight(make(name))
-    other = copy.deepcopy(layer)
-    assert torch.equal(other.weight, layer.weight)
-    kept = layer.weight.detach().clone()
-    steps(other, torch.optim.SGD(other.parameters(), lr=0.3), count=1, check=True)
-    assert torch.equal(layer.weight, kept)
 
 
 @every_layer

@@ -14,7 +14,8 @@ from orthotrain.errors import (
 )
 from orthotrain.linalg import condition_number, condition_readings, spd_sqrt
 from reference import conditioning
-from reference.matrices import from_spectrum, log_spectrum, orthonormal
+from reference.matrices import from_spectrum, log_spectrum
+from reference.spd_root import spd
 
 modest = hypothesis.settings(deadline=None, max_examples=40)
 EPS = torch.finfo(torch.float64).eps
@@ -68,14 +69,6 @@ def test_derivative_of_an_infinite_condition_is_not_nan():
     expected = torch.zeros(2, 2, 2)
     expected[1] = torch.diag(torch.tensor([1.0, -2.0]))
     torch.testing.assert_close(a.grad, expected)
-
-
-def spd(values: list[float] | torch.Tensor, *, seed: int = 0) -> torch.Tensor:
-    """Symmetric float64 matrix with the given eigenvalues."""
-    s = torch.as_tensor(values, dtype=torch.float64)
-    q = orthonormal(len(s), len(s), seed=seed)
-    a = (q * s) @ q.mT
-    return (a + a.mT) / 2
 
 
 # --- condition in four senses -------------------------------------------------------------------

@@ -88,18 +88,6 @@ def test_scale_comes_out_as_its_root(a: Tensor, exponent: int):
     assert relative(spd_inv_sqrt(c * a), 2.0**-exponent * spd_inv_sqrt(a)) <= 1e-11
 
 
-@modest
-@hypothesis.given(definite())
-def test_change_of_basis_is_taken_along(a: Tensor):
-    q = twins.orthonormal(len(a), len(a), seed=7)
-    turned = q @ a @ q.mT
-    turned = (turned + turned.mT) / 2
-    assert (spd_sqrt(turned) - q @ spd_sqrt(a) @ q.mT).abs().max() <= 1e-13
-    condition = float(torch.linalg.cond(a))
-    gap = (spd_inv_sqrt(turned) - q @ spd_inv_sqrt(a) @ q.mT).abs().max()
-    assert gap <= 32 * condition**1.5 * EPS
-
-
 @both_roots
 @pytest.mark.parametrize("n", [6, 40, 64, 160])
 @pytest.mark.parametrize("condition", [1e2, 1e6])
@@ -132,16 +120,6 @@ def test_gradient_of_a_structured_loss_keeps_its_digits(name: str):
         a = (a + a.mT) / 2
         exact = gradient_of(ROOTS[name], a.double(), a.double())
         assert relative(gradient_of(ROOTS[name], a, a), exact) <= 1e-6
-
-
-@both_roots
-@every_method
-def test_methods_agree_where_the_matrix_is_well_conditioned(name: str, method: str):
-    a = spd(torch.linspace(0.5, 1.5, 4))
-    # Of the Frobenius norm, the smallest eigenvalue is .22: the bias of the Taylor polynomial
-    # is up to 2 % there and that of Pade below 1e-4.
-    budget = {"mpa": 1e-4, "mtp": 2e-2}.get(method, 1e-13)
-    assert relative(ROOTS[name](a, method=method), TWINS[name](a)) <= budget
 
 
 @both_roots

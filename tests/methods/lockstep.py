@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from orthotrain.methods import Method, attach
+from orthotrain.methods import Handle, Method, attach
 from reference.gradient_methods import Settings, twin_step
 
 
@@ -103,3 +103,32 @@ def lockstep(
         with torch.no_grad():
             twin.copy_(after)
         yield layer.weight.detach(), twin.detach()
+
+
+def agree(pairs: Iterator[tuple[Tensor, Tensor]], *, within: float = 1e-9) -> None:
+    """Weight and twin are equal after every step, and they move."""
+    moved, first = 0.0, None
+    for weight, twin in pairs:
+        torch.testing.assert_close(weight, twin, rtol=within, atol=within)
+        first = weight.clone() if first is None else first
+        moved = float((weight - first).norm())
+    assert moved > 1e-4
+
+
+def one_step(
+    method: Method,
+    weight: Tensor,
+    gradient: Tensor,
+    *,
+    lr: float | Tensor = 1.0,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+) -> tuple[Tensor, Handle]:
+    """A linear layer's weight after one step with this gradient."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    stepper = optimizer(layer.parameters(), lr=lr)
+    handle = attach(nn.Sequential(layer), stepper, method)
+    layer.weight.grad = gradient.clone()
+    stepper.step()
+    return layer.weight.detach(), handle

@@ -6,7 +6,6 @@ import gc
 import io
 import logging
 import pickle
-import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -90,29 +89,6 @@ def test_a_closure_step_counts_once():
 
     optimizer.step(closure)
     assert handle.run.step == 1
-
-
-@pytest.mark.parametrize("when", ["before", "after", "after a step"])
-def test_works_whenever_the_scheduler_is_made(when):
-    model = small_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        if when == "before":
-            handle = attach(model, optimizer, Diary())
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
-        if when == "after a step":
-            backward(model)
-            optimizer.step()
-            scheduler.step()
-        if when != "before":
-            handle = attach(model, optimizer, Diary())
-        for _ in range(2):
-            backward(model)
-            optimizer.step()
-            scheduler.step()
-    assert handle.run.step == 2
-    assert optimizer.param_groups[0]["lr"] == (0.125 if when == "after a step" else 0.25)
 
 
 def test_the_path_of_training_and_the_random_state_are_untouched():

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from methods import lockstep
 from methods.doubles import same, small_model
-from methods.lockstep import KINDS, lockstep, make_layer, seeded
+from methods.lockstep import KINDS, agree, make_layer, seeded
 from orthotrain.errors import ConfigError, NonFiniteError, StateError
 from orthotrain.linalg import polar_factor
 from orthotrain.methods import (
@@ -54,32 +55,20 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1)
 
 
-def agree(pairs):
-    for weight, twin in pairs:
-        torch.testing.assert_close(weight, twin, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
 def test_every_layer_in_lockstep_with_the_twin(kind, row):
-    agree(lockstep(kind, *row, sgd, steps=5))
+    agree(lockstep.lockstep(kind, *row, sgd, steps=5))
 
 
 @pytest.mark.parametrize("kind", ["linear", "grouped"])
 @pytest.mark.parametrize("row", SUMS.values(), ids=SUMS)
 def test_sums_in_lockstep_with_the_twin(kind, row):
-    agree(lockstep(KINDS[kind], *row, sgd))
+    agree(lockstep.lockstep(KINDS[kind], *row, sgd))
 
 
-def step_once(method, weight, *, optimizer=None):
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    optimizer = (optimizer or (lambda p: torch.optim.SGD(p, lr=1.0)))(layer.parameters())
-    handle = attach(nn.Sequential(layer), optimizer, method)
-    layer.weight.grad = torch.zeros_like(layer.weight)
-    optimizer.step()
-    return layer.weight.detach(), handle
+def step_once(method, weight, **options):
+    return lockstep.one_step(method, weight, torch.zeros_like(weight), **options)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3), (3, 6)])
@@ -99,7 +88,7 @@ def test_the_penalty_is_lowered_when_the_loss_is_maximized():
     after, _ = step_once(
         OrthogonalPenalty("0", weight=1e-3),
         weight,
-        optimizer=lambda p: torch.optim.SGD(p, lr=1.0, maximize=True),
+        optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr, maximize=True),
     )
     torch.testing.assert_close(after, expected)
 

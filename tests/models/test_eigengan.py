@@ -7,25 +7,12 @@ from torch.autograd import gradcheck
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models import EigenDiscriminator, EigenGenerator
 from reference import generators as reference
-from reference.matrices import generator
+from reference.matrices import generator, normal, shaken
 
 
 def model_of(size=8, *, noise_dim=5, seed=0, **changes):
     settings = {"num_basis": 3, "base_channels": 2} | changes
     return EigenGenerator(size, noise_dim=noise_dim, generator=generator(seed), **settings)
-
-
-def normal(*shape, seed=2):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def shaken(model, *, seed=1):
-    """In float64, with every parameter away from a start that hides it."""
-    random = generator(seed)
-    with torch.no_grad():
-        for p in model.double().parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=random, dtype=torch.float64))
-    return model
 
 
 # --- sizes ----------------------------------------------------------------------------------------
@@ -65,7 +52,7 @@ def test_blocks_and_channels(size, base, widths):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("size", "noise_dim"), [(8, 5), (16, 0), (16, 4)])
 def test_generator_agrees_with_the_network_written_out(size, noise_dim, channels):
-    model = shaken(model_of(size, noise_dim=noise_dim, channels=channels))
+    model = shaken(model_of(size, noise_dim=noise_dim, channels=channels), size=0.1)
     z = normal(3, len(model.blocks), 3)
     e = normal(3, noise_dim, seed=3) if noise_dim else None
     expected = reference.eigen_generator(model.state_dict(), z, e)
@@ -78,7 +65,7 @@ def test_generator_agrees_with_the_network_written_out(size, noise_dim, channels
 @pytest.mark.parametrize("size", [8, 32])
 def test_discriminator_agrees_with_the_network_written_out(size, channels):
     made = EigenDiscriminator(size, base_channels=3, channels=channels, generator=generator(0))
-    model = shaken(made)
+    model = shaken(made, size=0.1)
     images = normal(2, channels, size, size)
     expected = reference.eigen_discriminator(model.state_dict(), images)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-11)
@@ -93,7 +80,7 @@ def test_coordinates_flat_or_by_blocks_are_the_same():
 
 
 def test_each_coordinate_belongs_to_its_block():
-    model = shaken(model_of(16, noise_dim=0))
+    model = shaken(model_of(16, noise_dim=0), size=0.1)
     z = normal(1, 6)
     silent = model(z).detach()
     with torch.no_grad():
@@ -108,7 +95,7 @@ def test_each_coordinate_belongs_to_its_block():
 
 
 def test_derivatives_of_images_by_latents_and_directions():
-    model = shaken(model_of(8, base_channels=1, num_basis=2))
+    model = shaken(model_of(8, base_channels=1, num_basis=2), size=0.1)
     z, e, u = normal(2, 2), normal(2, 5, seed=3), model.blocks[0].subspace.u
 
     def run(z, e, u):

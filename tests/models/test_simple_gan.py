@@ -5,27 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import orthotrain
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.methods import select_parameters
 from orthotrain.models import SimpleDiscriminator, SimpleGenerator
 from orthotrain.models.simple_gan import LatentMap
 from reference import generators as reference
-from reference.linalg import polar_factor
-from reference.matrices import generator
-
-
-def normal(*shape, seed=2):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def shaken(model, *, seed=1):
-    """In float64, with every parameter away from a start that hides it."""
-    random = generator(seed)
-    with torch.no_grad():
-        for p in model.double().parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=random, dtype=torch.float64))
-    return model
+from reference.matrices import generator, normal, shaken
 
 
 @pytest.mark.parametrize(
@@ -59,7 +44,7 @@ def test_channels_of_the_discriminator(size, widths):
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_generator_agrees_with_the_network_written_out(size):
-    model = shaken(SimpleGenerator(size, latent_dim=4, generator=generator(0)))
+    model = shaken(SimpleGenerator(size, latent_dim=4, generator=generator(0)), size=0.05)
     z = normal(2, 4)
     expected = reference.simple_generator(model.state_dict(), z)
     torch.testing.assert_close(model(z), expected, rtol=0, atol=1e-9)
@@ -69,7 +54,7 @@ def test_generator_agrees_with_the_network_written_out(size):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_discriminator_agrees_with_the_network_written_out(channels):
-    model = shaken(SimpleDiscriminator(16, channels=channels, generator=generator(0)))
+    model = shaken(SimpleDiscriminator(16, channels=channels, generator=generator(0)), size=0.05)
     images = normal(2, channels, 16, 16)
     expected = reference.simple_discriminator(model.state_dict(), images)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-9)
@@ -98,24 +83,9 @@ def test_the_latent_layer_starts_as_a_transposed_convolution():
 
 
 @pytest.mark.parametrize("pattern", ["latent", "latent.weight", "*latent*weight"])
-def test_methods_act_on_the_latent_weight_with_one_row_a_coordinate(pattern):
-    model = SimpleGenerator(16, latent_dim=4, generator=generator(0)).double()
-    assert [name for name, _ in select_parameters(model, pattern)] == ["latent.weight"]
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    orthotrain.attach(model, optimizer, orthotrain.NearestOrthogonalGradient(pattern))
-    (model(normal(5, 4)) * normal(5, 3, 16, 16)).sum().backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    optimizer.step()
-    for name, p in model.named_parameters():
-        step = gradients[name]
-        if name == "latent.weight":
-            assert step.shape == (4, 128 * 16)
-            step = polar_factor(step)
-            torch.testing.assert_close(
-                step @ step.mT, torch.eye(4, dtype=step.dtype), rtol=0, atol=1e-9
-            )
-        torch.testing.assert_close(p.detach(), before[name] - 0.1 * step, rtol=0, atol=1e-10)
+def test_methods_find_the_latent_weight_with_one_row_per_coordinate(pattern):
+    ((name, weight),) = select_parameters(SimpleGenerator(16, latent_dim=4), pattern)
+    assert (name, weight.shape) == ("latent.weight", (4, 128 * 16))
 
 
 # --- bad input ------------------------------------------------------------------------------------

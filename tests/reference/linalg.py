@@ -13,7 +13,7 @@ from torch import Tensor
 def polar_factor(a: Tensor, *, rtol: float = 1e-12) -> Tensor:
     """Higham (1986): ``Q = sum_i u_i v_i^T`` over the directions that are not null."""
     a = a.double()
-    u, s, vh = torch.linalg.svd(a)
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
     q = torch.zeros_like(a)
     for i, value in enumerate(s.tolist()):
         if value > rtol * s[0].item():

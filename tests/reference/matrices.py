@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def generator(seed: int) -> torch.Generator:
@@ -30,3 +30,16 @@ def log_spectrum(k: int, condition: float) -> Tensor:
         return torch.ones(1, dtype=torch.float64)
     exponents = torch.linspace(0, 1, k, dtype=torch.float64)
     return torch.tensor(1 / condition, dtype=torch.float64) ** exponents
+
+
+def normal(*shape: int, seed: int = 2) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def shaken(module: nn.Module, *, size: float, seed: int = 1) -> nn.Module:
+    """In float64, with every parameter away from a start that hides it."""
+    random = generator(seed)
+    with torch.no_grad():
+        for p in module.double().parameters():
+            p.add_(size * torch.randn(p.shape, generator=random, dtype=torch.float64))
+    return module

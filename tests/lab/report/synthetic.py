@@ -1,14 +1,45 @@
-"""A generator of plausible low-rank run folders: reports are tested without any training."""
+"""Run folders without any training: what all share, and a generator of low-rank ones."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+Rows = list[dict[str, Any]]
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_folder(
+    folder: Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    training: Callable[[int, int], tuple[Iterable[dict[str, Any]], dict[str, Any]]],
+    info: Mapping[str, Any],
+) -> Path:
+    """A run; ``training(index of a name, seed)`` gives the lines and the result of each."""
+    folder.mkdir(parents=True)
+    common = {"schema": 1, "scale": "cpu", "device": "cpu", "torch": "2.13.0", "cpu_count": 2}
+    (folder / "run.json").write_text(json.dumps({**common, "seeds": list(seeds), **info}))
+    (folder / "config.yaml").write_text(f"recipe: {info['recipe']}\n")
+    for index, name in enumerate(names):
+        for seed in seeds:
+            target = folder / "variants" / name / f"seed-{seed}"
+            target.mkdir(parents=True)
+            rows, result = training(index, seed)
+            write_rows(target / "metrics.jsonl", rows)
+            result = {"variant": name, "seed": seed, **result}
+            (target / "result.json").write_text(json.dumps(result))
+    return folder
+
 
 LAYERS = tuple(
     f"blocks.{block}.{part}"
@@ -21,7 +52,7 @@ DENSE_SIZE = 450_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How one synthetic variant behaves."""
+    """How one synthetic low-rank variant behaves."""
 
     title: str
     accuracy: float
@@ -29,6 +60,21 @@ class Plan:
     size: float = 1.0
     step_ms: float = 12.0
     note: str = ""
+
+    def step_time(self, *, switched: bool) -> float:
+        low = switched and self.final_rank is not None
+        return self.step_ms * (0.4 + 0.9 * self.final_rank) if low else self.step_ms
+
+    def sizes(self, *, dense: bool) -> dict[str, int]:
+        total = int(DENSE_SIZE * self.size)
+        rank = 1.0 if dense or self.final_rank is None else self.final_rank
+        trainable = int(total * (0.05 + 0.95 * rank**2))
+        low = int(total * (0.05 + 0.95 * (2 * rank + rank**2)))
+        stored = total if dense or self.final_rank is None else low
+        return {
+            "trainable": trainable, "stored": stored, "dense": total, "weight_bytes": 4 * stored,
+            "gradient_bytes": 4 * trainable, "state_bytes": 8 * trainable,
+        }  # fmt: skip
 
 
 PLANS = {
@@ -48,159 +94,65 @@ def synthetic_run(
     epochs: int = 40,
     info: dict[str, object] | None = None,
 ) -> Path:
-    folder.mkdir(parents=True)
+    plans = [(name, PLANS[name]) for name in variants]
     described = {
-        "schema": 1,
         "recipe": "digits-minivit",
-        "scale": "cpu",
-        "created": "2025-01-02T03:04:05Z",
-        "command": "orthotrain train",
-        "orthotrain": "0.1.0",
-        "torch": "2.13.0",
-        "python": "3.11.7",
-        "platform": "Linux",
-        "cpu_count": 2,
-        "threads": 1,
-        "device": "cpu",
-        "git_commit": "0123456789abcdef0123456789abcdef01234567",
-        "git_dirty": False,
         "baseline": "dense",
         "page": "orthotrain.lab.experiments.lowrank.page:PAGE",
-        "variants": [
-            {"name": name, "title": PLANS[name].title, "note": PLANS[name].note}
-            for name in variants
-        ],
-        "seeds": list(seeds),
-        **(info or {}),
+        "variants": [{"name": name, "title": p.title, "note": p.note} for name, p in plans],
     }
-    (folder / "run.json").write_text(json.dumps(described))
-    (folder / "config.yaml").write_text("recipe: digits-minivit\nlr: 0.001\n")
-    for index, variant in enumerate(variants):
-        for seed in seeds:
-            random = np.random.default_rng([index, seed])
-            target = folder / "variants" / variant / f"seed-{seed}"
-            target.mkdir(parents=True)
-            rows, result = _train(variant, seed, steps, epochs, random)
-            (target / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (target / "result.json").write_text(json.dumps(result))
-    return folder
+
+    def training(index: int, seed: int) -> tuple[Rows, dict[str, Any]]:
+        return _train(plans[index][1], steps, epochs, np.random.default_rng([index, seed]))
+
+    return write_folder(folder, variants, seeds, training, {**described, **(info or {})})
 
 
 def _train(
-    variant: str, seed: int, steps: int, epochs: int, random: np.random.Generator
-) -> tuple[list[dict[str, object]], dict[str, object]]:
-    plan = PLANS[variant]
+    plan: Plan, steps: int, epochs: int, random: np.random.Generator
+) -> tuple[Rows, dict[str, Any]]:
+    def noise(size: float) -> float:
+        return size * float(random.standard_normal())
+
     per_epoch = steps // epochs
     switch = steps // 3 if plan.final_rank is not None else None
-    rows: list[dict[str, object]] = []
+    rows = [{"kind": "size", "step": step, **plan.sizes(dense=step == 0)} for step in (0, steps)]
     for step in range(0, steps + 1, max(1, per_epoch // 2)):
-        rows += _step_rows(plan, step, steps, per_epoch, switch, random)
+        progress, switched = step / steps, switch is not None and step > switch
+        loss = 2.3 * math.exp(-6 * progress) + 0.02 + (1 - plan.accuracy)
+        rows.append({
+            "kind": "step", "step": step, "epoch": step / per_epoch, "lr": 0.001 * (1 - progress),
+            "loss": loss * math.exp(noise(0.15)),
+            "step_ms": plan.step_time(switched=switched) * (1 + abs(noise(0.05))),
+        })  # fmt: skip
         if step and step % per_epoch == 0:
-            rows += _epoch_rows(plan, step, steps, per_epoch, switch, random)
-    rows += _size_rows(plan, 0, dense=True)
+            accuracy = plan.accuracy - 0.8 * math.exp(-9 * progress) + noise(0.004)
+            at = {"step": step, "epoch": step // per_epoch}
+            rows.append({"kind": "eval", **at, "split": "validation", "accuracy": accuracy,
+                         "loss": 0.1 + math.exp(-5 * progress)})  # fmt: skip
+            if plan.final_rank is None and step > per_epoch:
+                for depth, layer in enumerate(LAYERS):
+                    lost = (0.3 - 0.005 * depth) * math.exp(-3 * progress) * (0.5 + progress)
+                    rows.append({"kind": "stability", **at, "layer": layer, "mixing": 0.9,
+                                 "stability": 1 - lost + noise(0.004)})  # fmt: skip
     rows += _rank_rows(plan, steps, switch, random)
-    rows.sort(key=lambda row: row["step"])
-    accuracy = plan.accuracy + 0.004 * float(random.standard_normal())
-    size = _size(plan, dense=False)
-    return rows, {
-        "variant": variant,
-        "seed": seed,
-        "validation_accuracy": accuracy + 0.003,
-        "test_accuracy": accuracy,
-        "validation_loss": 0.11,
-        "test_loss": 0.12,
-        "trainable": size["trainable"],
-        "stored": size["stored"],
-        "stored_folded": int(size["stored"] * (0.8 if plan.final_rank else 1.0)),
-        "dense": size["dense"],
-        "step_ms_dense_phase": plan.step_ms + 0.1 * float(random.standard_normal()),
-        "step_ms_final": _step_ms(plan, True) + 0.1 * float(random.standard_normal()),
-        "weight_bytes": size["weight_bytes"],
-        "gradient_bytes": size["gradient_bytes"],
-        "state_bytes": size["state_bytes"],
-        "training_bytes": size["weight_bytes"] + size["gradient_bytes"] + size["state_bytes"],
-        "peak_rss_bytes": None,
-        "switch_step": switch,
-        "steps": steps,
+    sizes = plan.sizes(dense=False)
+    accuracy = plan.accuracy + noise(0.004)
+    return sorted(rows, key=lambda row: row["step"]), {
+        "validation_accuracy": accuracy + 0.003, "test_accuracy": accuracy,
+        "validation_loss": 0.11, "test_loss": 0.12, **sizes,
+        "stored_folded": int(sizes["stored"] * (0.8 if plan.final_rank else 1.0)),
+        "training_bytes": sum(sizes[f"{k}_bytes"] for k in ("weight", "gradient", "state")),
+        "step_ms_dense_phase": plan.step_ms + noise(0.1),
+        "step_ms_final": plan.step_time(switched=True) + noise(0.1),
+        "peak_rss_bytes": None, "switch_step": switch, "steps": steps,
         "seconds": steps * plan.step_ms / 1000,
         "settings": {"lr": 0.001, "adaptive": {"rank_rtol": plan.final_rank}},
-    }
+    }  # fmt: skip
 
 
-def _step_ms(plan: Plan, switched: bool) -> float:
-    low_rank = switched and plan.final_rank is not None
-    return plan.step_ms * (0.4 + 0.9 * (plan.final_rank or 0)) if low_rank else plan.step_ms
-
-
-def _step_rows(plan, step, steps, per_epoch, switch, random):
-    progress = step / steps
-    loss = 2.3 * math.exp(-6 * progress) + 0.02 + (1 - plan.accuracy)
-    return [
-        {
-            "kind": "step",
-            "step": step,
-            "epoch": step / per_epoch,
-            "loss": loss * math.exp(0.15 * float(random.standard_normal())),
-            "lr": 0.001 * (1 - progress),
-            "step_ms": _step_ms(plan, switch is not None and step > switch)
-            * (1 + 0.05 * abs(float(random.standard_normal()))),
-        }
-    ]
-
-
-def _epoch_rows(plan, step, steps, per_epoch, switch, random):
-    progress = step / steps
-    epoch = step // per_epoch
-    rows = [
-        {
-            "kind": "eval",
-            "step": step,
-            "epoch": epoch,
-            "split": "validation",
-            "loss": 0.1 + math.exp(-5 * progress),
-            "accuracy": plan.accuracy
-            - 0.8 * math.exp(-9 * progress)
-            + 0.004 * float(random.standard_normal()),
-        }
-    ]
-    if plan.final_rank is None and epoch > 1:
-        for depth, layer in enumerate(LAYERS):
-            stability = 1 - (0.3 - 0.005 * depth) * math.exp(-3 * progress) * (0.5 + progress)
-            rows.append(
-                {
-                    "kind": "stability",
-                    "step": step,
-                    "epoch": epoch,
-                    "layer": layer,
-                    "stability": stability + 0.004 * float(random.standard_normal()),
-                    "mixing": 1 - 0.4 * math.exp(-4 * progress),
-                }
-            )
-    return rows
-
-
-def _size(plan: Plan, *, dense: bool) -> dict[str, int]:
-    total = int(DENSE_SIZE * plan.size)
-    rank = 1.0 if dense or plan.final_rank is None else plan.final_rank
-    low = not dense and plan.final_rank is not None
-    trainable = int(total * (0.05 + 0.95 * rank**2))
-    stored = int(total * (0.05 + 0.95 * (2 * rank + rank**2))) if low else total
-    return {
-        "trainable": trainable,
-        "stored": stored,
-        "dense": total,
-        "weight_bytes": 4 * stored,
-        "gradient_bytes": 4 * trainable,
-        "state_bytes": 8 * trainable,
-    }
-
-
-def _size_rows(plan: Plan, step: int, *, dense: bool) -> list[dict[str, object]]:
-    return [{"kind": "size", "step": step, **_size(plan, dense=dense)}]
-
-
-def _rank_rows(plan, steps, switch, random):
-    rows = []
+def _rank_rows(plan: Plan, steps: int, switch: int | None, random: np.random.Generator) -> Rows:
+    rows: Rows = []
     for depth, layer in enumerate(LAYERS):
         shape = SHAPES.get(layer.split(".", 2)[2], (96, 96))
         row = {"kind": "rank", "layer": layer, "full_rank": 96, "shape": list(shape)}
@@ -216,10 +168,8 @@ def _rank_rows(plan, steps, switch, random):
             rows.append({**row, "step": at, "rank": rank, "form": form})
     if switch is not None:
         rows.append({"kind": "event", "step": switch, "method": "oialr", "event": "switch"})
-        middle = _size(plan, dense=False)
+        middle = plan.sizes(dense=False)
         start = {**middle, "stored": int(middle["stored"] * 1.6)}
-        start["weight_bytes"] = 4 * start["stored"]
-        rows.append({"kind": "size", "step": switch, **start})
+        rows.append({"kind": "size", "step": switch, **start, "weight_bytes": 4 * start["stored"]})
         rows.append({"kind": "size", "step": (switch + steps) // 2, **middle})
-    rows += _size_rows(plan, steps, dense=False)
     return rows

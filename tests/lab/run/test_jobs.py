@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.run.tiny import CONFIG, KillAt, Killed, variant_of
+from lab.run.tiny import CONFIG, KillAt, Killed
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lab.experiments.lowrank.config import (
     DENSE,
@@ -48,12 +48,6 @@ def test_the_rival_is_the_narrowest_network_that_stores_as_much():
             assert narrow_to(full, stored=stored, **IMAGE).width == expected
     assert narrow_to(full, stored=10 * sizes[24], **IMAGE) == full
     assert narrow_to(full, stored=1, **IMAGE).width == 2
-
-
-def test_the_rival_is_of_the_mean_size_over_seeds():
-    ended = [{"stored": 10}, {"stored": 14}]
-    assert variant_of(NARROW).with_results(ended).stored == 12
-    assert variant_of(DENSE).stored is None
 
 
 def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path):

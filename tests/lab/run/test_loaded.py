@@ -1,10 +1,6 @@
 """What is loaded: a training loads what it uses, and weights are read without the laboratory."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-SOURCE = Path(__file__).resolve().parents[3] / "src"
+from processes import run_python
 
 # Whole packages of which one default training may load any module,
 PACKAGES = (
@@ -34,17 +30,6 @@ MODULES = {
 # and the settings of the other families, which the command line names.
 SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in ("latent", "spectral")]
 MOST = 185
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def allowed(module: str) -> bool:

@@ -1,6 +1,7 @@
 import math
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lab.run.tiny import (
     TOTAL_STEPS,
     KillAt,
     Killed,
+    assert_goes_on,
     assert_same_bits,
     split_of,
     tiny_data,
@@ -71,20 +73,7 @@ def test_low_rank_sizes_and_ranks_are_written_when_they_change(tmp_path):
 
 @pytest.mark.parametrize("step", [2, 4, 5, 9, 15])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, step):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = train_here(whole, name=variant)
-    with pytest.raises(Killed):
-        train_here(killed, name=variant, on_progress=KillAt(step))
-    result = train_here(killed, name=variant)
-    assert without_times([result]) == without_times([expected])
-    assert_same_bits(
-        load_checkpoint(SeedFolder(killed).checkpoint)["training"],
-        load_checkpoint(SeedFolder(whole).checkpoint)["training"],
-    )
-    # No line is doubled and none is lost.
-    assert without_times(read_metrics(SeedFolder(killed).metrics)) == without_times(
-        read_metrics(SeedFolder(whole).metrics)
-    )
+    assert_goes_on(partial(train_here, name=variant), tmp_path, at=step)
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path):

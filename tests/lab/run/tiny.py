@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from orthotrain.data.splits import ImageData, Split
@@ -13,8 +14,9 @@ from orthotrain.lab.experiments.lowrank.config import (
     LowRankRun,
     lowrank_variants,
 )
+from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.loop import train
-from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.record import SeedFolder, read_metrics
 
 LOWRANK = LowRankConfig(
     delay_fraction=0.25, every_fraction=0.125, rank="rank_rtol=0.3", only_if_cheaper=False
@@ -52,15 +54,16 @@ class CountedTest:
         return self.split
 
 
-def split_of(n, seed):
+def split_of(n, seed, channels=1):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
-    images = torch.randn(n, 1, 8, 8, generator=generator) + labels[:, None, None, None]
+    images = torch.randn(n, channels, 8, 8, generator=generator) + labels[:, None, None, None]
     return Split(images, labels)
 
 
-def tiny_data():
-    return ImageData("tiny", split_of(34, 0), split_of(12, 1), CountedTest(split_of(15, 2)), 3)
+def tiny_data(channels=1):
+    train, validation, test = (split_of(n, i, channels) for i, n in enumerate((34, 12, 15)))
+    return ImageData("tiny", train, validation, CountedTest(test), 3)
 
 
 def variant_of(name, config=CONFIG):
@@ -83,7 +86,9 @@ def train_here(folder, *, name=DENSE, config=CONFIG, data=None, **options):
     )  # fmt: skip
 
 
-TIMES = {"step_ms", "seconds", "step_ms_dense_phase", "step_ms_final", "peak_rss_bytes"}
+TIMES = {
+    "step_ms", "seconds", "step_ms_dense_phase", "step_ms_final", "peak_rss_bytes", "shares",
+}  # fmt: skip
 
 
 def without_times(lines):
@@ -121,3 +126,23 @@ class KillAt:
     def __call__(self, progress):
         if progress.stage == self.stage and progress.step == self.step:
             raise Killed
+
+
+def assert_goes_on(train_in, folder, *, at, saved=None):
+    """A training killed at a step and started again ends as one that was left alone.
+
+    ``train_in(folder, **options)`` gives a result. Results, states and lines are equal bit for bit,
+    times apart; ``saved`` is the step that the kill left on disk. Returns the result.
+    """
+    whole, killed = SeedFolder(folder / "whole"), SeedFolder(folder / "killed")
+    expected = train_in(whole.path)
+    with pytest.raises(Killed):
+        train_in(killed.path, on_progress=KillAt(at))
+    if saved is not None:
+        assert load_checkpoint(killed.checkpoint)["training"]["step"] == saved
+    assert without_times([train_in(killed.path)]) == without_times([expected])
+    assert_same_bits(*(load_checkpoint(one.checkpoint)["training"] for one in (killed, whole)))
+    # No line is doubled and none is lost.
+    lines = [without_times(read_metrics(one.metrics)) for one in (killed, whole)]
+    assert lines[0] == lines[1]
+    return expected

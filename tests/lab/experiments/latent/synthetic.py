@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lab.experiments.spectral.synthetic import write_rows
+from lab.report.synthetic import write_folder
 
 TREATMENTS = {
     "baseline": [],
@@ -37,51 +38,36 @@ def latent_run(
     frechet: Mapping[str, float] | None = None,
     noise: float = 0.01,
 ) -> Path:
-    folder.mkdir(parents=True)
-    known = {**EFFECTS, **(effects or {})}
+    known, far = {**EFFECTS, **(effects or {})}, frechet or {}
     info = {
-        "schema": 1,
         "recipe": "latent-linear",
         "page": "orthotrain.lab.experiments.latent.page:PAGE",
         "baseline": "baseline",
-        "scale": "cpu",
         "variants": [
             {"name": name, "title": name.upper(), "note": "", "treatments": TREATMENTS[name]}
             for name in names
         ],
-        "seeds": list(seeds),
     }
-    (folder / "run.json").write_text(json.dumps(info))
-    for index, name in enumerate(names):
-        for seed in seeds:
-            target = folder / "variants" / name / f"seed-{seed}"
-            target.mkdir(parents=True)
-            shared = float(np.random.default_rng(seed).standard_normal())
-            # Under Adam OLR gives the very numbers of the baseline.
-            own = np.random.default_rng([0 if name == "olr" else index + 1, seed])
-            if name == "baseline":
-                own = np.random.default_rng([0, seed])
-            scores = {
-                "alignment": 0.6
-                + known.get(name, 0.0)
-                + 0.05 * shared
-                + noise * float(own.standard_normal()),
-                "alignment_sefa": 0.97 + 0.001 * float(own.standard_normal()),
-                "alignment_rotated": 0.5,
-                "frechet": 5 + (frechet or {}).get(name, 0.0) + 0.1 * float(own.standard_normal()),
-                **({"alignment_householder": 0.9} if name == "baseline" else {}),
-                "orthonormality_error": 0.0 if "retraction" in TREATMENTS[name] else 3.0,
-            }
-            (target / "result.json").write_text(
-                json.dumps(
-                    {
-                        "scores": scores, "step_ms": 3.0, "seconds": 6.0, "steps": 40,
-                        "trainable": 454, "peak_rss_bytes": 3e8,
-                    }
-                )
-            )  # fmt: skip
-            write_rows(target / "metrics.jsonl", list(_rows(name)))
-    return folder
+
+    def training(index: int, seed: int) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+        name = names[index]
+        shared = float(np.random.default_rng(seed).standard_normal())
+        # Under Adam OLR gives the very numbers of the baseline.
+        own = np.random.default_rng([0 if name in ("baseline", "olr") else index + 1, seed])
+        alignment = 0.6 + known.get(name, 0.0) + 0.05 * shared
+        scores = {
+            "alignment": alignment + noise * float(own.standard_normal()),
+            "alignment_sefa": 0.97 + 0.001 * float(own.standard_normal()),
+            "alignment_rotated": 0.5,
+            "frechet": 5 + far.get(name, 0.0) + 0.1 * float(own.standard_normal()),
+            "orthonormality_error": 0.0 if "retraction" in TREATMENTS[name] else 3.0,
+        }
+        if name == "baseline":
+            scores["alignment_householder"] = 0.9
+        sizes = {"step_ms": 3.0, "seconds": 6.0, "steps": 40, "trainable": 454}
+        return _rows(name), {"scores": scores, "peak_rss_bytes": 3e8, **sizes}
+
+    return write_folder(folder, names, seeds, training, info)
 
 
 def _rows(name):

@@ -35,14 +35,10 @@ def test_every_treatment_alone_and_every_control_has_a_variant():
 
 def test_a_variant_says_what_it_is():
     olr = next(variant for variant in latent_variants(LatentRun()) if variant.name == "olr-sgd")
-    assert olr.described() == {
-        "name": "olr-sgd",
-        "title": "OLR, SGD",
-        "note": "control: SGD in place of Adam for the latent weight, at a rate of its own",
-        "treatments": ["olr"],
-        "optimizer": "sgd for the latent weight",
-        "lr_factor": 1.0,
-    }
+    described = olr.described()
+    assert (described["name"], described["treatments"]) == ("olr-sgd", ["olr"])
+    assert described["optimizer"].startswith("sgd")
+    assert described["lr_factor"] == 1.0
 
 
 @pytest.mark.bad_input

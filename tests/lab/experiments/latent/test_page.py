@@ -26,7 +26,7 @@ from orthotrain.lab.experiments.latent.columns import look
 from orthotrain.lab.experiments.latent.traversals.gallery import load_traversals, shown_seed
 from orthotrain.lab.report import closing_table, write_report
 from orthotrain.lab.report.load import load_run
-from orthotrain.lab.report.style import LIGHT
+from orthotrain.lab.report.style import LIGHT, styled
 
 FIGURES = ("scores", "weight", "weight-sgd", "rates", "training")  # vectors have no traversals
 TABLES = ("results", "turned", "weights", "costs")
@@ -67,17 +67,17 @@ def rows_of(folder, name):
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_the_page_holds_every_figure_and_table_and_asks_the_network_for_nothing(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("orthotrain.lab.report.style.DOTS_PER_INCH", 40)
-    monkeypatch.setattr("orthotrain.lab.report.write.THEMES", (LIGHT,))
-    file = write_report([latent_run(tmp_path / "run")])
-    assert "://" not in file.read_text()
-    page = Page(file.read_text())
-    assert [image["data-file"] for image in page.all("img")] == [f"{name}.png" for name in FIGURES]
-    shown = [name for table in page.all("table") if (name := table["data-name"])]
-    assert shown == [*TABLES, "comparisons", "seeds", "environment"]
+def test_every_figure_is_drawn_and_every_table_declared(tmp_path):
+    run = load_run(latent_run(tmp_path / "run"))
+    plots, tables = plots_of(run), tables_of(run)
+    drawn = {name: plot.draw for name, plot in plots.items() if plot.draw is not None}
+    assert tuple(drawn) == FIGURES
+    assert tuple(name for name, table in tables.items() if table.rows) == (
+        *TABLES, "comparisons", "seeds",
+    )  # fmt: skip
+    for draw in drawn.values():
+        with styled(LIGHT):
+            draw(LIGHT).draw_without_rendering()
 
 
 def test_a_run_with_nothing_finished_is_drawn_as_what_it_is(tmp_path):
@@ -114,18 +114,11 @@ def test_the_baseline_is_the_one_that_the_run_names(tmp_path):
 
 
 def test_training_ends_with_the_scores_that_a_run_has(tmp_path):
-    folder = latent_run(tmp_path / "run", names=["baseline", "ol"])
-    head, baseline, _ = closing_table(folder).splitlines()
-    assert head.split() == [
-        "variant",
-        "alignment",
-        "alignment",
-        "sefa",
-        "frechet",
-        "ms",
-        "per",
-        "step",
-    ]
+    head, baseline, _ = closing_table(
+        latent_run(tmp_path / "run", names=["baseline", "ol"])
+    ).splitlines()
+    assert "alignment sefa" in head
+    assert "householder" not in head
     assert baseline.split()[0] == "BASELINE"
 
 
@@ -154,10 +147,9 @@ def test_what_is_turned_after_training_has_a_table_of_its_own(tmp_path):
     assert rows["OL"]["alignment_householder"] == ""
 
 
-def test_scores_of_codes_have_a_table_of_their_own(tmp_path, monkeypatch):
-    undrawn(monkeypatch)
+def test_scores_of_codes_have_a_table_of_their_own(tmp_path):
     folder = latent_run(tmp_path / "run", names=["baseline", "ol"])
-    assert "codes" not in {t["data-name"] for t in page_of(folder).all("table")}
+    assert not tables_of(load_run(folder))["codes"].rows
     change_scores(folder, "ol", 0, {"mig": 0.2, "mig_chance": 0.1})
     rows = rows_of(folder, "codes")
     assert {name: row["mig"] for name, row in rows.items()} == {
@@ -267,10 +259,12 @@ def test_olr_under_adam_is_seen_to_have_done_nothing(tmp_path):
     found = answer_to(latent_run(tmp_path / "run"), OLR)
     assert found.verdict == "within the interval"
     adam, same, sgd, differ = found.claim.note.split(". ")
-    assert adam == "OLR: OLR was used in 0.00 ± 0.00 % of the steps"
-    assert same == "The scores equal those of BASELINE to the last digit"
-    assert sgd == "OLR-SGD: OLR was used in 100.00 ± 0.00 % of the steps"
-    assert differ == "The scores differ from those of BASELINE-SGD."
+    assert adam.startswith("OLR: ")
+    assert "0.00 ± 0.00 %" in adam
+    assert "equal those of BASELINE" in same
+    assert sgd.startswith("OLR-SGD: ")
+    assert "100.00 ± 0.00 %" in sgd
+    assert "differ from those of BASELINE-SGD" in differ
 
 
 @pytest.mark.parametrize(("effect", "verdict"), [(0.2, "better"), (0.0, "within the interval")])
@@ -286,14 +280,6 @@ def test_olr_that_acts_is_judged_by_what_came_of_it(effect, verdict, tmp_path):
     found = answer_to(folder, OLR)
     assert found.verdict == verdict
     assert "OLR: OLR was used in 25.00 ± 0.00 % of the steps. The scores differ" in found.claim.note
-
-
-def test_without_a_record_of_olr_nothing_is_said_of_it(tmp_path):
-    folder = latent_run(tmp_path / "run", names=["baseline", "olr"])
-    for metrics in (folder / "variants" / "olr").glob("*/metrics.jsonl"):
-        kept = [one for one in metrics.read_text().splitlines() if '"method"' not in one]
-        metrics.write_text("\n".join(kept) + "\n")
-    assert answer_to(folder, OLR).claim.note == ""
 
 
 @pytest.mark.parametrize(
@@ -434,9 +420,7 @@ def test_every_variant_is_part_of_some_answer(tmp_path):
 def test_what_was_not_run_is_not_asked(tmp_path, monkeypatch):
     undrawn(monkeypatch)
     text = page_of(latent_run(tmp_path / "run", names=["baseline", "ol"])).text()
-    assert WEIGHT in text
-    assert NOG not in text
-    assert DIRECT not in text
+    assert [question in text for question in (WEIGHT, NOG, DIRECT)] == [True, False, False]
 
 
 # --- figures ------------------------------------------------------------------------------------

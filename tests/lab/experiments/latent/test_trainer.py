@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +18,9 @@ from lab.experiments.latent.tiny import (
     SIMPLE,
     STEPS,
     build,
-    seed_folder,
     variant_of,
 )
-from lab.run.tiny import KillAt, Killed, assert_same_bits
+from lab.run.tiny import assert_goes_on, assert_same_bits
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import (
     CheckpointError,
@@ -40,11 +40,10 @@ from orthotrain.lab.experiments.latent.state import averaged
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.loop import train
-from orthotrain.lab.run.record import read_json, read_metrics
+from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
 from orthotrain.lab.run.restore import read_network, read_weights
 
 KINDS = {"linear": LINEAR, "eigen": EIGEN, "simple": SIMPLE}
-TIMES = {"step_ms", "seconds"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,20 +63,13 @@ def train_here(path, *, name="baseline", config=LINEAR, seed=0, **options):
         build(config)(config, variant, seed),
         variant=variant,
         seed=seed,
-        folder=seed_folder(path),
+        folder=SeedFolder(path),
         **options,
     )
 
 
 def state_of(name="baseline", config=LINEAR, seed=0):
     return build(config)(config, variant_of(name), seed).state
-
-
-def lines_of(path):
-    return [
-        {key: value for key, value in line.items() if key not in TIMES}
-        for line in read_metrics(seed_folder(path).metrics)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -95,25 +87,14 @@ def lines_of(path):
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(kind, name, tmp_path):
-    config = KINDS[kind]
-    whole = train_here(tmp_path / "whole", name=name, config=config)
-    with pytest.raises(Killed):
-        train_here(tmp_path / "killed", name=name, config=config, on_progress=KillAt(STEPS - 1))
-    assert load_checkpoint(seed_folder(tmp_path / "killed").checkpoint)["training"]["step"] == 6
-    again = train_here(tmp_path / "killed", name=name, config=config)
-    assert again["scores"] == whole["scores"]
-    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
-    one, other = (
-        load_checkpoint(seed_folder(tmp_path / folder).checkpoint)["training"]
-        for folder in ("whole", "killed")
-    )
-    assert_same_bits(one, other)
+    train_in = partial(train_here, name=name, config=KINDS[kind])
+    assert_goes_on(train_in, tmp_path, at=STEPS - 1, saved=6)
 
 
 @pytest.mark.bad_input
 def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path):
     train_here(tmp_path, name="baseline", config=KINDS["linear"])
-    saved = load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]
+    saved = load_checkpoint(SeedFolder(tmp_path).checkpoint)["training"]
     state = state_of(name="baseline-sgd", config=KINDS["linear"])
     before = state.generator.subspace.u.clone()
     with pytest.raises(CheckpointError, match="2 optimizers does not fit a training with 3"):
@@ -125,8 +106,8 @@ def test_a_run_leaves_its_record_and_samples_that_can_be_opened(tmp_path):
     from PIL import Image
 
     result = train_here(tmp_path, name="nog", config=EIGEN)
-    assert read_json(seed_folder(tmp_path).result)["variant"] == "nog"
-    lines = read_metrics(seed_folder(tmp_path).metrics)
+    assert read_json(SeedFolder(tmp_path).result)["variant"] == "nog"
+    lines = read_metrics(SeedFolder(tmp_path).metrics)
     assert [line["step"] for line in lines if line["kind"] == "step"] == [*range(1, STEPS + 1)]
     # Two blocks, each with a deviation at every second step.
     latent = [line for line in lines if line["kind"] == "latent"]
@@ -153,9 +134,7 @@ def test_traversals_move_one_coordinate_and_share_their_latents(tmp_path):
     assert (one["base_values"] == other["base_values"]).all()
     assert (one["frames"] != other["frames"]).any()
     state = state_of(config=EIGEN)
-    state.load_state_dict(
-        load_checkpoint(seed_folder(tmp_path / "baseline").checkpoint)["training"]
-    )
+    state.load_state_dict(load_checkpoint(SeedFolder(tmp_path / "baseline").checkpoint)["training"])
     z = torch.from_numpy(one["base_values"]).clone()
     z[:, 2] = float(one["values"][11])
     images = averaged(state)(z)
@@ -166,7 +145,7 @@ def test_traversals_move_one_coordinate_and_share_their_latents(tmp_path):
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_the_averaged_generator_comes_back_from_a_checkpoint(config, tmp_path):
     train_here(tmp_path, config=config)
-    checkpoint = seed_folder(tmp_path).checkpoint
+    checkpoint = SeedFolder(tmp_path).checkpoint
     model = read_network(checkpoint)
     state = state_of(config=config)
     state.load_state_dict(load_checkpoint(checkpoint)["training"])
@@ -371,8 +350,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     message = "discriminator loss in .* is nan at step 5, .*; its last checkpoint is kept"
     with pytest.raises(NonFiniteError, match=message):
         train_here(tmp_path)
-    assert not seed_folder(tmp_path).result.exists()
-    assert load_checkpoint(seed_folder(tmp_path).checkpoint)["training"]["step"] == 3
+    assert not SeedFolder(tmp_path).result.exists()
+    assert load_checkpoint(SeedFolder(tmp_path).checkpoint)["training"]["step"] == 3
 
 
 @pytest.mark.bad_input
@@ -385,7 +364,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
     )
     with pytest.raises(NonFiniteError, match=r"of the generator in .* is not finite at step"):
         train_here(tmp_path, config=config)
-    checkpoint = seed_folder(tmp_path).checkpoint
+    checkpoint = SeedFolder(tmp_path).checkpoint
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint)["training"]
         for player in ("generator", "discriminator"):

@@ -12,7 +12,6 @@ from orthotrain.lab.experiments.latent.config import (
     LatentRun,
     latent_variants,
 )
-from orthotrain.lab.run.record import SeedFolder
 
 STEPS = 8
 LINEAR = LatentRun(
@@ -41,10 +40,6 @@ SIMPLE = replace(
 
 def variant_of(name):
     return next(variant for variant in latent_variants(LINEAR) if variant.name == name)
-
-
-def seed_folder(path):
-    return SeedFolder(path)
 
 
 def build(config):

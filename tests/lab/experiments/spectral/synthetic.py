@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lab.report.synthetic import write_folder
 from orthotrain.lab.report.load import SeedRun, Variant
 
 RANK, SIZE, RIDGE = 27, 64, 1e-2
@@ -71,51 +71,32 @@ def spectral_run(
     pooling: bool = False,
     effects: Mapping[str, Effect] | None = None,
     noise: float = 1.0,
-    info: Mapping[str, object] | None = None,
 ) -> Path:
-    folder.mkdir(parents=True)
     known = {**EFFECTS, **(effects or {})}
-    renamed = {name: POOLING.get(name, name) if pooling else name for name in names}
-    described = {
-        "schema": 1,
+    renamed = [POOLING.get(name, name) if pooling else name for name in names]
+    variants = [
+        {"name": ours, "title": _title(name, pooling), "treatments": treatments_of(name),
+         "note": "a control" if "fixed" in name else ""}
+        for ours, name in zip(renamed, names, strict=True)
+    ]  # fmt: skip
+    info = {
         "recipe": "texture-gcp" if pooling else "cifar10-dbn",
         "page": "orthotrain.lab.experiments.spectral.page:PAGE",
         "baseline": "avg" if pooling else "bn",
-        "scale": "cpu",
-        "device": "cpu",
-        "torch": "2.13.0",
-        "variants": [
-            {
-                "name": renamed[name],
-                "title": _title(name, pooling),
-                "note": "a control" if "fixed" in name else "",
-                "treatments": treatments_of(name),
-            }
-            for name in names
-        ],
-        "seeds": list(seeds),
-        **(info or {}),
+        "variants": variants,
     }
-    (folder / "run.json").write_text(json.dumps(described))
-    (folder / "config.yaml").write_text("recipe: cifar10-dbn\n")
-    for index, name in enumerate(names):
-        for seed in seeds:
-            target = folder / "variants" / renamed[name] / f"seed-{seed}"
-            target.mkdir(parents=True)
-            maker = _Training(treatments_of(name), seed, steps, known, noise, index)
-            write_rows(target / "metrics.jsonl", maker.rows())
-            (target / "result.json").write_text(json.dumps(maker.result()))
-    return folder
+
+    def training(index: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        made = _Training(treatments_of(names[index]), seed, steps, known, noise, index)
+        return made.rows(), made.result()
+
+    return write_folder(folder, renamed, seeds, training, info)
 
 
 def _title(name: str, pooling: bool) -> str:
     if not pooling:
         return TITLES[name]
     return {"bn": "average pooling"}.get(name, TITLES[name].replace("ZCA", "GCP"))
-
-
-def write_rows(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 class _Training:
@@ -155,84 +136,51 @@ class _Training:
     def rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for step in range(0, self.steps + 1, 5):
-            progress = step / self.steps
-            common = {"step": step, "epoch": step / 60}
+            progress, at = step / self.steps, {"step": step, "epoch": step / 60}
             loss = 2.3 * math.exp(-4 * progress) + 0.1
-            rows.append(
-                {
-                    "kind": "step",
-                    **common,
-                    "loss": loss * math.exp(0.1 * self.normal()),
-                    "lr": 0.1 * (1 - 0.9 * progress),
-                    "step_ms": 40.0,
-                }
-            )
-            rows += self._conditions(common, progress)
-            rows += self._methods(common, progress)
+            rows.append({
+                "kind": "step", **at, "loss": loss * math.exp(0.1 * self.normal()),
+                "lr": 0.1 * (1 - 0.9 * progress), "step_ms": 40.0,
+            })  # fmt: skip
+            rows += self._conditions(at, progress)
+            rows += self._methods(at, progress)
             if step and step % 60 == 0:
-                rows.append(
-                    {
-                        "kind": "eval",
-                        **common,
-                        "split": "validation",
-                        "loss": loss,
-                        "accuracy": 1 - self.error() / 100 - 0.5 * math.exp(-5 * progress),
-                    }
-                )
+                accuracy = 1 - self.error() / 100 - 0.5 * math.exp(-5 * progress)
+                rows.append({"kind": "eval", **at, "split": "validation", "loss": loss,
+                             "accuracy": accuracy})  # fmt: skip
         return rows
 
-    def _conditions(self, common, progress):
-        shared = {"kind": "condition", **common, "rtol": 1e-6, "dtype": "float32"}
-        covariance = {**shared, "what": "covariance", "layer": "bn1", "rank": RANK, "size": SIZE}
+    def _conditions(self, at, progress):
+        shared = {"kind": "condition", **at, "rtol": 1e-6, "dtype": "float32", "rank": RANK}
         yield {
-            **covariance,
-            "ridge": RIDGE if self.treatments else 1e-5,
-            "norm": 5.0,
-            **self.conditions(progress),
-        }
+            **shared, "what": "covariance", "layer": "bn1", "size": SIZE, "norm": 5.0,
+            "ridge": RIDGE if self.treatments else 1e-5, **self.conditions(progress),
+        }  # fmt: skip
         norm = 4.0 * math.sqrt(self.scale(progress))
         for what in ("weight", "gradient", "update"):
             yield {
-                **shared,
-                "what": what,
-                "layer": "conv1",
-                "rank": RANK,
-                "size": RANK,
-                "condition_range": 10 ** (2.5 + 0.1 * self.normal()),
-                "condition_ridge": None,
-                "condition_float32": 300.0,
-                "condition_float64": 300.0,
-                "largest": 1.0,
-                "ridge": None,
+                **shared, "what": what, "layer": "conv1", "size": RANK, "largest": 1.0,
+                "condition_range": 10 ** (2.5 + 0.1 * self.normal()), "condition_ridge": None,
+                "condition_float32": 300.0, "condition_float64": 300.0, "ridge": None,
                 "norm": norm,
-            }
+            }  # fmt: skip
 
-    def _methods(self, common, progress):
+    def _methods(self, at, progress):
+        shared = {"kind": "method", **at, "layer": "conv1"}
         if "nog" in self.parts:
             yield {
-                "kind": "method",
-                **common,
-                "method": "nearest_orthogonal_gradient",
-                "layer": "conv1",
-                "gradient_norm": 1.2,
-                "gradient_condition": 10 ** (3.2 + 0.2 * self.normal()),
-                "gradient_rank": RANK,
-                "update_norm": 0.3,
-                "update_condition": 10 ** (0.5 + 0.05 * self.normal()),
-            }
+                **shared, "method": "nearest_orthogonal_gradient", "gradient_norm": 1.2,
+                "gradient_condition": 10 ** (3.2 + 0.2 * self.normal()), "gradient_rank": RANK,
+                "update_norm": 0.3, "update_condition": 10 ** (0.5 + 0.05 * self.normal()),
+            }  # fmt: skip
         if "olr" in self.parts:
             used = self.random.random() < 0.55
             rate = 0.1 * (1 - 0.9 * progress)
             yield {
-                "kind": "method",
-                **common,
-                "method": "optimal_learning_rate",
-                "layer": "conv1",
+                **shared, "method": "optimal_learning_rate", "lr": rate, "used": used,
                 "eta": rate * 10 ** (-2 + 0.3 * self.normal()) if used else None,
-                "lr": rate,
-                "used": used,
                 "cosine": (1 if used else -1) * 10 ** (-2.5 + 0.3 * self.normal()),
-            }
+            }  # fmt: skip
 
     def error(self) -> float:
         change = sum(effect.error for effect in self.known)
@@ -246,21 +194,13 @@ class _Training:
             shares |= {"optimal_learning_rate": 0.004} if "olr" in self.parts else {}
             shares |= {"orthogonal_penalty": 0.008} if "ol" in self.parts else {}
         return {
-            "seed": self.seed,
-            "validation_accuracy": 1 - (test - 0.3) / 100,
-            "test_accuracy": 1 - test / 100,
-            "validation_loss": 0.5,
-            "test_loss": 0.52,
+            "validation_accuracy": 1 - (test - 0.3) / 100, "test_accuracy": 1 - test / 100,
+            "validation_loss": 0.5, "test_loss": 0.52, "seconds": 30.0, "shares": shares,
             "step_ms_final": 40 + 3 * len(self.treatments) + 0.2 * self.normal(),
-            "seconds": 30.0,
-            "weight_norm": 4.0 * math.sqrt(self.scale(1.0)),
-            "shares": shares,
-            "steps": self.steps,
+            "weight_norm": 4.0 * math.sqrt(self.scale(1.0)), "steps": self.steps,
             "settings": {"lr": 0.1, "treatments": self.treatments},
-            "trainable": 700_000,
-            "stored": 700_000,
-            "dense": 700_000,
-        }
+            "trainable": 700_000, "stored": 700_000, "dense": 700_000,
+        }  # fmt: skip
 
 
 # --- single seeds and variants, without files -----------------------------------------------------

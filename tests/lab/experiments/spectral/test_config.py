@@ -1,11 +1,11 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from lab.run.tiny import CountedTest, KillAt, Killed, assert_same_bits, without_times
-from orthotrain.data.splits import ImageData, Split
+from lab.run.tiny import assert_goes_on, assert_same_bits, tiny_data
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.experiments.classifier.config import RecordConfig, ResNetConfig, SgdConfig
@@ -46,23 +46,12 @@ RUNS = {"whitening": WHITENING, "pooling": POOLING}
 TOTAL_STEPS = 12
 
 
-def split_of(n, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % 3
-    images = torch.randn(n, 3, 8, 8, generator=generator) + labels[:, None, None, None]
-    return Split(images, labels)
-
-
-def tiny_data():
-    return ImageData("tiny", split_of(34, 0), split_of(12, 1), CountedTest(split_of(15, 2)), 3)
-
-
 def variant_of(config, name):
     return next(v for v in spectral_variants(config) if v.name == name)
 
 
 def trainer_of(config, name, seed=0, data=None):
-    return build_on(data or tiny_data(), config, variant_of(config, name), seed)
+    return build_on(data or tiny_data(channels=3), config, variant_of(config, name), seed)
 
 
 def train_here(folder, config, name, **options):
@@ -115,27 +104,13 @@ def test_every_variant_trains_and_records(tmp_path, layer, name):
 @pytest.mark.parametrize("name", ["zca", "ns", "ow", "nog-ow-olr", "nog-sn", "nog-fixed"])
 @pytest.mark.parametrize("step", [5, 8])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, name, step):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = train_here(whole, WHITENING, name)
-    with pytest.raises(Killed):
-        train_here(killed, WHITENING, name, on_progress=KillAt(step))
-    result = train_here(killed, WHITENING, name)
-    for one in (expected, result):
-        one.pop("shares")
-    assert without_times([result]) == without_times([expected])
-    assert_same_bits(
-        load_checkpoint(SeedFolder(killed).checkpoint)["training"],
-        load_checkpoint(SeedFolder(whole).checkpoint)["training"],
-    )
-    assert without_times(read_metrics(SeedFolder(killed).metrics)) == without_times(
-        read_metrics(SeedFolder(whole).metrics)
-    )
+    assert_goes_on(partial(train_here, config=WHITENING, name=name), tmp_path, at=step)
 
 
 @pytest.mark.parametrize("layer", RUNS)
 def test_variants_of_one_seed_share_every_weight_they_have_in_common(layer):
     config = RUNS[layer]
-    data = tiny_data()
+    data = tiny_data(channels=3)
     names = [variant.name for variant in spectral_variants(config)]
     states = {name: trainer_of(config, name, data=data) for name in names}
     reference = states[names[0]].model.state_dict()
