@@ -78,7 +78,7 @@ def test_training_under_ddp_is_training_on_the_whole_batch(both):
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("not a number", "NonFiniteError: DecorrelatedBatchNorm2d(6) needs"),
+        ("not a number", "NonFiniteError: DecorrelatedBatchNorm2d(6) cannot take the root"),
         ("one value", "ShapeError: DecorrelatedBatchNorm2d(6) needs more than one value"),
         ("few samples", "ShapeError: DecorrelatedBatchNorm2d(6) needs more samples than channels"),
     ],

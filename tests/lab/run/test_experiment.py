@@ -96,7 +96,7 @@ def test_a_checkpoint_cannot_call_what_is_not_marked(tmp_path):
     ):
         read_network(path)
     save_checkpoint(path, {"training": {"model": {}}, "network": {"family": "lowrank"}})
-    with pytest.raises(CheckpointError, match="does not say where its weights are"):
+    with pytest.raises(CheckpointError, match="does not say which of its parts holds the weights"):
         read_weights(path)
 
 
