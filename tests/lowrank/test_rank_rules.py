@@ -19,7 +19,7 @@ from reference.matrices import generator
 SCHEDULE = {"delay_steps": 1, "every_steps": 1}
 RULES = {"rank_rtol": Relative(0.3), "energy": Energy(0.9), "stored_budget": StoredBudget(0.5)}
 VALUES = {"rank_rtol": 0.3, "energy": 0.9, "stored_budget": 0.5}
-NAMED = r"rank=Relative\(0\.1\), rank=Energy\(0\.9\) and rank=StoredBudget\(0\.5\)"
+NAMED = r"rank=Relative\(\.\.\.\), rank=Energy\(\.\.\.\), rank=StoredBudget\(\.\.\.\), or"
 
 
 def by_method(**rule):

@@ -125,7 +125,7 @@ def build_parser() -> Parser:
         "--rank",
         required=True,
         metavar="RULE=SHARE",
-        help="rank rule: rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
+        help="rank rule, such as rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
     )
     compress.add_argument(
         "-o", "--output", required=True, help="safetensors file, see orthotrain.load"

@@ -15,15 +15,15 @@ from orthotrain.cli.settings import add_settings, built, given_names
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import (
     DEFAULT_RECIPE,
+    find_recipe,
     recipe_config,
     recipe_names,
 )
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.record import RunFolder
 
-# Settings with an option that is made by hand, or that a search decides itself.
+# Settings with an option that is made by hand.
 _APART: Final = {"recipe", "scale", "variants", "seeds"}
-_SEARCHED: Final = {"paper", "tuned"}
 
 
 def parse_run(name: str, arguments: list[str]) -> RunCommand:
@@ -81,7 +81,9 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
         add("--report", type=bool, default=True, help="write the report at the end")
         add("--variants", nargs="+", default=list(base.variants), help="what to train")
         add("--seeds", nargs="+", type=int, default=list(base.seeds), help=seeds)
-    skip = _APART | (_SEARCHED if name == "tune" else set())
+    experiment = find_recipe(base.recipe)
+    searched = name == "tune" and experiment.search
+    skip = _APART | (experiment.tuned_by().decides if searched else set())
     add_settings(parser, type(base), base, given=given, skip=skip)
     return parser
 

@@ -152,10 +152,12 @@ def chosen_rule(rank: object, **short_forms: object) -> RankRule:
         if isinstance(value, RankRule):
             return value
     got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
+    objects = ", ".join(
+        f"rank={getattr(rule, '__name__', rule)}(...)" for rule in RANK_RULES.values()
+    )
     raise ConfigError(
-        f"need one rank rule, got {got}; choose one of rank=Relative(0.1), "
-        "rank=Energy(0.9) and rank=StoredBudget(0.5), or one of the short forms rank_rtol=0.1, "
-        "energy=0.9 and stored_budget=0.5"
+        f"need one rank rule, got {got}; choose one of {objects}, or one of the short forms "
+        f"{', '.join(f'{name}=' for name in short_forms)}"
     )
 
 

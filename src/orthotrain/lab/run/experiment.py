@@ -7,10 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from orthotrain.errors import ConfigError
+from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale, Variant
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search chose.
+
+    Attributes:
+        name: The variant.
+        record: Content of tune.json: everything that was tried, with what it reached.
+        settings: Content of the file of settings that a recipe reads.
+        table: What the terminal shows.
+    """
+
+    name: str
+    record: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    table: str
+
+
+class Search(Protocol):
+    """What ``orthotrain tune`` tries, and how it chooses, on the validation part."""
+
+    @property
+    def decides(self) -> frozenset[str]:
+        """Settings of the run that the search decides itself."""
+
+    def config(self, config: RunConfig) -> RunConfig:
+        """The run of the search, with seeds of its own."""
+
+    def variants(self) -> Sequence[Variant]:
+        """What is tried, the baseline first."""
+
+    def choice(
+        self, config: RunConfig, results: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> Choice:
+        """What to take, from the results of every variant, one per seed."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +64,7 @@ class Experiment:
             needs. The first is the baseline.
         build: A function ``(config, variant, seed) -> Trainer``.
         page: The declaration of its page in a report; empty for the general page.
-        search: What ``orthotrain tune`` tries; empty where nothing is tuned.
+        search: A :class:`Search` for ``orthotrain tune``; empty where nothing is tuned.
     """
 
     name: str
@@ -68,3 +105,17 @@ class Experiment:
     def baseline(self, config: RunConfig) -> str:
         """Name of the variant that the others are compared with."""
         return self.variants(config)[0].name
+
+    def tuned_by(self) -> Search:
+        """Its search.
+
+        Raises:
+            ConfigError: Nothing is tuned in this experiment.
+        """
+        if not self.search:
+            raise ConfigError(
+                f"tune: {self.name} has no settings to search for; its settings are those of the "
+                "papers or stated in the recipe"
+            )
+        search: Search = named(self.search)
+        return search

@@ -9,10 +9,7 @@ from orthotrain.lab.experiments.lowrank.tuning import (
     Outcome,
     TuneGrid,
     choose,
-    grid_of,
-    grid_variants,
     outcome,
-    tuning_config,
 )
 
 DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
@@ -30,7 +27,7 @@ def test_the_grid_is_every_rule_with_every_delay_and_a_yardstick():
         max_accuracy_loss=0.01,
         base=LowRankConfig(layer_fraction=0.5),
     )
-    dense, *rest = grid_variants(grid)
+    dense, *rest = grid.variants()
     assert (dense.name, dense.lowrank) == ("dense", None)
     settings = [(v.lowrank.rank, v.lowrank.delay_fraction, v.lowrank.layer_fraction) for v in rest]
     assert settings == [
@@ -68,6 +65,7 @@ def test_an_outcome_is_mean_and_spread_over_seeds():
 def test_the_search_does_not_use_seeds_of_the_comparison():
     recipe = find_recipe("digits-minivit")
     config = recipe_config("digits-minivit", "cpu")
-    assert tuning_config(recipe, config).seeds == grid_of(recipe).seeds
+    search = recipe.tuned_by()
+    assert search.config(config).seeds == search.seeds
     with pytest.raises(ConfigError, match="belong to the final comparison"):
-        tuning_config(recipe, replace(config, seeds=grid_of(recipe).seeds))
+        search.config(replace(config, seeds=search.seeds))
