@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from documentation import PAGES, ROOT, files_of, python_blocks
 from lab.run.tiny import assert_goes_on, assert_same_bits
 from orthotrain.cli.parser import parse_run
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
@@ -18,26 +19,6 @@ from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import RunFolder, SeedFolder
 from orthotrain.lab.run.restore import read_network
-
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def python_blocks(page: Path) -> str:
-    """The fenced Python of a page, padded so that line numbers are those of the page."""
-    kept, inside = [], False
-    for line in page.read_text().splitlines():
-        fence = line.startswith("```")
-        kept.append(line if inside and not fence else "")
-        if fence:
-            inside = not inside and line == "```python"
-    return "\n".join(kept)
-
-
-def files_of(page: Path) -> dict[str, str]:
-    """The files that a page shows, fenced as "python NAME", by name."""
-    return dict(re.findall(r"^```python (\S+)\n(.*?)^```$", page.read_text(), re.M | re.S))
-
 
 WITH_CODE = [page for page in PAGES if python_blocks(page).strip()]
 

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 
+from documentation import ROOT, python_blocks
 from methods.doubles import backward, hook_counts, same, small_model
 from orthotrain.diagnostics import BasisStability, ConditionMonitor
 from orthotrain.errors import ConfigError
@@ -23,7 +24,6 @@ from orthotrain.methods import (
     SpectralNormalization,
     attach,
 )
-from test_docs import ROOT, python_blocks
 
 
 def from_the_page(name: str) -> type[Method]:
