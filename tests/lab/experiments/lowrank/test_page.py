@@ -186,7 +186,7 @@ def test_what_a_run_lacks_and_where_the_loss_jumped_is_said(write_run):
     said = notes_of(folder)
     assert "dense: no test accuracy for seed 0." in said
     assert "no narrow dense network" in said
-    assert "OIALR, tuned: the loss jumped after 1 cuts" in said
+    assert "OIALR, tuned: the loss jumped after 1 of the cuts" in said
 
 
 def test_the_closing_table_is_that_of_the_page(finished_run):

@@ -240,7 +240,7 @@ def _missing(run: Run) -> list[str]:
         if jumps:
             layers = ", ".join(sorted(set(jumps)))
             notes.append(
-                f"{variant.title}: the loss jumped after {len(jumps)} cuts, so the next cut "
+                f"{variant.title}: the loss jumped after {len(jumps)} of the cuts, so the next cut "
                 f"waited, in {layers}."
             )
     return notes
