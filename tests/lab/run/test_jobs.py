@@ -1,10 +1,13 @@
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lab.run.tiny import CONFIG, KillAt, Killed
-from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.errors import ConfigError, NonFiniteError, WorkerError
 from orthotrain.lab.experiments.lowrank.config import (
     DENSE,
     NARROW,
@@ -13,6 +16,7 @@ from orthotrain.lab.experiments.lowrank.config import (
     lowrank_variants,
 )
 from orthotrain.lab.experiments.lowrank.networks import build_vit, narrow_to
+from orthotrain.lab.run import jobs
 from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, read_json
 
@@ -152,3 +156,19 @@ def test_an_error_in_a_worker_keeps_its_type_and_stops_the_others(tmp_path):
     # What is left can be gone on with: no half written file.
     for path in tmp_path.rglob("*.json"):
         read_json(path)
+
+
+def test_a_worker_that_was_ended_from_outside_is_named(tmp_path, monkeypatch):
+    @contextmanager
+    def broken(*given, **options):
+        def submit(*work):
+            future = Future()
+            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+            return future
+
+        yield submit
+
+    monkeypatch.setattr(jobs, "workers_that_report", broken)
+    config = replace(CONFIG, seeds=(0, 1))
+    with pytest.raises(WorkerError, match="ended from outside while it trained dense"):
+        run(tmp_path, DENSE, config=config, workers=2)
