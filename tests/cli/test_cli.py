@@ -212,6 +212,7 @@ def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
         "--run-dir", tmp_path / "c",
     )  # fmt: skip
     assert "rank_rtol" in error
+    assert not (tmp_path / "c").exists()  # refused before anything is written
     error = fails(
         capsys, "train", "cifar10-minivit", *QUICK, "--data.dir", tmp_path, "--run-dir",
         tmp_path / "d",
