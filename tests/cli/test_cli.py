@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from orthotrain.cli import main
@@ -495,3 +496,15 @@ def test_a_command_killed_at_any_moment_goes_on_to_the_same_numbers(tmp_path):
     one, other = (json.loads((run / place / "result.json").read_text()) for run in (whole, killed))
     for name in ("validation_loss", "test_loss", "stored", "trainable", "switch_step"):
         assert one[name] == other[name], name
+
+
+def test_inspect_goes_on_where_nothing_rebuilds_the_network(capsys, tmp_path):
+    from orthotrain.lab.run.checkpoint import save_checkpoint
+
+    network = {"build": "no.such.module:build", "settings": {}, "weights": "model", "prefix": ""}
+    weights = {"0.weight": torch.eye(6, 4)}
+    save_checkpoint(tmp_path / "a.pt", {"training": {"model": weights}, "network": network})
+    assert main(["inspect", str(tmp_path / "a.pt")]) == 0
+    output = capsys.readouterr().out
+    assert "weights alone" in output
+    assert "24 numbers stored" in output
