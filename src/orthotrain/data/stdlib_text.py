@@ -30,7 +30,8 @@ _LEFT_OUT_FILES: Final = frozenset({
 _LEFT_OUT_BEGINNINGS: Final = ("_sysconfigdata", "config-")
 
 # A file goes where the hash of its name says: a tenth to validate, a tenth to test.
-_PARTS: Final[tuple[Part, ...]] = ("validation", "test", *["train"] * 8)
+_HELD_OUT: Final[tuple[Part, ...]] = ("validation", "test")
+_TENTHS: Final = 10
 # No source holds this byte.
 _END_OF_FILE: Final = b"\0"
 #: Bytes that each part needs; the standard library has a hundred times more.
@@ -122,8 +123,9 @@ def load_stdlib(folder: str | os.PathLike[str] | None = None) -> TextData:
 
 def part_of(name: str) -> Part:
     """The part of a file, from its path below the library, with slashes."""
-    first = hashlib.sha256(name.encode()).digest()[0:4]
-    return _PARTS[int.from_bytes(first, "big") % len(_PARTS)]
+    first = hashlib.sha256(name.encode()).digest()[:4]
+    tenth = int.from_bytes(first, "big") % _TENTHS
+    return _HELD_OUT[tenth] if tenth < len(_HELD_OUT) else "train"
 
 
 def _sources(root: Path) -> Iterator[str]:

@@ -51,9 +51,7 @@ class WindowStream:
         self._generator.set_state(state["generator"])
 
 
-def even_starts(
-    text: UInt8[Tensor, " n"], *, count: int, length: int
-) -> Int64[Tensor, " windows"]:
+def even_starts(text: UInt8[Tensor, " n"], *, count: int, length: int) -> Int64[Tensor, " windows"]:
     """Where ``count`` windows begin that are spread evenly over a text, at most all of them.
 
     Raises:
@@ -65,9 +63,7 @@ def even_starts(
     return torch.arange(count) * places // count
 
 
-def windows_at(
-    text: UInt8[Tensor, " n"], starts: Int64[Tensor, " batch"], *, length: int
-) -> Pair:
+def windows_at(text: UInt8[Tensor, " n"], starts: Int64[Tensor, " batch"], *, length: int) -> Pair:
     """The windows that begin at ``starts``, and the same one symbol on; ``(batch, length)``."""
     place = starts[:, None] + torch.arange(length + 1)
     windows = text[place.to(text.device)].long()

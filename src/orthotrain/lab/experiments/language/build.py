@@ -89,7 +89,9 @@ def build_on(
         handle=attach(model, optimizer, *methods, total_steps=total_steps),
         network=network_entry(gpt_from, {"model": asdict(network)}),
         total_steps=total_steps,
-        teacher=dense.eval().requires_grad_(False) if dense is not None and variant.teacher else None,
+        teacher=dense.eval().requires_grad_(False)
+        if dense is not None and variant.teacher
+        else None,
         cut=variant.cut,
         compute_before=0 if variant.dense is None else read_json(variant.dense.result)["compute"],
         settings={

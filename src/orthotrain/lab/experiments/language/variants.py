@@ -82,7 +82,7 @@ class LanguageVariant(Variant):
 def language_variants(config: LanguageRun) -> tuple[LanguageVariant, ...]:
     """All ways to train, the dense one first."""
     return (
-        LanguageVariant(DENSE, "dense", "the same network without any method", lr=config.rates.dense),
+        dense(config),
         *_branches(config),
         *(half(config, size) for size in SIZES),
         *(one for size in SIZES for one in _narrow(config, size)),
@@ -97,13 +97,19 @@ def language_variants(config: LanguageRun) -> tuple[LanguageVariant, ...]:
     )
 
 
-def narrow(config: LanguageRun, size: int, *, lr: float | None = None) -> LanguageVariant:
+def dense(config: LanguageRun) -> LanguageVariant:
+    """The baseline."""
+    note = "the same network without any method"
+    return LanguageVariant(DENSE, "dense", note, lr=config.rates.dense)
+
+
+def narrow(config: LanguageRun, size: int) -> LanguageVariant:
     """A narrow network from scratch, for the whole schedule."""
     return LanguageVariant(
         f"narrow-{size}",
         f"narrow, {size} %",
         f"a dense network from scratch, narrowed to {size} % of the numbers",
-        lr=getattr(config.rates, f"narrow_{size}") if lr is None else lr,
+        lr=getattr(config.rates, f"narrow_{size}"),
         stored=size / 100,
     )
 

@@ -13,6 +13,7 @@ from orthotrain.lab.experiments.language.config import (
     TextConfig,
     TrainingConfig,
 )
+from orthotrain.lab.experiments.language.tuning import RateGrid, found_rates
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.experiment import Experiment
 
@@ -21,12 +22,14 @@ _CPU = LanguageRun(
     data=TextConfig(batch_size=12),
     model=GPTConfig(context=64, width=128, depth=2, heads=4),
     optim=TrainingConfig(steps=6000),
-    rates=Rates(),
+    rates=found_rates("stdlib_gpt_tuned.json"),
     branch=BranchConfig(),
     record=LanguageRecord(),
     seeds=(0, 1, 2),
     device="cpu",
 )
+
+GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
@@ -70,4 +73,5 @@ STDLIB_GPT = Experiment(
     },
     variants=language_variants,
     build="orthotrain.lab.experiments.language.build:build",
+    search="orthotrain.lab.experiments.language.recipes.stdlib_gpt:GRID",
 )
