@@ -24,6 +24,7 @@ MODULES = {
     *("orthotrain.data.digits", "orthotrain.data.lazy", "orthotrain.data.splits"),
     *("orthotrain.models", "orthotrain.models.mini_vit"),
     *("orthotrain.models.transformer", "orthotrain.lab.experiments.narrow"),
+    "orthotrain.lab.experiments.search",
     *("orthotrain.lab", "orthotrain.lab.experiments", "orthotrain.lab.experiments.catalog"),
     "orthotrain.lab.named",
     "orthotrain.lab.experiments.treatments",
@@ -37,7 +38,7 @@ MOST = 190
 def allowed(module: str) -> bool:
     if module in MODULES or module in SETTINGS:
         return True
-    parts = ("config", "recipes", "variants")
+    parts = ("config", "recipes", "tuning", "variants")
     if any(module.startswith(f"{family}.{part}") for family in SETTINGS for part in parts):
         return True
     return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)

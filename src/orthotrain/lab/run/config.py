@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from pathlib import Path
+from typing import Literal, Self
 
 from orthotrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from orthotrain.lab.run.record import SeedFolder
 
 Scale = Literal["smoke", "demo", "cpu", "full"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -80,7 +78,7 @@ class Variant:
         """What result.json says about it, beside the network."""
         return {}
 
-    def with_trainings(self, finished: Sequence[SeedFolder]) -> Self:
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
         """The variant to build once what it ``needs`` has ended.
 
         Args:

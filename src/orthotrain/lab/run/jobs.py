@@ -66,7 +66,7 @@ class Run:
         """One training, from those that its variant needs to its own result."""
         variant = task.variant
         if needed := task.needs(self.config):
-            variant = variant.with_trainings([self.folder.seed(*name) for name in needed])
+            variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
         train(
             named(self.build)(self.config, variant, task.seed),
             variant=variant,

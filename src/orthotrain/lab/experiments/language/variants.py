@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, Self
 
 from orthotrain.lab.experiments.language.config import LanguageRun
@@ -73,10 +74,10 @@ class LanguageVariant(Variant):
             "lowrank": None if self.cut is None else asdict(self.cut),
         }
 
-    def with_trainings(self, finished: Sequence[SeedFolder]) -> Self:
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
         """Built on the dense training of its seed."""
         (dense,) = finished
-        return replace(self, dense=dense)
+        return replace(self, dense=SeedFolder(dense))
 
 
 def language_variants(config: LanguageRun) -> tuple[LanguageVariant, ...]:

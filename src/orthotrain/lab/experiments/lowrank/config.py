@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal, Self
 
 from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
@@ -75,9 +76,9 @@ class LowRankVariant(Variant):
         """What result.json says about it, beside the network."""
         return {"lowrank": None if self.lowrank is None else asdict(self.lowrank)}
 
-    def with_trainings(self, finished: Sequence[SeedFolder]) -> Self:
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
         """A rival of the size that the variant it needs ended with, the mean over seeds."""
-        stored = [read_json(one.result)["stored"] for one in finished]
+        stored = [read_json(SeedFolder(one).result)["stored"] for one in finished]
         return replace(self, stored=round(statistics.fmean(stored)))
 
 
