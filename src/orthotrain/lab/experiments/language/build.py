@@ -53,7 +53,7 @@ def build_on(
     """The same, on this text."""
     device, optim = resolve_device(config.device), config.optim
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
-    network = _network(config, variant)
+    network = network_of(config, variant)
     dense = None if variant.dense is None else read_network(variant.dense.checkpoint).to(device)
     branches = variant.branch is not None and dense is not None
     if branches:
@@ -62,7 +62,7 @@ def build_on(
     else:
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
         model = build_gpt(network, generator=weights).to(device)
-    total_steps = _steps(config, variant, network)
+    total_steps = steps_of(config, variant, network)
     warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
     optimizer, scheduler = adamw(
         model,
@@ -103,14 +103,16 @@ def build_on(
     )
 
 
-def _network(config: LanguageRun, variant: LanguageVariant) -> GPTConfig:
+def network_of(config: LanguageRun, variant: LanguageVariant) -> GPTConfig:
+    """The network that a variant trains."""
     if variant.stored is None:
         return config.model
     stored = round(variant.stored * numbers_of(config.model))
     return narrowest(config.model, stored=stored, build=build_gpt)
 
 
-def _steps(config: LanguageRun, variant: LanguageVariant, network: GPTConfig) -> int:
+def steps_of(config: LanguageRun, variant: LanguageVariant, network: GPTConfig) -> int:
+    """Optimizer steps of a variant."""
     if variant.branch is not None:
         return max(2, round(variant.branch * config.optim.steps))
     if variant.as_branch is not None and variant.stored is not None:

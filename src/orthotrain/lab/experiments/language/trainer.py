@@ -55,7 +55,7 @@ class LanguageTrainer:
         operations: Floating-point operations of these steps, the teacher's included.
         operations_per_step: The same of one step; None where the next step is counted.
         numbers: In the parameters that are trained: another number is another structure.
-        bits_before: Bits per byte just before the last cut.
+        bits_before: Bits per byte just before the last cut; None before the first.
     """
 
     config: LanguageRun
@@ -75,7 +75,7 @@ class LanguageTrainer:
     operations: int = 0
     operations_per_step: int | None = None
     numbers: int = 0
-    bits_before: float = math.nan
+    bits_before: float | None = None
 
     def __post_init__(self) -> None:
         self.numbers = self._present_numbers()

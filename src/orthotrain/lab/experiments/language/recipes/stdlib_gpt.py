@@ -29,7 +29,7 @@ _CPU = LanguageRun(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), seeds=(100,))
+GRID = RateGrid(rates=(1.5e-3, 2.1e-3, 3e-3, 4.2e-3, 6e-3), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
@@ -39,7 +39,7 @@ STDLIB_GPT = Experiment(
         "smoke": replace(
             _CPU,
             data=TextConfig(batch_size=4),
-            model=GPTConfig(context=16, width=32, depth=1, heads=2),
+            model=GPTConfig(context=16, width=48, depth=2, heads=2),
             optim=TrainingConfig(steps=240),
             record=LanguageRecord(
                 log_every_steps=10,
