@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from orthotrain.errors import ConfigError
-from orthotrain.layers import stored_numbers
+from orthotrain.layers import Bases, stored_numbers
 from orthotrain.linalg import MetricSVD, truncated
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import candidate_of, decomposed, decomposed_in, spectrum
+from orthotrain.lowrank.look import candidate_of, decomposed, decomposed_in, spectrum, weighed
 from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
 from orthotrain.methods.select import unwrap
-
-Importance = Literal["loss", "input", "weight"]
 
 _OPEN = Limits(max_drop=1.0, min_rank_fraction=0.0)
 
@@ -144,9 +143,9 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     require_sites(sites, refusals, "compress")
     others = other_numbers(inner, sites)
     new = LayerHistory()  # nothing was cut or planned before
+    settings = _Settings("weight", only_if_cheaper)
     candidates = [
-        candidate_of(s, spectrum(s), new, within_reach=True, only_if_cheaper=only_if_cheaper)
-        for s in sites
+        candidate_of(s, spectrum(s), new, within_reach=True, settings=settings) for s in sites
     ]
     # Before the data are read, too: a budget out of reach is told at once.
     ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
@@ -156,7 +155,14 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         importance = "input" if loss is None else "loss"
         metrics = measured_metrics(inner, sites, data, loss)
         views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
-        candidates = _seen_in(views, candidates, importance)
+        candidates = [
+            replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
+            if each.name in views
+            else each
+            for each in candidates
+        ]
+        if importance == "loss":  # errors of outputs of different layers do not compare
+            candidates = weighed(candidates, views)
         ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
     before = [_stored(site) for site in sites]
     lost = []
@@ -188,25 +194,13 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     return model
 
 
-def _seen_in(
-    views: Mapping[str, MetricSVD], candidates: Sequence[Candidate], importance: Importance
-) -> list[Candidate]:
-    """Candidates with their singular values in the metric, and their weights beside each other."""
-    seen = [
-        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
-        if each.name in views
-        else each
-        for each in candidates
-    ]
-    if importance != "loss":
-        return seen  # errors of outputs of different layers do not compare
-    losses = [float(each.spectrum.double().square().sum()) for each in seen]
-    known = [value for value, each in zip(losses, seen, strict=True) if each.name in views]
-    mean = sum(known) / len(known)
-    return [
-        replace(each, weight=value if each.name in views else mean)
-        for value, each in zip(losses, seen, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Settings:
+    """How sites are seen by ``compress``."""
+
+    importance: Importance
+    only_if_cheaper: bool
+    bases: Bases = "frozen"
 
 
 def _lost(candidate: Candidate, rank: int) -> float:

@@ -39,12 +39,7 @@ def measured_metrics(
             several devices; no site saw any data.
         NonFiniteError: A loss, an input or a gradient holds NaN or infinity.
     """
-    devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
-    if len(devices) > 1:
-        raise ConfigError(
-            f"compress needs the model on one device to measure its data, got {sorted(devices)}; "
-            "move it to one device, or leave data and loss out"
-        )
+    require_one_device(model, "compress with data")
     collector = Collector(sites, gradients=loss is not None)
     batches = 0
     with _left_as_it_was(model, sites), collector.active():
@@ -53,6 +48,7 @@ def measured_metrics(
             if loss is None:
                 with torch.no_grad():
                     _call(model, batch)
+                collector.end_pass()
             else:
                 with torch.enable_grad():
                     value = _checked(loss(model, batch))
@@ -68,6 +64,20 @@ def measured_metrics(
         )
         raise ConfigError(f"compress needs {what}, got {batches} batches and none; {why}")
     return found
+
+
+def require_one_device(model: nn.Module, what: str) -> None:
+    """Refuse a model on several devices, whose data cannot be seen in one place.
+
+    Raises:
+        ConfigError: Parameters or buffers are on several devices.
+    """
+    devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise ConfigError(
+            f"{what} needs the model on one device to see its data, got {sorted(devices)}; move it "
+            "to one device, or cut by weights alone"
+        )
 
 
 def _call(model: nn.Module, batch: Any) -> None:
