@@ -13,9 +13,10 @@ from orthotrain.lab.experiments.language.config import (
     Rates,
     TrainingConfig,
 )
-from orthotrain.lab.experiments.language.method import cuts_at, first_cut, low_rank_method
+from orthotrain.lab.experiments.language.method import low_rank_method
 from orthotrain.lab.experiments.language.networks import build_gpt, numbers_of
 from orthotrain.lab.experiments.language.variants import PUBLISHED, Cut, language_variants
+from orthotrain.lowrank import AdaptiveLowRank
 
 NAMES = {
     "dense", "branch-75-5", "branch-50-5", "branch-50-20", "branch-30-38", "branch-50-20-alone",
@@ -110,17 +111,30 @@ def test_rates_come_from_their_tables():
 
 def test_one_cut_at_half_or_after_the_first_steps_or_as_published_again_and_again():
     def steps_of_cuts(cut, total):
-        return [step for step in range(1, total + 1) if cuts_at(cut, step, total_steps=total)]
+        schedule = low_rank_method(cut, total_steps=total).schedule(total)
+        return [step for step in range(1, total + 1) if schedule.due(step)]
 
-    assert steps_of_cuts(None, 600) == []
     assert steps_of_cuts(Cut(0.5), 600) == [300]
     assert steps_of_cuts(Cut(0.5, delay_fraction=0), 600) == [8]
     published = steps_of_cuts(PUBLISHED, 600)
     assert (published[0], published[1], published[-1]) == (100, 120, 600)
-    assert first_cut(Cut(0.5, delay_fraction=0), total_steps=3) == 2
-    method = low_rank_method(PUBLISHED, total_steps=600)
-    assert (method.delay_steps, method.every_steps, method.layer_fraction) == (100, 20, 0.1)
-    assert (method.bases, method.only_if_cheaper, method.max_drop) == ("frozen", False, 0.5)
+
+
+def test_the_bare_method_is_what_cuts_at_half():
+    assert low_rank_method(Cut(0.5), total_steps=600) == AdaptiveLowRank()
+
+
+def test_frozen_bases_come_with_both_repairs_or_with_none():
+    found = {one.name: one.cut for one in language_variants(CONFIG)}
+    repaired, plain, paper = (
+        low_rank_method(found[name], total_steps=600)
+        for name in ("frozen-50", "frozen-50-plain", "oialr-paper")
+    )
+    assert (repaired.bases, repaired.importance, repaired.core_step) == ("frozen", "loss", "auto")
+    assert (plain.bases, plain.importance, plain.core_step) == ("frozen", "weight", 1.0)
+    assert paper == AdaptiveLowRank.published(
+        delay_steps=100, every_steps=20, rank_rtol=0.15, layer_fraction=0.1
+    )
 
 
 @pytest.mark.bad_input

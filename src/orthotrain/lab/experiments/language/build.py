@@ -71,8 +71,11 @@ def build_on(
         betas=optim.betas,
     )
     methods: list[Method] = [BasisStability(every_steps=config.record.eval_every_steps)]
+    cuts = None
     if variant.cut is not None:
-        methods.append(low_rank_method(variant.cut, total_steps=total_steps))
+        cutting = low_rank_method(variant.cut, total_steps=total_steps)
+        methods.append(cutting)
+        cuts = cutting.schedule(total_steps)
     return LanguageTrainer(
         config=config,
         data=data,
@@ -92,7 +95,7 @@ def build_on(
         teacher=dense.eval().requires_grad_(False)
         if dense is not None and variant.teacher
         else None,
-        cut=variant.cut,
+        cuts=cuts,
         compute_before=0 if variant.dense is None else read_json(variant.dense.result)["compute"],
         settings={
             "model": asdict(network),

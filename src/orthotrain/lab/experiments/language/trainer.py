@@ -19,11 +19,10 @@ from orthotrain.data.stdlib_text import TextData
 from orthotrain.data.windows import WindowStream, even_starts, windows_at
 from orthotrain.lab.experiments.language.compute import counting
 from orthotrain.lab.experiments.language.config import LanguageRun
-from orthotrain.lab.experiments.language.method import cuts_at
-from orthotrain.lab.experiments.language.variants import Cut
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.sizes import sizes_and_times
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
+from orthotrain.lowrank.schedule import Schedule
 from orthotrain.methods.handle import Handle
 
 # Evaluation keeps no activations, so a batch only has to fit the memory.
@@ -48,7 +47,7 @@ class LanguageTrainer:
         network: What rebuilds the network from a checkpoint.
         total_steps: Optimizer steps of the whole training.
         teacher: A finished model to learn from, in evaluation mode.
-        cut: How the model becomes low-rank.
+        cuts: When the model is cut; None where it never is.
         compute_before: Operations of the training that this one starts from or learns from.
         settings: What result.json says about the training.
         steps: Optimizer steps done.
@@ -68,7 +67,7 @@ class LanguageTrainer:
     network: Mapping[str, Any]
     total_steps: int
     teacher: nn.Module | None = None
-    cut: Cut | None = None
+    cuts: Schedule | None = None
     compute_before: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
@@ -139,7 +138,7 @@ class LanguageTrainer:
         """Bits right before and right after a cut; runs when the time of the step is taken."""
         if changed:
             yield {"kind": "cut", "bits": self._look(), "bits_before": self.bits_before}
-        if cuts_at(self.cut, self.steps + 1, total_steps=self.total_steps):
+        if self.cuts is not None and self.cuts.due(self.steps + 1):
             self.bits_before = self._look()
 
     def _present_numbers(self) -> int:
