@@ -10,7 +10,7 @@ from torch import nn
 
 from _measure import interleaved_seconds, kept_bytes, ratio, report, train_step, verdict
 from orthotrain.layers import LowRankLinear
-from orthotrain.models.mini_vit import Block
+from orthotrain.models.transformer import Block
 
 TARGET = 0.45
 

@@ -7,12 +7,14 @@ from orthotrain._names import lazy_names
 if TYPE_CHECKING:
     from orthotrain.models.average import ema_of
     from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
+    from orthotrain.models.gpt import GPT
     from orthotrain.models.linear_gan import LinearGenerator, QuadraticCritic
     from orthotrain.models.mini_vit import MiniViT
     from orthotrain.models.resnet import ResNet
     from orthotrain.models.simple_gan import SimpleDiscriminator, SimpleGenerator
 
 __all__ = [
+    "GPT",
     "EigenDiscriminator",
     "EigenGenerator",
     "LinearGenerator",
@@ -24,6 +26,7 @@ __all__ = [
     "ema_of",
 ]
 _HOME = {
+    "GPT": "gpt",
     "EigenDiscriminator": "eigengan",
     "EigenGenerator": "eigengan",
     "LinearGenerator": "linear_gan",

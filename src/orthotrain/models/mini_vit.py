@@ -8,54 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.models.transformer import Block, check_sizes
 
 # Standard deviation of position and class embeddings, as in Dosovitskiy et al. (2021).
 EMBEDDING_STD = 0.02
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; q, k and v are layers of their own, so each has its own basis."""
-
-    def __init__(self, width: int, *, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width)
-
-    def forward(
-        self, x: Float[Tensor, "batch tokens width"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Mix tokens; ``(batch, tokens, width)`` in and out."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: attention, then a two-layer MLP, each with a residual."""
-
-    def __init__(self, width: int, *, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = round(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads=heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(
-        self, x: Float[Tensor, "batch tokens width"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        """``(batch, tokens, width)`` in and out."""
-        x = x + self.attention(self.norm1(x))
-        change: Tensor = self.down(F.gelu(self.up(self.norm2(x))))
-        return x + change
 
 
 class MiniViT(nn.Module):
@@ -101,24 +57,12 @@ class MiniViT(nn.Module):
             "patch_size": patch_size,
             "width": width,
             "depth": depth,
-            "heads": heads,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ConfigError(f"MiniViT: {name}={size} must be at least 1")
+        check_sizes("MiniViT", heads=heads, mlp_ratio=mlp_ratio, sizes=sizes)
         if image_size % patch_size:
             raise ConfigError(
                 f"MiniViT: patch_size={patch_size} does not divide image_size={image_size}; "
                 "choose a divisor"
-            )
-        if width % heads:
-            raise ConfigError(
-                f"MiniViT: width={width} is no multiple of heads={heads}; choose a multiple"
-            )
-        if round(width * mlp_ratio) < 1:
-            raise ConfigError(
-                f"MiniViT: mlp_ratio={mlp_ratio} leaves no hidden unit at width={width}; need "
-                "width * mlp_ratio of at least 1"
             )
         self.image_shape = (channels, image_size, image_size)
         self.patch_size = patch_size

@@ -10,6 +10,7 @@ from data.packed import write_folder, write_packed
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config, recipe_names
+from orthotrain.lab.experiments.language import recipes as language_recipes
 from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.lowrank import recipes
 from orthotrain.lab.named import named
@@ -32,6 +33,7 @@ GENERATORS = {
     "faces-eigengan": ("baseline",),
     "faces-simplegan": ("nog-olr",),
 }
+TEXTS = {"stdlib-gpt": ("dense", "half-30", "oialr-paper", "frozen-50-plain")}
 # Packed files as small as each reader takes them.
 PACKED = {
     "cifar10": ("cifar10_jpeg.npz", {"train_per_class": 10}),
@@ -51,7 +53,7 @@ PACKED = {
 
 
 def test_every_recipe_is_trained_here():
-    assert {*TRAINED, *GENERATORS} == set(recipe_names())
+    assert {*TRAINED, *GENERATORS, *TEXTS} == set(recipe_names())
 
 
 def trained(name, variant, config, folder):
@@ -81,6 +83,17 @@ def test_every_recipe_of_generators_trains_two_steps(name, variant, tmp_path, mo
     result = trained(name, variant, config, tmp_path / "run")
     assert result["steps"] == 2
     assert all(math.isfinite(score) for score in result["scores"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in TEXTS for variant in TEXTS[name]]
+)
+def test_every_recipe_of_texts_trains_some_steps(name, variant, tmp_path):
+    config = recipe_config(name, "smoke")
+    config = replace(config, optim=replace(config.optim, steps=4))
+    result = trained(name, variant, config, tmp_path / "run")
+    assert result["steps"] == 4
+    assert math.isfinite(result["test_bits"])
 
 
 @pytest.mark.parametrize(
@@ -189,9 +202,12 @@ def test_unknown_recipes_and_scales_are_refused():
 
 
 def test_tuned_settings_say_where_they_come_from():
-    folder = Path(recipes.__file__).parent
-    files = list(folder.glob("*_tuned.json"))
-    assert files
+    files = [
+        file
+        for package in (language_recipes, recipes)
+        for file in Path(package.__file__).parent.glob("*_tuned.json")
+    ]
+    assert len(files) == 3
     for path in files:
         assert "orthotrain tune" in json.loads(path.read_text())["source"]
 

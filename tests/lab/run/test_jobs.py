@@ -1,11 +1,13 @@
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from lab.run import toy
 from lab.run.tiny import CONFIG, KillAt, Killed
 from orthotrain.errors import ConfigError, NonFiniteError, WorkerError
 from orthotrain.lab.experiments.lowrank.config import (
@@ -17,8 +19,9 @@ from orthotrain.lab.experiments.lowrank.config import (
 )
 from orthotrain.lab.experiments.lowrank.networks import build_vit, narrow_to
 from orthotrain.lab.run import jobs
+from orthotrain.lab.run.config import Variant
 from orthotrain.lab.run.jobs import Run, run_all
-from orthotrain.lab.run.record import RunFolder, read_json
+from orthotrain.lab.run.record import RunFolder, SeedFolder, read_json
 
 IMAGE = {"image_shape": (1, 8, 8), "classes": 3}
 
@@ -69,6 +72,105 @@ def test_the_rival_waits_for_all_seeds_and_takes_their_mean_size(tmp_path):
     expected = narrow_to(CONFIG.model, stored=round(sum(stored) / 2), **IMAGE)
     for result in folder.results(NARROW, (0, 1)):
         assert result["settings"]["model"]["width"] == expected.width
+
+
+@dataclass(frozen=True)
+class After(Variant):
+    """Starts where the training of its own seed ended."""
+
+    start: Path | None = None
+
+    def with_trainings(self, finished):
+        (start,) = finished
+        return replace(self, start=start)
+
+
+class AfterToy(toy.ToyTrainer):
+    def __init__(self, config, variant, seed):
+        if variant.needs is None:
+            weight = 1.0 + seed
+        else:
+            # Where the needed one has not ended, there is no such file.
+            weight = read_json(SeedFolder(variant.start).result)["final"]
+        super().__init__(weight, config.rate)
+        self.weight = weight
+
+    def result(self, ending):
+        return {**super().result(ending), "start": self.weight}
+
+
+AFTER = (
+    After("plain", "plain", ""),
+    After("next", "next", "", needs="plain", same_seed=True),
+    After("last", "last", "", needs="next", same_seed=True),
+)
+
+
+def run_after(path, *, seeds=(0, 1, 2), variants=AFTER, **options):
+    config = toy.ToyRun(recipe="toy", scale="smoke", seeds=seeds)
+    folder = opened(path, config)
+    run_all(Run("lab.run.test_jobs:AfterToy", config, folder), variants, **options)
+    return folder
+
+
+def assert_each_went_on(folder):
+    for seed in (0, 1, 2):
+        for needed, name in (("plain", "next"), ("next", "last")):
+            (before,), (after,) = folder.results(needed, (seed,)), folder.results(name, (seed,))
+            assert after["start"] == before["final"]
+
+
+def test_what_needs_its_own_seed_waits_for_that_one_only(tmp_path):
+    order = []
+    folder = run_after(
+        tmp_path,
+        on_progress=lambda p: order.append((p.variant, p.seed)) if p.stage == "finished" else None,
+    )
+    assert order == [(one.name, seed) for seed in (0, 1, 2) for one in AFTER]
+    assert_each_went_on(folder)
+
+
+@pytest.mark.slow
+def test_workers_wait_for_the_training_of_the_own_seed(tmp_path):
+    assert_each_went_on(run_after(tmp_path, workers=2))
+
+
+def test_workers_start_what_only_waited_for_its_own_seed(tmp_path, monkeypatch):
+    """Without processes: what is submitted while a training of another seed still runs."""
+    submitted, futures = [], []
+
+    @contextmanager
+    def by_hand(*given, **options):
+        def submit(work, task):
+            submitted.append(task.name)
+            futures.append(Future())
+            return futures[-1]
+
+        yield submit
+
+    def one_ends(running, **options):
+        # The last one that was begun ends first.
+        last = futures.pop()
+        last.set_result(None)
+        return {last}, set(running) - {last}
+
+    monkeypatch.setattr(jobs, "workers_that_report", by_hand)
+    monkeypatch.setattr(jobs, "wait", one_ends)
+    run_after(tmp_path, seeds=(0, 1), variants=AFTER[:2], workers=2)
+    assert submitted == [("plain", 0), ("plain", 1), ("next", 1), ("next", 0)]
+
+
+def test_a_seed_that_ended_earlier_is_gone_on_from(tmp_path):
+    run_after(tmp_path, variants=AFTER[:1])
+    assert_each_went_on(run_after(tmp_path))
+
+
+@pytest.mark.bad_input
+def test_a_seed_that_is_missing_is_named(tmp_path):
+    run_after(tmp_path, variants=AFTER[:1], seeds=(0,))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"next is built from .* plain, .* none with seed 1"):
+        run_after(tmp_path, variants=AFTER[1:2], seeds=(0, 1))
 
 
 def test_trainings_go_seed_by_seed(tmp_path):

@@ -23,19 +23,23 @@ MODULES = {
     *("orthotrain.data", "orthotrain.data._pixels", "orthotrain.data.batches"),
     *("orthotrain.data.digits", "orthotrain.data.lazy", "orthotrain.data.splits"),
     *("orthotrain.models", "orthotrain.models.mini_vit"),
+    *("orthotrain.models.transformer", "orthotrain.lab.experiments.narrow"),
+    "orthotrain.lab.experiments.search",
     *("orthotrain.lab", "orthotrain.lab.experiments", "orthotrain.lab.experiments.catalog"),
     "orthotrain.lab.named",
     "orthotrain.lab.experiments.treatments",
 }
+FAMILIES = ("language", "latent", "spectral")
 # and the settings of the other families, which the command line names.
-SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in ("latent", "spectral")]
-MOST = 185
+SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in FAMILIES]
+MOST = 190
 
 
 def allowed(module: str) -> bool:
     if module in MODULES or module in SETTINGS:
         return True
-    if any(module.startswith((f"{family}.config", f"{family}.recipes")) for family in SETTINGS):
+    parts = ("config", "recipes", "tuning", "variants")
+    if any(module.startswith(f"{family}.{part}") for family in SETTINGS for part in parts):
         return True
     return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)
 

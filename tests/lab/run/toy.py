@@ -10,6 +10,7 @@ import torch
 from orthotrain import attach
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.experiment import Experiment
+from orthotrain.lab.run.record import SeedFolder, read_json
 from orthotrain.lab.run.restore import network_entry, rebuilds
 from orthotrain.lab.run.trainer import Cadence, Step
 from orthotrain.methods import Bound, Method, Phase
@@ -26,7 +27,8 @@ class ToyRun(RunConfig):
 class ToyVariant(Variant):
     rate: float | None = None
 
-    def with_results(self, results):
+    def with_trainings(self, finished):
+        results = [read_json(SeedFolder(one).result) for one in finished]
         return replace(self, rate=sum(abs(one["final"]) for one in results) / 100)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Literal, Self
 
 from orthotrain.errors import ConfigError
 
-Scale = Literal["smoke", "cpu", "full"]
+Scale = Literal["smoke", "demo", "cpu", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -59,13 +60,15 @@ class Variant:
         name: Folder name.
         title: What a report calls it.
         note: One sentence.
-        needs: Name of a variant whose results this one is built from.
+        needs: Name of a variant whose finished trainings this one is built from.
+        same_seed: Whether it is built from the training of its own seed alone, not of all seeds.
     """
 
     name: str
     title: str
     note: str
     needs: str | None = None
+    same_seed: bool = False
 
     def described(self) -> dict[str, object]:
         """What run.json says about it."""
@@ -75,11 +78,12 @@ class Variant:
         """What result.json says about it, beside the network."""
         return {}
 
-    def with_results(self, results: Sequence[Mapping[str, Any]]) -> Self:
-        """The variant to build once the one that it ``needs`` has ended with every seed.
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
+        """The variant to build once what it ``needs`` has ended.
 
         Args:
-            results: Contents of result.json, one per seed.
+            finished: Folders of the trainings that it needs, with result and last checkpoint: one
+                per seed of the run, or that of its own seed.
         """
         return self
 

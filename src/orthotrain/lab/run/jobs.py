@@ -19,6 +19,8 @@ from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, read_json
 from orthotrain.lab.run.workers import workers_that_report
 
+_Name = tuple[str, int]
+
 # Beyond two, workers on the machines this is meant for only take each other's cache.
 MAX_WORKERS = 2
 
@@ -29,6 +31,19 @@ class _Task:
 
     variant: Variant
     seed: int
+
+    @property
+    def name(self) -> _Name:
+        """Of its variant, and its seed."""
+        return self.variant.name, self.seed
+
+    def needs(self, config: RunConfig) -> list[_Name]:
+        """The trainings that must have ended before."""
+        variant = self.variant
+        if variant.needs is None:
+            return []
+        seeds = (self.seed,) if variant.same_seed else config.seeds
+        return [(variant.needs, seed) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,10 @@ class Run:
     read_test: bool = True
 
     def train(self, task: _Task, *, on_progress: OnProgress) -> None:
-        """One training, from the results that its variant needs to its own."""
+        """One training, from those that its variant needs to its own result."""
         variant = task.variant
-        if variant.needs is not None:
-            variant = variant.with_results(self.folder.results(variant.needs, self.config.seeds))
+        if needed := task.needs(self.config):
+            variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
         train(
             named(self.build)(self.config, variant, task.seed),
             variant=variant,
@@ -95,7 +110,7 @@ def _open_tasks(
 ) -> Iterator[_Task]:
     # Seed by seed: a run that is stopped early has whole comparisons of some seeds.
     pairs = ((variant, seed) for seed in run.config.seeds for variant in variants)
-    for variant, seed in sorted(pairs, key=lambda pair: pair[0].needs is not None):
+    for variant, seed in sorted(pairs, key=lambda pair: _waits_for_all_seeds(pair[0])):
         place = run.folder.seed(variant.name, seed)
         if not place.result.exists():
             yield _Task(variant, seed)
@@ -113,16 +128,20 @@ def _open_tasks(
         )
 
 
+def _waits_for_all_seeds(variant: Variant) -> bool:
+    return variant.needs is not None and not variant.same_seed
+
+
 def _check_needs(tasks: Sequence[_Task], run: Run) -> None:
-    coming, seeds = {task.variant.name for task in tasks}, run.config.seeds
-    for variant in (task.variant for task in tasks):
-        if variant.needs is None or variant.needs in coming:
-            continue
-        if len(run.folder.results(variant.needs, seeds)) < len(seeds):
-            raise ConfigError(
-                f"variant {variant.name} is built from the results of {variant.needs}, which has "
-                f"none in {run.folder.path}; add {variant.needs} to --variants"
-            )
+    coming = {task.name for task in tasks}
+    for task in tasks:
+        for name in task.needs(run.config):
+            if name not in coming and not run.folder.seed(*name).result.exists():
+                needed, seed = name
+                raise ConfigError(
+                    f"variant {task.variant.name} is built from the results of {needed}, which "
+                    f"has none with seed {seed} in {run.folder.path}; add {needed} to --variants"
+                )
 
 
 @contextmanager
@@ -138,15 +157,15 @@ def _threads(count: int) -> Iterator[None]:
 def _run_in_workers(
     tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnProgress
 ) -> None:
-    needed = {task.variant.needs for task in tasks}
+    needed = {name for task in tasks for name in task.needs(run.config)}
     # What others wait for goes first.
-    waiting = sorted(tasks, key=lambda task: task.variant.name not in needed)
+    waiting = sorted(tasks, key=lambda task: task.name not in needed)
     running: dict[Future[None], _Task] = {}
     threads = run.config.threads
     with workers_that_report(workers, threads=threads, on_progress=on_progress) as submit:
         while waiting or running:
-            busy = {task.variant.name for task in (*waiting, *running.values())}
-            for task in [task for task in waiting if task.variant.needs not in busy]:
+            busy = {task.name for task in (*waiting, *running.values())}
+            for task in [task for task in waiting if busy.isdisjoint(task.needs(run.config))]:
                 waiting.remove(task)
                 running[submit(run.train, task)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED)

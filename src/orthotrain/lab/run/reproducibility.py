@@ -17,7 +17,7 @@ import torch
 from orthotrain._version import __version__
 from orthotrain.lab.run.config import Device
 
-_STREAMS: Final = ("weights", "batches", "rival")
+_STREAMS: Final = ("weights", "batches", "rival", "branch")
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -25,7 +25,8 @@ def stream_seed(seed: int, stream: str) -> int:
 
     Args:
         seed: Seed of the run.
-        stream: ``"weights"``, ``"batches"`` or ``"rival"``, what a term of the loss draws.
+        stream: ``"weights"``, ``"batches"``, ``"rival"``, what a term of the loss draws, or
+            ``"branch"``, the batches of a training that goes on from a finished one.
     """
     sequence = np.random.SeedSequence([seed, _STREAMS.index(stream)])
     return int(sequence.generate_state(1, dtype=np.uint32)[0])

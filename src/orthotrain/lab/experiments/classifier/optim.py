@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Protocol
 
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from orthotrain.lab.experiments.classifier.config import OptimConfig, SgdConfig
+from orthotrain.lab.experiments.classifier.config import SgdConfig
 from orthotrain.lab.run.schedule import step_decay, warmup_cosine
 
 
-def adamw(model: nn.Module, config: OptimConfig, *, total_steps: int) -> tuple[AdamW, LambdaLR]:
+class AdamWSettings(Protocol):
+    """What AdamW and its schedule need; see :class:`OptimConfig`."""
+
+    @property
+    def lr(self) -> float: ...  # noqa: D102
+    @property
+    def min_lr(self) -> float: ...  # noqa: D102
+    @property
+    def warmup_fraction(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+
+def adamw(
+    model: nn.Module,
+    config: AdamWSettings,
+    *,
+    total_steps: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> tuple[AdamW, LambdaLR]:
     """AdamW that decays matrices only; linear warm-up, then a cosine."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -21,7 +41,7 @@ def adamw(model: nn.Module, config: OptimConfig, *, total_steps: int) -> tuple[A
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     )
-    optimizer = AdamW(groups, lr=config.lr)
+    optimizer = AdamW(groups, lr=config.lr, betas=betas)
     rule = partial(
         warmup_cosine,
         total_steps=total_steps,

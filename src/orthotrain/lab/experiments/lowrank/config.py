@@ -9,10 +9,12 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Literal, Self
 
 from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
 from orthotrain.lab.run.config import Variant, need
+from orthotrain.lab.run.record import SeedFolder, read_json
 
 DENSE, PAPER, TUNED, NARROW = "dense", "oialr-paper", "oialr-tuned", "narrow"
 
@@ -80,9 +82,10 @@ class LowRankVariant(Variant):
         """What result.json says about it, beside the network."""
         return {"lowrank": None if self.lowrank is None else asdict(self.lowrank)}
 
-    def with_results(self, results: Sequence[Mapping[str, Any]]) -> Self:
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
         """A rival of the size that the variant it needs ended with, the mean over seeds."""
-        return replace(self, stored=round(statistics.fmean(one["stored"] for one in results)))
+        stored = [read_json(SeedFolder(one).result)["stored"] for one in finished]
+        return replace(self, stored=round(statistics.fmean(stored)))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.classifier.config import ModelConfig
+from orthotrain.lab.experiments.narrow import narrowest
 from orthotrain.lab.run.restore import rebuilds
 from orthotrain.models.mini_vit import MiniViT
 
@@ -56,18 +56,14 @@ def narrow_to(
 ) -> ModelConfig:
     """The narrowest transformer that stores at least ``stored`` numbers, never wider than given.
 
-    The rival gets the benefit of the doubt: its width is rounded up.
-
     Args:
         config: The full network.
         stored: Numbers the low-rank network ended with.
         image_shape: ``(channels, size, size)``.
         classes: Outputs.
     """
-    for width in range(config.heads, config.width, config.heads):
-        narrow = replace(config, width=width)
-        with torch.device("meta"):
-            model = build_vit(narrow, image_shape=image_shape, classes=classes)
-        if sum(p.numel() for p in model.parameters()) >= stored:
-            return narrow
-    return config
+    return narrowest(
+        config,
+        stored=stored,
+        build=lambda narrow: build_vit(narrow, image_shape=image_shape, classes=classes),
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
 from typing import Any
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.lowrank.config import DENSE, LowRankConfig, LowRankVariant
+from orthotrain.lab.experiments.search import found_settings, search_record, searched_run
 from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Choice
 
@@ -114,9 +113,7 @@ class TuneGrid:
         Raises:
             ConfigError: The search would use a seed of the final comparison.
         """
-        if shared := set(self.seeds) & set(config.seeds):
-            raise ConfigError(f"tune: seeds {sorted(shared)} belong to the final comparison")
-        return replace(config, seeds=self.seeds, variants=(DENSE,))
+        return searched_run(config, seeds=self.seeds, baseline=DENSE)
 
     def variants(self) -> tuple[LowRankVariant, ...]:
         """Dense training as the baseline, then every rule with every delay."""
@@ -141,19 +138,16 @@ class TuneGrid:
         dense, *outcomes = (outcome(v.name, results[v.name]) for v in self.variants())
         chosen = choose(outcomes, dense=dense, max_accuracy_loss=self.max_accuracy_loss)
         settings = {v.name: v.lowrank for v in self.variants() if v.lowrank is not None}
-        record = {
-            "schema": 1,
-            "recipe": config.recipe,
-            "scale": config.scale,
-            "seeds": list(config.seeds),
-            "criterion": (
+        record = search_record(
+            config,
+            criterion=(
                 "smallest stored size whose mean validation accuracy is at most "
                 f"{self.max_accuracy_loss:g} below dense training's"
             ),
-            "dense": asdict(dense),
-            "outcomes": [asdict(o) for o in outcomes],
-            "chosen": chosen.name,
-        }
+            dense=asdict(dense),
+            outcomes=[asdict(o) for o in outcomes],
+            chosen=chosen.name,
+        )
         source = (
             f"orthotrain tune {config.recipe} --scale {config.scale}: {chosen.name}, validation "
             f"{100 * chosen.accuracy:.2f} % at {100 * chosen.stored:.1f} % stored against "
@@ -165,6 +159,4 @@ class TuneGrid:
 
 def tuned_settings(file_name: str) -> LowRankConfig:
     """Settings that ``orthotrain tune`` wrote into a file beside the recipes."""
-    folder = resources.files("orthotrain.lab.experiments.lowrank.recipes")
-    text = folder.joinpath(file_name).read_text(encoding="utf-8")
-    return LowRankConfig(**json.loads(text)["lowrank"])
+    return LowRankConfig(**found_settings("lowrank", file_name)["lowrank"])

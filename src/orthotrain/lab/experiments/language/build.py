@@ -1,0 +1,126 @@
+"""From a configuration to one training of a language model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+
+from orthotrain.data.stdlib_text import TextData, load_stdlib
+from orthotrain.data.windows import WindowStream
+from orthotrain.diagnostics.stability import BasisStability
+from orthotrain.lab.experiments.classifier.optim import adamw
+from orthotrain.lab.experiments.language.compute import short_steps
+from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRun
+from orthotrain.lab.experiments.language.method import low_rank_method
+from orthotrain.lab.experiments.language.networks import build_gpt, gpt_from, numbers_of
+from orthotrain.lab.experiments.language.trainer import LanguageTrainer
+from orthotrain.lab.experiments.language.variants import LanguageVariant
+from orthotrain.lab.experiments.narrow import narrowest
+from orthotrain.lab.run.record import read_json
+from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
+from orthotrain.lab.run.restore import network_entry, read_network
+from orthotrain.methods import attach
+from orthotrain.methods.protocol import Method
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """What AdamW is told here: the cosine ends at zero."""
+
+    lr: float
+    warmup_fraction: float
+    weight_decay: float
+    min_lr: float = 0.0
+
+
+def build(config: LanguageRun, variant: LanguageVariant, seed: int) -> LanguageTrainer:
+    """A training at its step 0, with its methods attached.
+
+    Raises:
+        ConfigError: Settings that do not fit each other or the length of the run.
+        DataError: Python's standard library cannot be read.
+        CheckpointError: The finished dense training is needed and its checkpoint is damaged.
+    """
+    return build_on(load_stdlib(config.data.dir), config, variant, seed)
+
+
+def build_on(
+    data: TextData, config: LanguageRun, variant: LanguageVariant, seed: int
+) -> LanguageTrainer:
+    """The same, on this text."""
+    device, optim = resolve_device(config.device), config.optim
+    data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
+    network = network_of(config, variant)
+    dense = None if variant.dense is None else read_network(variant.dense.checkpoint).to(device)
+    branches = variant.branch is not None and dense is not None
+    if branches:
+        assert dense is not None
+        model: nn.Module = deepcopy(dense)
+    else:
+        weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
+        model = build_gpt(network, generator=weights).to(device)
+    total_steps = steps_of(config, variant, network)
+    warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
+    optimizer, scheduler = adamw(
+        model,
+        _Schedule(variant.lr, warmup, optim.weight_decay),
+        total_steps=total_steps,
+        betas=optim.betas,
+    )
+    methods: list[Method] = [BasisStability(every_steps=config.record.eval_every_steps)]
+    cuts = None
+    if variant.cut is not None:
+        cutting = low_rank_method(variant.cut, total_steps=total_steps)
+        methods.append(cutting)
+        cuts = cutting.schedule(total_steps)
+    return LanguageTrainer(
+        config=config,
+        data=data,
+        # A branch goes on: what it reads is not what the dense model has read first.
+        batches=WindowStream(
+            data.train,
+            batch_size=config.data.batch_size,
+            length=network.context,
+            seed=stream_seed(seed, "branch" if branches else "batches"),
+        ),
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        handle=attach(model, optimizer, *methods, total_steps=total_steps),
+        network=network_entry(gpt_from, {"model": asdict(network)}),
+        total_steps=total_steps,
+        teacher=dense.eval().requires_grad_(False)
+        if dense is not None and variant.teacher
+        else None,
+        cuts=cuts,
+        compute_before=0 if variant.dense is None else read_json(variant.dense.result)["compute"],
+        settings={
+            "model": asdict(network),
+            "steps": total_steps,
+            "warmup_fraction": warmup,
+            **variant.settings(),
+        },
+    )
+
+
+def network_of(config: LanguageRun, variant: LanguageVariant) -> GPTConfig:
+    """The network that a variant trains."""
+    if variant.stored is None:
+        return config.model
+    stored = round(variant.stored * numbers_of(config.model))
+    return narrowest(config.model, stored=stored, build=build_gpt)
+
+
+def steps_of(config: LanguageRun, variant: LanguageVariant, network: GPTConfig) -> int:
+    """Optimizer steps of a variant."""
+    if variant.branch is not None:
+        return max(2, round(variant.branch * config.optim.steps))
+    if variant.as_branch is not None and variant.stored is not None:
+        return short_steps(
+            config, network,
+            stored=variant.stored, branch=variant.as_branch, teacher=variant.teacher,
+        )  # fmt: skip
+    return config.optim.steps

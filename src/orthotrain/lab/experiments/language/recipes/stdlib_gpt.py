@@ -1,0 +1,77 @@
+"""A byte-level GPT on the sources of Python's standard library: real text, nothing to download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orthotrain.lab.experiments.language.config import (
+    BranchConfig,
+    GPTConfig,
+    LanguageRecord,
+    LanguageRun,
+    Rates,
+    TextConfig,
+    TrainingConfig,
+)
+from orthotrain.lab.experiments.language.tuning import RateGrid, found_rates
+from orthotrain.lab.experiments.language.variants import language_variants
+from orthotrain.lab.run.experiment import Experiment
+
+# Sized for about four minutes per dense training on one core.
+_CPU = LanguageRun(
+    data=TextConfig(batch_size=12),
+    model=GPTConfig(context=64, width=128, depth=2, heads=4),
+    optim=TrainingConfig(steps=6000),
+    rates=found_rates("stdlib_gpt_tuned.json"),
+    branch=BranchConfig(),
+    record=LanguageRecord(),
+    seeds=(0, 1, 2),
+    device="cpu",
+)
+
+GRID = RateGrid(rates=(1.5e-3, 2.1e-3, 3e-3, 4.2e-3, 6e-3), seeds=(100,))
+
+STDLIB_GPT = Experiment(
+    name="stdlib-gpt",
+    title="Byte-level GPT on Python's standard library",
+    config={
+        # Long enough for the first steps of the shortest branch, short enough for a test.
+        "smoke": replace(
+            _CPU,
+            data=TextConfig(batch_size=4),
+            model=GPTConfig(context=16, width=48, depth=2, heads=2),
+            optim=TrainingConfig(steps=240),
+            record=LanguageRecord(
+                log_every_steps=10,
+                eval_every_steps=60,
+                checkpoint_every_steps=60,
+                eval_windows=64,
+                final_windows=128,
+            ),
+            seeds=(0,),
+        ),
+        # About six minutes on two cores, all together.
+        "demo": replace(
+            _CPU,
+            optim=TrainingConfig(steps=2400),
+            seeds=(0,),
+            variants=(
+                *("dense", "branch-75-5", "branch-50-20", "branch-30-38"),
+                *("narrow-75", "narrow-50", "narrow-50-short", "narrow-30", "oialr-paper"),
+            ),
+        ),
+        "cpu": _CPU,
+        "full": replace(
+            _CPU,
+            data=TextConfig(batch_size=64),
+            model=GPTConfig(context=256, width=512, depth=8, heads=8),
+            optim=TrainingConfig(steps=5000),
+            rates=Rates(*[1e-3] * 4),
+            device="auto",
+            precision="bfloat16",
+        ),
+    },
+    variants=language_variants,
+    build="orthotrain.lab.experiments.language.build:build",
+    search="orthotrain.lab.experiments.language.recipes.stdlib_gpt:GRID",
+)

@@ -1,0 +1,41 @@
+"""The narrowest network that stores as many numbers as another one: the rival of a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
+
+
+class Widths(Protocol):
+    """A frozen dataclass of a transformer's sizes."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+
+
+Config = TypeVar("Config", bound=Widths)
+
+
+def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Module]) -> Config:
+    """The narrowest network that stores at least ``stored`` numbers, never wider than given.
+
+    The rival gets the benefit of the doubt: its width is rounded up.
+
+    Args:
+        config: The full network.
+        stored: Numbers that a low-rank network stores.
+        build: Makes a network of a configuration; called on the meta device.
+    """
+    for width in range(config.heads, config.width, config.heads):
+        narrow: Config = replace(config, width=width)  # type: ignore[type-var]
+        with torch.device("meta"):
+            model = build(narrow)
+        if sum(p.numel() for p in model.parameters()) >= stored:
+            return narrow
+    return config
