@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
 
 from orthotrain.lab.report import style
+from orthotrain.lab.report.compressed import fit_height
 from orthotrain.lab.report.figures import Looks
 from orthotrain.lab.report.labels import Label, place_labels
 from orthotrain.lab.report.load import Run, Variant
@@ -17,13 +20,13 @@ from orthotrain.lab.report.style import Plot, Theme
 if TYPE_CHECKING:  # drawing loads matplotlib, reading does not
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 Marker = Literal["o", "s", "D", "v", "^", "P", "X", "*"]
 
 _LEGEND_COLUMNS: Final = 4
-# Room between the highest mark and the upper edge, as a share of the axis.
-_EDGE: Final = 0.05
+_DASHED: Final = (0, (5, 4))
+# Markers that need more room to be seen.
+_THIN: Final[tuple[Marker, ...]] = ("P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ class Over:
     Attributes:
         measure: What runs to the right.
         label: A few letters beside the mean of a variant; none where empty.
+        zero: Whether the axis starts at zero.
     """
 
     measure: Measure
     label: Callable[[Variant], str] = lambda variant: ""
+    zero: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Scatter:
         groups: The rivals; a variant in none of them is not drawn.
         says: What the numbers of the run say, one sentence each, the most important first.
         line: The variant whose mean is a dashed line.
-        top: Means above this value are drawn at the upper edge, with their number. NaN: none.
+        knee: Above this value the axis upwards is compressed, so that rivals far off are in the
+            picture and those that matter are told apart. NaN: nowhere.
         missing: Why there is no figure.
     """
 
@@ -91,20 +97,22 @@ class Scatter:
     groups: Callable[[Run], Sequence[Group]]
     says: Callable[[Run], Sequence[str]] = lambda run: ()
     line: Callable[[Run], Variant | None] = lambda run: run.baseline
-    top: Callable[[Run], float] = lambda run: math.nan
+    knee: Callable[[Run], float] = lambda run: math.nan
     missing: str = "No finished seed has a value."
 
     def plot(self, run: Run, look: Looks) -> Plot:
         """The plot of a run; colors are those of the groups."""
-        upwards, top, line = self.upwards(run), self.top(run), self.line(run)
-        panels = [_Panel(over, upwards, self.groups(run), line, top) for over in self.panels(run)]
-        filled = [panel for panel in panels if any(panel.means(g) for g in panel.groups)]
+        upwards, knee, line = self.upwards(run), self.knee(run), self.line(run)
+        panels = [_Panel(over, upwards, self.groups(run), line) for over in self.panels(run)]
+        filled = [panel for panel in panels if panel.points()]
 
         def draw(theme: Theme) -> Figure:
-            figure = style.new_figure(5.0)
+            figure = style.new_figure(5.2)
             grid = figure.subplots(1, len(filled), sharey=True, squeeze=False)[0]
             labels = [panel.draw(axes, theme) for panel, axes in zip(filled, grid, strict=True)]
             grid[0].set_ylabel(upwards.heading)
+            bounds = [bound for panel in filled for bound in panel.bounds()]
+            fit_height(grid, min(bounds), max(bounds), knee, theme)
             _legend(figure, filled, theme)
             figure.draw_without_rendering()  # labels need to know where everything lies
             for axes, mine in zip(grid, labels, strict=True):
@@ -137,7 +145,6 @@ class _Panel:
     upwards: Measure
     groups: Sequence[Group]
     line: Variant | None
-    top: float
 
     def mean(self, variant: Variant) -> tuple[float, float]:
         return self.over.measure.mean(variant), self.upwards.mean(variant)
@@ -147,34 +154,38 @@ class _Panel:
         found = [(variant, self.mean(variant)) for variant in group.variants]
         return [(v, pair) for v, pair in found if all(map(math.isfinite, pair))]
 
+    def points(self) -> list[tuple[Group, Variant, tuple[float, float]]]:
+        """Every point of the panel."""
+        return [(group, *found) for group in self.groups for found in self.means(group)]
+
+    def bounds(self) -> list[float]:
+        """Lower and upper ends of every point's bar."""
+        bars = [(y, _bar(self.upwards, variant)) for _, variant, (_, y) in self.points()]
+        return [bound for y, bar in bars for bound in (y - bar, y + bar)]
+
     def draw(self, axes: Axes, theme: Theme) -> list[Label]:
         """Draw everything but the labels, which are told."""
-        axes.set_xlabel(self.over.measure.heading)
         axes.set_title(self.over.measure.title)
+        axes.set_xlabel(self.over.measure.unit)
         if self.line is not None and math.isfinite(level := self.upwards.mean(self.line)):
-            axes.axhline(level, color=theme.ink, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1)
+            axes.axhline(level, color=theme.ink, linewidth=1.1, linestyle=_DASHED, zorder=1)
         for group in self.groups:
             for path in group.paths:
                 self._join(axes, path, group, theme)
-        marks = [
-            self._mark(axes, variant, pair, group, theme)
-            for group in self.groups
-            for variant, pair in self.means(group)
+        for group, variant, (x, y) in self.points():
+            axes.errorbar(
+                x, y, xerr=_bar(self.over.measure, variant) or None,
+                yerr=_bar(self.upwards, variant) or None, color=group.shade(theme),
+                elinewidth=1.1, capsize=2, linestyle="none", zorder=3,
+            )  # fmt: skip
+            axes.plot([x], [y], linestyle="none", zorder=4, clip_on=False, **_marked(group, theme))
+        if self.over.zero:
+            axes.set_xlim(left=0)
+        axes.set_xlim(right=axes.get_xlim()[1] + 0.04 * np.ptp(axes.get_xlim()))
+        return [
+            Label(self.over.label(variant), x, y, group.shade(theme))
+            for group, variant, (x, y) in self.points()
         ]
-        self._limit(axes)
-        high = axes.get_ylim()[1]
-        labels = []
-        for line, label in marks:
-            if self._beyond(label.y):
-                edge = high - 0.5 * _EDGE * (high - axes.get_ylim()[0])
-                line.set_ydata([edge])
-                said = f"{label.text} \N{UPWARDS ARROW}{self.upwards.show_value(label.y)}".strip()
-                label = Label(said, label.x, edge, label.color)
-            labels.append(label)
-        return labels
-
-    def _beyond(self, value: float) -> bool:
-        return value > self.top  # never, where there is no top
 
     def _join(self, axes: Axes, path: Sequence[Variant], group: Group, theme: Theme) -> None:
         known = [pair for pair in map(self.mean, path) if all(map(math.isfinite, pair))]
@@ -184,57 +195,36 @@ class _Panel:
                 color=group.shade(theme), alpha=0.65, zorder=2,
             )  # fmt: skip
 
-    def _mark(
-        self, axes: Axes, variant: Variant, pair: tuple[float, float], group: Group, theme: Theme
-    ) -> tuple[Line2D, Label]:
-        color, (x, y) = group.shade(theme), pair
-        bars = [measure.over_seeds(variant).std for measure in (self.over.measure, self.upwards)]
-        if not self._beyond(y) and any(math.isfinite(bar) for bar in bars):
-            across, up = (0.0 if math.isnan(bar) else bar for bar in bars)
-            axes.errorbar(
-                x, y, xerr=across or None, yerr=up or None, color=color, elinewidth=1.1,
-                capsize=2, linestyle="none", zorder=3,
-            )  # fmt: skip
-        (line,) = axes.plot([x], [y], **_marked(group, theme), zorder=4)
-        return line, Label(self.over.label(variant), x, y, color)
 
-    def _limit(self, axes: Axes) -> None:
-        shown = [
-            bound
-            for group in self.groups
-            for variant, (_, y) in self.means(group)
-            if not self._beyond(y)
-            for bar in (self.upwards.over_seeds(variant).std,)
-            for bound in (y - (bar if bar > 0 else 0.0), y + (bar if bar > 0 else 0.0))
-        ]
-        if not shown:
-            return
-        beyond = any(self._beyond(y) for group in self.groups for _, (_, y) in self.means(group))
-        low, high = min(shown), max(shown)
-        spare = _EDGE * (high - low or 1.0)
-        axes.set_ylim(low - spare, high + (3.0 if beyond else 1.0) * spare)
-        axes.set_xlim(left=0, right=1.06 * axes.get_xlim()[1])
+def _bar(measure: Measure, variant: Variant) -> float:
+    """One standard deviation over seeds; zero where there is none."""
+    std = measure.over_seeds(variant).std
+    return std if std > 0 else 0.0
 
 
-def _marked(group: Group, theme: Theme) -> dict[str, object]:
-    color = group.shade(theme)
+def _marked(group: Group, theme: Theme) -> dict[str, Any]:
+    color, thin = group.shade(theme), group.marker in _THIN
     return {
-        "color": color, "marker": group.marker, "markersize": 9 if group.marker == "*" else 6.5,
-        "markerfacecolor": theme.paper if group.hollow else color, "markeredgewidth": 1.3,
-        "markeredgecolor": color if group.hollow else theme.paper, "linestyle": "none",
+        "color": color, "marker": group.marker, "markersize": 9.5 if thin else 6.5,
+        "markerfacecolor": theme.paper if group.hollow else color,
+        "markeredgewidth": 1.3 if group.hollow else 0.7,
+        "markeredgecolor": color if group.hollow else theme.paper,
     }  # fmt: skip
 
 
 def _legend(figure: Figure, panels: Sequence[_Panel], theme: Theme) -> None:
-    """Each group that has a point in any panel, and the dashed line."""
+    """Each group that has a point in any panel; that of the dashed line with it."""
     from matplotlib.lines import Line2D
 
-    groups = {g.title: g for panel in panels for g in panel.groups if panel.means(g)}
-    handles = [Line2D([], [], label=title, **_marked(g, theme)) for title, g in groups.items()]
     line = panels[0].line
-    if line is not None:
-        dashed = Line2D([], [], color=theme.ink, linestyle=(0, (5, 4)), label=line.title)
-        handles.insert(0, dashed)
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(len(handles), _LEGEND_COLUMNS)
-    )
+    groups = {g.title: g for panel in panels for g, _, _ in panel.points()}
+    handles = [
+        Line2D(
+            [], [], label=title, linewidth=1.1,
+            linestyle=_DASHED if list(g.variants) == [line] else "none",
+            **_marked(g, theme),
+        )
+        for title, g in groups.items()
+    ]  # fmt: skip
+    columns = min(len(handles), _LEGEND_COLUMNS)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=2.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from orthotrain.lab.experiments.language.columns import (
@@ -60,7 +61,7 @@ _FAMILIES: Final[dict[str, tuple[str, int, Marker, LineStyle]]] = {
     "frozen-plain": ("frozen bases, plain", 4, "X", ":"),
 }
 _OTHERS: Final = ("others", 5, "o", "-.")
-# Their ends decide how far up the first figure reaches: a far worse rival is drawn at its edge.
+# These are told apart in the first figure; its axis is compressed above the worst of them.
 _IN_VIEW: Final = ("branch", "half", "narrow", "narrow-teacher")
 
 
@@ -117,8 +118,8 @@ def _look(run: Run, theme: Theme) -> dict[str, Look]:
 
 def _panels(run: Run) -> list[Over]:
     return [
-        Over(sizes(run)[1], _steps_label),
-        Over(compute(run), stored_label),
+        Over(replace(sizes(run)[1], title="Stored size"), _steps_label, zero=False),
+        Over(replace(compute(run), title="Compute, dense run excluded"), stored_label),
         Over(whole_compute(run), stored_label),
     ]
 
@@ -129,13 +130,17 @@ def _steps_label(variant: Variant) -> str:
     return f"+{steps} %" if steps and not variant.name.endswith("-cut") else ""
 
 
-def _top(run: Run) -> float:
-    """Somewhat above the highest loss of the rivals that matter."""
+def _knee(run: Run) -> float:
+    return _above(run, 0.12)
+
+
+def _above(run: Run, share: float) -> float:
+    """The highest loss of the rivals that matter, and this share of their range above it."""
     loss = bits(run)
     ends = [loss.mean(v) for family in _IN_VIEW for v in of_family(run, family)]
     ends += [loss.mean(run.baseline)] if run.baseline is not None else []
     known = [value for value in ends if math.isfinite(value)]
-    return max(known) + 0.5 * (max(known) - min(known)) if len(known) > 1 else math.nan
+    return max(known) + share * (max(known) - min(known)) if len(known) > 1 else math.nan
 
 
 _FIRST: Final = Scatter(
@@ -144,9 +149,9 @@ _FIRST: Final = Scatter(
     "percent of the dense run's. Middle: compute where the dense run exists anyway. Right: with "
     "the dense run, for whatever starts from it or learns from it; percent beside a point is its "
     "stored size. Compute: floating-point operations of the training, a teacher's included. The "
-    "cut alone is measured on validation files. An arrow and a number mark a loss that lies above "
-    "the axis.",
-    bits, _panels, _groups, says, top=_top,
+    "cut alone is measured on validation files. In the grey band at the top the axis is "
+    "compressed.",
+    bits, _panels, _groups, says, knee=_knee,
     missing="No finished seed has a loss, a size and its compute.",
 )  # fmt: skip
 
@@ -156,7 +161,8 @@ _FIRST: Final = Scatter(
 
 def _claims(run: Run) -> list[Claim]:
     loss = (bits(run),)
-    beside = (as_ratio(compute(run)), sizes(run)[1])
+    # Sizes of one aim differ a little by construction, which is no cost to be told.
+    beside = (as_ratio(compute(run)), replace(sizes(run)[1], better=""))
 
     def claim(question: str, pairs: Sequence[tuple[Variant, Variant]], note: str = "") -> Claim:
         named = tuple((ours.name, other.name) for ours, other in pairs)
@@ -260,7 +266,16 @@ def _curves(run: Run) -> list[Panel]:
         def mine(run: Run) -> Sequence[Variant]:
             return [v for v in run.variants if v is run.baseline or chosen(v)]
 
-        return Panel(title, "eval", field("bits"), mine, bins=None, late="top", mark=_switch)
+        return Panel(
+            title,
+            "eval",
+            field("bits"),
+            mine,
+            bins=None,
+            late="top",
+            most=_above(run, 1.5),
+            mark=_switch,
+        )
 
     def of_size(percent: int) -> Callable[[Variant], bool]:
         return lambda v: kind_of(v).percent == percent and not _frozen(v)
@@ -280,8 +295,8 @@ _FIGURES: Final = (
     Curves(
         "curves", "Learning curves",
         "Loss on the validation files over the steps of each training itself: a branch begins "
-        "where the dense run ended. Dotted lines: the mean step of a cut. The axis ends at the "
-        "level reached after a fifth of the evaluations.",
+        "where the dense run ended. Dotted lines: the mean step of a cut. The axis ends above "
+        "the rivals that matter; what ends further up is named at its edge.",
         _curves, missing="No loss on validation files was recorded.",
     ),
 )  # fmt: skip

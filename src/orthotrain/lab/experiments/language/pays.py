@@ -57,7 +57,7 @@ class Rivals:
         return self.as_good and (self.whole if whole else self.alone) < 1
 
     def said(self, *, rival: str) -> str:
-        """Such as ``0.021 bits better than narrow for 0.32 of its compute``."""
+        """Such as ``0.021 bits better than narrow for 32 % of its compute``."""
         if self.loss.verdict() == "within":
             better = f"no measurable difference from {rival}"
         elif round(abs(self.gain), _DIGITS) == 0:
@@ -65,7 +65,7 @@ class Rivals:
         else:
             word = "better" if self.gain > 0 else "worse"
             better = f"{abs(self.gain):.{_DIGITS}f} bits {word} than {rival}"
-        return f"{better} for {_ratio(self.alone)} of its compute"
+        return f"{better} for {_part(self.alone)} its compute"
 
 
 def rivals(run: Run, family: str) -> list[Rivals]:
@@ -111,7 +111,7 @@ def _decides(narrow: Sequence[Rivals]) -> str:
     if fails:
         parts.append(f"{'does not' if pays else 'does not pay'} at {_listed(fails)}")
     counted = [one for one in narrow if one.pays(whole=True)]
-    ratios = _and([_ratio(one.whole) for one in narrow])
+    ratios = _and([_times(one.whole) for one in narrow])
     if len(counted) == len(narrow):
         where = "it still pays at every size" if len(narrow) > 1 else "it still pays"
     elif counted:
@@ -148,7 +148,7 @@ def _taught(found: Sequence[Rivals]) -> list[str]:
     """Where a narrow network with the same teacher is better, and what that costs."""
     said = [
         f"at {one.percent} % it is {-one.gain:.{_DIGITS}f} bits better than the branch for "
-        f"{_ratio(1 / one.alone)} times its compute"
+        f"{_part(1 / one.alone)} its compute"
         for one in found
         if one.gain < 0 and (one.loss.verdict() in ("few", "worse"))
     ]
@@ -167,9 +167,14 @@ def _seeds(count: int) -> str:
     return "One seed decides" if count == 1 else f"{count} seeds decide"
 
 
-def _ratio(value: float) -> str:
-    """Two digits: ``0.064``, ``0.32``, ``4.4``."""
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _times(value: float) -> str:
+    """Two digits: ``0.06``, ``4.4``, ``12``."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def _part(value: float) -> str:
+    """A ratio in words: ``6.3 % of``, ``4.4 times``."""
+    return f"{100 * value:.2g} % of" if value < 0.995 else f"{_times(value)} times"
 
 
 def _and(parts: Sequence[str]) -> str:
