@@ -45,32 +45,56 @@ def relative_rank(row: Row) -> float:
     return math.nan if dense else number(row, "rank") / number(row, "full_rank")
 
 
-def ranks_table(run: Run) -> Table:
-    """One row per layer: full rank, and for each low-rank variant the final rank over seeds."""
+def ranks_table(run: Run, *, brief: bool = False) -> Table:
+    """One row per layer: full rank, and for each low-rank variant the final rank over seeds.
+
+    Args:
+        run: The run.
+        brief: One column per variant in place of three, for a run of many variants.
+    """
     variants = [v for v in run.variants if factored(v)]
     by_variant = [_final_ranks(variant) for variant in variants]
     layers: dict[str, Row] = {}
     for ranks in by_variant:
         for name, (row, _) in ranks.items():
             layers.setdefault(name, row)
+    cells_of = _brief_cell if brief else _rank_cells
     rows = []
     for name, row in layers.items():
         shape, full = row.get("shape"), number(row, "full_rank")
         shown = " x ".join(map(str, shape)) if isinstance(shape, list) else MISSING
         cells = [Cell(name), Cell(shown), Cell(MISSING if math.isnan(full) else f"{full:.0f}")]
-        rows.append((*cells, *(c for r in by_variant for c in _rank_cells(r.get(name), full))))
+        rows.append((*cells, *(c for r in by_variant for c in cells_of(r.get(name), full))))
     head, keys = ["Layer", "Shape", "Full rank"], ["layer", "shape", "full_rank"]
     for variant in variants:
-        head += [f"{variant.title}: rank", "% of full", "form"]
-        keys += [f"{variant.name}_{key}" for key in ("rank", "rank_percent", "form")]
+        head += [variant.title] if brief else [f"{variant.title}: rank", "% of full", "form"]
+        columns = ("rank_percent",) if brief else ("rank", "rank_percent", "form")
+        keys += [f"{variant.name}_{key}" for key in columns]
     empty = "No variant has a layer in low-rank form, so there are no ranks."
-    return Table("ranks", "Final ranks", tuple(head), tuple(keys), tuple(rows), empty=empty)
+    note = "Percent of the full rank, the rank itself in small." if brief else ""
+    return Table(
+        "ranks", "Final ranks", tuple(head), tuple(keys), tuple(rows), empty=empty, note=note
+    )
 
 
 def _rank_cells(found: tuple[Row, Spread] | None, full: float) -> list[Cell]:
     if found is None:
         return [Cell(MISSING, Spread.of(())), Cell(MISSING, Spread.of(())), Cell(MISSING)]
     row, rank = found
-    percent = Spread.of(100.0 * value / full for value in rank.values)
+    percent = _percent(rank, full)
     form = Cell(text(row, "form", MISSING))
     return [Cell(rank.show(1), rank), Cell(percent.show(0), percent), form]
+
+
+def _brief_cell(found: tuple[Row, Spread] | None, full: float) -> list[Cell]:
+    if found is None:
+        return [Cell(MISSING, Spread.of(()))]
+    row, rank = found
+    if row.get("form") == "dense":
+        return [Cell("dense", Spread.of(()))]
+    percent = _percent(rank, full)
+    return [Cell(percent.show(0), percent, aside=rank.show(1))]
+
+
+def _percent(rank: Spread, full: float) -> Spread:
+    return Spread.of(100.0 * value / full for value in rank.values)

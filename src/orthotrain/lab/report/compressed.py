@@ -52,9 +52,12 @@ def fit_height(grid: Sequence[Axes], low: float, high: float, knee: float, theme
         for tick in MaxNLocator(count).tick_values(bottom, top)
         if bottom <= tick <= top
     ]
+    digits = next(
+        d for d in range(2, 9) if all(abs(round(t, d) - t) < 1e-9 for t in ticks) or d == 8
+    )
     for axes in grid:
         axes.set_yscale("function", functions=(up, down))
         axes.yaxis.set_major_locator(FixedLocator(ticks))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{digits}f}"))
         axes.axhspan(knee, high, color=theme.grid, alpha=0.5, linewidth=0, zorder=0)
     grid[0].set_ylim(low, high)

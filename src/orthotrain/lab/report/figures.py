@@ -189,8 +189,9 @@ def _draw_panel(
     else:
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     _cut(axes, panel, [line for _, line in lines])
-    if panel.most < axes.get_ylim()[1]:
-        axes.set_ylim(top=panel.most)
+    if panel.most < axes.get_ylim()[1] and lines:
+        low = min(float(line.low.min()) for _, line in lines)
+        axes.set_ylim(low - 0.05 * abs(panel.most - low), panel.most)
     return named
 
 

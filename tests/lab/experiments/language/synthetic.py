@@ -14,6 +14,8 @@ from lab.report.synthetic import Rows, write_folder
 
 DENSE = 1_000_000
 STEPS = 1000
+#: What is looked at while training is another part of the files than what decides.
+LOOK = 0.05
 WORK = 6e15
 LAYERS = tuple(f"blocks.{i}.{part}" for i in range(4) for part in ("qkv", "out", "up", "down"))
 
@@ -107,12 +109,12 @@ def _train(plan: Plan, shift: float, *, test: bool) -> tuple[Rows, dict[str, Any
     for step in np.linspace(0, steps, 21).astype(int).tolist():
         left = np.exp(-6 * step / steps)
         bits = plan.bits + shift + (plan.start - plan.bits) * float(left)
-        rows.append({"kind": "eval", "step": step, "split": "validation", "bits": bits})
+        rows.append({"kind": "eval", "step": step, "split": "validation", "bits": bits + LOOK})
     switch = None
     if plan.cut is not None:
         switch = plan.cut_step
-        rows.append({"kind": "cut", "step": switch, "bits": plan.cut + shift,
-                     "bits_before": plan.cut + shift - 0.1 * (plan.cut - plan.bits)})  # fmt: skip
+        rows.append({"kind": "cut", "step": switch, "bits": plan.cut + shift + LOOK,
+                     "bits_before": plan.start + shift + LOOK})  # fmt: skip
     for i, layer in enumerate(LAYERS if plan.rank else ()):
         for step, rank, form in ((0, 64, "dense"), (switch, int(64 * plan.rank) + i, "factored")):
             rows.append({"kind": "rank", "step": step, "layer": layer, "rank": rank,

@@ -1,1 +1,1 @@
-"""A language model on bytes, every size that one dense run gives, and its rivals."""
+"""A language model: low-rank branches of a dense run against narrow networks."""

@@ -89,21 +89,24 @@ def cut_of(seed: SeedRun) -> Row | None:
 def cut_alone(variant: Variant) -> Variant:
     """The network of a branch right after its cut, as a variant of its own.
 
-    Its compute is the share of the branch's steps up to the cut.
+    While training only a part of the validation files is looked at. So the loss of the cut is
+    the one at the end plus what training on gained since the cut, both on that same part. Its
+    compute is the share of the branch's steps up to the cut.
     """
 
     def seeds() -> Iterator[SeedRun]:
         for seed in variant.finished:
-            cut = cut_of(seed)
-            if cut is None or seed.result is None:
+            cut, end = cut_of(seed), _end(seed)
+            if cut is None or seed.result is None or math.isnan(end):
                 continue
-            loss, steps = number(cut, "bits"), seed.final("steps")
+            gained, steps = number(cut, "bits") - end, seed.final("steps")
             share = number(cut, "step") / steps if steps > 0 else 0.0
-            changed = {
-                "validation_bits": loss,
-                "test_bits": loss,
-                "compute": seed.final("compute") * min(share, 1.0),
+            changed: dict[str, object] = {
+                key: seed.final(key) + gained
+                for key in ("validation_bits", "test_bits")
+                if math.isfinite(seed.final(key))
             }
+            changed["compute"] = seed.final("compute") * min(share, 1.0)
             yield replace(seed, result={**seed.result, **changed})
 
     return replace(
@@ -112,7 +115,13 @@ def cut_alone(variant: Variant) -> Variant:
     )  # fmt: skip
 
 
-def _lost(key: str, title: str) -> Measure:
+def _end(seed: SeedRun) -> float:
+    """The loss of the last look at the validation files while training."""
+    looks = [number(row, "bits") for row in seed.of_kind("eval")]
+    return looks[-1] if looks else math.nan
+
+
+def _at_cut(key: str, title: str) -> Measure:
     def read(seed: SeedRun) -> float:
         cut = cut_of(seed)
         return math.nan if cut is None else number(cut, key)
@@ -143,9 +152,9 @@ def costs(run: Run) -> list[Measure]:
 
 CUTS: Final = (
     result("switch_step", "Step of the cut", digits=0),
-    _lost("bits_before", "Before the cut"),
-    _lost("bits", "Right after the cut"),
-    replace(_bits("validation"), key="end_bits", title="At the end"),
+    _at_cut("bits_before", "Before the cut"),
+    _at_cut("bits", "Right after the cut"),
+    Measure("end_bits", "At the end", _end, "bits per byte", 3, "less"),
 )
 
 

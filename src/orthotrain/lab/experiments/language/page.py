@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from orthotrain.lab.experiments.language.columns import (
@@ -14,147 +15,30 @@ from orthotrain.lab.experiments.language.columns import (
     bits,
     compute,
     costs,
-    cut_alone,
     cut_of,
     results,
-    stored_label,
     was_cut,
-    whole_compute,
 )
+from orthotrain.lab.experiments.language.first_figure import FIRST_FIGURE, above, family_style
 from orthotrain.lab.experiments.language.kinds import (
     at,
     branches,
-    finished,
     kind_of,
     of_family,
     percents,
 )
-from orthotrain.lab.experiments.language.pays import says
 from orthotrain.lab.experiments.ranks import ranks_table
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.default import pairs_with_baseline
 from orthotrain.lab.report.figures import Curves, Panel
 from orthotrain.lab.report.load import Run, Variant
-from orthotrain.lab.report.measures import TRAINING_MEMORY, result
+from orthotrain.lab.report.measures import result
 from orthotrain.lab.report.page import Page
 from orthotrain.lab.report.rows import field, text
-from orthotrain.lab.report.scatter import Group, Marker, Over, Scatter
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.style import LineStyle, Look, Theme
 from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own
-
-# --- families -----------------------------------------------------------------------------------
-
-# Family: title in the legend, color, marker, line of its curves. One color for each idea; a narrow
-# network with less compute has the same color and another marker.
-_FAMILIES: Final[dict[str, tuple[str, int, Marker, LineStyle]]] = {
-    "branch": ("branch after the dense run", 0, "o", "-"),
-    "branch-alone": ("branch, no teacher", 0, "D", ":"),
-    "half": ("cut at half of the run", 2, "^", "-"),
-    "narrow": ("narrow from scratch", 1, "s", "-"),
-    "narrow-short": ("narrow, compute of the branch", 1, "v", "--"),
-    "narrow-teacher": ("narrow with teacher", 3, "s", "-"),
-    "narrow-teacher-short": ("narrow with teacher, short", 3, "v", "--"),
-    "oialr-paper": ("OIALR, published", 4, "*", "-"),
-    "frozen": ("frozen bases, both repairs", 4, "P", "--"),
-    "frozen-plain": ("frozen bases, plain", 4, "X", ":"),
-}
-_OTHERS: Final = ("others", 5, "o", "-.")
-# These are told apart in the first figure; its axis is compressed above the worst of them.
-_IN_VIEW: Final = ("branch", "half", "narrow", "narrow-teacher")
-
-
-def _family(variant: Variant) -> tuple[str, int, Marker, LineStyle]:
-    return _FAMILIES.get(kind_of(variant).family, _OTHERS)
-
-
-def _groups(run: Run) -> list[Group]:
-    """The dense network, the cuts alone, then the families."""
-    dense = finished([run.baseline])
-    groups = [Group("dense run", None, "D", dense), *_cuts(run)]
-    for family, (title, color, marker, _) in _FAMILIES.items():
-        mine = [v for v in of_family(run, family) if v is not run.baseline]
-        paths = [] if family == "branch" else [mine]
-        groups.append(
-            Group(title, color, marker, mine, paths=paths, dotted=family.endswith("-short"))
-        )
-    others = [
-        v for v in run.variants
-        if v is not run.baseline and kind_of(v).family not in _FAMILIES
-    ]  # fmt: skip
-    title, color, marker, _ = _OTHERS
-    return [*groups, Group(title, color, marker, others)]
-
-
-def _cuts(run: Run) -> list[Group]:
-    """At each size the network right after the cut, joined with what training on made of it."""
-    paths = []
-    for percent in percents(run):
-        mine = finished(branches(run, percent))
-        cut = [cut_alone(variant) for variant in filter(was_cut, mine[:1])]
-        paths.append([*cut, *mine])
-    alone = [v for path in paths for v in path if v.name.endswith("-cut")]
-    _title, color, marker, _ = _FAMILIES["branch"]
-    return [Group("the cut alone", color, marker, alone, hollow=True, paths=paths)]
-
-
-def _look(run: Run, theme: Theme) -> dict[str, Look]:
-    """The color of the family; of several branches of a size, one line style each."""
-    lines: Sequence[LineStyle] = ("-", "--", "-.")
-    chosen = {}
-    for variant in run.variants:
-        _, color, _, line = _family(variant)
-        kind = kind_of(variant)
-        if kind.family == "branch":
-            line = lines[branches(run, kind.percent).index(variant) % len(lines)]
-        shade = theme.ink if variant is run.baseline else theme.cycle[color]
-        chosen[variant.name] = Look(variant.title, shade, "-" if variant is run.baseline else line)
-    return chosen
-
-
-# --- the first figure ---------------------------------------------------------------------------
-
-
-def _panels(run: Run) -> list[Over]:
-    return [
-        Over(replace(sizes(run)[1], title="Stored size"), _steps_label, zero=False),
-        Over(replace(compute(run), title="Compute, dense run excluded"), stored_label),
-        Over(whole_compute(run), stored_label),
-    ]
-
-
-def _steps_label(variant: Variant) -> str:
-    """How long a branch is; its size is on the axis."""
-    steps = kind_of(variant).steps
-    return f"+{steps} %" if steps and not variant.name.endswith("-cut") else ""
-
-
-def _knee(run: Run) -> float:
-    return _above(run, 0.12)
-
-
-def _above(run: Run, share: float) -> float:
-    """The highest loss of the rivals that matter, and this share of their range above it."""
-    loss = bits(run)
-    ends = [loss.mean(v) for family in _IN_VIEW for v in of_family(run, family)]
-    ends += [loss.mean(run.baseline)] if run.baseline is not None else []
-    known = [value for value in ends if math.isfinite(value)]
-    return max(known) + share * (max(known) - min(known)) if len(known) > 1 else math.nan
-
-
-_FIRST: Final = Scatter(
-    "pays", "Loss against size and compute",
-    "Further down and further left is better. Left: stored size, with the steps of each branch in "
-    "percent of the dense run's. Middle: compute where the dense run exists anyway. Right: with "
-    "the dense run, for whatever starts from it or learns from it; percent beside a point is its "
-    "stored size. Compute: floating-point operations of the training, a teacher's included. The "
-    "cut alone is measured on validation files. In the grey band at the top the axis is "
-    "compressed.",
-    bits, _panels, _groups, says, knee=_knee,
-    missing="No finished seed has a loss, a size and its compute.",
-)  # fmt: skip
-
 
 # --- claims -------------------------------------------------------------------------------------
 
@@ -273,7 +157,7 @@ def _curves(run: Run) -> list[Panel]:
             mine,
             bins=None,
             late="top",
-            most=_above(run, 1.5),
+            most=above(run, 1.5),
             mark=_switch,
         )
 
@@ -300,6 +184,23 @@ _FIGURES: Final = (
         _curves, missing="No loss on validation files was recorded.",
     ),
 )  # fmt: skip
+
+
+# --- looks ----------------------------------------------------------------------------------------
+
+
+def _look(run: Run, theme: Theme) -> dict[str, Look]:
+    """The color of the family; of several branches of a size, one line style each."""
+    lines: Sequence[LineStyle] = ("-", "--", "-.")
+    chosen = {}
+    for variant in run.variants:
+        _, color, _, line = family_style(variant)
+        kind = kind_of(variant)
+        if kind.family == "branch":
+            line = lines[branches(run, kind.percent).index(variant) % len(lines)]
+        shade = theme.ink if variant is run.baseline else theme.cycle[color]
+        chosen[variant.name] = Look(variant.title, shade, "-" if variant is run.baseline else line)
+    return chosen
 
 
 # --- what is missing ----------------------------------------------------------------------------
@@ -334,7 +235,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _compared_in(run: Run) -> list[Measure]:
-    return [bits(run), sizes(run)[1], as_ratio(compute(run)), TRAINING_MEMORY]
+    return [bits(run), sizes(run)[1], as_ratio(compute(run))]
 
 
 def _compared(run: Run) -> list[tuple[Variant, Variant]]:
@@ -350,11 +251,14 @@ def _compared(run: Run) -> list[tuple[Variant, Variant]]:
 
 
 PAGE: Final = Page(
-    lead=(_FIRST,),
+    lead=(FIRST_FIGURE,),
     results=(
         ByVariant("results", "Results", results, seeds=True),
-        ByVariant("cuts", "What the cut lost", CUTS, only=was_cut, empty="Nothing was cut.",
-                  note="On the validation files."),
+        ByVariant(
+            "cuts", "What the cut lost", CUTS, only=was_cut, empty="Nothing was cut.",
+            note="The first cut of each. All on the part of the validation files that is looked at "
+            "while training, so the end differs a little from the results.",
+        ),
         ByVariant("costs", "Sizes, time and memory", costs),
     ),
     closing={
@@ -366,7 +270,11 @@ PAGE: Final = Page(
     },
     claims=_claims,
     figures=_FIGURES,
-    details=(Compared(_compared, _compared_in), BySeed(SEED_NUMBERS), Own(ranks_table)),
+    details=(
+        Compared(_compared, _compared_in),
+        BySeed(SEED_NUMBERS),
+        Own(partial(ranks_table, brief=True)),
+    ),
     missing=_missing,
     look=_look,
 )  # fmt: skip
