@@ -1,4 +1,4 @@
-"""Two of the three kinds of figures: curves in panels, and values by variant."""
+"""Two kinds of figures: curves in panels, and values by variant."""
 
 from __future__ import annotations
 
