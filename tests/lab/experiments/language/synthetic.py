@@ -48,30 +48,40 @@ def half(title: str, bits: float, stored: float) -> Plan:
 
 PLANS = {
     "dense": Plan("dense", 1.930, 1.0, 1.0),
-    "branch-75-5": branch("branch to 75 %, 5 % of the steps", 1.931, 0.75, 0.05, 1.934),
-    "branch-50-5": branch("branch to 50 %, 5 % of the steps", 1.993, 0.49, 0.05, 2.055),
-    "branch-50-20": branch("branch to 50 %, 20 % of the steps", 1.947, 0.49, 0.20, 2.055),
-    "branch-50-20-alone": branch("the same without a teacher", 1.971, 0.49, 0.20, 2.055),
-    "branch-30-38": branch("branch to 30 %, 38 % of the steps", 2.040, 0.31, 0.38, 3.1),
-    "half-75": half("cut at half to 75 %", 1.945, 0.75),
-    "half-50": half("cut at half to 50 %", 1.981, 0.49),
-    "half-30": half("cut at half to 30 %", 2.061, 0.31),
+    "branch-75-5": branch("branch, 75 %, + 5 % of the steps", 1.931, 0.75, 0.05, 1.934),
+    "branch-50-5": branch("branch, 50 %, + 5 % of the steps", 1.993, 0.49, 0.05, 2.055),
+    "branch-50-20": branch("branch, 50 %, + 20 % of the steps", 1.947, 0.49, 0.20, 2.055),
+    "branch-50-20-alone": branch(
+        "branch, 50 %, + 20 % of the steps, no teacher", 1.971, 0.49, 0.20, 2.055
+    ),
+    "branch-30-38": branch("branch, 30 %, + 38 % of the steps", 2.040, 0.31, 0.38, 3.1),
+    "half-75": half("cut at half, 75 %", 1.945, 0.75),
+    "half-50": half("cut at half, 50 %", 1.981, 0.49),
+    "half-30": half("cut at half, 30 %", 2.061, 0.31),
     "narrow-75": Plan("narrow, 75 %", 1.941, 0.77, 0.77),
     "narrow-50": Plan("narrow, 50 %", 1.988, 0.48, 0.47),
     "narrow-30": Plan("narrow, 30 %", 2.050, 0.30, 0.28),
     "narrow-75-short": Plan("narrow, 75 %, short", 2.750, 0.77, 0.05, steps=0.065),
     "narrow-50-short": Plan("narrow, 50 %, short", 2.240, 0.48, 0.15, steps=0.32),
     "narrow-30-short": Plan("narrow, 30 %, short", 2.090, 0.30, 0.24, steps=0.83),
-    "narrow-50-teacher": Plan("narrow, 50 %, teacher", 1.909, 0.48, 0.81, 1.0),
-    "narrow-50-teacher-short": Plan("narrow, 50 %, teacher, short", 2.62, 0.48, 0.15, 1.0, 0.2),
-    "narrow-30-teacher": Plan("narrow, 30 %, teacher", 1.969, 0.30, 0.62, 1.0),
-    "narrow-30-teacher-short": Plan("narrow, 30 %, teacher, short", 2.26, 0.30, 0.24, 1.0, 0.3),
-    "oialr-paper": Plan("OIALR, published", 2.31, 0.92, 0.94, cut=2.4, cut_step=300, rank=0.4),
-    "frozen-50": Plan("frozen, both repairs", 2.052, 0.49, 0.74, cut=2.3, cut_step=508, rank=0.35),
-    "frozen-50-plain": Plan("frozen, plain", 2.19, 0.49, 0.74, cut=2.3, cut_step=508, rank=0.35),
-}  # fmt: skip
-DEMO = ("dense", "branch-75-5", "branch-50-5", "branch-50-20", "branch-30-38", "narrow-50",
-        "narrow-50-short", "narrow-50-teacher-short", "oialr-paper", "frozen-50")  # fmt: skip
+    "narrow-50-teacher": Plan("narrow, 50 %, with teacher", 1.909, 0.48, 0.81, 1.0),
+    "narrow-50-teacher-short": Plan(
+        "narrow, 50 %, with teacher, short", 2.62, 0.48, 0.15, 1.0, 0.2
+    ),
+    "narrow-30-teacher": Plan("narrow, 30 %, with teacher", 1.969, 0.30, 0.62, 1.0),
+    "narrow-30-teacher-short": Plan(
+        "narrow, 30 %, with teacher, short", 2.26, 0.30, 0.24, 1.0, 0.3
+    ),
+    "oialr-paper": Plan(
+        "OIALR, published settings", 2.31, 0.92, 0.94, cut=2.4, cut_step=300, rank=0.4
+    ),
+    "frozen-50": Plan("frozen bases, 50 %", 2.052, 0.49, 0.74, cut=2.3, cut_step=508, rank=0.35),
+    "frozen-50-plain": Plan(
+        "frozen bases, 50 %, plain", 2.19, 0.49, 0.74, cut=2.3, cut_step=508, rank=0.35
+    ),
+}
+DEMO = ("dense", "branch-75-5", "branch-50-20", "branch-30-38", "narrow-75", "narrow-50",
+        "narrow-50-short", "narrow-30", "oialr-paper")  # fmt: skip
 
 
 def language_run(

@@ -102,7 +102,7 @@ def test_losses_are_on_validation_files_where_no_test_was_read_and_that_is_said(
 
 def test_the_closing_table_has_bits_size_and_compute(finished):
     heading, *lines = closing_table(finished).splitlines()
-    assert " ".join(heading.split()) == "variant bits stored % compute % with dense run %"
+    assert " ".join(heading.split()) == "variant bits stored % compute % with dense %"
     assert len(lines) == len(PLANS)
     assert max(map(len, (heading, *lines))) <= 100
 
@@ -326,7 +326,7 @@ def test_other_files_and_a_cut_without_a_loss_are_said(tmp_path):
     write_rows(folder / "variants/branch-50-20/seed-0/metrics.jsonl", [])
     said = notes_of(folder)
     assert "read 2 different sets of files" in said
-    assert "No loss right after the cut was recorded for branch to 50 %" in said
+    assert "No loss right after the cut was recorded for branch, 50 %" in said
 
 
 def test_ranks_have_one_column_per_variant_that_was_cut(finished):

@@ -266,7 +266,7 @@ PAGE: Final = Page(
         "validation_bits": "bits",
         "stored_percent_of_dense": "stored %",
         "compute_percent_of_dense": "compute %",
-        "whole_compute_percent_of_dense": "with dense run %",
+        "whole_compute_percent_of_dense": "with dense %",
     },
     claims=_claims,
     figures=_FIGURES,
