@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Trains the default recipe, dense and low-rank side by side, and writes a report.
+# Trains a small GPT on Python's own sources, then makes it smaller, beside narrow networks from
+# scratch, and writes a report.
 #
-#   ./demo.sh                 a few minutes on two CPU cores; run it again to go on after a stop
+#   ./demo.sh                 about six minutes on two CPU cores; run it again to go on after a stop
 #   ./demo.sh --help          the options of `orthotrain train`, all of which may be given here
 set -euo pipefail
 

@@ -21,8 +21,8 @@ from orthotrain.lab.run.record import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
-    "delay_fraction", "every_fraction", "rank", "layer_fraction",
-    "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
+    "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step",
+    "layer_fraction", "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
 }  # fmt: skip
 SETTINGS = {
     "data": {
@@ -83,8 +83,8 @@ OPTIONS = {
 
 # A run of seconds: one epoch on a small network.
 QUICK = [
-    "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256", "--model.width", "8",
-    "--model.depth", "1", "--jobs", "1",
+    "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
+    "--model.width", "8", "--model.depth", "1", "--jobs", "1",
 ]  # fmt: skip
 
 
@@ -104,8 +104,11 @@ def parser_of(command, recipe="digits-minivit"):
 
 
 def config_of(*arguments):
-    """The run that the options of ``train`` describe."""
-    return parse_run("train", [*map(str, arguments)]).config
+    """The run that the options of ``train`` describe, of digits-minivit where none is named."""
+    words = [*map(str, arguments)]
+    names = (*recipe_names(), "--config", "--resume", "--recipe")
+    named = any(word.split("=")[0] in names for word in words)
+    return parse_run("train", words if named else ["digits-minivit", *words]).config
 
 
 def options_of(parser):
@@ -139,7 +142,7 @@ def test_commands_are_the_frozen_set():
         (["train", "digits-minivit", "latent-linear"], "need one recipe, got digits-minivit and"),
         (["train", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
         (["train", "--resum", "latent-linear", "--jobs", "9"], "unrecognized arguments: --resum"),
-        (["train", "nope"], "recipe 'nope' does not exist; choose from digits-minivit"),
+        (["train", "nope"], "recipe 'nope' does not exist; choose from stdlib-gpt"),
         (
             ["train", "cifar10-dbn", "--tuned.rank", "energy=1"],
             "unrecognized arguments: --tuned.rank",
@@ -150,13 +153,16 @@ def test_commands_are_the_frozen_set():
         (["tune", "cifar10-dbn"], "cifar10-dbn has no settings to search for"),
         (["train", "--nope", "1"], "unrecognized arguments: --nope"),
         (["train", "--optim.lr", "fast"], "optim.lr"),
-        (["train", "--optim.lr", "-1"], "optim.lr=-1.0 must be positive"),
+        (["train", "digits-minivit", "--optim.lr", "-1"], "optim.lr=-1.0 must be positive"),
         (["train", "--scale", "huge"], "has no scale 'huge'; choose from smoke"),
         (
             ["train", "--config", "/does/not/exist.yaml"],
             "exist.yaml does not exist; need a YAML file",
         ),
-        (["train", "--paper.delay_fraction", "-0.5"], "delay_fraction=-0.5 must lie in [0, 1)"),
+        (
+            ["train", "digits-minivit", "--paper.delay_fraction", "-0.5"],
+            "delay_fraction=-0.5 must lie in [0, 1)",
+        ),
         (["train", "--variants", "wide"], "'wide' is not a variant"),
         (["train", "--seeds", "-1"], "must not be negative"),
         (["train", "--jobs", "9"], "--jobs 9: need 1 or 2"),
@@ -215,7 +221,7 @@ def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
     assert "rank_rtol" in error
     assert not (tmp_path / "c").exists()  # refused before anything is written
     error = fails(
-        capsys, "train", "cifar10-minivit", *QUICK, "--data.dir", tmp_path, "--run-dir",
+        capsys, "train", "cifar10-minivit", *QUICK[1:], "--data.dir", tmp_path, "--run-dir",
         tmp_path / "d",
     )  # fmt: skip
     assert "cifar10_jpeg.npz" in error
@@ -259,8 +265,8 @@ def test_values_may_be_unset_and_auto():
 )
 def test_a_value_of_an_option_is_no_recipe(tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "latent-linear.yaml").write_text("data: {name: cifar10}\n")
-    assert config_of(*line).recipe == "digits-minivit"
+    (tmp_path / "latent-linear.yaml").write_text("data: {batch_size: 7}\n")
+    assert parse_run("train", line).config.recipe == "stdlib-gpt"
     assert config_of(*line, "cifar10-minivit", "--seeds", 7).recipe == "cifar10-minivit"
 
 

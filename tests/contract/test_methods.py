@@ -15,6 +15,7 @@ from lowrank.nets import as_published
 from methods.doubles import backward, hook_counts, same, small_model
 from orthotrain.diagnostics import BasisStability, ConditionMonitor
 from orthotrain.errors import ConfigError
+from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import (
     Method,
     NearestOrthogonalGradient,
@@ -41,6 +42,18 @@ METHODS = {
     "condition_monitor": ConditionMonitor(("0", "2"), every_steps=2),
     "adaptive_low_rank": as_published(
         delay_steps=2, every_steps=2, rank_rtol=0.5, dense_last=False, only_if_cheaper=False
+    ),
+    "adaptive_low_rank_by_loss": AdaptiveLowRank(
+        delay_steps=2, every_steps=2, energy=0.8, dense_last=False, only_if_cheaper=False
+    ),
+    "adaptive_low_rank_frozen_by_loss": AdaptiveLowRank(
+        delay_steps=0,
+        collect_steps=2,
+        every_steps=2,
+        energy=0.8,
+        dense_last=False,
+        only_if_cheaper=False,
+        bases="frozen",
     ),
     "nearest_orthogonal_gradient": NearestOrthogonalGradient(("0", "2"), record_every=2),
     "nearest_orthogonal_update": NearestOrthogonalGradient(

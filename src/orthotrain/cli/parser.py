@@ -139,6 +139,6 @@ def _base(first: Namespace, content: dict[str, Any]) -> RunConfig:
         for given, saved in ((recipe, content.get("recipe")), (first.scale, content.get("scale"))):
             if given not in (None, saved):
                 raise ConfigError(f"--resume: {first.run_dir} is a run of {saved}, not of {given}")
-    return recipe_config(
-        recipe or content.get("recipe", DEFAULT_RECIPE), first.scale or content.get("scale", "cpu")
-    )
+    name = recipe or content.get("recipe", DEFAULT_RECIPE)
+    scale = first.scale or content.get("scale") or find_recipe(name).default_scale
+    return recipe_config(name, scale)

@@ -21,7 +21,7 @@ from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.experiment import Experiment
 
-DEFAULT_RECIPE = "digits-minivit"
+DEFAULT_RECIPE = "stdlib-gpt"
 ENTRY_POINTS = "orthotrain.experiments"
 _HERE = "orthotrain.lab.experiments"
 

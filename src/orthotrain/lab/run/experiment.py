@@ -75,6 +75,11 @@ class Experiment:
     page: str = ""
     search: str = ""
 
+    @property
+    def default_scale(self) -> Scale:
+        """The size of a run where none is named: minutes, on any machine."""
+        return "demo" if "demo" in self.config else "cpu"
+
     def at(self, scale: Scale) -> RunConfig:
         """The settings at a size of the run.
 
