@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from orthotrain.layers import Bases
 from orthotrain.layers._factors import (
@@ -69,14 +70,27 @@ def change_site_(
     kept = float(energy[:, :rank].sum())
     if switched:
         layer.switched_at = run.step
-    change = _change_of_state(site, p, s[..., :rank], qh, bases)
-    cut_site_(site, p, s[..., :rank], qh, bases=bases)
-    resize(
-        run.optimizer, site.parameter, change,
-        new_shape=site.parameter.shape, mode=mode, name=site.name,
-    )  # fmt: skip
+    kept_part = (p, s[..., :rank], qh)
+    cut_trained_site_(site, kept_part, run.optimizer, mode=mode, bases=bases)
     kept_energy = kept / max(kept + sum(layer.cut_energy), sys.float_info.min)
     return Change(switched, rank, rank_before, kept_energy)
+
+
+def cut_trained_site_(
+    site: Site,
+    kept: Decomposition,
+    optimizer: Optimizer,
+    *,
+    mode: StateMode = "rotate",
+    bases: Bases = "frozen",
+) -> None:
+    """``cut_site_``, and the state of the optimizer that trains the site follows."""
+    change = _change_of_state(site, *kept, bases)
+    cut_site_(site, *kept, bases=bases)
+    resize(
+        optimizer, site.parameter, change,
+        new_shape=site.parameter.shape, mode=mode, name=site.name,
+    )  # fmt: skip
 
 
 def _change_of_state(

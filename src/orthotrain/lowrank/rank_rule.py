@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import Tensor
 
@@ -142,6 +142,15 @@ def require(holds: bool, name: str, value: object, needed: object) -> None:
     """
     if not holds:
         raise ConfigError(f"{name} must be {needed}, got {value!r}")
+
+
+def require_bases(bases: object) -> None:
+    """Refuse a form of factors that there is not.
+
+    Raises:
+        ConfigError: ``bases`` is neither ``"frozen"`` nor ``"trained"``.
+    """
+    require(bases in get_args(Bases), "bases", bases, get_args(Bases))
 
 
 def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from orthotrain._checks import require_steps
 from orthotrain.layers import Bases
 from orthotrain.lowrank.history import POINTS_TO_SETTLE
-from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
+from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_bases, require_share
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.methods.optimizer_state import StateMode
 
@@ -52,7 +52,7 @@ class LowRankSettings:
         require_share("layer_fraction", self.layer_fraction, one=True)
         modes = get_args(StateMode)
         require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
-        require(self.bases in get_args(Bases), "bases", self.bases, get_args(Bases))
+        require_bases(self.bases)
         if self.bases == "trained":
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
