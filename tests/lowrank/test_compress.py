@@ -354,6 +354,23 @@ def test_a_group_that_the_loss_does_not_feel_needs_no_numbers_of_its_own():
     torch.testing.assert_close(conv.weight, weight.detach(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("given", [{}, {"data": 3}, {"data": 3, "loss": squares}], ids=str)
+def test_two_trained_factors_hold_more_ranks_in_a_budget(given):
+    given = given | ({"data": stretched(3, 16)} if given else {})
+    frozen, trained = (
+        compress(mlp(16), stored_budget=0.6, bases=bases, **given)
+        for bases in ("frozen", "trained")
+    )
+    numbers = sum(p.numel() for p in trained.parameters())
+    assert trained.compression.stored == numbers <= 0.6 * 3 * (16 * 16 + 16)
+    ranks = [sum(row.rank or 16 for row in m.compression.layers) for m in (frozen, trained)]
+    assert ranks[1] > ranks[0]
+    for layer, row in zip(trained[::2], trained.compression.layers, strict=True):
+        if row.rank is not None:
+            assert layer.pair.shape == (row.rank, 32)
+            assert row.stored == row.rank * 32
+
+
 def test_only_and_skip_choose_the_layers():
     model = compress(mlp(8), **CUT, only=["0", "4"], skip=["4"])
     assert [type(m) is LowRankLinear for m in model[::2]] == [True, False, False]
@@ -397,6 +414,7 @@ def another(model, x):
         ({"data": [torch.full((4, 8), torch.inf).double()]}, NonFiniteError, "inputs of 0 hold"),
         ({"only": "0"}, ConfigError, "only to be a sequence"),
         ({"only": ["nothing"]}, ConfigError, "'nothing'"),
+        ({"bases": "both"}, ConfigError, "bases must be"),
         ({"rank_rtol": None, "stored_budget": 1.5}, ConfigError, "stored_budget must be a share"),
         ({"rank_rtol": None, "stored_budget": 0.0}, ConfigError, "stored_budget must be a share"),
     ],

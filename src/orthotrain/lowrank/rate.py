@@ -29,7 +29,8 @@ def rate_after_cut(
     ``peak * min(1, length / 0.4) * min(1, sqrt(lost / 0.002))`` with ``length = steps /
     dense_steps`` and ``lost = (loss_after - loss_before) / loss_before``. Short training takes a
     lower rate, because it has less time to come down from one. A cut that lost nothing has
-    nothing to repair, and any restart at the old rate would end above it: the rate is zero.
+    nothing to repair, and any restart at the old rate would end above it: the rate is zero. For a
+    start whose own training is finished; half-way through a run its schedule goes on.
 
     Args:
         peak: Peak rate of the dense run.

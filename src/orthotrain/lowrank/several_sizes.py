@@ -76,8 +76,9 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
         count_operations: Count floating-point operations of ``train_on`` by
-            ``torch.utils.flop_counter``: products and convolutions, the teacher's, too. It slows
-            small models down by about half, so seconds are then not those of plain training.
+            ``torch.utils.flop_counter``: products and convolutions, the teacher's, too; torch
+            leaves out attention on a CPU. It slows small models down by about half, so seconds
+            are then not those of plain training.
 
     Returns:
         The branches and their table.
