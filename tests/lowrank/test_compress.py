@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import Compression, StoredBudget, compress
+from orthotrain.lowrank import Compression, LayerRule, StoredBudget, compress
 from reference import metric_svd as twin
 
 CUT = {"rank_rtol": 0.3, "only_if_cheaper": False}
@@ -369,6 +370,24 @@ def test_two_trained_factors_hold_more_ranks_in_a_budget(given):
         if row.rank is not None:
             assert layer.pair.shape == (row.rank, 32)
             assert row.stored == row.rank * 32
+
+
+@dataclass(frozen=True)
+class Rank(LayerRule):
+    """One rank for all."""
+
+    k: int
+
+    def rank(self, layer):
+        return self.k
+
+
+def test_a_cut_pays_earlier_where_both_factors_are_trained():
+    # Of 256 numbers: 7 x 32 in two factors, 7 x 7 more with a core between them.
+    for bases, layer in (("frozen", nn.Linear), ("trained", LowRankLinear)):
+        model = compress(mlp(16), rank=Rank(7), bases=bases)
+        assert [type(m) for m in model[::2]] == [layer] * 3
+        assert type(compress(mlp(16), rank=Rank(8), bases=bases)[0]) is nn.Linear
 
 
 def test_only_and_skip_choose_the_layers():

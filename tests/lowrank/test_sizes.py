@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from contract.test_optimizer_state_contract import OPTIMIZERS
+from contract.test_optimizer_state_contract import OPTIMIZERS, Row
 from lowrank.nets import (
     Everything,
     attached,
@@ -109,6 +109,7 @@ def test_an_attached_start_with_a_scheduler_keeps_its_own_steps():
 
     def train_on(branch):
         assert "step" not in vars(branch.optimizer)
+        assert not branch.optimizer._optimizer_step_pre_hooks
         attach(branch.model, branch.optimizer, AdaptiveLowRank(delay_steps=1, every_steps=1))
         return three_steps(branch)
 
@@ -153,7 +154,10 @@ def test_a_branch_is_what_the_switch_of_the_method_makes(kind):
     assert same(seen[0], expected | {"gradients": [None] * len(expected["gradients"])})
 
 
-@pytest.mark.parametrize("row", OPTIMIZERS, ids=str)
+HELD_LBFGS = Row(torch.optim.LBFGS, {"lr": 0.1, "max_iter": 2}, restarts=True, wrapped=True)
+
+
+@pytest.mark.parametrize("row", [*OPTIMIZERS, HELD_LBFGS], ids=str)
 def test_every_optimizer_trains_its_branch_and_not_the_start(row):
     model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(2)))
     model = filled(model, dtype=torch.float32)  # without biases: Muon takes matrices alone
@@ -238,6 +242,22 @@ def test_losses_before_and_after_the_cut_are_those_of_the_data():
     without = sizes(model, optimizer, [0.8], train_on=look).branches[0]
     assert without.loss_before is without.loss_after is None
     assert without.rate(0.1, steps=40, dense_steps=100) == pytest.approx(0.1)
+
+
+def test_losses_are_measured_in_evaluation_mode_and_the_branch_trains_as_the_start_did():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5))
+    model = filled(model).train()
+    model[3].eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def look(branch):
+        assert [m.training for m in branch.model.modules()] == [m.training for m in model.modules()]
+        branch.model.eval()
+        with torch.no_grad():
+            return sum(squares(branch.model, x) for x in data_of()) / 4
+
+    (branch,) = sizes(model, optimizer, [0.8], train_on=look, **MEASURED).branches
+    assert branch.loss_after == pytest.approx(branch.final_loss, rel=1e-12)
 
 
 def test_the_teacher_is_the_start_frozen_and_one_for_all():
