@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from documentation import ROOT, python_blocks
+from lowrank.nets import as_published
 from methods.doubles import backward, hook_counts, same, small_model
 from orthotrain.diagnostics import BasisStability, ConditionMonitor
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import (
     Method,
     NearestOrthogonalGradient,
@@ -39,7 +39,7 @@ def from_the_page(name: str) -> type[Method]:
 METHODS = {
     "basis_stability": BasisStability(every_steps=2),
     "condition_monitor": ConditionMonitor(("0", "2"), every_steps=2),
-    "adaptive_low_rank": AdaptiveLowRank(
+    "adaptive_low_rank": as_published(
         delay_steps=2, every_steps=2, rank_rtol=0.5, dense_last=False, only_if_cheaper=False
     ),
     "nearest_orthogonal_gradient": NearestOrthogonalGradient(("0", "2"), record_every=2),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from lowrank.nets import as_published
 from methods.doubles import hook_counts, same, small_model
 from orthotrain.diagnostics import ConditionMonitor, conditioning
 from orthotrain.diagnostics._layer_covariance import (
@@ -26,7 +27,6 @@ from orthotrain.layers import (
     DecorrelatedBatchNorm3d,
     GlobalCovariancePool,
 )
-from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import NearestOrthogonalGradient, SpectralNormalization, attach
 from reference import conditioning as twins
 from reference.matrices import from_spectrum
@@ -632,7 +632,7 @@ def test_called_by_hand():
 
 def test_a_layer_that_becomes_low_rank_is_seen_by_its_core():
     model = fill_(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
-    low = AdaptiveLowRank(
+    low = as_published(
         delay_steps=2, every_steps=2, rank_rtol=0.5, dense_last=False, only_if_cheaper=False
     )
     optimizer, handle = attached(model, low, params="0")

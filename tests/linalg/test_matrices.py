@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -119,7 +121,7 @@ def test_methods_diagnostics_low_rank_and_inspect_read_one_weight_alike():
         "attention.in_proj_weight": (3, 24, 24), "attention.out_proj": (1, 24, 24),
     }  # fmt: skip
 
-    sites, _ = find_sites(model, Selection(min_side_ratio=None))
+    sites, _ = find_sites(model, Selection(max_aspect=math.inf))
     held = {site.name: sizes(site.layout) for site in sites}
     assert held == {name: expected[name] for name in expected if name != "up"}
 

@@ -18,7 +18,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from orthotrain import AdaptiveLowRank, attach
+from lowrank.nets import as_published
+from orthotrain import attach
 from orthotrain.errors import OrthotrainWarning
 from orthotrain.lowrank import look
 from orthotrain.lowrank.agree import Agreement
@@ -27,8 +28,8 @@ WORLD, BATCH, STEPS = 2, 8, 10
 
 # Switches after step 3 and cuts after 5, 7 and 9; the last step is one between updates.
 SCHEDULE = {"delay_steps": 3, "every_steps": 2, "layer_fraction": 1.0, "only_if_cheaper": False}
-METHOD = AdaptiveLowRank(rank_rtol=0.9, max_drop=0.2, **SCHEDULE)
-TRAINED = AdaptiveLowRank(rank_rtol=0.9, max_drop=0.2, bases="trained", **SCHEDULE)
+METHOD = as_published(rank_rtol=0.9, max_drop=0.2, **SCHEDULE)
+TRAINED = as_published(rank_rtol=0.9, max_drop=0.2, bases="trained", **SCHEDULE)
 
 MODES = {
     "default": {},
@@ -171,7 +172,7 @@ def communication_hook(rank):
 
 def power_sgd(rank):
     """A hook that keeps tensors of the shapes of the last step."""
-    method = AdaptiveLowRank(
+    method = as_published(
         delay_steps=3, every_steps=4, rank_rtol=0.9, layer_fraction=1.0, only_if_cheaper=False
     )
     model, wrapper, optimizer, _ = wrapped(rank, method=method)
@@ -224,7 +225,7 @@ def low_rank_before_it_is_wrapped(rank):
     """Other weights on each process, each low-rank by itself, then wrapped: one model again."""
     model = Net(seed=rank)
     optimizer = adamw(model)
-    method = AdaptiveLowRank(
+    method = as_published(
         delay_steps=0, every_steps=4, rank_rtol=0.99, layer_fraction=1.0, only_if_cheaper=False
     )
     with warnings.catch_warnings(record=True) as caught:
@@ -313,7 +314,7 @@ def evaluation_on_one_process(rank):
 
 def losses_that_disagree(rank, jumps_on):
     """The guard of one process sees a jump, that of the other sees none."""
-    method = AdaptiveLowRank(
+    method = as_published(
         delay_steps=12, every_steps=12, rank_rtol=0.3, layer_fraction=1.0, only_if_cheaper=False
     )
     model, wrapper, optimizer, handle = wrapped(rank, method=method)
@@ -328,9 +329,7 @@ def losses_that_disagree(rank, jumps_on):
 
 
 def automatic_delay(rank):
-    method = AdaptiveLowRank(
-        delay_steps="auto", every_steps=1, rank_rtol=0.3, only_if_cheaper=False
-    )
+    method = as_published(delay_steps="auto", every_steps=1, rank_rtol=0.3, only_if_cheaper=False)
     model, wrapper, optimizer, handle = wrapped(rank, method=method)
     train(wrapper, optimizer, steps=3 * STEPS, rank=rank)
     switches = [record["step"] for record in handle.records if record["event"] == "switch"]
@@ -353,7 +352,7 @@ def failure_of_the_first(rank):
 
 def another_step(rank):
     """With nothing to change, so that the first process is not left waiting."""
-    method = AdaptiveLowRank(delay_steps=2, every_steps=2, rank_rtol=0.0)
+    method = as_published(delay_steps=2, every_steps=2, rank_rtol=0.0)
     _, wrapper, optimizer, handle = wrapped(rank, method=method)
     handle.run.step = 10 * rank
     try:
@@ -378,7 +377,7 @@ def wrapper_not_told(rank):
 
     With a square layer at full rank, so that the shape stays and torch has nothing to notice.
     """
-    method = AdaptiveLowRank(rank_rtol=0.0, skip=["wide"], **SCHEDULE)
+    method = as_published(rank_rtol=0.0, skip=["wide"], **SCHEDULE)
     told, Agreement.structure_changed = Agreement.structure_changed, lambda self: None
     try:
         return in_mode(rank, "find_unused_parameters", method)

@@ -22,7 +22,8 @@ from lowrank.ddp_worker import (
     joined_batch,
     train,
 )
-from orthotrain import AdaptiveLowRank, attach
+from lowrank.nets import as_published
+from orthotrain import attach
 from orthotrain.errors import ConfigError
 from orthotrain.methods._compat import (
     cannot_resize_under,
@@ -296,4 +297,4 @@ def test_a_wrapper_that_reduces_some_gradients_by_itself_is_refused(process_grou
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="delay_all_reduce_named_params"):
-        attach(wrapper, optimizer, AdaptiveLowRank(delay_steps=1, every_steps=1))
+        attach(wrapper, optimizer, as_published(delay_steps=1, every_steps=1))

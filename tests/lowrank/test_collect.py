@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from reference.matrices import generator
 
 
 def sites_of(model, **options):
-    return find_sites(model, Selection(min_side_ratio=None, **options))[0]
+    return find_sites(model, Selection(max_aspect=math.inf, **options))[0]
 
 
 def collected(model, run, *, gradients=True, passes=1, **options):
@@ -33,7 +34,7 @@ def collected(model, run, *, gradients=True, passes=1, **options):
             loss = run(model)
             if gradients:
                 loss.backward()
-                collector.end_pass()
+            collector.end_pass()
     return {site.name: collector.moments(site) for site in sites}
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lowrank.nets import (
     Everything,
+    as_published,
     attached,
     batch,
     events,
@@ -28,7 +29,7 @@ from orthotrain import attach
 from orthotrain.diagnostics import BasisStability
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import AdaptiveLowRank, compress, load, look, save, to_dense
+from orthotrain.lowrank import compress, load, look, save, to_dense
 from reference.matrices import from_spectrum
 
 
@@ -135,7 +136,7 @@ def test_a_layer_that_turns_is_decomposed_once(monkeypatch):
 def test_watching_and_cutting_go_together():
     model = mlp(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = AdaptiveLowRank(delay_steps=2, every_steps=2, rank_rtol=0.3, only_if_cheaper=False)
+    method = as_published(delay_steps=2, every_steps=2, rank_rtol=0.3, only_if_cheaper=False)
     handle = attach(model, optimizer, BasisStability(every_steps=1), method)
     train(model, optimizer, range(6))
     watched = [r for r in handle.records if r["method"] == "basis_stability"]
@@ -327,7 +328,7 @@ def test_steps_called_by_hand_do_the_same():
     optimizer, _ = attached(automatic, rank_rtol=0.3)
     train(automatic, optimizer, range(7))
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
-    method = AdaptiveLowRank(
+    method = as_published(
         delay_steps=2, every_steps=2, rank_rtol=0.3, layer_fraction=1.0, dense_last=False,
         only_if_cheaper=False,
     )  # fmt: skip
@@ -399,7 +400,7 @@ def test_low_rank_layers_without_an_update_are_pointed_out():
     """A resume that forgot the handle's state starts its schedule anew; the summary says so."""
     model = compress(filled(mlp()), rank_rtol=0.5, only_if_cheaper=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = AdaptiveLowRank(delay_steps=2, every_steps=2)
+    method = as_published(delay_steps=2, every_steps=2)
     handle = attach(model, optimizer, method)
     assert "handle.load_state_dict takes back its schedule" in str(handle.summary())
     dense = filled(mlp())
@@ -462,7 +463,7 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
     with caplog.at_level(logging.INFO, logger="orthotrain"):
         model = mlp(6, depth=12)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        method = AdaptiveLowRank(delay_steps=100, every_steps=10, skip=["0"])
+        method = as_published(delay_steps=100, every_steps=10, skip=["0"])
         handle = attach(model, optimizer, method, total_steps=150)
     lines = handle.plan.splitlines()
     assert lines == [
@@ -547,7 +548,7 @@ def test_random_state_outside_is_untouched(tmp_path):
 )
 def test_a_setting_out_of_range_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        AdaptiveLowRank(**{"delay_steps": 1, "every_steps": 1} | settings)
+        as_published(**{"delay_steps": 1, "every_steps": 1} | settings)
 
 
 @pytest.mark.bad_input
@@ -558,7 +559,7 @@ def test_a_setting_out_of_range_is_refused(settings, message):
 def test_a_switch_beyond_the_end_of_the_run_is_refused(delay, total, fits):
     model = mlp(6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = AdaptiveLowRank(delay_steps=delay, every_steps=2)
+    method = as_published(delay_steps=delay, every_steps=2)
     if fits:
         attach(model, optimizer, method, total_steps=total)
         return

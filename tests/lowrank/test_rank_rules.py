@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import orthotrain
-from orthotrain import AdaptiveLowRank, Energy, Relative, StoredBudget, attach, compress
+from lowrank.nets import as_published
+from orthotrain import Energy, Relative, StoredBudget, attach, compress
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank import RANK_RULES, Candidate, LayerRule, RankRule, read_rule
 from reference.matrices import generator
@@ -23,7 +24,7 @@ NAMED = r"rank=Relative\(\.\.\.\), rank=Energy\(\.\.\.\), rank=StoredBudget\(\.\
 
 
 def by_method(**rule):
-    return AdaptiveLowRank(**SCHEDULE, **rule)
+    return as_published(**SCHEDULE, **rule)
 
 
 def by_compress(**rule):
@@ -46,7 +47,7 @@ def trained_ranks(**rule):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     free = {"layer_fraction": 1.0, "max_drop": 1.0, "dense_last": False}
-    handle = attach(model, optimizer, AdaptiveLowRank(**SCHEDULE, **free, **rule))
+    handle = attach(model, optimizer, as_published(**SCHEDULE, **free, **rule))
     model(torch.randn(4, 24, generator=generator(1))).sum().backward()
     optimizer.step()
     return [row.rank for row in handle.summary().rows]

@@ -128,10 +128,9 @@ def test_an_attached_start_with_a_scheduler_keeps_its_own_steps():
 def switched_by_the_method(model, optimizer, share):
     """What ``AdaptiveLowRank``'s own switch makes of a model and its optimizer, all layers cut."""
     method = AdaptiveLowRank(
-        delay_steps=0, every_steps=99, rank=StoredBudget(share), bases="trained",
-        layer_fraction=1.0, max_drop=1.0, dense_last=False,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
+        delay_steps=0, rank=StoredBudget(share), importance="weight", dense_last=False
+    )
+    with pytest.MonkeyPatch.context() as patch:  # one update that reaches the first layer, too
         patch.setattr(decide, "tail_length", lambda update, *, layers, layer_fraction: layers)
         attach(model, optimizer, method)
 

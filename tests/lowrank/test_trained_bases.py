@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import orthotrain
 from lowrank.nets import (
     Everything,
+    as_published,
     attached,
     batch,
     events,
@@ -315,7 +316,7 @@ def test_a_layer_stays_dense_until_two_factors_hold_fewer_numbers():
 )
 def test_a_setting_that_cannot_work_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        orthotrain.AdaptiveLowRank(delay_steps=1, every_steps=1, **settings)
+        as_published(delay_steps=1, every_steps=1, **settings)
 
 
 @pytest.mark.bad_input
@@ -497,7 +498,7 @@ def test_a_layer_that_switches_under_a_method_is_read_as_two_matrices_from_then_
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     orthotrain.attach(
         model, optimizer,
-        orthotrain.AdaptiveLowRank(
+        as_published(
             delay_steps=2, every_steps=2, rank_rtol=0.1, layer_fraction=1.0, bases="trained",
             only_if_cheaper=False, dense_last=False,
         ),
@@ -515,7 +516,7 @@ def test_a_budget_is_counted_in_the_form_that_is_stored():
     model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(4)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     dense = sum(p.numel() for p in model.parameters())
-    method = orthotrain.AdaptiveLowRank(
+    method = as_published(
         delay_steps=0, every_steps=1, rank=orthotrain.StoredBudget(0.5), layer_fraction=1.0,
         max_drop=1.0, dense_last=False, bases="trained",
     )  # fmt: skip

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import orthogonal
 
+from lowrank.nets import as_published
 from methods import lockstep, nog_worker
 from methods.doubles import same, small_model
 from methods.lockstep import KINDS, Kind, agree, loss_of, make_layer, seeded
 from orthotrain.diagnostics import ConditionMonitor
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor
-from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import NearestOrthogonalGradient, OptimalLearningRate, attach
 from processes import outcomes_of
 from reference import gradient_methods as reference
@@ -271,7 +271,7 @@ def test_a_core_is_a_matrix_like_any_other():
     attach(
         model,
         optimizer,
-        AdaptiveLowRank(
+        as_published(
             delay_steps=2, every_steps=50, rank_rtol=0.0, dense_last=False, only_if_cheaper=False
         ),
         NearestOrthogonalGradient(["0", "2"]),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import orthotrain
+from lowrank.nets import as_published
 from orthotrain.errors import ConfigError
 from orthotrain.layers import LowRankLinear
 from orthotrain.models import EigenGenerator, ema_of
@@ -199,7 +200,7 @@ def test_a_tracked_average_follows_the_structure_of_the_model():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=random, dtype=p.dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    method = orthotrain.AdaptiveLowRank(
+    method = as_published(
         delay_steps=2, every_steps=2, rank_rtol=0.3, dense_last=False, only_if_cheaper=False,
         layer_fraction=1.0,
     )  # fmt: skip

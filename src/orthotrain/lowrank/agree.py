@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
 from orthotrain.linalg import working_dtype
-from orthotrain.lowrank.look import Decomposition
+from orthotrain.lowrank.look import Cut
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
 from orthotrain.methods._compat import (
@@ -51,6 +51,11 @@ class Agreement:
         return group is None or dist.get_rank(group) == 0
 
     @property
+    def shared(self) -> bool:
+        """Whether several processes train this model together."""
+        return self._group is not None
+
+    @property
     def _group(self) -> dist.ProcessGroup | None:
         """The processes that must agree; ``None`` where there is nobody to agree with."""
         wrapper = self._run.wrapper
@@ -73,12 +78,8 @@ class Agreement:
         if self._group is None:
             self._warn_if_others_decide()
             return decide()
-        wrapper, step = self._run.wrapper, self._run.step
-        if wrapper is not None and may_run_out_of_inputs_alone(wrapper):
-            raise ConfigError(
-                "AdaptiveLowRank needs every process at each update. Inside this model.join() one "
-                "may end before the others; pass throw_on_early_termination=True to it"
-            )
+        self._require_all_have_inputs()
+        step = self._run.step
         message = torch.ones(2 + count, dtype=torch.int64, device=self._device)
         shared = self._from_first(lambda: torch.tensor([step, *decide()]), message).tolist()
         if shared[0] != step:
@@ -88,35 +89,41 @@ class Agreement:
             )
         return shared[1:]
 
-    def factors(
-        self, decompose: Callable[[], Decomposition], site: Site, *, rank: int
-    ) -> Decomposition:
-        """The deciding process's ``p, s, qh`` of a site; only that process decomposes.
-
-        ``p`` and ``qh`` are cut to ``rank``, ``s`` is whole: what is cut has to be known.
+    def cut(self, compute: Callable[[], Cut], site: Site, *, rank: int) -> Cut:
+        """The deciding process's cut of a site; only that process decomposes.
 
         Raises:
             StateError: The deciding process failed.
         """
         if self._group is None:
-            p, s, qh = decompose()
-            return p[..., :rank], s, qh[..., :rank, :]
+            return compute()
         parameter, (m, n) = site.parameter, (site.layout.m, site.layout.n)
         if site.factored:  # of a pair it is the core of its product that was decomposed, too
             m = n = site.rank
-        lead = (site.layout.blocks,) if site.layout.blocks > 1 else ()
-        shapes = [(*lead, m, rank), (*lead, min(m, n)), (*lead, rank, n)]
+        blocks = site.layout.blocks
+        lead = (blocks,) if blocks > 1 else ()
+        shapes = [(*lead, m, rank), (*lead, rank), (*lead, rank, n), (blocks,), (blocks,)]
         sizes = [torch.Size(shape).numel() for shape in shapes]
 
         def flat() -> Tensor:
-            p, s, qh = decompose()
-            parts = (p[..., :rank], s, qh[..., :rank, :])
-            return torch.cat([part.reshape(-1) for part in parts])
+            return torch.cat([part.reshape(-1) for part in compute()])
 
         message = parameter.new_ones(1 + sum(sizes), dtype=working_dtype(parameter))
         shared = torch.split(self._from_first(flat, message), sizes)
-        p, s, qh = (part.view(shape) for part, shape in zip(shared, shapes, strict=True))
-        return p, s, qh
+        return Cut(*(part.view(shape) for part, shape in zip(shared, shapes, strict=True)))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place; each gives one of the same shape.
+
+        Raises:
+            ConfigError: Processes may run out of inputs at different steps.
+        """
+        if self._group is not None:
+            self._require_all_have_inputs()
+            on_device = values.to(self._device)
+            dist.all_reduce(on_device, group=self._group)
+            values.copy_(on_device)
+        return values
 
     def share(self, parameter: nn.Parameter) -> None:
         """Give all processes the deciding one's values, to the last bit.
@@ -185,6 +192,14 @@ class Agreement:
         )
 
     # --- communication ------------------------------------------------------------------------
+
+    def _require_all_have_inputs(self) -> None:
+        wrapper = self._run.wrapper
+        if wrapper is not None and may_run_out_of_inputs_alone(wrapper):
+            raise ConfigError(
+                "AdaptiveLowRank needs every process at each update. Inside this model.join() one "
+                "may end before the others; pass throw_on_early_termination=True to it"
+            )
 
     @property
     def _device(self) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,8 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.linalg.factor_pair import balanced_pair
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import Decomposition
+from orthotrain.lowrank.look import Cut
+from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
 from orthotrain.methods.basis_change import BasisChange, CoordinateChange
@@ -46,39 +46,37 @@ class Change:
 def change_site_(
     site: Site,
     layer: LayerHistory,
-    factors: Decomposition,
+    cut: Cut,
     run: Run,
     *,
-    mode: StateMode,
-    bases: Bases = "frozen",
+    settings: LowRankSettings,
 ) -> Change:
     """Take a site to a new rank, its history and the optimizer's state with it.
 
     Args:
         site: Dense or factored.
         layer: Its history.
-        factors: ``p, s, qh`` of its core or dense weight: ``p`` and ``qh`` cut to the new rank,
-            ``s`` whole, since what is cut has to be known.
+        cut: Of its core or dense weight, to the new rank.
         run: With the optimizer and the step.
-        mode: How the optimizer's state follows.
-        bases: The form a dense site takes; a site that is factored keeps the form it has.
+        settings: With the form a dense site takes (a factored one keeps the form it has), how the
+            optimizer's state follows, and whether energies are in a metric.
     """
-    p, s, qh = factors
-    rank, rank_before, switched = p.shape[-1], site.rank, not site.factored
-    energy = s.square().reshape(site.layout.blocks, -1)
-    layer.energy_was_cut(energy[:, rank:].sum(1).tolist())
-    kept = float(energy[:, :rank].sum())
+    rank, rank_before, switched = cut.p.shape[-1], site.rank, not site.factored
+    kept_energy = layer.energy_was_cut(
+        cut.kept.tolist(), cut.lost.tolist(), in_metric=settings.importance != "weight"
+    )
     if switched:
         layer.switched_at = run.step
-    kept_part = (p, s[..., :rank], qh)
-    cut_trained_site_(site, kept_part, run.optimizer, mode=mode, bases=bases)
-    kept_energy = kept / max(kept + sum(layer.cut_energy), sys.float_info.min)
+    cut_trained_site_(
+        site, (cut.p, cut.s, cut.qh), run.optimizer,
+        mode=settings.optimizer_state, bases=settings.bases,
+    )  # fmt: skip
     return Change(switched, rank, rank_before, kept_energy)
 
 
 def cut_trained_site_(
     site: Site,
-    kept: Decomposition,
+    kept: tuple[Tensor, Tensor, Tensor],
     optimizer: Optimizer,
     *,
     mode: StateMode = "rotate",

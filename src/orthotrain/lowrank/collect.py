@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import NonFiniteError
-from orthotrain.linalg import working_dtype
-from orthotrain.linalg.channel_covariance import channel_covariance
+from orthotrain.lowrank.metric import moment_shapes
+from orthotrain.lowrank.moments import Moments, Pass
 from orthotrain.lowrank.observed_attention import attention_observed
 from orthotrain.lowrank.samples import (
     chosen_samples,
@@ -22,51 +22,12 @@ from orthotrain.lowrank.samples import (
     output_samples,
 )
 from orthotrain.lowrank.sites import Site
+from orthotrain.methods.weak_hook import WeakHook
 
 #: Of one call of a layer, at most this many samples are read.
 MOST_SAMPLES: Final = 4096
 
 _Key = tuple[str, int]  # name of a site, and which of its projections
-
-
-@dataclass
-class Moments:
-    """Second moments of one layer, or of one projection of attention.
-
-    Attributes:
-        a: ``(blocks, n, n)``, mean of ``x x^T`` over the samples of the inputs; None before any.
-        a_samples: How many samples that is.
-        b: ``(blocks, m, m)``, sum of ``g g^T`` over the samples of a pass, as a mean over passes;
-            None before any.
-        b_pass: What the present pass has added so far.
-        b_samples: Of how many samples.
-    """
-
-    a: Tensor | None = None
-    a_samples: int = 0
-    b: Tensor | None = None
-    b_pass: Tensor | None = None
-    b_samples: int = 0
-
-    def add_inputs(self, x: Tensor, count: int, blocks: int) -> None:
-        """Samples ``(s, blocks * n)`` that stand for ``count`` of them."""
-        seen = _second_moment(x, blocks)
-        total = self.a_samples + count
-        self.a = seen if self.a is None else torch.lerp(self.a, seen, count / total)
-        self.a_samples = total
-
-    def add_gradients(self, g: Tensor, count: int, blocks: int) -> None:
-        """Samples ``(s, blocks * m)`` that stand for ``count`` of them."""
-        seen = _second_moment(g, blocks) * count
-        self.b_pass = seen if self.b_pass is None else self.b_pass + seen
-        self.b_samples += count
-
-    def end_pass(self, scale: float) -> None:
-        """Take what the pass has added, times ``scale``."""
-        if self.b_pass is not None:
-            seen = self.b_pass * scale
-            self.b = seen if self.b is None else self.b + seen
-        self.b_pass, self.b_samples = None, 0
 
 
 class Collector:
@@ -79,51 +40,120 @@ class Collector:
 
     All layers share one scale of the loss. ``A`` is a mean over samples. ``B`` is a sum over the
     samples of a pass, because the loss feels the change of a weight at every place where it is
-    used. Each pass is weighted by the square of its size, so that a loss that is a mean over a
-    smaller last batch counts no more than its examples do.
+    used.
+
+    Copies of the model carry none of its hooks.
 
     Args:
         sites: The layers.
-        gradients: Whether output gradients are gathered, too. Otherwise every forward pass
-            counts.
+        gradients: Whether output gradients are gathered, too.
+        wait: Whether a call counts only once a gradient arrives at its output, as it does where
+            gradients are gathered. Otherwise every forward pass counts.
         seed: Of the generator that chooses samples where a call has more than ``most``.
         most: Samples read of one call.
     """
 
     def __init__(
-        self, sites: Sequence[Site], *, gradients: bool, seed: int = 0, most: int = MOST_SAMPLES
+        self,
+        sites: Sequence[Site],
+        *,
+        gradients: bool,
+        wait: bool = False,
+        seed: int = 0,
+        most: int = MOST_SAMPLES,
     ) -> None:
         self._sites = list(sites)
         self._gradients = gradients
+        self._wait = wait or gradients
         self._most = most
         self._generator = torch.Generator().manual_seed(seed)
         self._moments: dict[_Key, Moments] = {}
+        self._pass: dict[_Key, Pass] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Gather until the context ends; nothing is left on the model then."""
         with ExitStack() as stack:
-            by_attention: dict[nn.Module, dict[int, tuple[Site, int]]] = {}
+            by_attention: dict[nn.Module, dict[int, _Key]] = {}
             for site in self._sites:
                 for module, weight in site.owners:
                     if isinstance(module, nn.MultiheadAttention):
                         parts = by_attention.setdefault(module, {})
-                        parts |= {part: (site, i) for i, part in enumerate(_parts(weight))}
+                        parts |= {part: (site.name, i) for i, part in enumerate(_parts(weight))}
                     else:
                         hook = module.register_forward_hook(
-                            partial(self._called, site), with_kwargs=True
+                            _Called(self, (site.name, 0)), with_kwargs=True
                         )
                         stack.callback(hook.remove)
             for module, parts in by_attention.items():
-                observer = partial(self._projected, module, parts)
-                stack.enter_context(attention_observed(module, observer))
+                stack.enter_context(attention_observed(module, _Projected(self, module, parts)))
             yield
 
-    def end_pass(self) -> None:
-        """Close one backward pass, or one step of several."""
-        size = max((moments.b_samples for moments in self._moments.values()), default=0)
-        for moments in self._moments.values():
-            moments.end_pass(float(size) ** 2)
+    # --- passes -------------------------------------------------------------------------------
+
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether no call was counted, in this pass or before."""
+        return not self._pass and not self._moments
+
+    def traces_of_pass(self) -> Tensor:
+        """Sums over all layers of the traces of this pass's sums: of inputs, of gradients.
+
+        float64, on the CPU. Not finite where an input or a gradient is not. The second one
+        carries the scale of the loss, the same for all layers.
+        """
+        total = torch.zeros(2, dtype=torch.float64)
+        for each in self._pass.values():
+            for i, side in enumerate((each.a, each.b)):
+                if side is not None:
+                    total[i] += side.diagonal(dim1=-2, dim2=-1).sum().cpu()
+        return total
+
+    def sum_pass(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Add what this pass has shown to other processes, whose sites are the same.
+
+        Args:
+            summed: Gives the sum of a one-dimensional float64 tensor over all processes.
+        """
+        shapes = {
+            (site.name, part): each
+            for site in self._sites
+            for part, each in enumerate(moment_shapes(site))
+        }
+        device = self._sites[0].parameter.device
+        none = Pass()
+        parts = []
+        for key, (a_shape, b_shape) in shapes.items():
+            mine = self._pass.get(key, none)
+            parts.append(torch.tensor([float(mine.samples)], dtype=torch.float64, device=device))
+            for side, shape in ((mine.a, a_shape), (mine.b, b_shape)):
+                zero = torch.zeros(math.prod(shape), dtype=torch.float64, device=device)
+                parts.append(zero if side is None else side.double().flatten())
+        total = iter(torch.split(summed(torch.cat(parts)), [len(part) for part in parts]))
+        for key, (a_shape, b_shape) in shapes.items():
+            samples, a, b = (int(next(total))), next(total), next(total)
+            if samples:
+                held = self._pass.setdefault(key, Pass())
+                held.samples, held.a = samples, a.view(a_shape)
+                held.b = b.view(b_shape) if self._gradients else None
+
+    def end_pass(self, scale: float | None = None) -> None:
+        """Close one backward pass, or one step of several.
+
+        Args:
+            scale: What this pass's gradients are multiplied by, squared. By default the square
+                of the size of the pass: a loss that is a mean over a smaller last batch counts
+                no more than its examples do.
+        """
+        if scale is None:
+            scale = float(max((each.samples for each in self._pass.values()), default=0)) ** 2
+        for key, each in self._pass.items():
+            each.end(self._moments.setdefault(key, Moments()), scale)
+        self._pass.clear()
+
+    def drop_pass(self) -> None:
+        """Forget what this pass has added."""
+        self._pass.clear()
 
     def moments(self, site: Site) -> list[Moments]:
         """One for each projection that was seen; most sites have one projection.
@@ -131,7 +161,9 @@ class Collector:
         Raises:
             NonFiniteError: An input or a gradient held NaN or infinity; the layer is named.
         """
-        found = [m for (name, _), m in sorted(self._moments.items()) if name == site.name]
+        found = [
+            m for (name, _), m in sorted(self._moments.items(), key=_by_key) if name == site.name
+        ]
         for moments in found:
             for what, value in (("inputs", moments.a), ("output gradients", moments.b)):
                 if value is not None and not bool(torch.isfinite(value).all()):
@@ -142,41 +174,83 @@ class Collector:
                     )
         return found
 
-    # --- hooks --------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------
 
-    def _called(
-        self, site: Site, module: nn.Module, args: Any, kwargs: Any, output: Tensor
-    ) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        self._take(site, 0, module, x, output)
+    def state_dict(self) -> dict[str, Any]:
+        """What is known after the last pass that was closed, and the generator; copies."""
+        known = [
+            {"site": name, "part": part, "a": m.a, "a_samples": m.a_samples, "b": m.b}
+            for (name, part), m in sorted(self._moments.items(), key=_by_key)
+        ]
+        return {"moments": _copied(known), "generator": self._generator.get_state()}
 
-    def _projected(
-        self, module: nn.Module, parts: dict[int, tuple[Site, int]], part: int, x: Tensor, y: Tensor
-    ) -> None:
-        if part in parts:
-            site, i = parts[part]
-            self._take(site, i, module, x, y)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        devices = {site.name: site.parameter.device for site in self._sites}
+        self._moments = {
+            (each["site"], each["part"]): Moments(
+                _on(each["a"], devices[each["site"]]),
+                each["a_samples"],
+                _on(each["b"], devices[each["site"]]),
+            )
+            for each in state["moments"]
+        }
+        self._pass.clear()
+        self._generator.set_state(state["generator"].cpu())
+
+    # --- what the hooks call ------------------------------------------------------------------
 
     @torch.no_grad()
-    def _take(self, site: Site, part: int, module: nn.Module, x: Tensor, output: Tensor) -> None:
+    def take(self, key: _Key, module: nn.Module, x: Tensor, output: Tensor) -> None:
         """Read the input now, and count it now or with the gradient that comes later."""
         count = count_samples(module, output)
-        if count == 0 or (self._gradients and not output.requires_grad):
+        if count == 0 or (self._wait and not output.requires_grad):
             return
         blocks = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
         index = chosen_samples(count, self._most, self._generator)
         rows = input_samples(module, x.detach(), output, index)
-        moments = self._moments.setdefault((site.name, part), Moments())
-        if not self._gradients:
-            moments.add_inputs(rows, count, blocks)
+        if not self._wait:
+            self._pass.setdefault(key, Pass()).add(rows, None, count, blocks)
             return
 
         @torch.no_grad()
         def arrived(gradient: Tensor) -> None:
-            moments.add_inputs(rows, count, blocks)
-            moments.add_gradients(output_samples(module, gradient, index), count, blocks)
+            g = output_samples(module, gradient, index) if self._gradients else None
+            self._pass.setdefault(key, Pass()).add(rows, g, count, blocks)
 
         output.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+
+class _Called(WeakHook[Collector]):
+    """Shows a collector each call of a module."""
+
+    def __init__(self, owner: Collector | None = None, key: _Key = ("", 0)) -> None:
+        super().__init__(owner)
+        self._key = key
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        if (collector := self.owner) is not None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            collector.take(self._key, module, x, output)
+
+
+class _Projected(WeakHook[Collector]):
+    """Shows a collector each projection of an attention layer."""
+
+    def __init__(
+        self,
+        owner: Collector | None = None,
+        module: nn.Module | None = None,
+        parts: Mapping[int, _Key] | None = None,
+    ) -> None:
+        super().__init__(owner)
+        self._module = None if module is None else weakref.ref(module)
+        self._parts = parts or {}
+
+    def __call__(self, part: int, x: Tensor, y: Tensor) -> None:
+        module = None if self._module is None else self._module()
+        if (collector := self.owner) is not None and module is not None and part in self._parts:
+            collector.take(self._parts[part], module, x, y)
 
 
 def _parts(weight: str) -> Sequence[int]:
@@ -186,6 +260,16 @@ def _parts(weight: str) -> Sequence[int]:
     )
 
 
-def _second_moment(x: Tensor, blocks: int) -> Tensor:
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        return channel_covariance(x, groups=blocks, centred=False, dtype=working_dtype(x))
+def _by_key(entry: tuple[_Key, Moments]) -> _Key:
+    return entry[0]
+
+
+def _on(x: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if x is None else x.to(device, copy=True)
+
+
+def _copied(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: v.clone() if isinstance(v, Tensor) else v for key, v in entry.items()}
+        for entry in entries
+    ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.cut import (
-    Importance,
     KnownWeights,
     chosen_layers,
     known_weights,
@@ -19,7 +18,8 @@ from orthotrain.lowrank.cut import (
     stored_in,
 )
 from orthotrain.lowrank.measure import LossFunction
-from orthotrain.lowrank.rank_rule import RankRule, require_bases
+from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.rank_rule import RankRule, require
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Site, find_sites, require_sites
 from orthotrain.methods.select import unwrap
@@ -135,7 +135,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
     selection = chosen_layers("compress", only=only, skip=skip)
-    require_bases(bases)
+    require(bases in get_args(Bases), "bases", bases, get_args(Bases))
     require_data_for("compress", data, loss)
     inner = unwrap(model)
     sites, refusals = find_sites(inner, selection)

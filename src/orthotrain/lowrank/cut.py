@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from torch import nn
 
@@ -19,12 +19,12 @@ from orthotrain.lowrank.look import (
     decomposed,
     decomposed_in,
     spectrum,
+    weighed,
 )
 from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.sites import Selection, Site, other_numbers
-
-Importance = Literal["loss", "input", "weight"]
 
 _OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
 
@@ -113,24 +113,26 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity.
     """
     new = LayerHistory()  # nothing was cut or planned before
+    known = KnownWeights((), {}, "weight", other_numbers(model, sites), only_if_cheaper, bases)
     candidates = [
-        candidate_of(
-            s, spectrum(s), new, within_reach=True, only_if_cheaper=only_if_cheaper, bases=bases
-        )
-        for s in sites
+        candidate_of(s, spectrum(s), new, within_reach=True, settings=known) for s in sites
     ]
-    known = KnownWeights(
-        candidates, {}, "weight", other_numbers(model, sites), only_if_cheaper, bases
-    )
+    known = replace(known, candidates=candidates)
     for rule in rules:
         known.ranks(sites, rule)
     if data is None:
         return known
-    importance: Importance = "input" if loss is None else "loss"
     metrics = measured_metrics(model, sites, data, loss, what=what)
     views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
-    seen = _seen_in(views, candidates, importance)
-    return replace(known, candidates=seen, views=views, importance=importance)
+    candidates = [
+        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
+        if each.name in views
+        else each
+        for each in candidates
+    ]
+    if loss is None:  # errors of outputs of different layers do not compare
+        return replace(known, candidates=candidates, views=views, importance="input")
+    return replace(known, candidates=weighed(candidates, views), views=views, importance="loss")
 
 
 def chosen_layers(what: str, *, only: Sequence[str], skip: Sequence[str]) -> Selection:
@@ -165,27 +167,6 @@ def stored_at(site: Site, rank: int, *, bases: Bases) -> int:
     layout = site.layout
     form = site.bases if site.factored else bases
     return layout.blocks * stored_numbers(layout.m, layout.n, rank, bases=form)
-
-
-def _seen_in(
-    views: Mapping[str, MetricSVD], candidates: Sequence[Candidate], importance: Importance
-) -> list[Candidate]:
-    """Candidates with their singular values in the metric, and their weights beside each other."""
-    seen = [
-        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
-        if each.name in views
-        else each
-        for each in candidates
-    ]
-    if importance != "loss":
-        return seen  # errors of outputs of different layers do not compare
-    losses = [float(each.spectrum.double().square().sum()) for each in seen]
-    known = [value for value, each in zip(losses, seen, strict=True) if each.name in views]
-    mean = sum(known) / len(known)
-    return [
-        replace(each, weight=value if each.name in views else mean)
-        for value, each in zip(losses, seen, strict=True)
-    ]
 
 
 def _lost(candidate: Candidate, rank: int | None) -> float:

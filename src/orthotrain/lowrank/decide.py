@@ -24,16 +24,17 @@ _ROUNDING = 1e-9
 def reached(
     sites: Sequence[Site],
     layers: Mapping[str, LayerHistory],
-    settings: LowRankSettings,
     *,
     update: int,
+    layer_fraction: float,
+    settling: bool,
 ) -> set[int]:
     """Indices of the sites that this update may cut; those that wait have waited once more."""
     count = len(sites)
-    if settings.delay_steps == "auto":
+    if settling:
         near = [i for i, s in enumerate(sites) if s.factored or layers[s.name].settled]
     else:
-        tail = tail_length(update, layers=count, layer_fraction=settings.layer_fraction)
+        tail = tail_length(update, layers=count, layer_fraction=layer_fraction)
         near = list(range(count - tail, count))
     return {
         i for i in near if not layers[sites[i].name].waits() and sites[i].parameter.requires_grad
@@ -47,6 +48,7 @@ def decide(
     candidates: Mapping[int, Candidate],
     *,
     other_numbers: int,
+    settling: bool,
 ) -> list[int]:
     """The new rank of each site, or ``KEEP``.
 
@@ -59,9 +61,10 @@ def decide(
         settings: With the rank rule and the guards.
         candidates: What was seen, by index of the site.
         other_numbers: Stored numbers of the model outside the sites, for the rule.
+        settling: Whether each layer switches by itself once its basis has settled.
     """
     everything = not settings.only_if_cheaper
-    at_once = everything and settings.delay_steps != "auto"
+    at_once = everything and not settling
     ranks = decided_ranks(
         list(candidates.values()), rule=settings.rank, limits=settings.limits,
         other_numbers=other_numbers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,6 +16,8 @@ from orthotrain.errors import StateError
 _SETTLED_RISE = 0.02
 POINTS_TO_SETTLE = 3
 
+_TINY = sys.float_info.min
+
 
 @dataclass
 class LayerHistory:
@@ -22,7 +25,9 @@ class LayerHistory:
 
     Attributes:
         planned_rank: The rank a dense layer would have by now; -1 before its first update.
-        cut_energy: Of each block, the sum of squares of the singular values cut so far.
+        cut_energy: Of each block, the sum of squares of the singular values cut so far. Where
+            they are seen in a metric, whose unit changes from update to update, that sum over
+            the energy that was kept.
         switched_at: Step at which it became low-rank; -1 while dense.
         wait_updates: Updates it sits out, after a cut that hurt.
         strikes: Cuts that hurt, so far.
@@ -38,10 +43,20 @@ class LayerHistory:
     stability: list[float] = field(default_factory=list)
     basis: Tensor | None = None
 
-    def energy_was_cut(self, lost: list[float]) -> None:
-        """Add what one cut took from each block."""
+    def energy_was_cut(self, kept: list[float], lost: list[float], *, in_metric: bool) -> float:
+        """Add what one cut took from each block.
+
+        Returns:
+            What is kept, as a share of what was there and what was ever cut.
+        """
         before = self.cut_energy or [0.0] * len(lost)
-        self.cut_energy = [a + b for a, b in zip(before, lost, strict=True)]
+        blocks = list(zip(before, kept, lost, strict=True))
+        if in_metric:
+            cut = [share * (k + gone) + gone for share, k, gone in blocks]
+            self.cut_energy = [c / max(k, _TINY) for c, k in zip(cut, kept, strict=True)]
+        else:
+            cut = self.cut_energy = [share + gone for share, _, gone in blocks]
+        return sum(kept) / max(sum(kept) + sum(cut), _TINY)
 
     def waits(self) -> bool:
         """Whether it sits this update out; counts the update."""

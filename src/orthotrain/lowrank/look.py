@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from orthotrain.errors import NonFiniteError
 from orthotrain.layers import Bases
-from orthotrain.linalg import MetricSVD, basis_stability, metric_svd, polar_factor, thin_svd
+from orthotrain.linalg import (
+    MetricSVD,
+    basis_stability,
+    metric_svd,
+    polar_factor,
+    thin_svd,
+    truncated,
+)
 from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.metric import Metric
+from orthotrain.lowrank.metric import Importance, Metric
 from orthotrain.lowrank.rank_rule import Candidate
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
@@ -21,17 +29,48 @@ from orthotrain.lowrank.sites import Site
 Decomposition = tuple[Tensor, Tensor, Tensor]
 
 
+class CutSettings(Protocol):
+    """What of the settings decides how a site is seen."""
+
+    @property
+    def importance(self) -> Importance: ...  # noqa: D102
+    @property
+    def only_if_cheaper(self) -> bool: ...  # noqa: D102
+    @property
+    def bases(self) -> Bases: ...  # noqa: D102
+
+
+class Cut(NamedTuple):
+    """The leading part of a site's core or dense weight, and what of its energy that is.
+
+    Attributes:
+        p: ``(*blocks, m, k)`` leading left singular vectors.
+        s: ``(*blocks, k)`` singular values.
+        qh: ``(*blocks, k, n)`` leading right singular vectors.
+        kept: ``(blocks,)`` energy kept, in the metric that the rank was chosen in.
+        lost: ``(blocks,)`` energy cut.
+    """
+
+    p: Tensor
+    s: Tensor
+    qh: Tensor
+    kept: Tensor
+    lost: Tensor
+
+
 @dataclass
 class View:
     """What one update has seen; empty on a process that does not decide.
 
     Attributes:
+        metrics: The metric of each site, by name; sites that saw no data have none.
         candidates: What the rank rule is told, by index of the site.
         decompositions: Those that were made to see it, by name of the site.
     """
 
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     candidates: dict[int, Candidate] = field(default_factory=dict)
-    decompositions: dict[str, Decomposition] = field(default_factory=dict)
+    decompositions: dict[str, Decomposition | MetricSVD] = field(default_factory=dict)
 
     def look(
         self,
@@ -44,20 +83,51 @@ class View:
         known = range(len(sites)) if settings.rank.sees_all_layers else sorted(reach)
         for i in known:
             site, layer = sites[i], layers[sites[i].name]
-            if site.factored and i in reach:  # it will turn in any case: decompose it once
+            metric = self.metrics.get(site.name)
+            if metric is not None:
+                found = decomposed_in(site, metric)
+                s = found.s.reshape(-1, found.s.shape[-1])
+                if i in reach:
+                    self.decompositions[site.name] = found
+            elif site.factored and i in reach:  # it will turn in any case: decompose it once
                 _, s, _ = self.decompositions[site.name] = decomposed(site)
                 s = s.reshape(-1, s.shape[-1])
             else:
                 s = spectrum(site)
             self.candidates[i] = candidate_of(
-                site, s, layer, within_reach=i in reach,
-                only_if_cheaper=settings.only_if_cheaper, bases=settings.bases,
-            )  # fmt: skip
+                site, s, layer, within_reach=i in reach, settings=settings
+            )
+        if settings.importance == "loss":
+            by_loss = weighed(list(self.candidates.values()), self.metrics)
+            self.candidates = dict(zip(self.candidates, by_loss, strict=True))
 
-    def decomposition(self, site: Site) -> Decomposition:
-        """The one that the decision was made on, where there is one."""
-        known = self.decompositions.pop(site.name, None)
-        return decomposed(site) if known is None else known
+    def cut(self, site: Site, rank: int) -> Cut:
+        """A site cut to a rank, by the decomposition that the decision was made on."""
+        found = self.decompositions.pop(site.name, None) or decomposed(site)
+        energy = found[1].square().reshape(site.layout.blocks, -1)
+        if isinstance(found, MetricSVD):
+            p, s, qh = truncated(found, rank)
+        else:
+            p, s, qh = found[0][..., :rank], found[1][..., :rank], found[2][..., :rank, :]
+        return Cut(p, s, qh, kept=energy[:, :rank].sum(1), lost=energy[:, rank:].sum(1))
+
+
+def weighed(candidates: Sequence[Candidate], metrics: Container[str]) -> list[Candidate]:
+    """Candidates with what losing all of each layer costs, by the estimate of the loss.
+
+    A layer that has no metric counts like the mean of those that have one.
+
+    Args:
+        candidates: Their spectra are in the metric of the loss, where there is one.
+        metrics: Names of the layers that have one.
+    """
+    known = [each.spectrum.double().square().sum().item() for each in candidates
+             if each.name in metrics]  # fmt: skip
+    mean = sum(known) / len(known) if known else 1.0
+    values = iter(known)
+    return [
+        replace(each, weight=next(values) if each.name in metrics else mean) for each in candidates
+    ]
 
 
 def candidate_of(
@@ -66,17 +136,20 @@ def candidate_of(
     layer: LayerHistory,
     *,
     within_reach: bool,
-    only_if_cheaper: bool,
-    bases: Bases = "frozen",
+    settings: CutSettings,
 ) -> Candidate:
     """What a rank rule is told of a site with singular values ``s``, ``(blocks, r)``."""
     planned = layer.planned_rank
+    cut_energy: Sequence[float] = layer.cut_energy
+    if settings.importance != "weight" and cut_energy:  # shares of what is kept, see LayerHistory
+        energy = s.double().square().sum(-1).tolist()
+        cut_energy = [share * e for share, e in zip(cut_energy, energy, strict=True)]
     return Candidate(
-        spectrum=s, cut_energy=layer.cut_energy, m=site.layout.m, n=site.layout.n,
+        spectrum=s, cut_energy=cut_energy, m=site.layout.m, n=site.layout.n,
         ceiling=site.rank if site.factored or planned < 0 else planned,
-        may_stay_dense=only_if_cheaper and not site.factored, within_reach=within_reach,
+        may_stay_dense=settings.only_if_cheaper and not site.factored, within_reach=within_reach,
         multiple=site.multiple, name=site.name,
-        bases=site.bases if site.factored else bases,
+        bases=site.bases if site.factored else settings.bases,
     )  # fmt: skip
 
 

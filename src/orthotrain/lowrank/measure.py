@@ -45,12 +45,7 @@ def measured_metrics(
             several devices; no site saw any data.
         NonFiniteError: A loss, an input or a gradient holds NaN or infinity.
     """
-    devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
-    if len(devices) > 1:
-        raise ConfigError(
-            f"{what} needs the model on one device to measure its data, got {sorted(devices)}; "
-            "move it to one device, or leave data and loss out"
-        )
+    require_one_device(model, f"{what} with data")
     collector = Collector(sites, gradients=loss is not None)
     batches = 0
     with _left_as_it_was(model, sites), collector.active():
@@ -59,6 +54,7 @@ def measured_metrics(
             if loss is None:
                 with torch.no_grad():
                     _call(model, batch)
+                collector.end_pass()
             else:
                 with torch.enable_grad():
                     value = _checked(loss(model, batch), what)
@@ -90,6 +86,20 @@ def mean_loss(model: nn.Module, data: Sequence[Any], loss: LossFunction) -> floa
 def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         module.training = training
+
+
+def require_one_device(model: nn.Module, what: str) -> None:
+    """Refuse a model on several devices, whose data cannot be seen in one place.
+
+    Raises:
+        ConfigError: Parameters or buffers are on several devices.
+    """
+    devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise ConfigError(
+            f"{what} needs the model on one device to see its data, got {sorted(devices)}; move it "
+            "to one device, or cut by weights alone"
+        )
 
 
 def _call(model: nn.Module, batch: Any) -> None:

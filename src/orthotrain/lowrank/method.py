@@ -1,92 +1,179 @@
-"""Adaptive low-rank training (OIALR) as a method of ``attach``."""
+"""Adaptive low-rank training as a method of ``attach``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+import torch
 
 from orthotrain.errors import ConfigError
+from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.look import candidate_of
+from orthotrain.lowrank.measure import require_one_device
+from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.settings import LowRankSettings
-from orthotrain.lowrank.sites import Selection, find_sites, require_sites
+from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
 from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLowRank(LowRankSettings, Method):
-    """Orthogonality-informed adaptive low-rank training (OIALR).
+    """Low-rank training from a dense start: the weights are cut where the loss feels it least.
 
-    The network starts dense. Once the orthogonal basis of its weights has settled, each weight
-    becomes ``u @ core @ vh``. ``u`` and ``vh`` are frozen, and only the small ``core`` is
-    trained. Every update folds the core's own singular bases into ``u`` and ``vh``, and cuts
-    what is small. With ``bases="trained"`` each weight becomes ``left @ right``, and both factors
-    are trained. Steps are optimizer steps: gradient accumulation, evaluation and steps that
+    The network starts dense. At the switch each weight becomes ``left @ right``, and both factors
+    are trained on. Bare, it halves the stored numbers at half of the run. On a trained model,
+    ``delay_steps=0`` switches after a few steps that are watched. :meth:`published` is OIALR as
+    in the paper. Steps are optimizer steps: gradient accumulation, evaluation and steps that
     ``GradScaler`` skips do not move the schedule.
 
+    Memory: until the switch, training needs what dense training needs; that is the peak.
+
     Args:
-        delay_steps: Dense steps before the switch; 0 switches when attached. ``"auto"`` lets
-            each layer switch by itself once its basis stability has stopped rising. Stability
-            is checked at every update; until then one float32 copy of each basis is kept.
-        every_steps: Steps between updates, at least one.
-        rank: The rank rule: ``Relative(0.1)``, ``Energy(0.9)``, ``StoredBudget(0.5)`` or a
-            rule of your own. Defaults to ``Relative(0.1)``.
+        delay_steps: Dense steps before the switch: a count, a share of ``total_steps`` as a
+            ``float`` in ``(0, 1]``, or ``"auto"``, which lets each layer switch by itself once
+            its basis stability has stopped rising. Stability is checked at every update; until
+            then one float32 copy of each basis is kept. A share without ``total_steps`` is
+            ``"auto"``. 0 switches when attached, or after ``collect_steps`` where data decide.
+        every_steps: Steps between updates, in the same forms. ``"auto"`` makes one update with a
+            ``StoredBudget``, and else 30 per run, or one per 100 steps.
+        rank: The rank rule: ``StoredBudget(0.5)``, ``Energy(0.9)``, ``Relative(0.1)`` or a
+            rule of your own.
         rank_rtol: Short form of ``rank=Relative(...)``, the paper's beta. Short forms are read
             once: what was chosen is in ``rank``.
         energy: Short form of ``rank=Energy(...)``.
         stored_budget: Short form of ``rank=StoredBudget(...)``.
-        bases: ``"frozen"`` trains the core between frozen bases, as published: fewest trained
-            numbers. ``"trained"`` trains both factors, ``k (m + n)`` numbers, all of them stored:
-            learns more where there is much left to learn. One Parameter holds both. A layer that
-            is low-rank already keeps the form it has.
+        importance: The metric in which singular values are seen. ``"loss"``: that of inputs and
+            output gradients, the second-order estimate of the loss; layers compare. ``"input"``:
+            that of inputs. ``"weight"``: none, as published. A layer that no gradient reached is
+            cut by its own singular values and named in the summary.
+        collect_steps: Steps before an update whose ordinary passes are watched.
+        bases: ``"trained"`` trains both factors, ``k (m + n)`` numbers, all of them stored. One
+            Parameter holds both. ``"frozen"`` trains the core between frozen bases, as published:
+            fewest trained numbers. A layer that is low-rank already keeps the form it has.
         layer_fraction: Each update reaches this much further from the last layer to the first,
-            in ``(0, 1]``: the paper's alpha. With ``delay_steps="auto"`` it has no effect:
-            each layer is reached once it has settled.
+            in ``(0, 1]``: the paper's alpha. Without effect where each layer switches by itself.
         max_drop: One update drops at most this share of a rank, in ``(0, 1]``.
         min_rank_fraction: No rank falls below this share of the full rank, in ``[0, 1)``.
         dense_first: Keep the first layer dense, by position in the model.
         dense_last: Keep the last layer dense.
-        skip: ``fnmatch`` patterns on qualified module names to leave alone. Each must match a
-            module with a weight of its own: a block is skipped with ``"block.*"``.
+        only: ``fnmatch`` patterns on qualified module names to convert; all others stay.
+        skip: Patterns on modules to leave alone. Each pattern must match a module with a weight
+            of its own: a block is skipped with ``"block.*"``.
+        max_aspect: A weight whose larger side is this many times the smaller stays dense.
         only_if_cheaper: A layer stays dense until its factored form takes fewer multiply-adds.
             Its planned rank falls with every update that reaches it. False converts every
             eligible layer at the switch.
         optimizer_state: How optimizer state follows: ``"rotate"`` into the new coordinates,
             ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
+        factor_step: Factor on the steps of pairs; decoupled weight decay stays.
+        core_step: Factor on the steps of cores. ``"auto"`` is ``sqrt(m n) / k`` for the
+            optimizers of torch that normalize their steps entry by entry (Adam and its kin), whose
+            steps would move a core too little, and 1 for all others.
         shared_attention_basis: One basis for query, key and value of packed attention, instead
             of one each.
 
     Raises:
         ConfigError: A setting outside its range, no rank rule, or two of them.
 
+    Note:
+        A model compiled with ``torch.compile`` before its passes are watched is compiled again
+        once, since compiled code does not call new hooks.
+
     Source:
-        Coquelin et al., arXiv:2401.08505. Ours: ``"auto"``, the energy and budget rules, lazy
-        conversion, rotated optimizer state, and the guard on the loss. After a cut that made
-        the training loss jump, the guard delays the next cut of that layer. Where the model's
-        output carries no loss, show it one with ``handle.observe(loss)``.
+        Coquelin et al., arXiv:2401.08505. The metric: Martens and Grosse, arXiv:1503.05671. Ours:
+        trained factors from a dense start, ``"auto"``, the energy and budget rules, lazy
+        conversion, rotated optimizer state, the scaled steps, and the guard on the loss. After a
+        cut that made the training loss jump, the guard delays the next cut of that layer. Where
+        the model's output carries no loss, show it one with ``handle.observe(loss)``.
     """
 
     phase: ClassVar[Phase] = Phase.STRUCTURE
     name: ClassVar[str] = "adaptive_low_rank"
 
-    def bind(self, run: Run) -> Bound:
-        """Find the layers and check the schedule; with ``delay_steps=0``, switch.
+    @classmethod
+    def published(  # noqa: PLR0913  # the paper's settings
+        cls,
+        *,
+        delay_steps: int,
+        every_steps: int,
+        rank_rtol: float = 0.1,
+        layer_fraction: float = 0.1,
+        dense_first: bool = False,
+        dense_last: bool = True,
+        skip: Sequence[str] = (),
+        **others: object,
+    ) -> Self:
+        """OIALR as in the paper: frozen bases, singular values of the weights, all layers at once.
+
+        Optimizer state follows the coordinates, which the authors' code resets.
+
+        Args:
+            delay_steps: The paper's ``d``, a count.
+            every_steps: The paper's ``nu``, a count.
+            rank_rtol: The paper's beta.
+            layer_fraction: The paper's alpha.
+            dense_first: Keep the first layer dense.
+            dense_last: Keep the last layer dense.
+            skip: Patterns on modules to leave alone.
+            others: None; what the paper does not have is refused.
 
         Raises:
-            ConfigError: No eligible layer, a skip pattern that matches nothing, a switch that
-                lies at or beyond the run's last step, or an optimizer that cannot train cores.
+            ConfigError: A setting that the paper does not have, or one out of its range.
         """
-        total, first = run.total_steps, self.first_switch
+        if others:
+            raise ConfigError(
+                f"AdaptiveLowRank.published has no {', '.join(sorted(others))}: the paper sets "
+                "delay_steps, every_steps, rank_rtol, layer_fraction, dense_first and dense_last. "
+                'For all else build AdaptiveLowRank(importance="weight", bases="frozen", ...)'
+            )
+        return cls(
+            delay_steps=delay_steps, every_steps=every_steps, rank=Relative(rank_rtol),
+            layer_fraction=layer_fraction, dense_first=dense_first, dense_last=dense_last,
+            skip=skip, importance="weight", bases="frozen", max_drop=0.5, only_if_cheaper=False,
+            core_step=1.0,
+        )  # fmt: skip
+
+    def bind(self, run: Run) -> Bound:
+        """Find the layers and check schedule and budget; where it is due at once, switch.
+
+        Raises:
+            ConfigError: No eligible layer, a pattern that matches nothing, a switch that lies at
+                or beyond the run's last step, a budget that no rank meets, a model on several
+                devices whose data decide, or an optimizer that cannot train factors.
+        """
+        schedule = self.schedule(run.total_steps)
+        total, first = run.total_steps, schedule.first_switch
         if total is not None and first >= total:
             raise ConfigError(
                 f"AdaptiveLowRank with delay_steps={self.delay_steps!r} and every_steps="
-                f"{self.every_steps} switches after step {first} at the earliest. The run has "
-                f"{total} steps; lower delay_steps or every_steps"
+                f"{self.every_steps!r} switches after step {first} at the earliest. The run has "
+                f"{total} steps; lower delay_steps, every_steps or collect_steps"
             )
+        if self.importance != "weight":
+            require_one_device(run.model, f"AdaptiveLowRank with importance={self.importance!r}")
         selection = Selection(
-            skip=self.skip, dense_first=self.dense_first, dense_last=self.dense_last,
+            skip=self.skip, only=self.only, dense_first=self.dense_first,
+            dense_last=self.dense_last, max_aspect=self.max_aspect,
             shared_attention_basis=self.shared_attention_basis,
         )  # fmt: skip
         trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
-        return LowRankTraining(self, run, sites, refusals)
+        self._require_reachable(sites, other_numbers(run.model, sites))
+        return LowRankTraining(self, schedule, run, sites, refusals)
+
+    def _require_reachable(self, sites: Sequence[Site], others: int) -> None:
+        """Tell a rule that cannot be met before anything is trained."""
+        shapes = [
+            candidate_of(
+                site, torch.ones(site.layout.blocks, site.rank), LayerHistory(),
+                within_reach=True, settings=self,
+            )
+            for site in sites
+        ]  # fmt: skip
+        floors = [min(self.limits.floor(each.full_rank), site.rank)
+                  for each, site in zip(shapes, sites, strict=True)]  # fmt: skip
+        self.rank.require_reachable(shapes, min_ranks=floors, other_numbers=others)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from orthotrain.layers._factors import low_rank_class_of
 from orthotrain.layers.low_rank import LowRankTransposedLinear
-from orthotrain.lowrank.collect import Moments
+from orthotrain.lowrank.moments import Moments
 from orthotrain.lowrank.sites import Site
+
+#: What ranks are chosen by: the loss, the inputs of each layer, or its singular values.
+Importance = Literal["loss", "input", "weight"]
 
 # What a block without any signal gets, as a share of the mean of its layer; that of the ridge.
 _LIFT: Final = 1e-3
@@ -38,10 +41,7 @@ def metric_of(site: Site, moments: Sequence[Moments]) -> Metric | None:
         site: Dense or low-rank.
         moments: Of each of its projections, in order.
     """
-    packed = any(
-        isinstance(module, nn.MultiheadAttention) and weight == "in_proj_weight"
-        for module, weight in site.owners
-    )
+    packed = _is_packed(site)
     if len(moments) != (3 if packed else 1):
         return None
     inputs = [each.a for each in moments if each.a is not None]
@@ -56,11 +56,34 @@ def metric_of(site: Site, moments: Sequence[Moments]) -> Metric | None:
     lifted = [None if side is None else _lifted(side) for side in (a, b)]
     if lifted[0] is None or (b is not None and lifted[1] is None):
         return None
-    if low_rank_class_of(site.owners[0][0]) is LowRankTransposedLinear:
+    if _is_transposed(site):
         lifted.reverse()  # its weight has its inputs in front
     sides = _in_core(site, lifted) if site.factored else lifted
     blocks = site.layout.blocks
     return Metric(*(side if side is None or blocks > 1 else side[0] for side in sides))
+
+
+def moment_shapes(site: Site) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of the moments of inputs and of output gradients, for each projection of a site."""
+    layout = site.layout
+    if _is_packed(site):
+        width = layout.shape[0] // 3
+        return [((1, layout.n, layout.n), (1, width, width))] * 3
+    m, n = (layout.n, layout.m) if _is_transposed(site) else (layout.m, layout.n)
+    return [((layout.blocks, n, n), (layout.blocks, m, m))]
+
+
+def _is_packed(site: Site) -> bool:
+    """Whether query, key and value of attention are one weight."""
+    return any(
+        isinstance(module, nn.MultiheadAttention) and weight == "in_proj_weight"
+        for module, weight in site.owners
+    )
+
+
+def _is_transposed(site: Site) -> bool:
+    """Whether the weight has its inputs in front."""
+    return low_rank_class_of(site.owners[0][0]) is LowRankTransposedLinear
 
 
 def _lifted(side: Tensor) -> Tensor | None:

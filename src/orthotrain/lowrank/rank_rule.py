@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -73,9 +73,11 @@ class RankRule(ABC):
     Attributes:
         sees_all_layers: Whether a decision needs the spectra of all layers. Otherwise the rule
             sees those that the update may change.
+        one_cut: Whether one update is enough: a later one would find nothing to cut.
     """
 
     sees_all_layers: ClassVar[bool] = True
+    one_cut: ClassVar[bool] = False
 
     @abstractmethod
     def ranks(
@@ -88,6 +90,20 @@ class RankRule(ABC):
             min_ranks: The smallest rank each layer may get.
             other_numbers: Stored numbers of the model outside these layers; 0 where the rule
                 does not see all layers.
+        """
+
+    def require_reachable(  # noqa: B027  # most rules can always be met
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> None:
+        """Refuse what no rank can reach; told at ``attach``, from shapes alone.
+
+        Args:
+            layers: In model order. Their spectra say nothing but their size.
+            min_ranks: The smallest rank each layer may get.
+            other_numbers: Stored numbers of the model outside these layers.
+
+        Raises:
+            ConfigError: Even the smallest ranks exceed what the rule allows.
         """
 
 
@@ -142,15 +158,6 @@ def require(holds: bool, name: str, value: object, needed: object) -> None:
     """
     if not holds:
         raise ConfigError(f"{name} must be {needed}, got {value!r}")
-
-
-def require_bases(bases: object) -> None:
-    """Refuse a form of factors that there is not.
-
-    Raises:
-        ConfigError: ``bases`` is neither ``"frozen"`` nor ``"trained"``.
-    """
-    require(bases in get_args(Bases), "bases", bases, get_args(Bases))
 
 
 def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers import stored_numbers
@@ -76,9 +76,11 @@ class StoredBudget(RankRule):
         share: The share to store, in ``(0, 1]``.
 
     Raises:
-        ConfigError: ``share`` is outside its range. At an update: the smallest ranks that the
+        ConfigError: ``share`` is outside its range. When attached: the smallest ranks that the
             guards allow already exceed the budget.
     """
+
+    one_cut: ClassVar[bool] = True
 
     share: float
 
@@ -89,8 +91,24 @@ class StoredBudget(RankRule):
         self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
     ) -> list[int]:
         """Ranks that together lose least within the budget."""
+        self.require_reachable(layers, min_ranks=min_ranks, other_numbers=other_numbers)
+        spectra = [layer.spectrum.double().square().sum(0).sqrt() for layer in layers]
+        return ranks_within_budget(
+            spectra, costs=[_stored_cost(layer) for layer in layers],
+            budget=self._budget(layers, other_numbers), min_ranks=min_ranks,
+            weights=[layer.weight for layer in layers],
+        )  # fmt: skip
+
+    def _budget(self, layers: Sequence[Candidate], other_numbers: int) -> int:
+        """Numbers that these layers may hold."""
         dense = sum(layer.blocks * layer.m * layer.n for layer in layers)
-        budget = int(self.share * (dense + other_numbers)) - other_numbers
+        return int(self.share * (dense + other_numbers)) - other_numbers
+
+    def require_reachable(
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> None:
+        """Refuse a budget below what the smallest ranks hold."""
+        budget = self._budget(layers, other_numbers)
         costs = [_stored_cost(layer) for layer in layers]
         least = [cost(rank) for cost, rank in zip(costs, min_ranks, strict=True)]
         if sum(least) > budget:
@@ -102,11 +120,6 @@ class StoredBudget(RankRule):
                 f"and the rest of the model holds {other_numbers:,}. Raise stored_budget or skip "
                 "fewer layers"
             )
-        spectra = [layer.spectrum.double().square().sum(0).sqrt() for layer in layers]
-        return ranks_within_budget(
-            spectra, costs=costs, budget=budget, min_ranks=min_ranks,
-            weights=[layer.weight for layer in layers],
-        )  # fmt: skip
 
 
 def _stored_cost(layer: Candidate) -> Callable[[int], int]:
@@ -130,7 +143,7 @@ RANK_RULES: Final[dict[str, Callable[[float], RankRule]]] = {
     "energy": Energy,
     "stored_budget": StoredBudget,
 }
-DEFAULT_RULE: Final = Relative(0.1)
+DEFAULT_RULE: Final = StoredBudget(0.5)
 
 
 def chosen_rule(rank: object, **short_forms: object) -> RankRule:

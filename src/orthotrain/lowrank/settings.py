@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from orthotrain._checks import require_steps
 from orthotrain.layers import Bases
-from orthotrain.lowrank.history import POINTS_TO_SETTLE
-from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_bases, require_share
+from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
+from orthotrain.lowrank.schedule import Schedule, schedule_of
 from orthotrain.methods.optimizer_state import StateMode
 
 
@@ -19,21 +22,27 @@ from orthotrain.methods.optimizer_state import StateMode
 class LowRankSettings:
     """What ``AdaptiveLowRank`` is told; its docstring describes each of them."""
 
-    delay_steps: int | Literal["auto"]
-    every_steps: int
+    delay_steps: int | float | Literal["auto"] = 0.5
+    every_steps: int | float | Literal["auto"] = "auto"
     rank: RankRule = DEFAULT_RULE
     rank_rtol: InitVar[float | None] = None
     energy: InitVar[float | None] = None
     stored_budget: InitVar[float | None] = None
-    bases: Bases = "frozen"
-    layer_fraction: float = 0.1
-    max_drop: float = 0.5
+    importance: Importance = "loss"
+    collect_steps: int = 8
+    bases: Bases = "trained"
+    layer_fraction: float = 1.0
+    max_drop: float = 1.0
     min_rank_fraction: float = 0.01
     dense_first: bool = False
     dense_last: bool = True
+    only: Sequence[str] = ()
     skip: Sequence[str] = ()
+    max_aspect: float = 10.0
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
+    factor_step: float = 1.0
+    core_step: float | Literal["auto"] = "auto"
     shared_attention_basis: bool = False
 
     def __post_init__(
@@ -43,22 +52,37 @@ class LowRankSettings:
         by_default = self.rank is DEFAULT_RULE and any(v is not None for v in short_forms.values())
         rule = chosen_rule(None if by_default else self.rank, **short_forms)
         object.__setattr__(self, "rank", rule)
-        delay, every = self.delay_steps, self.every_steps
-        if isinstance(delay, str):
-            require(delay == "auto", "delay_steps", delay, 'a step count or "auto"')
-        else:
-            require_steps("AdaptiveLowRank", "delay_steps", delay, least=0)
-        require_steps("AdaptiveLowRank", "every_steps", every)
+        for name, least in (("delay_steps", 0), ("every_steps", 1), ("collect_steps", 1)):
+            value = getattr(self, name)
+            if name != "collect_steps" and isinstance(value, float):
+                require_share(name, value, one=True)
+            elif name == "collect_steps" or value != "auto":
+                _require_count(name, value, least)
         require_share("layer_fraction", self.layer_fraction, one=True)
-        modes = get_args(StateMode)
-        require(self.optimizer_state in modes, "optimizer_state", self.optimizer_state, modes)
-        require_bases(self.bases)
+        for name, choices in (
+            ("optimizer_state", StateMode), ("bases", Bases), ("importance", Importance),
+        ):  # fmt: skip
+            require(getattr(self, name) in get_args(choices), name, getattr(self, name),
+                    get_args(choices))  # fmt: skip
         if self.bases == "trained":
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
             require(mode != "slice", "optimizer_state", mode, needed)
-        require(not isinstance(self.skip, str), "skip", self.skip, "a sequence of patterns")
-        object.__setattr__(self, "skip", tuple(self.skip))  # a list could change afterwards
+        for name in ("only", "skip"):  # a list could change afterwards
+            patterns: Any = getattr(self, name)
+            require(not isinstance(patterns, str), name, patterns, "a sequence of patterns")
+            object.__setattr__(self, name, tuple(patterns))
+        require(
+            _positive(self.max_aspect) and self.max_aspect > 1,
+            "max_aspect", self.max_aspect, "a number above 1, math.inf for every shape",
+        )  # fmt: skip
+        for name, needed in (
+            ("factor_step", "a positive number"),
+            ("core_step", 'a positive number or "auto"'),
+        ):
+            value = getattr(self, name)
+            holds = _positive(value) and math.isfinite(value)
+            require(holds or (name == "core_step" and value == "auto"), name, value, needed)
         _ = self.limits  # checks what it is made of
 
     @cached_property
@@ -66,9 +90,20 @@ class LowRankSettings:
         """Guards on every cut."""
         return Limits(self.max_drop, self.min_rank_fraction)
 
-    @property
-    def first_switch(self) -> int:
-        """Steps before the earliest switch there can be."""
-        if self.delay_steps == "auto":
-            return (POINTS_TO_SETTLE + 1) * self.every_steps  # the first check has no point yet
-        return self.delay_steps
+    def schedule(self, total_steps: int | None) -> Schedule:
+        """When updates are due in a run of this length."""
+        return schedule_of(
+            self.delay_steps, self.every_steps, total_steps=total_steps,
+            window=0 if self.importance == "weight" else self.collect_steps,
+            one_cut=self.rank.one_cut and self.layer_fraction == 1 and self.max_drop == 1,
+        )  # fmt: skip
+
+
+def _require_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, str):
+        require(False, name, value, 'a step count, a share of the run or "auto"')
+    require_steps("AdaptiveLowRank", name, value, least=least)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0

@@ -24,7 +24,7 @@ from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
 # Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
-_MIN_SIDE_RATIO = 10
+_MAX_ASPECT = 10.0
 
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
 _CONV_RANK_MULTIPLE = 16
@@ -129,8 +129,8 @@ class Selection:
         dense_first: The first layer with a weight stays dense, by position in the model.
         dense_last: The last one does.
         shared_attention_basis: Query, key and value of packed attention share one basis.
-        min_side_ratio: A weight whose larger side is this many times the smaller, or more,
-            stays dense. ``None`` takes every shape.
+        max_aspect: A weight whose larger side is this many times the smaller, or more,
+            stays dense; ``math.inf`` takes every shape.
     """
 
     skip: Sequence[str] = ()
@@ -138,7 +138,7 @@ class Selection:
     dense_first: bool = False
     dense_last: bool = False
     shared_attention_basis: bool = False
-    min_side_ratio: int | None = _MIN_SIDE_RATIO
+    max_aspect: float = _MAX_ASPECT
 
 
 def find_sites(
@@ -254,7 +254,7 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
         return None
     if not parameter.is_floating_point():
         return f"its weight has dtype {parameter.dtype}, a floating one is needed"
-    if selection.min_side_ratio is not None and small * selection.min_side_ratio <= large:
+    if small * selection.max_aspect <= large:
         return f"too thin: {layout.m} x {layout.n}"
     return None
 

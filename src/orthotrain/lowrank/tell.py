@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from orthotrain.layers import stored_numbers
 from orthotrain.lowrank.decide import factored_pays, tail_length, updates_to_reach_all
 from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Site
 from orthotrain.methods import Row
@@ -14,25 +15,38 @@ from orthotrain.methods.summary import Form
 
 
 def plan_of(
-    settings: LowRankSettings, *, layers: int, refused: int, total_steps: int | None
+    settings: LowRankSettings,
+    schedule: Schedule,
+    sites: Sequence[Site],
+    *,
+    refused: int,
+    total_steps: int | None,
 ) -> list[str]:
-    """When layers switch and when every layer is reached, one line each."""
-    every, fraction = settings.every_steps, settings.layer_fraction
+    """When layers switch, when every layer is reached, and what it costs, one line each."""
+    layers, every, fraction = len(sites), schedule.every, settings.layer_fraction
     lines = [f"{layers} layers can become low-rank, {refused} stay as they are"]
-    if settings.delay_steps == "auto":
+    if schedule.window:
+        what = "inputs" if settings.importance == "input" else "inputs and output gradients"
+        lines.append(
+            f"the {what} of the {schedule.window} steps before an update decide what is cut"
+        )
+    if schedule.settling:
         return [*lines, f"each layer switches once its basis settles, checked every {every} steps"]
-    reach_all = updates_to_reach_all(layers=layers, layer_fraction=fraction)
-    last = settings.delay_steps + (reach_all - 1) * every
+    once = "where its rank makes it cheaper than dense"
     switch = (
-        f"layers switch from step {settings.delay_steps} on, each once its rank makes it cheaper "
-        "than dense"
+        f"layers switch from step {schedule.first} on, each {once}"
         if settings.only_if_cheaper
-        else f"all layers switch after step {settings.delay_steps}"
+        else f"all layers switch after step {schedule.first}"
     )
-    lines.append(f"{switch}; an update every {every} steps")
+    lines.append(f"{switch}; {'one update' if every is None else f'an update every {every} steps'}")
+    lines.append("until then, the peak of training memory is that of dense training")
+    if every is None:
+        return lines
+    reach_all = updates_to_reach_all(layers=layers, layer_fraction=fraction)
+    last = schedule.first + (reach_all - 1) * every
     lines.append(f"update {reach_all}, after step {last}, is the first to reach every layer")
     if total_steps is not None and last > total_steps:
-        updates = (total_steps - settings.delay_steps) // every + 1
+        updates = (total_steps - schedule.first) // every + 1
         reached = tail_length(updates, layers=layers, layer_fraction=fraction)
         lines.append(f"the run ends at step {total_steps}: only {reached} of {layers} are reached")
     return lines
@@ -71,9 +85,15 @@ def notes_on(
     *,
     updates: int,
     losses_seen: bool,
+    unseen: Sequence[str] = (),
 ) -> list[str]:
     """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
     notes = [f"{refusal.name}: {refusal.reason}" for refusal in refusals]
+    notes += [
+        f"{name}: no gradient reached it before its last update, so it was cut by its own "
+        "singular values"
+        for name in unseen
+    ]
     low_rank = any(site.factored for site in sites)
     if low_rank and not updates:
         notes.append(

@@ -17,8 +17,11 @@ from orthotrain.lowrank.follow import FollowingCopy, follow_checkpoints, share_t
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import View, check_bases, require_finite
+from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Site, other_numbers
+from orthotrain.lowrank.statistics import Statistics
+from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.methods import Bound, Row, Run
 from orthotrain.methods.optimizer_state import check_shapes, check_supported
@@ -30,11 +33,13 @@ class LowRankTraining(Bound):
     def __init__(
         self,
         settings: LowRankSettings,
+        schedule: Schedule,
         run: Run,
         sites: Sequence[Site],
         refusals: Sequence[Refusal],
     ) -> None:
         self._settings = settings
+        self._schedule = schedule
         self._run = run
         self._sites = list(sites)
         self._refusals = list(refusals)
@@ -43,12 +48,18 @@ class LowRankTraining(Bound):
         self._updates = 0
         self._copies: list[FollowingCopy] = []
         self._agreement = Agreement(run)
+        self._statistics = Statistics(sites, settings.importance, self._agreement)
+        self._unseen: list[str] = []
+        self._step_scale = StepScale(
+            sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
+        )
         self._parameters = [site.parameter for site in sites]
         self._shapes = self._present_shapes()
         for site in sites:
             _check_optimizer(run, site)
-        if settings.delay_steps == 0:
+        if schedule.first == 0:
             self._update()
+        self._watch()
         self._load_hooks = follow_checkpoints(run.model)
 
     def before_step(self) -> None:
@@ -61,17 +72,27 @@ class LowRankTraining(Bound):
         if shapes != self._shapes:
             check_shapes(self._run.optimizer)
             self._shapes = shapes
+        self._statistics.end_step()
+        self._step_scale.step_begins()
 
     def _present_shapes(self) -> list[torch.Size]:
         return [parameter.shape for parameter in self._parameters]
 
     def after_step(self) -> None:
-        """Update where one is due: at the switch and every ``every_steps`` after it."""
+        """Scale the step; update where one is due; watch the passes where one is near."""
+        self._step_scale.step_ended(self._run.optimizer)
         self._judge_last_cut()
-        delay, every = self._settings.delay_steps, self._settings.every_steps
-        since = self._run.step - (every if delay == "auto" else delay)
-        if since >= 0 and since % every == 0:
+        if self._schedule.due(self._run.step):
             self._update()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Watch the passes of the next step where an update is near."""
+        watched = self._schedule.watched(self._run.step)
+        if watched and not self._statistics.active:
+            self._statistics.open()
+        elif not watched and self._statistics.active:
+            self._statistics.close()
 
     def observe(self, loss: float, *, step: int) -> None:
         """Take one training loss, to notice a cut that hurts."""
@@ -90,9 +111,12 @@ class LowRankTraining(Bound):
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
         self._updates += 1
-        view = View()
+        view = View(self._statistics.metrics())
+        self._statistics.close()
         ranks = self._agreement.ranks(lambda: self._decisions(view), count=len(self._sites))
         due = [(s, rank) for s, rank in zip(self._sites, ranks, strict=True) if rank != KEEP]
+        if self._settings.importance != "weight":
+            self._unseen = [site.name for site, _ in due if site.name not in view.metrics]
         cut = []
         for site, rank in due:
             change = self._change(site, rank, view)
@@ -112,11 +136,18 @@ class LowRankTraining(Bound):
     def _decisions(self, view: View) -> list[int]:
         """Look and decide; runs on the process that decides for all, and fills its view."""
         sites, layers, settings = self._sites, self._layers, self._settings
-        if settings.delay_steps == "auto":
+        settling = self._schedule.settling
+        if settling:
             check_bases(sites, layers)
-        view.look(sites, layers, settings, reached(sites, layers, settings, update=self._updates))
+        reach = reached(
+            sites, layers, update=self._updates, layer_fraction=settings.layer_fraction,
+            settling=settling,
+        )  # fmt: skip
+        view.look(sites, layers, settings, reach)
         others = other_numbers(self._run.model, sites) if settings.rank.sees_all_layers else 0
-        decisions = decide(sites, layers, settings, view.candidates, other_numbers=others)
+        decisions = decide(
+            sites, layers, settings, view.candidates, other_numbers=others, settling=settling
+        )
         for site, rank in zip(sites, decisions, strict=True):
             if rank != KEEP:
                 require_finite(site)  # all of them before the first is changed
@@ -124,10 +155,9 @@ class LowRankTraining(Bound):
 
     def _change(self, site: Site, rank: int, view: View) -> Change:
         """Take the agreed factors of a site; optimizer state and copies follow."""
-        factors = self._agreement.factors(lambda: view.decomposition(site), site, rank=rank)
-        layer, mode = self._layers[site.name], self._settings.optimizer_state
-        bases = self._settings.bases
-        change = change_site_(site, layer, factors, self._run, mode=mode, bases=bases)
+        cut = self._agreement.cut(lambda: view.cut(site, rank), site, rank=rank)
+        layer = self._layers[site.name]
+        change = change_site_(site, layer, cut, self._run, settings=self._settings)
         if site.trains_bases:
             self._agreement.share(site.parameter)
         for copy in self._copies:
@@ -161,24 +191,26 @@ class LowRankTraining(Bound):
         """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
         return notes_on(
             self._sites, self._refusals, self._layers, updates=self._updates,
-            losses_seen=self._guard.has_seen_losses,
+            losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
         )  # fmt: skip
 
     def plan(self) -> list[str]:
         """When layers switch and when every layer is reached."""
         return plan_of(
-            self._settings, layers=len(self._sites), refused=len(self._refusals),
+            self._settings, self._schedule, self._sites, refused=len(self._refusals),
             total_steps=self._run.total_steps,
         )  # fmt: skip
 
     # --- state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, layer histories and the loss window; structure is in the model's own."""
+        """Counters, histories, losses and statistics; structure is in the model's own."""
         return {
             "updates": self._updates,
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "guard": self._guard.state_dict(),
+            "unseen": list(self._unseen),
+            "statistics": self._statistics.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -198,6 +230,8 @@ class LowRankTraining(Bound):
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in self._layers}
         self._updates = int(state["updates"])
         self._guard.load_state_dict(state["guard"])
+        self._unseen = list(state.get("unseen", []))  # older states have neither
+        self._statistics.load_state_dict(state.get("statistics", {}))
 
     def track(self, model: nn.Module) -> None:
         """Make a copy of the model follow, from its present structure on."""
@@ -208,7 +242,8 @@ class LowRankTraining(Bound):
         self._copies.append(copy)
 
     def detach(self) -> None:
-        """Stop following checkpoints; layers stay as they are."""
+        """Stop following checkpoints and watching passes; layers stay as they are."""
+        self._statistics.close()
         for hook in self._load_hooks:
             hook.remove()
         self._load_hooks.clear()

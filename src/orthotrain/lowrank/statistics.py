@@ -1,0 +1,142 @@
+"""What the steps before an update tell of each layer: gathered, summed over processes, kept."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+import torch
+
+from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.lowrank.agree import Agreement
+from orthotrain.lowrank.collect import Collector
+from orthotrain.lowrank.metric import Importance, Metric, metric_of
+from orthotrain.lowrank.sites import Site
+
+#: Samples read of each call: with eight steps four thousand, several times a layer's width.
+_SAMPLES_PER_CALL: Final = 512
+
+
+class Statistics:
+    """Watches ordinary training passes over the last steps before an update.
+
+    Nothing is kept between such windows. In one, each step counts alike: what it adds is divided
+    by the total over all layers. So a loss scale (AMP), gradient accumulation and the size of a
+    batch change nothing. A step with a value that is not finite is left out.
+
+    Args:
+        sites: The layers.
+        importance: ``"loss"`` or ``"input"``.
+        agreement: With the processes that train together.
+    """
+
+    def __init__(self, sites: Sequence[Site], importance: Importance, agreement: Agreement) -> None:
+        self._sites = list(sites)
+        self._importance = importance
+        self._agreement = agreement
+        self._collector: Collector | None = None
+        self._stack = ExitStack()
+        self._steps = 0
+        self._dropped = 0
+        self._reset_compiled = False
+
+    @property
+    def active(self) -> bool:
+        """Whether passes are watched now."""
+        return self._collector is not None
+
+    def open(self) -> None:
+        """Start to watch."""
+        self._collector = Collector(
+            self._sites, gradients=self._importance == "loss", wait=True, most=_SAMPLES_PER_CALL
+        )
+        self._stack.enter_context(self._collector.active())
+        self._steps = self._dropped = 0
+
+    def close(self) -> None:
+        """Stop, and forget what was seen; nothing is left on the model."""
+        self._stack.close()
+        self._collector = None
+        if self._reset_compiled:  # a compiled forward may still call what was removed
+            _forget_compiled()
+            self._reset_compiled = False
+
+    def end_step(self) -> None:
+        """Take what the passes of one optimizer step have shown, on all processes."""
+        collector = self._collector
+        if collector is None:
+            return
+        self._steps += 1
+        if self._agreement.shared:
+            collector.sum_pass(self._agreement.summed)
+        inputs, gradients = collector.traces_of_pass().tolist()
+        if not (math.isfinite(inputs) and math.isfinite(gradients)):
+            self._dropped += 1
+            collector.drop_pass()
+        elif self._importance == "input" or gradients > 0:
+            collector.end_pass(1.0 / gradients if gradients > 0 else 1.0)
+        elif collector.saw_nothing and not self._reset_compiled:
+            # A model compiled before the hooks were there runs without them.
+            self._reset_compiled = _forget_compiled()
+        else:
+            collector.drop_pass()
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metric of each site that saw data, by name; the same on all processes.
+
+        Raises:
+            ConfigError: No site saw any.
+            NonFiniteError: Every step showed NaN or infinity.
+        """
+        collector = self._collector
+        if collector is None:
+            return {}
+        if self._dropped == self._steps > 0:
+            raise NonFiniteError(
+                f'AdaptiveLowRank with importance="{self._importance}": the inputs or output '
+                f"gradients of layers held NaN or infinity in each of the last {self._steps} "
+                "steps; finite ones are needed. Check data and loss, lower the learning rate, or "
+                "run in float32 or bfloat16"
+            )
+        found = {site.name: metric_of(site, collector.moments(site)) for site in self._sites}
+        metrics = {name: metric for name, metric in found.items() if metric is not None}
+        if not metrics:
+            raise ConfigError(
+                f'AdaptiveLowRank with importance="{self._importance}" watches the backward '
+                f"passes through its {len(self._sites)} layers in the last {self._steps} steps "
+                "before an update, and saw none. Compute gradients with loss.backward() through "
+                'the attached model, or choose importance="weight"'
+            )
+        return metrics
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far in an open window; empty outside of one."""
+        if self._collector is None:
+            return {}
+        return {
+            "collector": self._collector.state_dict(),
+            "steps": self._steps,
+            "dropped": self._dropped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: watch, or do not, as it did."""
+        self.close()
+        if state:
+            self.open()
+            assert self._collector is not None
+            self._collector.load_state_dict(state["collector"])
+            self._steps, self._dropped = int(state["steps"]), int(state["dropped"])
+
+
+def _forget_compiled() -> bool:
+    """Let compiled models be compiled again at their next call; whether there may be any."""
+    compiler_in_use = "torch._dynamo" in sys.modules
+    if compiler_in_use:
+        torch.compiler.reset()
+    return compiler_in_use
