@@ -26,7 +26,8 @@ WITH_CODE = [page for page in PAGES if python_blocks(page).strip()]
 def test_the_pages_that_promise_code_have_it():
     promised = (
         *("oialr", "roots", "whitening", "pooling", "nog", "olr", "orthogonal_weights"),
-        *("compress", "conditioning", "rank_rule", "write_a_method", "write_an_experiment"),
+        *("compress", "sizes", "teacher", "conditioning", "rank_rule"),
+        *("write_a_method", "write_an_experiment"),
     )
     pages = {"README.md", *(f"{name}.md" for name in promised)}
     assert pages <= {page.name for page in WITH_CODE}

@@ -7,6 +7,8 @@ Importing this package imports nothing else: every public name is loaded on firs
     AdaptiveLowRank                           train in an orthogonal basis, shrink the core (OIALR)
     Relative, Energy, StoredBudget            how the rank of each layer is chosen
     compress, to_dense, to_factored           change the form of a trained model
+    sizes, rate_after_cut                     several sizes from one model, each trained on
+    frozen_copy, teacher_loss                 the model itself as the teacher of a smaller one
     restore_structure, save, load             checkpoints that know their ranks
     BasisStability                            watch the bases settle
     ConditionMonitor                          watch rank and condition, in four senses
@@ -46,8 +48,11 @@ if TYPE_CHECKING:
         StoredBudget,
         compress,
         load,
+        rate_after_cut,
         restore_structure,
         save,
+        sizes,
+        teacher_loss,
         to_dense,
         to_factored,
     )
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
         Retraction,
         SpectralNormalization,
         attach,
+        frozen_copy,
     )
 
 
@@ -79,14 +85,18 @@ __all__ = [
     "data",
     "diagnostics",
     "disentangle",
+    "frozen_copy",
     "layers",
     "linalg",
     "load",
     "lowrank",
     "methods",
     "models",
+    "rate_after_cut",
     "restore_structure",
     "save",
+    "sizes",
+    "teacher_loss",
     "to_dense",
     "to_factored",
 ]
@@ -107,9 +117,13 @@ _HOME = {
     "StoredBudget": "orthotrain.lowrank",
     "attach": "orthotrain.methods",
     "compress": "orthotrain.lowrank",
+    "frozen_copy": "orthotrain.methods",
     "load": "orthotrain.lowrank",
+    "rate_after_cut": "orthotrain.lowrank",
     "restore_structure": "orthotrain.lowrank",
     "save": "orthotrain.lowrank",
+    "sizes": "orthotrain.lowrank",
+    "teacher_loss": "orthotrain.lowrank",
     "to_dense": "orthotrain.lowrank",
     "to_factored": "orthotrain.lowrank",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import Compression, StoredBudget, compress
+from orthotrain.lowrank import Compression, LayerRule, StoredBudget, compress
 from reference import metric_svd as twin
 
 CUT = {"rank_rtol": 0.3, "only_if_cheaper": False}
@@ -354,6 +355,41 @@ def test_a_group_that_the_loss_does_not_feel_needs_no_numbers_of_its_own():
     torch.testing.assert_close(conv.weight, weight.detach(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("given", [{}, {"data": 3}, {"data": 3, "loss": squares}], ids=str)
+def test_two_trained_factors_hold_more_ranks_in_a_budget(given):
+    given = given | ({"data": stretched(3, 16)} if given else {})
+    frozen, trained = (
+        compress(mlp(16), stored_budget=0.6, bases=bases, **given)
+        for bases in ("frozen", "trained")
+    )
+    numbers = sum(p.numel() for p in trained.parameters())
+    assert trained.compression.stored == numbers <= 0.6 * 3 * (16 * 16 + 16)
+    ranks = [sum(row.rank or 16 for row in m.compression.layers) for m in (frozen, trained)]
+    assert ranks[1] > ranks[0]
+    for layer, row in zip(trained[::2], trained.compression.layers, strict=True):
+        if row.rank is not None:
+            assert layer.pair.shape == (row.rank, 32)
+            assert row.stored == row.rank * 32
+
+
+@dataclass(frozen=True)
+class Rank(LayerRule):
+    """One rank for all."""
+
+    k: int
+
+    def rank(self, layer):
+        return self.k
+
+
+def test_a_cut_pays_earlier_where_both_factors_are_trained():
+    # Of 256 numbers: 7 x 32 in two factors, 7 x 7 more with a core between them.
+    for bases, layer in (("frozen", nn.Linear), ("trained", LowRankLinear)):
+        model = compress(mlp(16), rank=Rank(7), bases=bases)
+        assert [type(m) for m in model[::2]] == [layer] * 3
+        assert type(compress(mlp(16), rank=Rank(8), bases=bases)[0]) is nn.Linear
+
+
 def test_only_and_skip_choose_the_layers():
     model = compress(mlp(8), **CUT, only=["0", "4"], skip=["4"])
     assert [type(m) is LowRankLinear for m in model[::2]] == [True, False, False]
@@ -397,6 +433,7 @@ def another(model, x):
         ({"data": [torch.full((4, 8), torch.inf).double()]}, NonFiniteError, "inputs of 0 hold"),
         ({"only": "0"}, ConfigError, "only to be a sequence"),
         ({"only": ["nothing"]}, ConfigError, "'nothing'"),
+        ({"bases": "both"}, ConfigError, "bases must be"),
         ({"rank_rtol": None, "stored_budget": 1.5}, ConfigError, "stored_budget must be a share"),
         ({"rank_rtol": None, "stored_budget": 0.0}, ConfigError, "stored_budget must be a share"),
     ],

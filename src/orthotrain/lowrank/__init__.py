@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from orthotrain._names import missing_name
+from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.compression import CompressedLayer, Compression, compress
 from orthotrain.lowrank.follow import restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
 from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
+from orthotrain.lowrank.rate import rate_after_cut
 from orthotrain.lowrank.rules import (
     RANK_RULES,
     Energy,
@@ -14,12 +16,15 @@ from orthotrain.lowrank.rules import (
     StoredBudget,
     read_rule,
 )
+from orthotrain.lowrank.several_sizes import sizes
 from orthotrain.lowrank.storage import load, save
 from orthotrain.lowrank.surgery import to_dense, to_factored
+from orthotrain.lowrank.teacher import teacher_loss
 
 __all__ = [
     "RANK_RULES",
     "AdaptiveLowRank",
+    "Branch",
     "Candidate",
     "CompressedLayer",
     "Compression",
@@ -27,12 +32,16 @@ __all__ = [
     "LayerRule",
     "RankRule",
     "Relative",
+    "Sizes",
     "StoredBudget",
     "compress",
     "load",
+    "rate_after_cut",
     "read_rule",
     "restore_structure",
     "save",
+    "sizes",
+    "teacher_loss",
     "to_dense",
     "to_factored",
 ]

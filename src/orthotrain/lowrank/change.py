@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from orthotrain.layers import Bases
 from orthotrain.layers._factors import (
@@ -21,7 +22,7 @@ from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
 from orthotrain.methods.basis_change import BasisChange, CoordinateChange
-from orthotrain.methods.optimizer_state import resize
+from orthotrain.methods.optimizer_state import StateMode, resize
 from orthotrain.methods.pair_change import PairCut, PairSwitch
 
 
@@ -66,13 +67,28 @@ def change_site_(
     )
     if switched:
         layer.switched_at = run.step
-    change = _change_of_state(site, cut.p, cut.s, cut.qh, settings.bases)
-    cut_site_(site, cut.p, cut.s, cut.qh, bases=settings.bases)
-    resize(
-        run.optimizer, site.parameter, change,
-        new_shape=site.parameter.shape, mode=settings.optimizer_state, name=site.name,
+    cut_trained_site_(
+        site, (cut.p, cut.s, cut.qh), run.optimizer,
+        mode=settings.optimizer_state, bases=settings.bases,
     )  # fmt: skip
     return Change(switched, rank, rank_before, kept_energy)
+
+
+def cut_trained_site_(
+    site: Site,
+    kept: tuple[Tensor, Tensor, Tensor],
+    optimizer: Optimizer,
+    *,
+    mode: StateMode = "rotate",
+    bases: Bases = "frozen",
+) -> None:
+    """``cut_site_``, and the state of the optimizer that trains the site follows."""
+    change = _change_of_state(site, *kept, bases)
+    cut_site_(site, *kept, bases=bases)
+    resize(
+        optimizer, site.parameter, change,
+        new_shape=site.parameter.shape, mode=mode, name=site.name,
+    )  # fmt: skip
 
 
 def _change_of_state(

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from torch import nn
 
-from orthotrain.errors import ConfigError
-from orthotrain.layers import Bases, stored_numbers
-from orthotrain.linalg import MetricSVD, truncated
+from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_
-from orthotrain.lowrank.decide import decided_ranks
-from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import candidate_of, decomposed, decomposed_in, spectrum, weighed
-from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.cut import (
+    KnownWeights,
+    chosen_layers,
+    known_weights,
+    require_data_for,
+    stored_in,
+)
+from orthotrain.lowrank.measure import LossFunction
 from orthotrain.lowrank.metric import Importance
-from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.rank_rule import RankRule, require
 from orthotrain.lowrank.rules import chosen_rule
-from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
+from orthotrain.lowrank.sites import Site, find_sites, require_sites
 from orthotrain.methods.select import unwrap
-
-_OPEN = Limits(max_drop=1.0, min_rank_fraction=0.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     only_if_cheaper: bool = True,
+    bases: Bases = "frozen",
 ) -> nn.Module:
     """Truncate a trained model's layers to low rank at once, in place.
 
@@ -118,6 +119,8 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
+        bases: The form a dense layer takes: ``"frozen"`` trains the core between frozen bases
+            afterwards, ``"trained"`` both factors, which hold fewer numbers at the same rank.
 
     Returns:
         The same model with low-rank layers, and a :class:`Compression` as ``.compression``.
@@ -131,51 +134,40 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
             message names the layer. Nothing is changed then.
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
-    for name, patterns in (("skip", skip), ("only", only)):
-        if isinstance(patterns, str):
-            raise ConfigError(
-                f"compress needs {name} to be a sequence of patterns, got {patterns!r}"
-            )
-    if loss is not None and data is None:
-        raise ConfigError("compress needs data to measure the loss on, got loss without data")
+    selection = chosen_layers("compress", only=only, skip=skip)
+    require(bases in get_args(Bases), "bases", bases, get_args(Bases))
+    require_data_for("compress", data, loss)
     inner = unwrap(model)
-    sites, refusals = find_sites(inner, Selection(skip=tuple(skip), only=tuple(only)))
+    sites, refusals = find_sites(inner, selection)
     require_sites(sites, refusals, "compress")
-    others = other_numbers(inner, sites)
-    new = LayerHistory()  # nothing was cut or planned before
-    settings = _Settings("weight", only_if_cheaper)
-    candidates = [
-        candidate_of(s, spectrum(s), new, within_reach=True, settings=settings) for s in sites
-    ]
-    # Before the data are read, too: a budget out of reach is told at once.
-    ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
-    importance: Importance = "weight"
-    views: dict[str, MetricSVD] = {}
-    if data is not None:
-        importance = "input" if loss is None else "loss"
-        metrics = measured_metrics(inner, sites, data, loss)
-        views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
-        candidates = [
-            replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
-            if each.name in views
-            else each
-            for each in candidates
-        ]
-        if importance == "loss":  # errors of outputs of different layers do not compare
-            candidates = weighed(candidates, views)
-        ranks = decided_ranks(candidates, rule=rule, limits=_OPEN, other_numbers=others)
-    before = [_stored(site) for site in sites]
-    lost = []
-    for site, k, candidate in zip(sites, ranks, candidates, strict=True):
-        pays = not only_if_cheaper or _stored(site, k) < _stored(site)
-        lost.append(_lost(candidate, k) if pays else 0.0)
-        if pays:
-            _cut(site, views.get(site.name), k)
-    notes = {
-        site.name: "saw no data, or no gradient: cut by its share of energy"
-        for site in sites
-        if data is not None and site.name not in views
-    }
+    known = known_weights(
+        inner, sites, rules=[rule], data=data, loss=loss, only_if_cheaper=only_if_cheaper,
+        bases=bases, what="compress",
+    )  # fmt: skip
+    ranks, before = known.ranks(sites, rule), [stored_in(site) for site in sites]
+    for site, k in zip(sites, ranks, strict=True):
+        if k is not None:
+            cut_site_(site, *known.factors(site, k), bases=bases)
+    model.__dict__["compression"] = compression_of(known, sites, ranks, stored_before=before)
+    return model
+
+
+def compression_of(
+    known: KnownWeights,
+    sites: Sequence[Site],
+    ranks: Sequence[int | None],
+    *,
+    stored_before: Sequence[int],
+) -> Compression:
+    """The report on a cut that was made.
+
+    Args:
+        known: What it was decided on.
+        sites: The weights, after it.
+        ranks: What they were cut to; None where they stayed as they were.
+        stored_before: Numbers that held each of them before.
+    """
+    lost, others = known.lost(ranks), known.other_numbers
     total = sum(lost) or 1.0
     layers = tuple(
         CompressedLayer(
@@ -183,45 +175,11 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
             shape=site.layout.shape,
             rank=site.rank if site.factored else None,
             stored_before=was,
-            stored=_stored(site),
+            stored=stored_in(site),
             loss_share=each / total,
-            note=notes.get(site.name, ""),
+            note=known.note(site),
         )
-        for site, was, each in zip(sites, before, lost, strict=True)
+        for site, was, each in zip(sites, stored_before, lost, strict=True)
     )
     stored = others + sum(layer.stored for layer in layers)
-    model.__dict__["compression"] = Compression(layers, importance, others + sum(before), stored)
-    return model
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """How sites are seen by ``compress``."""
-
-    importance: Importance
-    only_if_cheaper: bool
-    bases: Bases = "frozen"
-
-
-def _lost(candidate: Candidate, rank: int) -> float:
-    """What a cut to a rank loses, by the estimate that the rule goes by."""
-    energy = candidate.spectrum.double().square()
-    whole = float(energy.sum())
-    return candidate.weight * float(energy[:, rank:].sum()) / whole if whole else 0.0
-
-
-def _cut(site: Site, view: MetricSVD | None, rank: int) -> None:
-    if view is None:
-        p, s, qh = decomposed(site)
-        cut_site_(site, p[..., :rank], s[..., :rank], qh[..., :rank, :])
-    else:
-        cut_site_(site, *truncated(view, rank))
-
-
-def _stored(site: Site, rank: int | None = None) -> int:
-    """Numbers that hold a site's weight, now or at a rank."""
-    if rank is None and not site.factored:
-        return site.dense_numbers
-    layout = site.layout
-    k = site.rank if rank is None else rank
-    return layout.blocks * stored_numbers(layout.m, layout.n, k, bases=site.bases)
+    return Compression(layers, known.importance, others + sum(stored_before), stored)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orthotrain._names import missing_name
 from orthotrain.methods._attach import attach
 from orthotrain.methods.bases import GradientMethod, WeightMethod
+from orthotrain.methods.copies import frozen_copy
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.nearest_orthogonal import NearestOrthogonalGradient
 from orthotrain.methods.optimal_learning_rate import OptimalLearningRate
@@ -42,6 +43,7 @@ __all__ = [
     "WeightMethod",
     "attach",
     "find_targets",
+    "frozen_copy",
     "optimal_lr",
     "optimal_lr_matrix",
     "select_modules",

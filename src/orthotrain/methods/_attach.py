@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError
+from orthotrain.methods._optimizer import require_model, unwrap_optimizer
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.protocol import Method, Run
 from orthotrain.methods.select import unwrap, wrappers
@@ -59,12 +60,12 @@ def attach(
             or optimizer that already has methods attached; or a setting that does not fit the
             model.
     """
-    _check_order(model, optimizer)
+    require_model("attach", model, optimizer)
     _check_methods(methods)
     if total_steps is not None:
         require_steps("attach", "total_steps", total_steps)
     inner = unwrap(model)
-    optimizer = _unwrap_optimizer(optimizer)
+    optimizer = unwrap_optimizer("attach", optimizer)
     _check_parameters(inner, optimizer)
     for owner in (inner, optimizer):
         _check_free(owner)
@@ -97,29 +98,6 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
                 f"attach: got {method!r} of type {type(method).__name__} as a method; need an "
                 "instance of a subclass of orthotrain.methods.Method, such as AdaptiveLowRank(...)"
             )
-
-
-def _check_order(model: object, optimizer: object) -> None:
-    if isinstance(model, nn.Module):
-        return
-    swapped = "model and optimizer are swapped; " if isinstance(optimizer, nn.Module) else ""
-    raise ConfigError(
-        f"attach: need a torch.nn.Module first, got {type(model).__name__}; {swapped}"
-        "the order is attach(model, optimizer, *methods)"
-    )
-
-
-def _unwrap_optimizer(optimizer: object) -> Optimizer:
-    """Torch's optimizer inside Accelerate's, Lightning's or another wrapper."""
-    # A wrapper may itself be an Optimizer whose own hooks never fire: go in as far as it goes.
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"attach: need a torch.optim.Optimizer, got {type(optimizer).__name__}; "
-            "the order is attach(model, optimizer, *methods)"
-        )
-    return optimizer
 
 
 def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:

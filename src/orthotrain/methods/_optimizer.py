@@ -10,6 +10,34 @@ from torch.optim import Optimizer
 from orthotrain.errors import ConfigError
 
 
+def require_model(what: str, model: object, optimizer: object) -> None:
+    """Raise ConfigError unless a model stands where a model is needed."""
+    if isinstance(model, nn.Module):
+        return
+    swapped = "model and optimizer are swapped; " if isinstance(optimizer, nn.Module) else ""
+    raise ConfigError(
+        f"{what}: need a torch.nn.Module first, got {type(model).__name__}; {swapped}"
+        f"the order is {what}(model, optimizer, ...)"
+    )
+
+
+def unwrap_optimizer(what: str, optimizer: object) -> Optimizer:
+    """Torch's optimizer inside Accelerate's, Lightning's or another wrapper.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    # A wrapper may itself be an Optimizer whose own hooks never fire: go in as far as it goes.
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"{what}: need a torch.optim.Optimizer, got {type(optimizer).__name__}; "
+            f"the order is {what}(model, optimizer, ...)"
+        )
+    return optimizer
+
+
 def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
     """The parameter group of every parameter; loading a state makes new ones."""
     return {p: group for group in optimizer.param_groups for p in group["params"]}

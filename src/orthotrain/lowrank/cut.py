@@ -1,0 +1,177 @@
+"""One cut of a whole model: what is known of its weights, the ranks, and the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch import nn
+
+from orthotrain.errors import ConfigError
+from orthotrain.layers import Bases, stored_numbers
+from orthotrain.linalg import MetricSVD, truncated
+from orthotrain.lowrank.decide import decided_ranks
+from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.look import (
+    Decomposition,
+    candidate_of,
+    decomposed,
+    decomposed_in,
+    spectrum,
+    weighed,
+)
+from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.sites import Selection, Site, other_numbers
+
+_OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """What is known of a model's weights before a cut, measured once for any number of cuts.
+
+    Sites of a copy of the model, in the same order, may stand for those it was measured on.
+
+    Attributes:
+        candidates: What a rank rule is told, one per site.
+        views: Decompositions in the metric, by name of the site, where it saw data.
+        importance: What the ranks are chosen by.
+        other_numbers: Stored numbers of the model outside the sites.
+        only_if_cheaper: Whether a site stays as it is where its factors hold no fewer numbers.
+        bases: The form that a dense site takes.
+    """
+
+    candidates: Sequence[Candidate]
+    views: Mapping[str, MetricSVD]
+    importance: Importance
+    other_numbers: int
+    only_if_cheaper: bool
+    bases: Bases
+
+    def ranks(self, sites: Sequence[Site], rule: RankRule) -> list[int | None]:
+        """The rank that each site is cut to; None where it stays as it is."""
+        wanted = decided_ranks(
+            self.candidates, rule=rule, limits=_OPEN, other_numbers=self.other_numbers
+        )
+        return [
+            k
+            if not self.only_if_cheaper or stored_at(site, k, bases=self.bases) < stored_in(site)
+            else None
+            for site, k in zip(sites, wanted, strict=True)
+        ]
+
+    def lost(self, ranks: Sequence[int | None]) -> list[float]:
+        """What each site loses by a cut, by the estimate that the rule goes by."""
+        return [_lost(each, k) for each, k in zip(self.candidates, ranks, strict=True)]
+
+    @property
+    def most(self) -> float:
+        """What would be lost by all of them together if nothing of them was kept."""
+        return sum(_lost(each, 0) for each in self.candidates)
+
+    def factors(self, site: Site, rank: int) -> Decomposition:
+        """Plain singular value decomposition ``p, s, qh`` of what a cut to a rank keeps."""
+        if site.name in self.views:
+            return truncated(self.views[site.name], rank)
+        p, s, qh = decomposed(site)
+        return p[..., :rank], s[..., :rank], qh[..., :rank, :]
+
+    def note(self, site: Site) -> str:
+        """Why a site is cut by its weight alone, where that is so."""
+        unseen = self.importance != "weight" and site.name not in self.views
+        return "saw no data, or no gradient: cut by its share of energy" if unseen else ""
+
+
+def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
+    model: nn.Module,
+    sites: Sequence[Site],
+    *,
+    rules: Sequence[RankRule],
+    data: Iterable[Any] | None,
+    loss: LossFunction | None,
+    only_if_cheaper: bool,
+    bases: Bases,
+    what: str,
+) -> KnownWeights:
+    """Look at every site, in the metric of data and loss where they are given.
+
+    Args:
+        model: The inner model; it is left as it was.
+        sites: Its weights that may be cut.
+        rules: That will choose the ranks. A budget out of reach is told before data are read.
+        data: Batches; None looks at the weights alone.
+        loss: Of the model and a batch; None measures inputs alone.
+        only_if_cheaper: Whether a site may stay as it is.
+        bases: The form that a dense site takes.
+        what: Who asks, for messages.
+
+    Raises:
+        ConfigError: A budget out of reach, or data and a loss that ``measured_metrics`` refuses.
+        NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity.
+    """
+    new = LayerHistory()  # nothing was cut or planned before
+    known = KnownWeights((), {}, "weight", other_numbers(model, sites), only_if_cheaper, bases)
+    candidates = [
+        candidate_of(s, spectrum(s), new, within_reach=True, settings=known) for s in sites
+    ]
+    known = replace(known, candidates=candidates)
+    for rule in rules:
+        known.ranks(sites, rule)
+    if data is None:
+        return known
+    metrics = measured_metrics(model, sites, data, loss, what=what)
+    views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
+    candidates = [
+        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
+        if each.name in views
+        else each
+        for each in candidates
+    ]
+    if loss is None:  # errors of outputs of different layers do not compare
+        return replace(known, candidates=candidates, views=views, importance="input")
+    return replace(known, candidates=weighed(candidates, views), views=views, importance="loss")
+
+
+def chosen_layers(what: str, *, only: Sequence[str], skip: Sequence[str]) -> Selection:
+    """The layers that patterns name.
+
+    Raises:
+        ConfigError: One string stands where a sequence of patterns is needed.
+    """
+    for name, patterns in (("skip", skip), ("only", only)):
+        if isinstance(patterns, str):
+            raise ConfigError(f"{what} needs {name} to be a sequence of patterns, got {patterns!r}")
+    return Selection(skip=tuple(skip), only=tuple(only))
+
+
+def require_data_for(what: str, data: object, loss: object) -> None:
+    """Refuse a loss that has nothing to be measured on.
+
+    Raises:
+        ConfigError: A loss is given and no data.
+    """
+    if loss is not None and data is None:
+        raise ConfigError(f"{what} needs data to measure the loss on, got loss without data")
+
+
+def stored_in(site: Site) -> int:
+    """Numbers that hold a site's weight now."""
+    return stored_at(site, site.rank, bases=site.bases) if site.factored else site.dense_numbers
+
+
+def stored_at(site: Site, rank: int, *, bases: Bases) -> int:
+    """Numbers that hold a site's weight at a rank; a dense one takes the form of ``bases``."""
+    layout = site.layout
+    form = site.bases if site.factored else bases
+    return layout.blocks * stored_numbers(layout.m, layout.n, rank, bases=form)
+
+
+def _lost(candidate: Candidate, rank: int | None) -> float:
+    energy = candidate.spectrum.double().square()
+    whole = float(energy.sum())
+    if rank is None or not whole:
+        return 0.0
+    return candidate.weight * float(energy[:, rank:].sum()) / whole
