@@ -26,7 +26,6 @@ from methods.doubles import same
 from orthotrain import AdaptiveLowRank, StoredBudget, attach, compress, rate_after_cut, sizes
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import decide
 from orthotrain.methods.optimizer_state import check_shapes
 
 
@@ -130,9 +129,7 @@ def switched_by_the_method(model, optimizer, share):
     method = AdaptiveLowRank(
         delay_steps=0, rank=StoredBudget(share), importance="weight", dense_last=False
     )
-    with pytest.MonkeyPatch.context() as patch:  # one update that reaches the first layer, too
-        patch.setattr(decide, "tail_length", lambda update, *, layers, layer_fraction: layers)
-        attach(model, optimizer, method)
+    attach(model, optimizer, method)
 
 
 @pytest.mark.parametrize(

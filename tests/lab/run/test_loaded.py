@@ -6,8 +6,7 @@ from processes import run_python
 PACKAGES = (
     "orthotrain.cli",
     "orthotrain.diagnostics",
-    "orthotrain.lab.experiments.classifier",
-    "orthotrain.lab.experiments.lowrank",
+    "orthotrain.lab.experiments.language",
     # The table at the end is a part of the experiment's page, of which nothing is drawn.
     "orthotrain.lab.report",
     "orthotrain.lab.run",
@@ -20,16 +19,16 @@ PACKAGES = (
 MODULES = {
     *("orthotrain", "orthotrain._version", "orthotrain.errors", "orthotrain.files"),
     *("orthotrain._checks", "orthotrain._names", "orthotrain.extras"),
-    *("orthotrain.data", "orthotrain.data._pixels", "orthotrain.data.batches"),
-    *("orthotrain.data.digits", "orthotrain.data.lazy", "orthotrain.data.splits"),
-    *("orthotrain.models", "orthotrain.models.mini_vit"),
+    *("orthotrain.data", "orthotrain.data.lazy"),
+    *("orthotrain.data.stdlib_text", "orthotrain.data.windows"),
+    *("orthotrain.models", "orthotrain.models.gpt"),
     *("orthotrain.models.transformer", "orthotrain.lab.experiments.narrow"),
     "orthotrain.lab.experiments.search",
     *("orthotrain.lab", "orthotrain.lab.experiments", "orthotrain.lab.experiments.catalog"),
     "orthotrain.lab.named",
     "orthotrain.lab.experiments.treatments",
 }
-FAMILIES = ("language", "latent", "spectral")
+FAMILIES = ("classifier", "lowrank", "latent", "spectral")
 # and the settings of the other families, which the command line names.
 SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in FAMILIES]
 MOST = 190
@@ -46,7 +45,7 @@ def allowed(module: str) -> bool:
 
 def test_one_default_training_loads_what_it_uses(tmp_path):
     line = [
-        "train", "--scale", "smoke", "--variants", "oialr-paper", "--optim.epochs", "1",
+        "train", "--scale", "smoke", "--variants", "oialr-paper", "--optim.steps", "30",
         "--jobs", "1", "--report", "false", "--run-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     output = run_python(
@@ -56,7 +55,7 @@ def test_one_default_training_loads_what_it_uses(tmp_path):
         "print('LOADED', *sorted(m for m in sys.modules if m.split('.')[0] == 'orthotrain'))"
     )
     loaded = output.splitlines()[-1].split()[1:]
-    assert "orthotrain.models.mini_vit" in loaded
+    assert "orthotrain.models.gpt" in loaded
     assert [module for module in loaded if not allowed(module)] == []
     assert len(loaded) <= MOST
 
