@@ -25,6 +25,9 @@ from orthotrain.lab.run.restore import network_entry, read_network
 from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
 
+# Measurements of the bases per dense training.
+_STABILITY_PER_RUN = 20
+
 
 @dataclass(frozen=True)
 class _Schedule:
@@ -70,7 +73,7 @@ def build_on(
         total_steps=total_steps,
         betas=optim.betas,
     )
-    methods: list[Method] = [BasisStability(every_steps=config.record.eval_every_steps)]
+    methods: list[Method] = [BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN))]
     cuts = None
     if variant.cut is not None:
         cutting = low_rank_method(variant.cut, total_steps=total_steps)
