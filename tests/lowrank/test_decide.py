@@ -52,7 +52,7 @@ def decide(*candidates, rule=None, limits=OPEN, other_numbers=0):
         (41, 0.1, [4, 8, 12, 16]),
         (5, 0.1, [1, 2, 3, 4, 5, 5]),  # published code: all of ten layers or fewer at once
         (1, 0.5, [1, 1]),
-        (7, 1.0, [6, 7, 7]),
+        (7, 1.0, [7, 7, 7]),
     ],
 )
 def test_the_tail_grows_by_a_share_of_the_layers(layers, fraction, expected):

@@ -227,11 +227,12 @@ class _Called(WeakHook[Collector]):
     def __init__(self, owner: Collector | None = None, key: _Key = ("", 0)) -> None:
         super().__init__(owner)
         self._key = key
+        self._take = _untraced()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         if (collector := self.owner) is not None:
             x = args[0] if args else next(iter(kwargs.values()))
-            collector.take(self._key, module, x, output)
+            self._take(collector, self._key, module, x, output)
 
 
 class _Projected(WeakHook[Collector]):
@@ -246,11 +247,17 @@ class _Projected(WeakHook[Collector]):
         super().__init__(owner)
         self._module = None if module is None else weakref.ref(module)
         self._parts = parts or {}
+        self._take = _untraced()
 
     def __call__(self, part: int, x: Tensor, y: Tensor) -> None:
         module = None if self._module is None else self._module()
         if (collector := self.owner) is not None and module is not None and part in self._parts:
-            collector.take(self._parts[part], module, x, y)
+            self._take(collector, self._parts[part], module, x, y)
+
+
+def _untraced() -> Callable[..., None]:
+    """``Collector.take``, which a compiled forward calls as it is."""
+    return torch.compiler.disable(Collector.take)  # type: ignore[no-any-return]
 
 
 def _parts(weight: str) -> Sequence[int]:

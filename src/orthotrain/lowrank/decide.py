@@ -123,9 +123,14 @@ def factored_pays(m: int, n: int, rank: int) -> bool:
 
 def tail_length(update: int, *, layers: int, layer_fraction: float) -> int:
     """How many of the last layers the ``update``-th update (from one) reaches."""
-    return min(layers, update * max(1, int(layer_fraction * (layers - 1))))
+    return min(layers, update * _reach(layers, layer_fraction))
 
 
 def updates_to_reach_all(*, layers: int, layer_fraction: float) -> int:
     """The first update that reaches every layer."""
-    return math.ceil(layers / max(1, int(layer_fraction * (layers - 1))))
+    return math.ceil(layers / _reach(layers, layer_fraction))
+
+
+def _reach(layers: int, layer_fraction: float) -> int:
+    """How much further each update reaches; published, but for a fraction of one: all of them."""
+    return layers if layer_fraction == 1 else max(1, int(layer_fraction * (layers - 1)))

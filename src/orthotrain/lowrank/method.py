@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
+from torch import nn
 
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.history import LayerHistory
@@ -14,7 +15,15 @@ from orthotrain.lowrank.look import candidate_of
 from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.settings import LowRankSettings
-from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
+from orthotrain.lowrank.sites import (
+    Refusal,
+    Selection,
+    Site,
+    find_sites,
+    numbers_outside,
+    other_numbers,
+    require_sites,
+)
 from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
 
@@ -162,11 +171,13 @@ class AdaptiveLowRank(LowRankSettings, Method):
         trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
-        self._require_reachable(sites, other_numbers(run.model, sites))
+        self._require_reachable(run.model, sites, refusals)
         return LowRankTraining(self, schedule, run, sites, refusals)
 
-    def _require_reachable(self, sites: Sequence[Site], others: int) -> None:
-        """Tell a rule that cannot be met before anything is trained."""
+    def _require_reachable(
+        self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]
+    ) -> None:
+        """Tell a rule that cannot be met before anything is trained, and what stands in the way."""
         shapes = [
             candidate_of(
                 site, torch.ones(site.layout.blocks, site.rank), LayerHistory(),
@@ -174,6 +185,16 @@ class AdaptiveLowRank(LowRankSettings, Method):
             )
             for site in sites
         ]  # fmt: skip
-        floors = [min(self.limits.floor(each.full_rank), site.rank)
-                  for each, site in zip(shapes, sites, strict=True)]  # fmt: skip
-        self.rank.require_reachable(shapes, min_ranks=floors, other_numbers=others)
+        floors = [
+            min(self.limits.floor(each.full_rank), site.rank)
+            for each, site in zip(shapes, sites, strict=True)
+        ]
+        others = other_numbers(model, sites)
+        try:
+            self.rank.require_reachable(shapes, min_ranks=floors, other_numbers=others)
+        except ConfigError as error:
+            rest = numbers_outside(model, sites)
+            reasons = {refusal.name: f" ({refusal.reason})" for refusal in refusals}
+            largest = sorted(rest.items(), key=lambda each: -each[1])[:4]
+            named = ", ".join(f"{name}{reasons.get(name, '')}: {n:,}" for name, n in largest)
+            raise ConfigError(f"{error}. Largest of the rest: {named}") from error

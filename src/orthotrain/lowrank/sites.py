@@ -192,8 +192,19 @@ def find_sites(
 
 def other_numbers(model: nn.Module, sites: Sequence[Site]) -> int:
     """Numbers in the parameters of a model outside its sites."""
-    inside = {id(site.parameter) for site in sites}
-    return sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return sum(numbers_outside(model, sites).values())
+
+
+def numbers_outside(model: nn.Module, sites: Sequence[Site]) -> dict[str, int]:
+    """The same by the name of the first module that holds them."""
+    seen = {id(site.parameter) for site in sites}
+    found: dict[str, int] = {}
+    for name, module in named_modules_clean(model):
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[name] = found.get(name, 0) + parameter.numel()
+    return found
 
 
 def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str) -> None:

@@ -62,7 +62,7 @@ def notes_of(folder):
 def plots_of(run):
     """Every figure of a run, by name."""
     page, _ = declared(run)
-    plots = [figure.plot(run, page.look) for figure in given(page.figures, run)]
+    plots = [figure.plot(run, page.look) for figure in (*page.lead, *given(page.figures, run))]
     return {plot.name: plot for plot in plots}
 
 

@@ -52,7 +52,8 @@ def test_a_finished_run_has_no_missing_box(finished_page):
 
 
 @pytest.mark.parametrize(
-    ("family", "baseline"), [("lowrank", "dense"), ("spectral", "avg"), ("latent", "baseline")]
+    ("family", "baseline"),
+    [("lowrank", "dense"), ("spectral", "avg"), ("latent", "baseline"), ("language", "dense")],
 )
 def test_an_empty_run_of_any_family_is_a_page_that_says_so(tmp_path, family, baseline):
     page = f"orthotrain.lab.experiments.{family}.page:PAGE"

@@ -12,6 +12,7 @@ A page is one declaration, ``PAGE = Page(...)``, in a module without torch::
         results=(ByVariant("results", "Results", (ACCURACY,), seeds=True),),   # tables
         closing={"test_accuracy_percent": "test %"},               # the end of `orthotrain train`
         claims=(Claim("Is it more accurate?", (("ours", "dense"),), (ACCURACY,)),),
+        lead=(),                                                  # figures above the tables
         figures=(
             Curves("curves", "Training", "How to read it.", (LOSS,)),  # a Panel each
             Values("values", "At the end", "How to read it.", (ACCURACY,)),
@@ -35,7 +36,8 @@ cards, panels of ``Curves``, maps of ``HeatMaps``.
                variants with one
 ``tables``     ``ByVariant``, ``BySeed``, ``Compared`` (every comparison), ``Own`` (a function),
                ``Difference`` (a column)
-``figures``    ``Curves`` of ``Panel`` and ``Values``; in ``heatmaps`` ``HeatMaps`` of ``HeatMap``.
+``figures``    ``Curves`` of ``Panel`` and ``Values``; in ``heatmaps`` ``HeatMaps`` of ``HeatMap``;
+               in ``scatter`` ``Scatter`` of ``Group`` and ``Over``: rivals in one picture.
                A figure of another kind is any object with ``plot(run, look) -> style.Plot``
 ``page``       ``Page`` and ``Card``; ``Page.derived`` gives further variants that claims may name,
                ``Page.files`` further files beside the page

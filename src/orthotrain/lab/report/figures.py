@@ -1,4 +1,4 @@
-"""Two of the three kinds of figures: curves in panels, and values by variant."""
+"""Two kinds of figures: curves in panels, and values by variant."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class Panel:
         reduce: How several lines become one point, see :func:`curve`.
         late: Which end of the axis is cut at the level after a fifth of the records.
         zero: Whether the axis starts at zero.
+        most: Where the axis ends at the latest; NaN for what ``late`` or the lines say.
         mark: A step of a variant that gets a dotted line; NaN for none.
         beside: Lines that are not of this run.
     """
@@ -99,6 +100,7 @@ class Panel:
     reduce: Reduce = "median"
     late: Literal["top", "bottom", ""] = ""
     zero: bool = False
+    most: float = math.nan
     mark: Callable[[Variant], float] = lambda variant: math.nan
     beside: tuple[Reference, ...] = ()
 
@@ -187,6 +189,9 @@ def _draw_panel(
     else:
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     _cut(axes, panel, [line for _, line in lines])
+    if panel.most < axes.get_ylim()[1] and lines:
+        low = min(float(line.low.min()) for _, line in lines)
+        axes.set_ylim(low - 0.05 * abs(panel.most - low), panel.most)
     return named
 
 

@@ -1,4 +1,4 @@
-"""The third kind of figures: heat maps of layers over training."""
+"""Heat maps of layers over training."""
 
 from __future__ import annotations
 

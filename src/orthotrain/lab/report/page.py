@@ -38,7 +38,8 @@ class Page:
         closing: Columns of these tables that end the output of ``orthotrain train``: short titles
             by key, in the order of the lines.
         claims: Questions that the page answers first.
-        figures: Its figures, in order.
+        lead: The figures above the first table: what a reader should see first.
+        figures: Its other figures, in order.
         cards: Further boxes of tables, after the figures.
         details: Tables behind tabs at the end; settings and environment follow by themselves.
         missing: What a run lacks beyond its own notes, one sentence each.
@@ -50,6 +51,7 @@ class Page:
     results: Sequence[TableOf]
     closing: Mapping[str, str] = field(default_factory=dict)
     claims: Sequence[Claim] | Callable[[Run], Sequence[Claim]] = ()
+    lead: Sequence[FigureOf] = ()
     figures: Sequence[FigureOf] | Callable[[Run], Sequence[FigureOf]] = ()
     cards: Sequence[Card] | Callable[[Run], Sequence[Card]] = ()
     details: Sequence[TableOf] = ()

@@ -65,6 +65,7 @@ class Plot:
         draw: Draws it in a theme; ``None`` where the run has nothing to draw.
         missing: Why there is no drawing.
         alt: What it shows, in words and numbers; the title where empty.
+        says: What the numbers say, one sentence each, the most important first.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Plot:
     draw: Callable[[Theme], Figure] | None
     missing: str = ""
     alt: str = ""
+    says: tuple[str, ...] = ()
 
 
 LineStyle = Literal["-", "--", ":", "-."]

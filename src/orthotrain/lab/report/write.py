@@ -54,7 +54,8 @@ class Section:
         answers: The claims, each with its comparisons as a table.
         results: The first tables, one box each.
         links: Files beside the page.
-        pictures: The figures.
+        lead: The figures above the first table.
+        pictures: The other figures.
         cards: Title, tables and note of each further box.
         details: Tables behind tabs.
     """
@@ -65,6 +66,7 @@ class Section:
     answers: Sequence[tuple[Answer, Table]]
     results: Sequence[Table]
     links: Sequence[str]
+    lead: Sequence[Picture]
     pictures: Sequence[Picture]
     cards: Sequence[tuple[str, Sequence[Table], str]]
     details: Sequence[Table]
@@ -143,6 +145,7 @@ def _section(run: Run, prefix: str, files: dict[str, bytes]) -> Section:
         _answers(run, page),
         _tables(run, page.results),
         tuple(more),
+        [_draw(figure.plot(run, page.look), prefix, files) for figure in page.lead],
         [_draw(figure.plot(run, page.look), prefix, files) for figure in given(page.figures, run)],
         [
             (card.title, [t for t in _tables(run, card.tables) if t.rows], card.note)

@@ -6,9 +6,11 @@ import math
 import pytest
 
 from lab.report.pages import answers_of, notes_of, read, tables_of
-from orthotrain.lab.experiments.lowrank.columns import dense_size, factored, rival
+from orthotrain.lab.experiments.lowrank.columns import rival
 from orthotrain.lab.experiments.lowrank.page import watched
 from orthotrain.lab.experiments.lowrank.published import PUBLISHED_EPOCHS, PUBLISHED_STABILITY
+from orthotrain.lab.experiments.ranks import factored
+from orthotrain.lab.experiments.sizes import dense_size
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.report.load import load_run
 

@@ -29,6 +29,9 @@ class LowRankConfig:
         rank: Rank rule: rank_rtol=0.1 drops singular values below this share of the largest (the
             paper's beta), energy=0.9 keeps this share of a layer's energy, stored_budget=0.5
             stores this share of the dense model's numbers.
+        importance: The metric of the cut: of the loss, of inputs, or the weights alone (published).
+        bases: Both factors trained, or a core between frozen bases (published).
+        core_step: Factor on the steps of cores; 1 is published.
         layer_fraction: Each update reaches this much further to the front (the paper's alpha).
         max_drop: Largest share of a rank that one update drops.
         min_rank_fraction: Smallest rank over the layer's smaller side.
@@ -39,6 +42,9 @@ class LowRankConfig:
     delay_fraction: float | Literal["auto"] = 50 / 300
     every_fraction: float = 10 / 300
     rank: str = "rank_rtol=0.1"
+    importance: Literal["loss", "input", "weight"] = "weight"
+    bases: Literal["trained", "frozen"] = "frozen"
+    core_step: float | Literal["auto"] = 1.0
     layer_fraction: float = 0.1
     max_drop: float = 0.5
     min_rank_fraction: float = 0.01

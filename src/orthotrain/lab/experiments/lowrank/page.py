@@ -14,19 +14,16 @@ from orthotrain.lab.experiments.lowrank.columns import (
     COSTS,
     SEED_NUMBERS,
     STEP,
-    dense_size,
-    factored,
-    ranks_table,
-    relative_rank,
     results,
     rival,
-    sizes,
 )
 from orthotrain.lab.experiments.lowrank.published import (
     PUBLISHED_EPOCHS,
     PUBLISHED_LAG_EPOCHS,
     PUBLISHED_STABILITY,
 )
+from orthotrain.lab.experiments.ranks import factored, ranks_table, relative_rank
+from orthotrain.lab.experiments.sizes import dense_size, sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.curves import Series, grid
 from orthotrain.lab.report.default import pairs_with_baseline

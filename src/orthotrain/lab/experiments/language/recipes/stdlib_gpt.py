@@ -29,7 +29,7 @@ _CPU = LanguageRun(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1.5e-3, 2.1e-3, 3e-3, 4.2e-3, 6e-3), seeds=(100,))
+GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
@@ -74,5 +74,6 @@ STDLIB_GPT = Experiment(
     },
     variants=language_variants,
     build="orthotrain.lab.experiments.language.build:build",
+    page="orthotrain.lab.experiments.language.page:PAGE",
     search="orthotrain.lab.experiments.language.recipes.stdlib_gpt:GRID",
 )
