@@ -30,6 +30,8 @@ WORLD, BATCH, STEPS = 2, 8, 10
 SCHEDULE = {"delay_steps": 3, "every_steps": 2, "layer_fraction": 1.0, "only_if_cheaper": False}
 METHOD = as_published(rank_rtol=0.9, max_drop=0.2, **SCHEDULE)
 TRAINED = as_published(rank_rtol=0.9, max_drop=0.2, bases="trained", **SCHEDULE)
+BY_LOSS = as_published(energy=0.7, max_drop=0.3, bases="trained", importance="loss", **SCHEDULE)
+BY_LOSS_FROZEN = as_published(energy=0.7, max_drop=0.3, importance="loss", **SCHEDULE)
 
 MODES = {
     "default": {},
@@ -187,9 +189,9 @@ def power_sgd(rank):
     return outcome(model, optimizer, compressed=compressed)
 
 
-def accumulation(rank, name):
+def accumulation(rank, name, method=METHOD):
     """Two halves of the batch one after the other, the first without communication."""
-    model, wrapper, optimizer, _ = wrapped(rank, mode=MODES[name])
+    model, wrapper, optimizer, _ = wrapped(rank, method=method, mode=MODES[name])
     for step in range(STEPS):
         x, y = batch(step, rank)
         optimizer.zero_grad()
@@ -259,13 +261,13 @@ RESUMES = {  # when the wrapper is known, and its mode
 }
 
 
-def resume(rank, folder, name):
+def resume(rank, folder, name, method=METHOD):
     """Stop after the switch and a cut, start anew, go on; the model is loaded into its wrapper."""
     known, mode = RESUMES[name]
     stop = 6
-    model, wrapper, optimizer, handle = wrapped(rank)
+    model, wrapper, optimizer, handle = wrapped(rank, method=method)
     train(wrapper, optimizer, steps=stop, rank=rank)
-    file = Path(folder) / f"{name}.pt"
+    file = Path(folder) / f"{name}, {method.importance}.pt"
     if rank == 0:
         torch.save([model.state_dict(), optimizer.state_dict(), handle.state_dict()], file)
     dist.barrier()
@@ -274,11 +276,11 @@ def resume(rank, folder, name):
 
     states = torch.load(file, weights_only=True)
     if known == "at once":
-        model, wrapper, optimizer, handle = wrapped(rank, mode=mode, seed=7)
+        model, wrapper, optimizer, handle = wrapped(rank, method=method, mode=mode, seed=7)
     else:
         model = Net(seed=7)
         optimizer = adamw(model)
-        handle = attach(model, optimizer, METHOD)
+        handle = attach(model, optimizer, method)
         wrapper = DistributedDataParallel(model, **mode)
     wrapper.load_state_dict({f"module.{key}": value for key, value in states[0].items()})
     optimizer.load_state_dict(states[1])
@@ -396,6 +398,11 @@ def main(rank, folder):
         "first process decides": first_process_decides(rank),
         "trained bases": in_mode(rank, "default", TRAINED),
         "trained bases, static graph": in_mode(rank, "static_graph", TRAINED),
+        "by loss": in_mode(rank, "default", BY_LOSS),
+        "by loss, unused": in_mode(rank, "find_unused_parameters", BY_LOSS),
+        "by loss, accumulation": accumulation(rank, "default", BY_LOSS),
+        "by loss, frozen bases": in_mode(rank, "default", BY_LOSS_FROZEN),
+        "by loss, resume": resume(rank, folder, "found", BY_LOSS),
         "communication hook": communication_hook(rank),
         "PowerSGD": power_sgd(rank),
         "accumulation": accumulation(rank, "default"),

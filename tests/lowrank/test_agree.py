@@ -10,6 +10,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from lowrank.ddp_worker import (
+    BY_LOSS,
+    BY_LOSS_FROZEN,
     METHOD,
     MODES,
     RESUMES,
@@ -86,6 +88,27 @@ def test_trained_bases_are_bit_equal_and_follow_the_joined_run(both, scenario):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("scenario", ["by loss", "by loss, accumulation", "by loss, frozen bases"])
+def test_cuts_by_the_loss_are_bit_equal_and_those_of_the_joined_run(both, scenario):
+    first, other = (outcomes[scenario]["held"] for outcomes in both)
+    assert differing(first, other) == []
+    model = Net()
+    optimizer = adamw(model)
+    attach(model, optimizer, BY_LOSS_FROZEN if "frozen" in scenario else BY_LOSS)
+    train(model, optimizer, steps=STEPS, batches=joined_batch)
+    assert model.square.rank < 12
+    for ours, theirs in zip(dense_weights(model), both[0][scenario]["dense"], strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-8)
+
+
+def test_statistics_saved_by_one_process_are_those_of_all(both):
+    for outcomes in both:
+        outcome = outcomes["by loss, resume"]
+        assert differing(outcome["held"], outcome["straight"]) == []
+    for name in ("by loss, unused", "by loss, resume"):
+        assert differing(*(outcomes[name]["held"] for outcomes in both)) == []
+
+
 def test_the_comparison_notices_a_wrapper_that_was_not_told(both):
     first, other = (outcomes["wrapper not told"]["held"] for outcomes in both)
     assert "square.core" in differing(first, other)
@@ -121,7 +144,7 @@ def test_ranks_fell_and_the_wrapper_is_the_same_object_as_before(both, alone, mo
 
 def test_only_the_first_process_decomposes_and_the_others_take_its_factors(both):
     first, other = (outcomes["first process decides"] for outcomes in both)
-    assert first["calls"] == {"decomposed": 2, "spectrum": 1}
+    assert first["calls"] == {"decomposed": 2, "spectrum": 2}
     assert other["calls"] == {"decomposed": 0, "spectrum": 0}
 
 
