@@ -24,6 +24,7 @@ MODULES = {
     *("orthotrain.data.digits", "orthotrain.data.lazy", "orthotrain.data.splits"),
     *("orthotrain.models", "orthotrain.models.mini_vit"),
     *("orthotrain.models.transformer", "orthotrain.lab.experiments.narrow"),
+    *("orthotrain.lab.experiments.ranks", "orthotrain.lab.experiments.sizes"),
     "orthotrain.lab.experiments.search",
     *("orthotrain.lab", "orthotrain.lab.experiments", "orthotrain.lab.experiments.catalog"),
     "orthotrain.lab.named",
@@ -32,7 +33,7 @@ MODULES = {
 FAMILIES = ("language", "latent", "spectral")
 # and the settings of the other families, which the command line names.
 SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in FAMILIES]
-MOST = 190
+MOST = 198
 
 
 def allowed(module: str) -> bool:
