@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -32,10 +33,15 @@ def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Modul
         stored: Numbers that a low-rank network stores.
         build: Makes a network of a configuration; called on the meta device.
     """
-    for width in range(config.heads, config.width, config.heads):
+
+    def at(width: int) -> Config:
         narrow: Config = replace(config, width=width)  # type: ignore[type-var]
+        return narrow
+
+    def numbers(width: int) -> int:
         with torch.device("meta"):
-            model = build(narrow)
-        if sum(p.numel() for p in model.parameters()) >= stored:
-            return narrow
-    return config
+            return sum(p.numel() for p in build(at(width)).parameters())
+
+    widths = range(config.heads, config.width, config.heads)
+    found = bisect_left(widths, stored, key=numbers)
+    return at(widths[found]) if found < len(widths) else config

@@ -28,6 +28,8 @@ _KNOWN: Final = (
     accuracy("validation"),
     result("test_loss", "Test loss", digits=4, better="less"),
     result("validation_loss", "Validation loss", digits=4, better="less"),
+    result("test_bits", "Test bits per byte", digits=3, better="less"),
+    result("validation_bits", "Validation bits per byte", digits=3, better="less"),
     result("trainable", "Trained numbers", digits=0, better="less"),
     result("stored", "Stored numbers", digits=0, better="less"),
 )
@@ -93,6 +95,7 @@ def _panels(run: Run) -> list[Panel]:
         Panel("Training loss", "step", field("loss")),
         Panel("Validation accuracy (%)", "eval", accuracies, bins=None, late="bottom"),
         Panel("Validation loss", "eval", field("loss", split="validation"), bins=None),
+        Panel("Validation bits per byte", "eval", field("bits", split="validation"), bins=None),
     ]
     return [panel for panel in panels if panel.curves(run)]
 
@@ -110,6 +113,8 @@ PAGE: Final = Page(
     closing={
         "test_accuracy_percent": "test %",
         "validation_accuracy_percent": "validation %",
+        "test_bits": "test bits",
+        "validation_bits": "validation bits",
         "stored": "stored",
         "step_ms_final": "ms per step",
         "step_ms": "ms per step",

@@ -134,5 +134,6 @@ def _require_finite_weights(training: dict[str, Any], trainer: Trainer, folder: 
 def _broken(what: str, how: str, trainer: Trainer, folder: SeedFolder, *, rate: str = "") -> str:
     return (
         f"train: {what} in {folder.path} is {how} at step {trainer.steps}{rate}; its last "
-        "checkpoint is kept; try a smaller --optim.lr or --precision float32 in a new --run-dir"
+        "checkpoint is kept; try a smaller learning rate (such as --optim.lr) or --precision "
+        "float32 in a new --run-dir"
     )

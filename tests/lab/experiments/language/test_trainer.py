@@ -15,10 +15,12 @@ from lab.experiments.language.tiny import (
     variant_of,
 )
 from lab.run.tiny import KillAt, Killed, assert_goes_on, assert_same_bits
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.experiments.language.compute import forward_operations, step_operations
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
 from orthotrain.lab.experiments.language.variants import DENSE, language_variants
+from orthotrain.lab.report import closing_table
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, SeedFolder, read_json, read_metrics
@@ -106,8 +108,8 @@ def test_cuts_on_the_way(tmp_path):
     ("name", "step"),
     [
         (DENSE, 33),
-        *(("branch-50-20", step) for step in (1, 7, 8, 9, 11)),
-        *(("half-50", step) for step in (28, 29, 30, 31, 58)),
+        *(("branch-50-20", step) for step in (7, 8, 9)),
+        *(("half-50", step) for step in (29, 30, 31)),
         ("narrow-50-teacher", 17),
         ("oialr-paper", 16),
     ],
@@ -228,6 +230,27 @@ def test_variants_of_a_seed_wait_for_the_dense_training_of_that_seed(tmp_path):
         for seed in (0, 1)
     )
     assert not torch.equal(one["position"], other["position"])
+
+
+def test_the_general_page_has_bits_per_byte(tmp_path):
+    config = replace(CONFIG, variants=(DENSE,))
+    folder = RunFolder(tmp_path)
+    folder.open(config)
+    variants = [variant_of(DENSE)]
+    recipe = replace(find_recipe("stdlib-gpt"), page="")
+    folder.describe(recipe, config, variants=variants, environment={})
+    train_here(folder.seed(DENSE, 0).path)
+    title, row = closing_table(tmp_path).splitlines()
+    assert "test bits  validation bits" in title
+    result = read_json(folder.seed(DENSE, 0).result)
+    assert f"{result['test_bits']:.3f}" in row
+
+
+@pytest.mark.bad_input
+def test_a_branch_without_a_finished_training_is_refused():
+    for name in ("branch-50-20", "narrow-50-teacher"):
+        with pytest.raises(ConfigError, match="is built from the finished dense training"):
+            trainer_of(name)
 
 
 @pytest.mark.bad_input

@@ -11,6 +11,7 @@ from torch import nn
 from orthotrain.data.stdlib_text import TextData, load_stdlib
 from orthotrain.data.windows import WindowStream
 from orthotrain.diagnostics.stability import BasisStability
+from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.language.compute import short_steps
 from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRun
@@ -24,6 +25,9 @@ from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry, read_network
 from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
+
+# Measurements of the bases per dense training.
+_STABILITY_PER_RUN = 20
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,24 @@ def build_on(
     device, optim = resolve_device(config.device), config.optim
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
     network = network_of(config, variant)
-    dense = None if variant.dense is None else read_network(variant.dense.checkpoint).to(device)
-    branches = variant.branch is not None and dense is not None
-    if branches:
-        assert dense is not None
-        model: nn.Module = deepcopy(dense)
+    dense, compute_before = _finished(variant, device=device)
+    teacher = dense.eval().requires_grad_(False) if dense is not None and variant.teacher else None
+    if dense is not None and variant.branch is not None:
+        # A branch goes on: what it reads is not what the dense model has read first.
+        stream, warmup = "branch", config.branch.warmup_fraction
+        model: nn.Module = deepcopy(dense).train().requires_grad_(True)
     else:
+        stream, warmup = "batches", optim.warmup_fraction
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
         model = build_gpt(network, generator=weights).to(device)
     total_steps = steps_of(config, variant, network)
-    warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
     optimizer, scheduler = adamw(
         model,
         _Schedule(variant.lr, warmup, optim.weight_decay),
         total_steps=total_steps,
         betas=optim.betas,
     )
-    methods: list[Method] = [BasisStability(every_steps=config.record.eval_every_steps)]
+    methods: list[Method] = [BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN))]
     cuts = None
     if variant.cut is not None:
         cutting = low_rank_method(variant.cut, total_steps=total_steps)
@@ -79,12 +84,11 @@ def build_on(
     return LanguageTrainer(
         config=config,
         data=data,
-        # A branch goes on: what it reads is not what the dense model has read first.
         batches=WindowStream(
             data.train,
             batch_size=config.data.batch_size,
             length=network.context,
-            seed=stream_seed(seed, "branch" if branches else "batches"),
+            seed=stream_seed(seed, stream),
         ),
         model=model,
         optimizer=optimizer,
@@ -92,11 +96,9 @@ def build_on(
         handle=attach(model, optimizer, *methods, total_steps=total_steps),
         network=network_entry(gpt_from, {"model": asdict(network)}),
         total_steps=total_steps,
-        teacher=dense.eval().requires_grad_(False)
-        if dense is not None and variant.teacher
-        else None,
+        teacher=teacher,
         cuts=cuts,
-        compute_before=0 if variant.dense is None else read_json(variant.dense.result)["compute"],
+        compute_before=compute_before,
         settings={
             "model": asdict(network),
             "steps": total_steps,
@@ -104,6 +106,19 @@ def build_on(
             **variant.settings(),
         },
     )
+
+
+def _finished(variant: LanguageVariant, *, device: torch.device) -> tuple[nn.Module | None, int]:
+    """The finished dense model that a variant needs, and its operations."""
+    if variant.dense is not None:
+        model = read_network(variant.dense.checkpoint).to(device)
+        return model, int(read_json(variant.dense.result)["compute"])
+    if variant.needs is not None:
+        raise ConfigError(
+            f"variant {variant.name} is built from the finished {variant.needs} training of its "
+            "seed; train it in one run with that, or give its folder to with_trainings"
+        )
+    return None, 0
 
 
 def network_of(config: LanguageRun, variant: LanguageVariant) -> GPTConfig:

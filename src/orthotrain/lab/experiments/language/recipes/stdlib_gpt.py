@@ -43,7 +43,7 @@ STDLIB_GPT = Experiment(
             optim=TrainingConfig(steps=240),
             record=LanguageRecord(
                 log_every_steps=10,
-                eval_every_steps=60,
+                eval_every_steps=24,
                 checkpoint_every_steps=60,
                 eval_windows=64,
                 final_windows=128,
@@ -54,6 +54,7 @@ STDLIB_GPT = Experiment(
         "demo": replace(
             _CPU,
             optim=TrainingConfig(steps=2400),
+            record=LanguageRecord(eval_every_steps=60),
             seeds=(0,),
             variants=(
                 *("dense", "branch-75-5", "branch-50-20", "branch-30-38"),
