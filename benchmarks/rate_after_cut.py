@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from orthotrain.data.stdlib_text import load_stdlib
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _measure import report
 from orthotrain import rate_after_cut, sizes, teacher_loss
+from orthotrain.data.stdlib_text import load_stdlib
 from orthotrain.files import write_atomically
 from orthotrain.lowrank import Branch
 from orthotrain.methods.copies import copy_together

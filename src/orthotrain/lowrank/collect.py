@@ -257,7 +257,8 @@ class _Projected(WeakHook[Collector]):
 
 def _untraced() -> Callable[..., None]:
     """``Collector.take``, which a compiled forward calls as it is."""
-    return torch.compiler.disable(Collector.take)  # type: ignore[no-any-return]
+    untraced: Callable[..., None] = torch.compiler.disable(Collector.take)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 def _parts(weight: str) -> Sequence[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -23,7 +22,9 @@ from orthotrain.lab.experiments.narrow import narrowest
 from orthotrain.lab.run.record import read_json
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry, read_network
+from orthotrain.lowrank import rate_after_cut
 from orthotrain.methods import attach
+from orthotrain.methods.copies import frozen_copy
 from orthotrain.methods.protocol import Method
 
 # Measurements of the bases per dense training.
@@ -59,19 +60,20 @@ def build_on(
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
     network = network_of(config, variant)
     dense, compute_before = _finished(variant, device=device)
-    teacher = dense.eval().requires_grad_(False) if dense is not None and variant.teacher else None
+    teacher = frozen_copy(dense) if dense is not None and variant.teacher else None
+    total_steps, lr = steps_of(config, variant, network), variant.lr
     if dense is not None and variant.branch is not None:
         # A branch goes on: what it reads is not what the dense model has read first.
         stream, warmup = "branch", config.branch.warmup_fraction
-        model: nn.Module = deepcopy(dense).train().requires_grad_(True)
+        lr = rate_after_cut(lr, steps=total_steps, dense_steps=optim.steps)
+        model: nn.Module = dense.train()
     else:
         stream, warmup = "batches", optim.warmup_fraction
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
         model = build_gpt(network, generator=weights).to(device)
-    total_steps = steps_of(config, variant, network)
     optimizer, scheduler = adamw(
         model,
-        _Schedule(variant.lr, warmup, optim.weight_decay),
+        _Schedule(lr, warmup, optim.weight_decay),
         total_steps=total_steps,
         betas=optim.betas,
     )
@@ -104,6 +106,7 @@ def build_on(
             "steps": total_steps,
             "warmup_fraction": warmup,
             **variant.settings(),
+            "learning_rate": lr,
         },
     )
 

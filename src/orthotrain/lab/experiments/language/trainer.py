@@ -22,6 +22,7 @@ from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.sizes import sizes_and_times
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
+from orthotrain.lowrank import teacher_loss
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.methods.handle import Handle
 
@@ -129,9 +130,8 @@ class LanguageTrainer:
         loss = F.cross_entropy(scores, told.flatten())
         if taught is None:
             return loss
-        share = self.config.branch.teacher_share
-        probabilities = taught.flatten(0, 1).float().softmax(dim=-1)
-        return (1 - share) * loss + share * F.cross_entropy(scores, probabilities)
+        taught = taught.flatten(0, 1)
+        return teacher_loss(scores, taught, loss, weight=self.config.branch.teacher_share)
 
     def _around_cuts(self, *, changed: bool) -> Iterator[Line]:
         """Bits right before and right after a cut; runs when the time of the step is taken."""

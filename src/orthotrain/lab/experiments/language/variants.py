@@ -48,7 +48,8 @@ class LanguageVariant(Variant):
     """A way to train a language model.
 
     Attributes:
-        lr: Peak learning rate.
+        lr: Peak learning rate; of a branch, that of the dense training, from which its own
+            follows.
         cut: How it becomes low-rank; None where it does not.
         stored: Narrow the network to this share of the numbers; None for its full width.
         branch: Start from the finished dense model, with this share of the dense steps.
@@ -136,7 +137,7 @@ def _branches(config: LanguageRun) -> tuple[LanguageVariant, ...]:
             "model as teacher",
             needs=DENSE,
             same_seed=True,
-            lr=getattr(config.branch, f"lr_{size}_{percent}"),
+            lr=config.rates.dense,
             cut=Cut(size / 100, delay_fraction=0),
             branch=percent / 100,
             teacher=True,

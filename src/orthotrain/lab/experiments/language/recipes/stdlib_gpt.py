@@ -29,7 +29,7 @@ _CPU = LanguageRun(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3), seeds=(100,))
+GRID = RateGrid(rates=(3e-3, 6e-3, 1.2e-2), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
