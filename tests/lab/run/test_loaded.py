@@ -19,7 +19,10 @@ PACKAGES = (
 MODULES = {
     *("orthotrain", "orthotrain._version", "orthotrain.errors", "orthotrain.files"),
     *("orthotrain._checks", "orthotrain._names", "orthotrain.extras"),
-    *("orthotrain.data", "orthotrain.data.lazy"),
+    *("orthotrain.data", "orthotrain.data.lazy", "orthotrain.data.splits"),
+    "orthotrain.data._pixels",  # of which parts of text are named like parts of images
+    # AdamW with its schedule,
+    *("orthotrain.lab.experiments.classifier", "orthotrain.lab.experiments.classifier.optim"),
     *("orthotrain.data.stdlib_text", "orthotrain.data.windows"),
     *("orthotrain.models", "orthotrain.models.gpt"),
     *("orthotrain.models.transformer", "orthotrain.lab.experiments.narrow"),

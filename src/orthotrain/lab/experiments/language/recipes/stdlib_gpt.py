@@ -17,11 +17,11 @@ from orthotrain.lab.experiments.language.tuning import RateGrid, found_rates
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.experiment import Experiment
 
-# Sized for about four minutes per dense training on one core.
+# Sized for about three minutes per dense training on one core.
 _CPU = LanguageRun(
     data=TextConfig(batch_size=12),
     model=GPTConfig(context=64, width=128, depth=2, heads=4),
-    optim=TrainingConfig(steps=6000),
+    optim=TrainingConfig(steps=4000),
     rates=found_rates("stdlib_gpt_tuned.json"),
     branch=BranchConfig(),
     record=LanguageRecord(),
