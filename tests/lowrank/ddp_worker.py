@@ -33,6 +33,11 @@ TRAINED = as_published(rank_rtol=0.9, max_drop=0.2, bases="trained", **SCHEDULE)
 BY_LOSS = as_published(energy=0.7, max_drop=0.3, bases="trained", importance="loss", **SCHEDULE)
 BY_LOSS_FROZEN = as_published(energy=0.7, max_drop=0.3, importance="loss", **SCHEDULE)
 
+SPREAD = as_published(
+    energy=0.7, bases="trained", importance="loss", spread=True, max_drop=1.0,
+    **{**SCHEDULE, "every_steps": 20},
+)  # fmt: skip
+
 MODES = {
     "default": {},
     "static_graph": {"static_graph": True},
@@ -402,6 +407,8 @@ def main(rank, folder):
         "by loss, unused": in_mode(rank, "find_unused_parameters", BY_LOSS),
         "by loss, accumulation": accumulation(rank, "default", BY_LOSS),
         "by loss, frozen bases": in_mode(rank, "default", BY_LOSS_FROZEN),
+        "spread": in_mode(rank, "default", SPREAD),
+        "spread, resume": resume(rank, folder, "found, static graph", SPREAD),
         "by loss, resume": resume(rank, folder, "found", BY_LOSS),
         "communication hook": communication_hook(rank),
         "PowerSGD": power_sgd(rank),

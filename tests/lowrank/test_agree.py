@@ -15,6 +15,7 @@ from lowrank.ddp_worker import (
     METHOD,
     MODES,
     RESUMES,
+    SPREAD,
     STEPS,
     TRAINED,
     WORLD,
@@ -88,13 +89,22 @@ def test_trained_bases_are_bit_equal_and_follow_the_joined_run(both, scenario):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("scenario", ["by loss", "by loss, accumulation", "by loss, frozen bases"])
+RESUMED = ("by loss, resume", "spread, resume")
+BY_LOSS_METHODS = {
+    "by loss": BY_LOSS,
+    "by loss, accumulation": BY_LOSS,
+    "by loss, frozen bases": BY_LOSS_FROZEN,
+    "spread": SPREAD,
+}
+
+
+@pytest.mark.parametrize("scenario", BY_LOSS_METHODS)
 def test_cuts_by_the_loss_are_bit_equal_and_those_of_the_joined_run(both, scenario):
     first, other = (outcomes[scenario]["held"] for outcomes in both)
     assert differing(first, other) == []
     model = Net()
     optimizer = adamw(model)
-    attach(model, optimizer, BY_LOSS_FROZEN if "frozen" in scenario else BY_LOSS)
+    attach(model, optimizer, BY_LOSS_METHODS[scenario])
     train(model, optimizer, steps=STEPS, batches=joined_batch)
     assert model.square.rank < 12
     for ours, theirs in zip(dense_weights(model), both[0][scenario]["dense"], strict=True):
@@ -102,10 +112,9 @@ def test_cuts_by_the_loss_are_bit_equal_and_those_of_the_joined_run(both, scenar
 
 
 def test_statistics_saved_by_one_process_are_those_of_all(both):
-    for outcomes in both:
-        outcome = outcomes["by loss, resume"]
+    for outcome in (outcomes[name] for outcomes in both for name in RESUMED):
         assert differing(outcome["held"], outcome["straight"]) == []
-    for name in ("by loss, unused", "by loss, resume"):
+    for name in ("by loss, unused", *RESUMED):
         assert differing(*(outcomes[name]["held"] for outcomes in both)) == []
 
 

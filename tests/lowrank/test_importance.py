@@ -322,6 +322,7 @@ def test_bare_it_halves_the_stored_numbers_at_half_of_the_run():
     train(model, optimizer, range(19, 20), loss_of=objective)
     stored = handle.summary().total.stored
     assert 0.45 * dense < stored <= 0.5 * dense
+    assert f"then at most {dense // 2:,} of {dense:,} numbers are stored" in handle.plan
     train(model, optimizer, range(20, 40), loss_of=objective)
     assert handle.summary().total.stored == stored
     assert [r["step"] for r in events(handle, "update")] == [20]

@@ -472,7 +472,7 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
         "10 layers can become low-rank, 2 stay as they are",
         "layers switch from step 100 on, each where its rank makes it cheaper than dense; "
         "an update every 10 steps",
-        "until then, the peak of training memory is that of dense training",
+        "until then, training needs the memory of dense training: that is the peak",
         "update 10, after step 190, is the first to reach every layer",
         "the run ends at step 150: only 6 of 10 are reached",
     ]

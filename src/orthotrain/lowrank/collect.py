@@ -96,6 +96,11 @@ class Collector:
         """Whether no call was counted, in this pass or before."""
         return not self._pass and not self._moments
 
+    @property
+    def knows_any(self) -> bool:
+        """Whether any pass that was closed had calls."""
+        return bool(self._moments)
+
     def traces_of_pass(self) -> Tensor:
         """Sums over all layers of the traces of this pass's sums: of inputs, of gradients.
 

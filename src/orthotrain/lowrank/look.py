@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.metric import Importance, Metric
 from orthotrain.lowrank.rank_rule import Candidate
-from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
 
 Decomposition = tuple[Tensor, Tensor, Tensor]
@@ -63,53 +62,94 @@ class View:
     """What one update has seen; empty on a process that does not decide.
 
     Attributes:
-        metrics: The metric of each site, by name; sites that saw no data have none.
+        metric: Gives the metric of a site; None where it saw no data.
         candidates: What the rank rule is told, by index of the site.
-        decompositions: Those that were made to see it, by name of the site.
+        decompositions: Those that were made to see it and kept, by name of the site.
+        in_metric: Names of the sites that were seen in a metric.
+        unseen: Names of the sites that were cut without one.
     """
 
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metric: Callable[[Site], Metric | None]
     candidates: dict[int, Candidate] = field(default_factory=dict)
     decompositions: dict[str, Decomposition | MetricSVD] = field(default_factory=dict)
+    in_metric: set[str] = field(default_factory=set)
+    unseen: set[str] = field(default_factory=set)
 
     def look(
         self,
-        sites: Sequence[Site],
-        layers: Mapping[str, LayerHistory],
-        settings: LowRankSettings,
-        reach: Set[int],
+        index: int,
+        site: Site,
+        layer: LayerHistory,
+        settings: CutSettings,
+        *,
+        within_reach: bool,
+        keep: bool,
     ) -> None:
-        """See the sites within reach, and all others where the rank rule asks for them."""
-        known = range(len(sites)) if settings.rank.sees_all_layers else sorted(reach)
-        for i in known:
-            site, layer = sites[i], layers[sites[i].name]
-            metric = self.metrics.get(site.name)
-            if metric is not None:
-                found = decomposed_in(site, metric)
-                s = found.s.reshape(-1, found.s.shape[-1])
-                if i in reach:
-                    self.decompositions[site.name] = found
-            elif site.factored and i in reach:  # it will turn in any case: decompose it once
-                _, s, _ = self.decompositions[site.name] = decomposed(site)
-                s = s.reshape(-1, s.shape[-1])
-            else:
-                s = spectrum(site)
-            self.candidates[i] = candidate_of(
-                site, s, layer, within_reach=i in reach, settings=settings
-            )
-        if settings.importance == "loss":
-            by_loss = weighed(list(self.candidates.values()), self.metrics)
-            self.candidates = dict(zip(self.candidates, by_loss, strict=True))
+        """See one site; ``keep`` what was decomposed where it may be cut right after."""
+        metric = self.metric(site)
+        keep = keep and within_reach
+        if metric is not None:
+            self.in_metric.add(site.name)
+            found = decomposed_in(site, metric)
+            s = found.s
+            if keep:
+                self.decompositions[site.name] = found
+        elif site.factored and keep:  # it will turn in any case: decompose it once
+            _, s, _ = self.decompositions[site.name] = decomposed(site)
+        else:
+            s = spectrum(site)
+        s = s.reshape(-1, s.shape[-1])
+        self.candidates[index] = candidate_of(
+            site, s, layer, within_reach=within_reach, settings=settings
+        )
+
+    def weighed(self, settings: CutSettings) -> dict[int, Candidate]:
+        """The candidates in order of the sites, with what losing each costs where it is known."""
+        ordered = {i: self.candidates[i] for i in sorted(self.candidates)}
+        if settings.importance != "loss":
+            return ordered
+        by_loss = weighed(list(ordered.values()), self.in_metric)
+        return dict(zip(ordered, by_loss, strict=True))
 
     def cut(self, site: Site, rank: int) -> Cut:
-        """A site cut to a rank, by the decomposition that the decision was made on."""
-        found = self.decompositions.pop(site.name, None) or decomposed(site)
+        """A site cut to a rank, by the decomposition it was seen with, or else a new one."""
+        found = self.decompositions.pop(site.name, None)
+        if found is None:
+            metric = self.metric(site)
+            found = decomposed(site) if metric is None else decomposed_in(site, metric)
         energy = found[1].square().reshape(site.layout.blocks, -1)
         if isinstance(found, MetricSVD):
             p, s, qh = truncated(found, rank)
         else:
+            self.unseen.add(site.name)
             p, s, qh = found[0][..., :rank], found[1][..., :rank], found[2][..., :rank, :]
         return Cut(p, s, qh, kept=energy[:, :rank].sum(1), lost=energy[:, rank:].sum(1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, without decompositions; copies."""
+        return {
+            "spectra": {i: each.spectrum.clone() for i, each in self.candidates.items()},
+            "reach": sorted(i for i, each in self.candidates.items() if each.within_reach),
+            "in_metric": sorted(self.in_metric),
+            "unseen": sorted(self.unseen),
+        }
+
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any],
+        sites: Sequence[Site],
+        layers: Mapping[str, LayerHistory],
+        settings: CutSettings,
+    ) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.in_metric, self.unseen = set(state["in_metric"]), set(state["unseen"])
+        self.candidates = {
+            i: candidate_of(
+                sites[i], s.clone(), layers[sites[i].name],
+                within_reach=i in state["reach"], settings=settings,
+            )
+            for i, s in state["spectra"].items()
+        }  # fmt: skip
 
 
 def weighed(candidates: Sequence[Candidate], metrics: Container[str]) -> list[Candidate]:

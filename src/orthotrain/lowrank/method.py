@@ -77,6 +77,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
             eligible layer at the switch.
         optimizer_state: How optimizer state follows: ``"rotate"`` into the new coordinates,
             ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
+        spread: Spread an update over steps: one layer is seen per step, then one changes per
+            step. The same work, and no step that takes much longer than the others.
         factor_step: Factor on the steps of pairs; decoupled weight decay stays.
         core_step: Factor on the steps of cores. ``"auto"`` is ``sqrt(m n) / k`` for the
             optimizers of torch that normalize their steps entry by entry (Adam and its kin), whose

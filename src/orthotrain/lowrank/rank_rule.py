@@ -106,6 +106,14 @@ class RankRule(ABC):
             ConfigError: Even the smallest ranks exceed what the rule allows.
         """
 
+    def promise(self, numbers: int) -> str:
+        """What can be said of the size before anything was seen, one line; empty for nothing.
+
+        Args:
+            numbers: In the dense model.
+        """
+        return ""
+
 
 class LayerRule(RankRule):
     """A rule that decides each layer by its own spectrum."""

@@ -99,6 +99,13 @@ class StoredBudget(RankRule):
             weights=[layer.weight for layer in layers],
         )  # fmt: skip
 
+    def promise(self, numbers: int) -> str:
+        """The stored size, and what shrinks with it."""
+        return (
+            f"then at most {int(self.share * numbers):,} of {numbers:,} numbers are stored; with "
+            "trained bases gradients and optimizer state shrink alike"
+        )
+
     def _budget(self, layers: Sequence[Candidate], other_numbers: int) -> int:
         """Numbers that these layers may hold."""
         dense = sum(layer.blocks * layer.m * layer.n for layer in layers)

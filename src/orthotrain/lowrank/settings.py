@@ -41,6 +41,7 @@ class LowRankSettings:
     max_aspect: float = 10.0
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
+    spread: bool = False
     factor_step: float = 1.0
     core_step: float | Literal["auto"] = "auto"
     shared_attention_basis: bool = False

@@ -42,11 +42,12 @@ class Statistics:
         self._steps = 0
         self._dropped = 0
         self._reset_compiled = False
+        self._watching = False
 
     @property
     def active(self) -> bool:
         """Whether passes are watched now."""
-        return self._collector is not None
+        return self._watching
 
     def open(self) -> None:
         """Start to watch."""
@@ -55,19 +56,25 @@ class Statistics:
         )
         self._stack.enter_context(self._collector.active())
         self._steps = self._dropped = 0
+        self._watching = True
 
-    def close(self) -> None:
-        """Stop, and forget what was seen; nothing is left on the model."""
+    def stop(self) -> None:
+        """Watch no longer; nothing is left on the model. What was seen stays."""
         self._stack.close()
-        self._collector = None
         if self._reset_compiled:  # a compiled forward may still call what was removed
             _forget_compiled()
             self._reset_compiled = False
+        self._watching = False
+
+    def close(self) -> None:
+        """Watch no longer, and forget what was seen."""
+        self.stop()
+        self._collector = None
 
     def end_step(self) -> None:
         """Take what the passes of one optimizer step have shown, on all processes."""
         collector = self._collector
-        if collector is None:
+        if collector is None or not self._watching:
             return
         self._steps += 1
         if self._agreement.shared:
@@ -84,16 +91,21 @@ class Statistics:
         else:
             collector.drop_pass()
 
-    def metrics(self) -> dict[str, Metric]:
-        """The metric of each site that saw data, by name; the same on all processes.
+    def metric(self, site: Site) -> Metric | None:
+        """The metric of a site; None where it saw no data. The same on all processes."""
+        if self._collector is None:
+            return None
+        return metric_of(site, self._collector.moments(site))
+
+    def require_data(self) -> None:
+        """Refuse a window in which nothing was seen.
 
         Raises:
-            ConfigError: No site saw any.
+            ConfigError: No site saw any data.
             NonFiniteError: Every step showed NaN or infinity.
         """
-        collector = self._collector
-        if collector is None:
-            return {}
+        if self._collector is None:
+            return
         if self._dropped == self._steps > 0:
             raise NonFiniteError(
                 f'AdaptiveLowRank with importance="{self._importance}": the inputs or output '
@@ -101,27 +113,25 @@ class Statistics:
                 "steps; finite ones are needed. Check data and loss, lower the learning rate, or "
                 "run in float32 or bfloat16"
             )
-        found = {site.name: metric_of(site, collector.moments(site)) for site in self._sites}
-        metrics = {name: metric for name, metric in found.items() if metric is not None}
-        if not metrics:
+        if not self._collector.knows_any:
             raise ConfigError(
                 f'AdaptiveLowRank with importance="{self._importance}" watches the backward '
                 f"passes through its {len(self._sites)} layers in the last {self._steps} steps "
                 "before an update, and saw none. Compute gradients with loss.backward() through "
                 'the attached model, or choose importance="weight"'
             )
-        return metrics
 
     # --- state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far in an open window; empty outside of one."""
+        """What was seen so far, as long as it is needed; empty else."""
         if self._collector is None:
             return {}
         return {
             "collector": self._collector.state_dict(),
             "steps": self._steps,
             "dropped": self._dropped,
+            "watching": self._watching,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +142,8 @@ class Statistics:
             assert self._collector is not None
             self._collector.load_state_dict(state["collector"])
             self._steps, self._dropped = int(state["steps"]), int(state["dropped"])
+            if not state["watching"]:
+                self.stop()
 
 
 def _forget_compiled() -> bool:

@@ -19,6 +19,7 @@ def plan_of(
     schedule: Schedule,
     sites: Sequence[Site],
     *,
+    numbers: int,
     refused: int,
     total_steps: int | None,
 ) -> list[str]:
@@ -39,7 +40,9 @@ def plan_of(
         else f"all layers switch after step {schedule.first}"
     )
     lines.append(f"{switch}; {'one update' if every is None else f'an update every {every} steps'}")
-    lines.append("until then, the peak of training memory is that of dense training")
+    lines.append("until then, training needs the memory of dense training: that is the peak")
+    if promise := settings.rank.promise(numbers):
+        lines.append(promise)
     if every is None:
         return lines
     reach_all = updates_to_reach_all(layers=layers, layer_fraction=fraction)

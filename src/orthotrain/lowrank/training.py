@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,18 +10,16 @@ from torch import nn
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.lowrank.agree import Agreement
-from orthotrain.lowrank.change import Change, change_site_
-from orthotrain.lowrank.decide import KEEP, decide, reached
 from orthotrain.lowrank.follow import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import View, check_bases, require_finite
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Site, other_numbers
 from orthotrain.lowrank.statistics import Statistics
 from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
+from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
 from orthotrain.methods.optimizer_state import check_shapes, check_supported
 
@@ -50,6 +47,8 @@ class LowRankTraining(Bound):
         self._agreement = Agreement(run)
         self._statistics = Statistics(sites, settings.importance, self._agreement)
         self._unseen: list[str] = []
+        inside = sum(site.dense_numbers for site in sites)
+        self._dense_numbers = inside + other_numbers(run.model, sites)
         self._step_scale = StepScale(
             sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
         )
@@ -57,8 +56,10 @@ class LowRankTraining(Bound):
         self._shapes = self._present_shapes()
         for site in sites:
             _check_optimizer(run, site)
+        self._pending: Update | None = None
         if schedule.first == 0:
-            self._update()
+            self._begin()
+            self._go_on(at_once=True)
         self._watch()
         self._load_hooks = follow_checkpoints(run.model)
 
@@ -83,11 +84,15 @@ class LowRankTraining(Bound):
         self._step_scale.step_ended(self._run.optimizer)
         self._judge_last_cut()
         if self._schedule.due(self._run.step):
-            self._update()
+            self._begin()
+        if self._pending is not None:
+            self._go_on(at_once=not self._settings.spread)
         self._watch()
 
     def _watch(self) -> None:
         """Watch the passes of the next step where an update is near."""
+        if self._pending is not None:
+            return
         watched = self._schedule.watched(self._run.step)
         if watched and not self._statistics.active:
             self._statistics.open()
@@ -103,71 +108,44 @@ class LowRankTraining(Bound):
         share_tied_factors_(self._run.model)
         self._agreement.model_loaded()
 
-    # --- one update: look, decide, agree, change, follow --------------------------------------
+    # --- updates ------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _update(self) -> None:
-        started = time.perf_counter()
+    def _begin(self) -> None:
+        """Start an update; what is left of one that is still on its way is done at once."""
+        if self._pending is not None:
+            self._go_on(at_once=True)
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
+        self._statistics.require_data()
+        self._statistics.stop()
         self._updates += 1
-        view = View(self._statistics.metrics())
-        self._statistics.close()
-        ranks = self._agreement.ranks(lambda: self._decisions(view), count=len(self._sites))
-        due = [(s, rank) for s, rank in zip(self._sites, ranks, strict=True) if rank != KEEP]
-        if self._settings.importance != "weight":
-            self._unseen = [site.name for site, _ in due if site.name not in view.metrics]
-        cut = []
-        for site, rank in due:
-            change = self._change(site, rank, view)
-            if change.rank < change.rank_before:
-                cut.append(site.name)
-        if due:
+        self._pending = self._new_update()
+
+    def _new_update(self) -> Update:
+        return Update(
+            self._sites, self._layers, self._settings, self._run, agreement=self._agreement,
+            statistics=self._statistics, copies=self._copies, record=self._record,
+            number=self._updates, settling=self._schedule.settling,
+        )  # fmt: skip
+
+    def _go_on(self, *, at_once: bool) -> None:
+        """All of the pending update, or the share of one step."""
+        update = self._pending
+        assert update is not None
+        if at_once:
+            update.at_once()
+        else:
+            update.one_layer()
+        if self._present_shapes() != self._shapes or update.changed_now:
             self._agreement.structure_changed()
             check_shapes(self._run.optimizer)
             self._shapes = self._present_shapes()
-        if cut:
-            self._guard.cut_happened(cut)
-        self._record(
-            "update", update=self._updates, changed=len(due), cut=len(cut),
-            seconds=time.perf_counter() - started,
-        )  # fmt: skip
-
-    def _decisions(self, view: View) -> list[int]:
-        """Look and decide; runs on the process that decides for all, and fills its view."""
-        sites, layers, settings = self._sites, self._layers, self._settings
-        settling = self._schedule.settling
-        if settling:
-            check_bases(sites, layers)
-        reach = reached(
-            sites, layers, update=self._updates, layer_fraction=settings.layer_fraction,
-            settling=settling,
-        )  # fmt: skip
-        view.look(sites, layers, settings, reach)
-        others = other_numbers(self._run.model, sites) if settings.rank.sees_all_layers else 0
-        decisions = decide(
-            sites, layers, settings, view.candidates, other_numbers=others, settling=settling
-        )
-        for site, rank in zip(sites, decisions, strict=True):
-            if rank != KEEP:
-                require_finite(site)  # all of them before the first is changed
-        return decisions
-
-    def _change(self, site: Site, rank: int, view: View) -> Change:
-        """Take the agreed factors of a site; optimizer state and copies follow."""
-        cut = self._agreement.cut(lambda: view.cut(site, rank), site, rank=rank)
-        layer = self._layers[site.name]
-        change = change_site_(site, layer, cut, self._run, settings=self._settings)
-        if site.trains_bases:
-            self._agreement.share(site.parameter)
-        for copy in self._copies:
-            copy.follow(site)
-        self._record(
-            "switch" if change.switched else "turn", layer=site.name, rank=rank,
-            rank_before=change.rank_before, full_rank=site.layout.full_rank,
-            kept_energy=change.kept_energy,
-        )  # fmt: skip
-        return change
+        if update.done:
+            self._pending = None
+            self._unseen = update.unseen
+            self._statistics.close()
+            if update.cut_layers:
+                self._guard.cut_happened(update.cut_layers)
 
     def _judge_last_cut(self, *, final: bool = False) -> None:
         """Delay the next cut of layers after whose cut the loss jumped, twice as long each time."""
@@ -198,7 +176,7 @@ class LowRankTraining(Bound):
         """When layers switch and when every layer is reached."""
         return plan_of(
             self._settings, self._schedule, self._sites, refused=len(self._refusals),
-            total_steps=self._run.total_steps,
+            numbers=self._dense_numbers, total_steps=self._run.total_steps,
         )  # fmt: skip
 
     # --- state --------------------------------------------------------------------------------
@@ -211,6 +189,7 @@ class LowRankTraining(Bound):
             "guard": self._guard.state_dict(),
             "unseen": list(self._unseen),
             "statistics": self._statistics.state_dict(),
+            "pending": None if self._pending is None else self._pending.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,6 +211,10 @@ class LowRankTraining(Bound):
         self._guard.load_state_dict(state["guard"])
         self._unseen = list(state.get("unseen", []))  # older states have neither
         self._statistics.load_state_dict(state.get("statistics", {}))
+        self._pending = None
+        if (pending := state.get("pending")) is not None:
+            self._pending = self._new_update()
+            self._pending.load_state_dict(pending)
 
     def track(self, model: nn.Module) -> None:
         """Make a copy of the model follow, from its present structure on."""

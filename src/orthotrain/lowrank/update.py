@@ -1,0 +1,224 @@
+"""One update of all layers: look, decide, agree, change, follow; at once, or one layer per step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from orthotrain.lowrank.agree import Agreement
+from orthotrain.lowrank.change import Change, change_site_
+from orthotrain.lowrank.decide import KEEP, decide, reached
+from orthotrain.lowrank.follow import FollowingCopy
+from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.look import View, check_bases, require_finite
+from orthotrain.lowrank.settings import LowRankSettings
+from orthotrain.lowrank.sites import Site, other_numbers
+from orthotrain.lowrank.statistics import Statistics
+from orthotrain.methods import Run
+
+Record = Callable[..., None]
+
+
+class Update:
+    """An update on its way.
+
+    At once, all layers are seen, ranks are decided, and all layers change in one step. Spread, one
+    layer is seen per step, then ranks are decided, then one layer changes per step, decomposed
+    again because its weight has moved. So no step does more than one layer's work.
+
+    Args:
+        sites: All layers.
+        layers: Their histories.
+        settings: Of the method.
+        run: With model, optimizer and step.
+        agreement: With other processes.
+        statistics: What was seen of the data.
+        copies: Models that follow.
+        record: Takes an event and its fields.
+        number: Which update it is, from one.
+        settling: Whether each layer switches by itself.
+    """
+
+    def __init__(  # noqa: PLR0913  # what an update touches
+        self,
+        sites: Sequence[Site],
+        layers: Mapping[str, LayerHistory],
+        settings: LowRankSettings,
+        run: Run,
+        *,
+        agreement: Agreement,
+        statistics: Statistics,
+        copies: Sequence[FollowingCopy],
+        record: Record,
+        number: int,
+        settling: bool,
+    ) -> None:
+        self._sites, self._layers, self._settings, self._run = sites, layers, settings, run
+        self._agreement, self._copies, self._record = agreement, copies, record
+        self._number, self._settling = number, settling
+        self._view = View(statistics.metric)
+        self._reach: set[int] | None = None
+        self._failure: Exception | None = None
+        self._position = 0  # layers seen, then layers changed
+        self._ranks: list[int] | None = None
+        self._cut: list[str] = []
+        self._changed = self._changed_before = 0
+        self._seconds = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether every layer has what was decided."""
+        return self._ranks is not None and self._position >= len(self._sites)
+
+    @property
+    def cut_layers(self) -> list[str]:
+        """Layers whose rank fell."""
+        return self._cut
+
+    @property
+    def unseen(self) -> list[str]:
+        """Layers that changed without any data."""
+        return [] if self._settings.importance == "weight" else sorted(self._view.unseen)
+
+    @property
+    def changed_now(self) -> bool:
+        """Whether the last call changed a layer, perhaps without changing its shape."""
+        return self._changed > self._changed_before
+
+    @torch.no_grad()
+    def at_once(self) -> None:
+        """All that is left of it."""
+        started, self._changed_before = time.perf_counter(), self._changed
+        if self._ranks is None:
+            self._decide(keep=True)
+        while not self.done:
+            self._change_next()
+        self._finish(started)
+
+    @torch.no_grad()
+    def one_layer(self) -> None:
+        """The share of one step."""
+        started, self._changed_before = time.perf_counter(), self._changed
+        if self._ranks is None:
+            self._look_at_next()
+            if self._position >= len(self._sites):
+                self._decide(keep=False)
+        else:
+            self._change_next()
+        while not self.done and self._ranks is not None and self._ranks[self._position] == KEEP:
+            self._position += 1
+        self._finish(started)
+
+    def _finish(self, started: float) -> None:
+        self._seconds += time.perf_counter() - started
+        if self.done:
+            self._record(
+                "update", update=self._number, changed=self._changed, cut=len(self._cut),
+                seconds=self._seconds,
+            )  # fmt: skip
+
+    # --- look and decide ----------------------------------------------------------------------
+
+    def _look_at_next(self) -> None:
+        """The deciding process sees one layer; a failure is told to all where they decide."""
+        if self._agreement.decides and self._failure is None:
+            try:
+                self._see(self._position, keep=False)
+            except Exception as error:  # raised again in _decisions
+                self._failure = error
+        self._position += 1
+
+    def _see(self, i: int, *, keep: bool) -> None:
+        reach = self._reached()
+        if self._settings.rank.sees_all_layers or i in reach:
+            site = self._sites[i]
+            self._view.look(
+                i, site, self._layers[site.name], self._settings,
+                within_reach=i in reach, keep=keep,
+            )  # fmt: skip
+
+    def _reached(self) -> set[int]:
+        if self._reach is None:
+            if self._settling:
+                check_bases(self._sites, self._layers)
+            self._reach = reached(
+                self._sites, self._layers, update=self._number,
+                layer_fraction=self._settings.layer_fraction, settling=self._settling,
+            )  # fmt: skip
+        return self._reach
+
+    def _decide(self, *, keep: bool) -> None:
+        self._ranks = self._agreement.ranks(
+            lambda: self._decisions(keep=keep), count=len(self._sites)
+        )
+        self._position = 0
+
+    def _decisions(self, *, keep: bool) -> list[int]:
+        """Look at what was not seen yet, and decide; runs on the process that decides for all."""
+        if self._failure is not None:
+            raise self._failure
+        for i in range(self._position, len(self._sites)):
+            self._see(i, keep=keep)
+        rule = self._settings.rank
+        others = other_numbers(self._run.model, self._sites) if rule.sees_all_layers else 0
+        decisions = decide(
+            self._sites, self._layers, self._settings, self._view.weighed(self._settings),
+            other_numbers=others, settling=self._settling,
+        )  # fmt: skip
+        for site, rank in zip(self._sites, decisions, strict=True):
+            if rank != KEEP:
+                require_finite(site)  # all of them before the first is changed
+        return decisions
+
+    # --- change and follow --------------------------------------------------------------------
+
+    def _change_next(self) -> None:
+        assert self._ranks is not None
+        site, rank = self._sites[self._position], self._ranks[self._position]
+        self._position += 1
+        if rank != KEEP:
+            change = self._change(site, rank)
+            self._changed += 1
+            if change.rank < change.rank_before:
+                self._cut.append(site.name)
+
+    def _change(self, site: Site, rank: int) -> Change:
+        """Take the agreed factors of a site; optimizer state and copies follow."""
+        cut = self._agreement.cut(lambda: self._view.cut(site, rank), site, rank=rank)
+        layer = self._layers[site.name]
+        change = change_site_(site, layer, cut, self._run, settings=self._settings)
+        if site.trains_bases:
+            self._agreement.share(site.parameter)
+        for copy in self._copies:
+            copy.follow(site)
+        self._record(
+            "switch" if change.switched else "turn", layer=site.name, rank=rank,
+            rank_before=change.rank_before, full_rank=site.layout.full_rank,
+            kept_energy=change.kept_energy,
+        )  # fmt: skip
+        return change
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, for an update that is spread over steps."""
+        return {
+            "number": self._number,
+            "position": self._position,
+            "reach": None if self._reach is None else sorted(self._reach),
+            "ranks": None if self._ranks is None else list(self._ranks),
+            "cut": list(self._cut),
+            "changed": self._changed,
+            "view": self._view.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self._number, self._position = int(state["number"]), int(state["position"])
+        self._reach = None if state["reach"] is None else set(state["reach"])
+        self._ranks = None if state["ranks"] is None else list(state["ranks"])
+        self._cut, self._changed = list(state["cut"]), int(state["changed"])
+        self._view.load_state_dict(state["view"], self._sites, self._layers, self._settings)

@@ -1,0 +1,113 @@
+"""An update spread over steps is the same update, a layer at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowrank.nets import (
+    Everything,
+    attached,
+    events,
+    everything_loss,
+    filled,
+    mlp,
+    mlp_loss,
+    through_file,
+    train,
+    weights,
+)
+from methods.doubles import same
+from orthotrain.errors import NonFiniteError
+from orthotrain.lowrank import look
+
+SETTINGS = {
+    "delay_steps": 3, "every_steps": 40, "energy": 0.8, "max_drop": 1.0, "collect_steps": 2,
+    "spread": True,
+}  # fmt: skip
+
+
+def still(model):
+    return torch.optim.SGD(model.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("importance", ["loss", "weight"])
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+def test_where_weights_stay_it_ends_with_the_factors_of_one_step(importance, bases):
+    ended = []
+    for spread in (True, False):
+        model = filled(Everything())
+        settings = {**SETTINGS, "importance": importance, "bases": bases, "spread": spread}
+        optimizer, handle = attached(model, still(model), **settings)
+        train(model, optimizer, range(40), loss_of=everything_loss)
+        ended.append((weights(model), handle.summary().rows, events(handle, "update")))
+    spread, whole = ended
+    assert spread[0].keys() == whole[0].keys()
+    for name, value in whole[0].items():
+        assert torch.equal(value, spread[0][name]), name
+    assert [row.rank for row in spread[1]] == [row.rank for row in whole[1]]
+    for key in ("update", "changed", "cut"):
+        assert [r[key] for r in spread[2]] == [r[key] for r in whole[2]]
+
+
+def test_no_step_sees_or_changes_more_than_one_layer(monkeypatch):
+    calls = []
+    for name in ("decomposed_in", "decomposed", "spectrum"):
+        then = getattr(look, name)
+        monkeypatch.setattr(look, name, lambda *a, then=then: (calls.append(1), then(*a))[1])
+    model = mlp(10, depth=4)
+    optimizer, handle = attached(model, **SETTINGS, importance="loss")
+    per_step = []
+    for step in range(14):
+        calls.clear()
+        train(model, optimizer, [step])
+        per_step.append(len(calls))
+    assert per_step == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+    assert [r["step"] for r in events(handle, "switch")] == [7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+def test_saved_anywhere_in_it_a_run_goes_on_bit_for_bit(bases):
+    settings = {**SETTINGS, "every_steps": 12, "importance": "loss", "bases": bases}
+    settings |= {"energy": 0.7, "max_drop": 0.3}
+
+    def start():
+        model = mlp(10)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return (model, *attached(model, optimizer, **settings))
+
+    parts, states = start(), []
+    for step in range(24):
+        states.append(through_file({i: part.state_dict() for i, part in enumerate(parts)}))
+        train(parts[0], parts[1], [step], loss_of=mlp_loss, handle=parts[2])
+    last = through_file({i: part.state_dict() for i, part in enumerate(parts)})
+    ranks = [r["rank"] for r in parts[2].records if r["event"] in ("switch", "turn")]
+    assert len(ranks) == 6
+    for step in range(24):
+        again = start()
+        for i, part in enumerate(again):
+            part.load_state_dict(through_file(states[step])[i])
+        train(again[0], again[1], range(step, 24), loss_of=mlp_loss, handle=again[2])
+        assert same(through_file({i: part.state_dict() for i, part in enumerate(again)}), last), (
+            step
+        )
+
+
+def test_an_update_that_is_due_finishes_the_one_before():
+    model = mlp(10, depth=4)
+    settings = {**SETTINGS, "every_steps": 3, "importance": "weight"}
+    optimizer, handle = attached(model, **settings)
+    train(model, optimizer, range(10))
+    assert [r["update"] for r in events(handle, "update")] == [1, 2]
+    assert all(row.rank is not None for row in handle.summary().rows)
+
+
+def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():
+    model = mlp(10)
+    optimizer, _ = attached(model, still(model), **SETTINGS, importance="weight")
+    train(model, optimizer, range(3))
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="in 2, shape"):
+        train(model, optimizer, range(3, 10))
+    assert not any(hasattr(layer, "rank") for layer in model)
