@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from orthotrain.lab.experiments.language.kinds import Kind, kind_of
+from orthotrain.lab.experiments.language.pays import rivals, says
 
 from lab.experiments.language.synthetic import (
     DEMO,
@@ -14,8 +16,6 @@ from lab.experiments.language.synthetic import (
 from lab.report.pages import answers_of, notes_of, page_of, plots_of, read, tables_of, undrawn
 from lab.report.synthetic import write_rows
 from orthotrain.lab.experiments.language.columns import bits, cut_alone
-from orthotrain.lab.experiments.language.kinds import Kind, kind_of
-from orthotrain.lab.experiments.language.pays import rivals, says
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.report.load import Variant, load_run
 from orthotrain.lab.report.style import LIGHT, styled

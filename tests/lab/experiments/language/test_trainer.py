@@ -16,9 +16,10 @@ from lab.experiments.language.tiny import (
 )
 from lab.run.tiny import KillAt, Killed, assert_goes_on, assert_same_bits
 from orthotrain.errors import CheckpointError
-from orthotrain.lab.experiments.language.compute import forward_operations, step_operations
+from orthotrain.lab.experiments.branches.variants import DENSE
+from orthotrain.lab.experiments.language.build import passes_of
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
-from orthotrain.lab.experiments.language.variants import DENSE, language_variants
+from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, SeedFolder, read_json, read_metrics
@@ -150,48 +151,49 @@ def test_bits_are_the_mean_of_every_byte_of_every_window(monkeypatch):
 
 def test_the_teacher_is_half_of_the_loss_and_is_not_trained(dense):
     trainer = trainer_of("narrow-50-teacher", dense=dense)
-    teacher = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    teacher = {
+        name: value.clone() for name, value in trainer.branching.teacher.state_dict().items()
+    }
     read, told = trainer.batches.next_batch()
     trainer = trainer_of("narrow-50-teacher", dense=dense)
     with torch.no_grad():
         scores = trainer.model(read).flatten(0, 1)
-        probabilities = trainer.teacher(read).flatten(0, 1).softmax(-1)
+        probabilities = trainer.branching.teacher(read).flatten(0, 1).softmax(-1)
     expected = F.cross_entropy(scores, told.flatten())
     divergence = -(probabilities * scores.log_softmax(-1)).sum(-1).mean()
     loss = trainer.step().values["loss"]
     assert loss.item() == pytest.approx((expected + divergence).item() / 2, rel=1e-5)
     for _ in range(3):
         trainer.step()
-    assert_same_bits(trainer.teacher.state_dict(), teacher)
+    assert_same_bits(trainer.branching.teacher.state_dict(), teacher)
 
 
 def test_operations_are_counted_and_agree_with_the_formula(dense):
     batch, model = CONFIG.data.batch_size, CONFIG.model
-    full = step_operations(model, batch=batch)
-    look = forward_operations(model, batch=batch)
+    full, look = (getattr(passes_of(model, batch=batch), name) for name in ("step", "forward"))
     plain, taught = trainer_of(), trainer_of("narrow-50-teacher", dense=dense)
     for trainer in (plain, taught):
         trainer.step()
         trainer.step()
-    assert plain.operations == 2 * full
+    assert plain.branching.meter.operations == 2 * full
     narrow = replace(model, width=taught.settings["model"]["width"])
     assert narrow.width < model.width
-    assert taught.operations == 2 * (step_operations(narrow, batch=batch) + look)
+    assert taught.branching.meter.operations == 2 * (passes_of(narrow, batch=batch).step + look)
 
 
 def test_after_a_cut_a_step_is_counted_anew(dense):
     trainer = trainer_of("branch-50-20", dense=dense)
     batch, model = CONFIG.data.batch_size, CONFIG.model
-    look = forward_operations(model, batch=batch)
-    first = step_operations(model, batch=batch) + look
+    look = passes_of(model, batch=batch).forward
+    first = passes_of(model, batch=batch).step + look
     for _ in range(8):
         list(trainer.step().lines)
-    assert trainer.operations == 8 * first
+    assert trainer.branching.meter.operations == 8 * first
     list(trainer.step().lines)
     stored = sum(p.numel() for p in trainer.model.parameters())
     share = stored / sum(p.numel() for p in trainer_of().model.parameters())
-    expected = step_operations(model, batch=batch, stored=share) + look
-    assert trainer.operations - 8 * first == pytest.approx(expected, rel=0.02)
+    expected = passes_of(model, batch=batch, stored=share).step + look
+    assert trainer.branching.meter.operations - 8 * first == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["narrow-50-short", "narrow-50-teacher-short"])

@@ -5,6 +5,8 @@ import torch
 
 from lab.experiments.language.tiny import CONFIG
 from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.variants import PUBLISHED, Cut
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.experiments.language.build import network_of, steps_of
 from orthotrain.lab.experiments.language.config import (
@@ -13,9 +15,8 @@ from orthotrain.lab.experiments.language.config import (
     Rates,
     TrainingConfig,
 )
-from orthotrain.lab.experiments.language.method import low_rank_method
 from orthotrain.lab.experiments.language.networks import build_gpt, numbers_of
-from orthotrain.lab.experiments.language.variants import PUBLISHED, Cut, language_variants
+from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lowrank import AdaptiveLowRank
 
 NAMES = {

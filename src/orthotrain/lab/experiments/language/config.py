@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orthotrain.lab.experiments.branches.variants import BranchOptim
 from orthotrain.lab.run.config import (
     RunConfig,
     at_least,
@@ -105,7 +106,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class BranchConfig:
+class BranchConfig(BranchOptim):
     """Training on after the finished dense model was cut.
 
     Attributes:
@@ -113,24 +114,16 @@ class BranchConfig:
         lr_50_5: At 50 % stored with 5 % of the steps.
         lr_50_20: At 50 % stored with 20 % of the steps.
         lr_30_38: At 30 % stored with 38 % of the steps.
-        warmup_fraction: Share of a branch's steps spent on its warm-up.
-        teacher_share: Share of the loss that is the cross-entropy with a teacher's probabilities.
     """
 
     lr_75_5: float = 3e-4
     lr_50_5: float = 7e-4
     lr_50_20: float = 1.5e-3
     lr_30_38: float = 3e-3
-    warmup_fraction: float = 0.05
-    teacher_share: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "branch", "lr_75_5", "lr_50_5", "lr_50_20", "lr_30_38")
-        below_one(self, "branch", "warmup_fraction")
-        need(
-            0 < self.teacher_share <= 1,
-            f"branch.teacher_share={self.teacher_share} must lie in (0, 1]",
-        )
 
 
 @dataclass(frozen=True)
