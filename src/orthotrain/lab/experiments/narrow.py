@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -34,8 +35,12 @@ def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Modul
     """
     for width in range(config.heads, config.width, config.heads):
         narrow: Config = replace(config, width=width)  # type: ignore[type-var]
-        with torch.device("meta"):
-            model = build(narrow)
-        if sum(p.numel() for p in model.parameters()) >= stored:
+        if numbers_of(partial(build, narrow)) >= stored:
             return narrow
     return config
+
+
+def numbers_of(build: Callable[[], nn.Module]) -> int:
+    """All numbers of a network; it is made on the meta device, without drawing any."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())

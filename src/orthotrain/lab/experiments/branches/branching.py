@@ -30,7 +30,7 @@ class Branching:
         teacher: A finished model to learn from, in evaluation mode.
         teacher_share: Its share of the loss.
         compute_before: Operations of the training that this one starts from or learns from.
-        cuts: When the model is cut; None where it never is.
+        cuts: When the model is cut; None where nothing is looked at.
         meter: Operations of the steps so far, the teacher's included.
         before: What was measured just before the last cut; None before the first.
     """
@@ -77,9 +77,11 @@ class Branching:
         return self._looks(steps, look, changed=self.meter.stepped())
 
     def _looks(self, steps: int, look: Callable[[], float], *, changed: bool) -> Iterator[Line]:
+        if self.cuts is None:
+            return
         if changed:
             yield {"kind": "cut", self.field: look(), f"{self.field}_before": self.before}
-        if self.cuts is not None and self.cuts.due(steps + 1):
+        if self.cuts.due(steps + 1):
             self.before = look()
 
     def fields(self) -> Mapping[str, int]:
