@@ -48,14 +48,11 @@ def fit_height(
     )
     low, high = min(ends), max(ends)
 
-    def compressed(y: Array) -> Array:
-        return y < knee if below else y > knee
-
     def up(y: Array) -> Array:
-        return np.where(compressed(y), knee + slope * (y - knee), y)
+        return np.where((y < knee) == below, knee + slope * (y - knee), y)
 
     def down(y: Array) -> Array:
-        return np.where(compressed(y), knee + (y - knee) / slope, y)
+        return np.where((y < knee) == below, knee + (y - knee) / slope, y)
 
     far_part = (low, knee - 0.2 * (knee - low), 2) if below else (
         knee + 0.2 * (high - knee), high, 2,

@@ -26,7 +26,7 @@ class Branching:
 
     Attributes:
         model: What is trained.
-        field: Name of what a look measures, in lines of the record.
+        measured: Name of what a look measures, in lines of the record.
         teacher: A finished model to learn from, in evaluation mode.
         teacher_share: Its share of the loss.
         compute_before: Operations of the training that this one starts from or learns from.
@@ -36,7 +36,7 @@ class Branching:
     """
 
     model: nn.Module
-    field: str
+    measured: str
     teacher: nn.Module | None = None
     teacher_share: float = 0.5
     compute_before: int = 0
@@ -80,7 +80,7 @@ class Branching:
         if self.cuts is None:
             return
         if changed:
-            yield {"kind": "cut", self.field: look(), f"{self.field}_before": self.before}
+            yield {"kind": "cut", self.measured: look(), f"{self.measured}_before": self.before}
         if self.cuts.due(steps + 1):
             self.before = look()
 

@@ -151,7 +151,7 @@ class TuneGrid:
         self, config: RunConfig, results: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> Choice:
         """The smallest stored size within reach of dense training's accuracy; the best rates."""
-        settings = {v.name: v.lowrank for v in self._settings()}
+        settings = {v.name: v.lowrank for v in self._settings() if v.lowrank is not None}
         dense, *outcomes = (outcome(name, results[name]) for name in (DENSE, *settings))
         chosen = choose(outcomes, dense=dense, max_accuracy_loss=self.max_accuracy_loss)
         found = self._networks().found(results) if self.rates else None
