@@ -44,7 +44,9 @@ class Passes:
         return round(self.places * (2 * products * self.multiplied + 2 * squares * self.mixed))
 
 
-def short_steps(*, branch: int, cut: Passes, dense: Passes, narrow: Passes, teacher: bool) -> int:
+def short_steps(
+    *, branch: int, cut: Passes, dense: Passes, narrow: Passes, teacher: bool, watched: int = 0
+) -> int:
     """Steps of a narrow network for as much compute as a branch with a teacher.
 
     Args:
@@ -53,7 +55,8 @@ def short_steps(*, branch: int, cut: Passes, dense: Passes, narrow: Passes, teac
         dense: The dense network, the teacher.
         narrow: The narrow network.
         teacher: Whether the narrow network has the teacher, too.
+        watched: Steps of the branch before its cut; 0 where they are few among its steps.
     """
-    spent = branch * (cut.step + dense.forward)
+    spent = branch * (cut.step + dense.forward) + watched * (dense.step - cut.step)
     each = narrow.step + (dense.forward if teacher else 0)
     return max(1, round(spent / each))

@@ -154,6 +154,7 @@ def steps_of(
         dense=passes(config.model),
         narrow=passes(narrow),
         teacher=variant.teacher,
+        watched=AdaptiveLowRank().collect_steps,
     )
 
 
