@@ -21,7 +21,7 @@ from orthotrain.lab.run.record import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
-    "delay_fraction", "every_fraction", "rank", "layer_fraction",
+    "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step", "layer_fraction",
     "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
 }  # fmt: skip
 SETTINGS = {
@@ -38,6 +38,7 @@ SETTINGS = {
         "log_every_steps", "eval_every_epochs", "stability_every_epochs",
         "checkpoint_every_epochs",
     },
+    "branch": {"warmup_fraction", "teacher_share", "steps_fraction", "lr_fraction"},
 }  # fmt: skip
 # Recipes with a spectral layer have a network, an optimizer and settings of their own.
 SPECTRAL_SETTINGS = {
@@ -71,7 +72,8 @@ OPTIONS = {
     "train": COMMON
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
-    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK},
+    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
+    | {"rates.narrow_50"},
     "tune": COMMON
     | {"run-dir", "output"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names},
