@@ -21,8 +21,8 @@ from orthotrain.lab.run.record import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
-    "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step", "layer_fraction",
-    "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
+    "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step",
+    "layer_fraction", "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
 }  # fmt: skip
 SETTINGS = {
     "data": {
