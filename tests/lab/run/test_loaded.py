@@ -9,6 +9,7 @@ PACKAGES = (
     "orthotrain.lab.experiments.classifier",
     "orthotrain.lab.experiments.lowrank",
     # The table at the end is a part of the experiment's page, of which nothing is drawn.
+    "orthotrain.lab.experiments.branches",
     "orthotrain.lab.report",
     "orthotrain.lab.run",
     "orthotrain.layers",
