@@ -37,6 +37,9 @@ def main() -> int:
     parser.add_argument(
         "--settings", action="store_true", help="compare the settings in result.json, too"
     )
+    parser.add_argument(
+        "--grown", action="store_true", help="what AFTER records besides is no difference"
+    )
     arguments = parser.parse_args()
     renamed = dict(pair.split("=") for pair in arguments.rename)
     skipped = TIMES if arguments.settings else TIMES | {"settings"}
@@ -48,6 +51,8 @@ def main() -> int:
         other = arguments.after / "variants" / variant / place.name
         try:
             found = list(differences(place, other, skipped, {place.parent.name: variant}))
+            if arguments.grown:
+                found = [line for line in found if not line.endswith(" is new")]
             values += count(load(place / "checkpoint.pt"))
         except FileNotFoundError as error:
             found = [f"{error.filename} is missing"]

@@ -38,6 +38,7 @@ SETTINGS = {
         "log_every_steps", "eval_every_epochs", "stability_every_epochs",
         "checkpoint_every_epochs",
     },
+    "branch": {"warmup_fraction", "teacher_share", "steps_fraction"},
 }  # fmt: skip
 # Recipes with a spectral layer have a network, an optimizer and settings of their own.
 SPECTRAL_SETTINGS = {
@@ -71,7 +72,8 @@ OPTIONS = {
     "train": COMMON
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
-    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK},
+    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
+    | {"rates.narrow_50"},
     "tune": COMMON
     | {"run-dir", "output"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names},

@@ -157,3 +157,17 @@ def test_an_empty_label_is_not_written_and_keeps_its_point_free():
     place_labels(axes, [Label("a", 0.5, 0.5, "black"), Label("", 0.5 + 15 * dot, 0.5, "black")])
     (text,) = axes.texts
     assert text.xy[0] < axes.transData.transform((0.5, 0.5))[0] + 5
+
+
+def test_where_more_is_better_the_lower_part_is_compressed():
+    with styled(LIGHT):
+        axes = Figure().subplots()
+        fit_height([axes], 10.0, 100.0, 90.0, LIGHT, below=True)
+    low, high = axes.get_ylim()
+    assert low < 10.0
+    assert high > 100.0
+    at = axes.transData.transform([(0, y) for y in (10.0, 50.0, 90.0, 95.0, 100.0)])[:, 1]
+    assert list(at) == sorted(at)
+    # Ten points above the knee have more room than eighty below it.
+    assert at[4] - at[2] > 2 * (at[2] - at[0])
+    assert all(low <= tick <= high for tick in axes.get_yticks())

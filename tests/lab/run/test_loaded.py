@@ -8,6 +8,7 @@ PACKAGES = (
     "orthotrain.diagnostics",
     "orthotrain.lab.experiments.language",
     # The table at the end is a part of the experiment's page, of which nothing is drawn.
+    "orthotrain.lab.experiments.branches",
     "orthotrain.lab.report",
     "orthotrain.lab.run",
     "orthotrain.layers",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from orthotrain.data.splits import ImageData, Split
+from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.classifier.config import ModelConfig, OptimConfig, RecordConfig
 from orthotrain.lab.experiments.lowrank.build import build_on
 from orthotrain.lab.experiments.lowrank.config import (
-    DENSE,
     LowRankConfig,
     LowRankRun,
     lowrank_variants,
@@ -66,12 +66,13 @@ def tiny_data(channels=1):
     return ImageData("tiny", train, validation, CountedTest(test), 3)
 
 
-def variant_of(name, config=CONFIG):
-    return next(v for v in lowrank_variants(config) if v.name == name)
+def variant_of(name, config=CONFIG, *, needed=None):
+    found = next(v for v in lowrank_variants(config) if v.name == name)
+    return found if needed is None else found.with_trainings([needed])
 
 
-def trainer_of(name=DENSE, seed=0, *, config=CONFIG, data=None):
-    return build_on(data or tiny_data(), config, variant_of(name, config), seed)
+def trainer_of(name=DENSE, seed=0, *, config=CONFIG, data=None, needed=None):
+    return build_on(data or tiny_data(), config, variant_of(name, config, needed=needed), seed)
 
 
 def build_tiny(config, variant, seed):
@@ -79,10 +80,11 @@ def build_tiny(config, variant, seed):
     return build_on(tiny_data(), config, variant, seed)
 
 
-def train_here(folder, *, name=DENSE, config=CONFIG, data=None, **options):
+def train_here(folder, *, name=DENSE, config=CONFIG, data=None, needed=None, **options):
     return train(
-        trainer_of(name, config=config, data=data),
-        variant=variant_of(name, config), seed=0, folder=SeedFolder(folder), **options,
+        trainer_of(name, config=config, data=data, needed=needed),
+        variant=variant_of(name, config, needed=needed), seed=0, folder=SeedFolder(folder),
+        **options,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -38,10 +39,12 @@ def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Modul
         narrow: Config = replace(config, width=width)  # type: ignore[type-var]
         return narrow
 
-    def numbers(width: int) -> int:
-        with torch.device("meta"):
-            return sum(p.numel() for p in build(at(width)).parameters())
-
     widths = range(config.heads, config.width, config.heads)
-    found = bisect_left(widths, stored, key=numbers)
+    found = bisect_left(widths, stored, key=lambda width: numbers_of(partial(build, at(width))))
     return at(widths[found]) if found < len(widths) else config
+
+
+def numbers_of(build: Callable[[], nn.Module]) -> int:
+    """All numbers of a network; it is made on the meta device, without drawing any."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())

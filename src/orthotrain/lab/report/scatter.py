@@ -84,8 +84,9 @@ class Scatter:
         groups: The rivals; a variant in none of them is not drawn.
         says: What the numbers of the run say, one sentence each, the most important first.
         line: The variant whose mean is a dashed line.
-        knee: Above this value the axis upwards is compressed, so that rivals far off are in the
-            picture and those that matter are told apart. NaN: nowhere.
+        knee: Above this value, or below it where more is better, the axis upwards is compressed,
+            so that rivals far off are in the picture and those that matter are told apart. NaN:
+            nowhere.
         missing: Why there is no figure.
     """
 
@@ -112,7 +113,7 @@ class Scatter:
             labels = [panel.draw(axes, theme) for panel, axes in zip(filled, grid, strict=True)]
             grid[0].set_ylabel(upwards.heading)
             bounds = [bound for panel in filled for bound in panel.bounds()]
-            fit_height(grid, min(bounds), max(bounds), knee, theme)
+            fit_height(grid, min(bounds), max(bounds), knee, theme, below=upwards.better == "more")
             _legend(figure, filled, theme)
             figure.draw_without_rendering()  # labels need to know where everything lies
             for axes, mine in zip(grid, labels, strict=True):

@@ -13,9 +13,10 @@ from lab.experiments.language.synthetic import (
 )
 from lab.report.pages import answers_of, notes_of, page_of, plots_of, read, tables_of, undrawn
 from lab.report.synthetic import write_rows
-from orthotrain.lab.experiments.language.columns import bits, cut_alone
-from orthotrain.lab.experiments.language.kinds import Kind, kind_of
-from orthotrain.lab.experiments.language.pays import rivals, says
+from orthotrain.lab.experiments.branches.columns import cut_alone
+from orthotrain.lab.experiments.branches.kinds import Kind, kind_of
+from orthotrain.lab.experiments.branches.pays import rivals, says
+from orthotrain.lab.experiments.language.columns import BITS
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.report.load import Variant, load_run
 from orthotrain.lab.report.style import LIGHT, styled
@@ -73,10 +74,10 @@ def test_the_cut_alone_is_the_end_and_what_was_gained_since_on_the_same_files(tm
     folder = language_run(tmp_path / "run", seeds=(0,), noise=0.0)
     run = load_run(folder)
     branch = run.variant("branch-50-5")
-    cut = cut_alone(branch)
+    cut = cut_alone(branch, BITS)
     ends = [row["bits"] for row in branch.seeds[0].of_kind("eval")]
     gained = branch.seeds[0].of_kind("cut")[0]["bits"] - ends[-1]
-    assert bits(run).mean(cut) == pytest.approx(bits(run).mean(branch) + gained)
+    assert BITS.measure(run).mean(cut) == pytest.approx(BITS.measure(run).mean(branch) + gained)
     assert cut.seeds[0].final("compute") == pytest.approx(
         branch.seeds[0].final("compute") * 8 / branch.seeds[0].final("steps")
     )
@@ -113,7 +114,7 @@ def test_the_closing_table_has_bits_size_and_compute(finished):
 def sentences(folder, **plans):
     """What is said of a run whose plans have these bits or other values."""
     changes = {name.replace("_", "-"): values for name, values in plans.items()}
-    return says(load_run(language_run(folder, changes=changes, noise=0.0)))
+    return says(load_run(language_run(folder, changes=changes, noise=0.0)), BITS)
 
 
 def test_a_better_branch_pays_where_the_dense_run_exists_and_not_with_it(tmp_path):
@@ -161,7 +162,7 @@ def test_a_difference_within_the_interval_is_called_none(tmp_path):
     for seed, loss in enumerate((1.99, 1.90, 2.01)):
         change_result(folder, "branch-50-20", seed, test_bits=loss)
         change_result(folder, "narrow-50", seed, test_bits=1.96 + 0.001 * seed)
-    first = says(load_run(folder))[0]
+    first = says(load_run(folder), BITS)[0]
     assert "pays at 50 % stored (no measurable difference from narrow for 32 % of its" in first
     assert first.endswith("it does not pay (2.4 times the compute of narrow).")
 
@@ -171,7 +172,7 @@ def test_a_difference_within_the_interval_is_called_none(tmp_path):
 )
 def test_few_seeds_decide_nothing(tmp_path, seeds, said):
     folder = language_run(tmp_path / "run", names=DEMO, seeds=seeds)
-    assert says(load_run(folder))[0].startswith(f"{said} nothing; in th")
+    assert says(load_run(folder), BITS)[0].startswith(f"{said} nothing; in th")
     assert answers_of(load_run(folder))[
         "Is a branch of 50 % better than a narrow network from scratch?"
     ].verdict.startswith("undecided")
@@ -191,10 +192,10 @@ def test_the_narrow_network_with_a_teacher_is_told_both_ways(tmp_path):
 
 def test_the_best_branch_of_a_size_is_the_one_with_the_lowest_loss(finished):
     run = load_run(finished)
-    assert [one.ours.name for one in rivals(run, "narrow")] == [
+    assert [one.ours.name for one in rivals(run, "narrow", BITS)] == [
         "branch-75-5", "branch-50-20", "branch-30-38",
     ]  # fmt: skip
-    assert [one.percent for one in rivals(run, "narrow-teacher")] == [50, 30]
+    assert [one.percent for one in rivals(run, "narrow-teacher", BITS)] == [50, 30]
 
 
 # --- claims -------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_the_first_figure_has_every_rival_in_three_panels_with_one_legend(finish
     assert len(legend.get_texts()) == 12
     for plan in PLANS.values():
         assert f"{plan.title} " in plot.alt
-    assert plot.says == tuple(says(load_run(finished)))
+    assert plot.says == tuple(says(load_run(finished), BITS))
 
 
 def test_the_axis_is_compressed_above_the_rivals_that_matter(finished):
@@ -294,7 +295,7 @@ def test_unfinished_and_missing_trainings_are_named_and_the_rest_is_compared(tmp
     for seed in (0, 1, 2):
         unfinish(folder, "narrow-30", seed)
     unfinish(folder, "branch-50-20", 1)
-    first = says(load_run(folder))[0]
+    first = says(load_run(folder), BITS)[0]
     assert first.startswith("2 seeds decide nothing")
     assert "30 %" not in first
     words = page_of(folder).text()
@@ -304,7 +305,7 @@ def test_unfinished_and_missing_trainings_are_named_and_the_rest_is_compared(tmp
 def test_without_any_narrow_network_nothing_is_said_and_the_page_stands(tmp_path, monkeypatch):
     undrawn(monkeypatch)
     folder = language_run(tmp_path / "run", names=("dense", "branch-50-20"), seeds=(0,))
-    assert says(load_run(folder)) == []
+    assert says(load_run(folder), BITS) == []
     assert "No narrow network of 50 % to compare the branch with." in page_of(folder).text()
 
 

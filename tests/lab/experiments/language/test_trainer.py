@@ -16,10 +16,11 @@ from lab.experiments.language.tiny import (
 )
 from lab.run.tiny import KillAt, Killed, assert_goes_on, assert_same_bits
 from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.catalog import find_recipe
-from orthotrain.lab.experiments.language.compute import forward_operations, step_operations
+from orthotrain.lab.experiments.language.build import passes_of
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
-from orthotrain.lab.experiments.language.variants import DENSE, language_variants
+from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lab.run.jobs import Run, run_all
@@ -108,8 +109,8 @@ def test_cuts_on_the_way(tmp_path):
     ("name", "step"),
     [
         (DENSE, 33),
-        *(("branch-50-20", step) for step in (7, 8, 9)),
-        *(("half-50", step) for step in (29, 30, 31)),
+        *(("branch-50-20", step) for step in (1, 7, 8, 9, 11)),
+        *(("half-50", step) for step in (28, 29, 30, 31, 58)),
         ("narrow-50-teacher", 17),
         ("oialr-paper", 16),
     ],
@@ -152,48 +153,49 @@ def test_bits_are_the_mean_of_every_byte_of_every_window(monkeypatch):
 
 def test_the_teacher_is_half_of_the_loss_and_is_not_trained(dense):
     trainer = trainer_of("narrow-50-teacher", dense=dense)
-    teacher = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    teacher = {
+        name: value.clone() for name, value in trainer.branching.teacher.state_dict().items()
+    }
     read, told = trainer.batches.next_batch()
     trainer = trainer_of("narrow-50-teacher", dense=dense)
     with torch.no_grad():
         scores = trainer.model(read).flatten(0, 1)
-        probabilities = trainer.teacher(read).flatten(0, 1).softmax(-1)
+        probabilities = trainer.branching.teacher(read).flatten(0, 1).softmax(-1)
     expected = F.cross_entropy(scores, told.flatten())
     divergence = -(probabilities * scores.log_softmax(-1)).sum(-1).mean()
     loss = trainer.step().values["loss"]
     assert loss.item() == pytest.approx((expected + divergence).item() / 2, rel=1e-5)
     for _ in range(3):
         trainer.step()
-    assert_same_bits(trainer.teacher.state_dict(), teacher)
+    assert_same_bits(trainer.branching.teacher.state_dict(), teacher)
 
 
 def test_operations_are_counted_and_agree_with_the_formula(dense):
     batch, model = CONFIG.data.batch_size, CONFIG.model
-    full = step_operations(model, batch=batch)
-    look = forward_operations(model, batch=batch)
+    full, look = (getattr(passes_of(model, batch=batch), name) for name in ("step", "forward"))
     plain, taught = trainer_of(), trainer_of("narrow-50-teacher", dense=dense)
     for trainer in (plain, taught):
         trainer.step()
         trainer.step()
-    assert plain.operations == 2 * full
+    assert plain.branching.meter.operations == 2 * full
     narrow = replace(model, width=taught.settings["model"]["width"])
     assert narrow.width < model.width
-    assert taught.operations == 2 * (step_operations(narrow, batch=batch) + look)
+    assert taught.branching.meter.operations == 2 * (passes_of(narrow, batch=batch).step + look)
 
 
 def test_after_a_cut_a_step_is_counted_anew(dense):
     trainer = trainer_of("branch-50-20", dense=dense)
     batch, model = CONFIG.data.batch_size, CONFIG.model
-    look = forward_operations(model, batch=batch)
-    first = step_operations(model, batch=batch) + look
+    look = passes_of(model, batch=batch).forward
+    first = passes_of(model, batch=batch).step + look
     for _ in range(8):
         list(trainer.step().lines)
-    assert trainer.operations == 8 * first
+    assert trainer.branching.meter.operations == 8 * first
     list(trainer.step().lines)
     stored = sum(p.numel() for p in trainer.model.parameters())
     share = stored / sum(p.numel() for p in trainer_of().model.parameters())
-    expected = step_operations(model, batch=batch, stored=share) + look
-    assert trainer.operations - 8 * first == pytest.approx(expected, rel=0.02)
+    expected = passes_of(model, batch=batch, stored=share).step + look
+    assert trainer.branching.meter.operations - 8 * first == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["narrow-50-short", "narrow-50-teacher-short"])
@@ -232,6 +234,14 @@ def test_variants_of_a_seed_wait_for_the_dense_training_of_that_seed(tmp_path):
     assert not torch.equal(one["position"], other["position"])
 
 
+@pytest.mark.bad_input
+def test_a_branch_whose_dense_checkpoint_is_gone_says_so(tmp_path):
+    train_here(tmp_path)
+    SeedFolder(tmp_path).checkpoint.unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not exist"):
+        trainer_of("branch-50-5", dense=tmp_path)
+
+
 def test_the_general_page_has_bits_per_byte(tmp_path):
     config = replace(CONFIG, variants=(DENSE,))
     folder = RunFolder(tmp_path)
@@ -251,11 +261,3 @@ def test_a_branch_without_a_finished_training_is_refused():
     for name in ("branch-50-20", "narrow-50-teacher"):
         with pytest.raises(ConfigError, match="is built from the finished dense training"):
             trainer_of(name)
-
-
-@pytest.mark.bad_input
-def test_a_branch_whose_dense_checkpoint_is_gone_says_so(tmp_path):
-    train_here(tmp_path)
-    SeedFolder(tmp_path).checkpoint.unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not exist"):
-        trainer_of("branch-50-5", dense=tmp_path)

@@ -5,17 +5,17 @@ import torch
 
 from lab.experiments.language.tiny import CONFIG
 from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.variants import PUBLISHED, BranchOptim, Cut
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.experiments.language.build import network_of, steps_of
 from orthotrain.lab.experiments.language.config import (
-    BranchConfig,
     GPTConfig,
     Rates,
     TrainingConfig,
 )
-from orthotrain.lab.experiments.language.method import low_rank_method
 from orthotrain.lab.experiments.language.networks import build_gpt, numbers_of
-from orthotrain.lab.experiments.language.variants import PUBLISHED, Cut, language_variants
+from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lowrank import AdaptiveLowRank
 
 NAMES = {
@@ -143,7 +143,7 @@ def test_frozen_bases_come_with_both_repairs_or_with_none():
         (TrainingConfig, {"steps": 0}, "at least 1"),
         (TrainingConfig, {"clip_norm": 0.0}, "use null for no clipping"),
         (Rates, {"narrow_50": 0.0}, "must be positive"),
-        (BranchConfig, {"teacher_share": 0.0}, r"must lie in \(0, 1\]"),
+        (BranchOptim, {"teacher_share": 0.0}, r"must lie in \(0, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind, changes, message):

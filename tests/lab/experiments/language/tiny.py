@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 
 from orthotrain.data.stdlib_text import PartSize, TextData
+from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.catalog import recipe_config
 from orthotrain.lab.experiments.language.build import build_on
 from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
-from orthotrain.lab.experiments.language.variants import DENSE, language_variants
+from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 

@@ -4,12 +4,13 @@ import pytest
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
-from orthotrain.lab.experiments.lowrank.config import LowRankConfig
+from orthotrain.lab.experiments.lowrank.config import LowRankConfig, Rates
 from orthotrain.lab.experiments.lowrank.tuning import (
     Outcome,
     TuneGrid,
     choose,
     outcome,
+    tuned_rates,
 )
 
 DENSE = Outcome("dense", accuracy=0.95, accuracy_std=0.0, stored=1.0, trainable=1.0)
@@ -69,3 +70,45 @@ def test_the_search_does_not_use_seeds_of_the_comparison():
     assert search.config(config).seeds == search.seeds
     with pytest.raises(ConfigError, match="belong to the final comparison"):
         search.config(replace(config, seeds=search.seeds))
+
+
+def results_of(grid, best):
+    """Accuracies that are highest at these rates; every setting is as good as dense."""
+    found = {}
+    for variant in grid.variants():
+        network, _, rate = variant.name.partition("-lr-")
+        accuracy = 0.9 - abs(float(rate) - best[network]) if rate else 0.9
+        one = {"validation_accuracy": accuracy, "stored": 50, "trainable": 20, "dense": 100}
+        found[variant.name] = [one]
+    return found
+
+
+def test_rates_are_searched_beside_the_settings_and_change_nothing_there():
+    config = recipe_config("digits-minivit", "cpu")
+    grid = TuneGrid(
+        rules=("energy=0.9",), delay_fractions=(0.5,), seeds=(9,), max_accuracy_loss=0.01,
+        rates=(1e-3, 2e-3, 4e-3),
+    )  # fmt: skip
+    names = [one.name for one in grid.variants()]
+    assert names[:3] == ["dense", "energy-0.9-delay-0.50", "dense-lr-0.001"]
+    assert len(names) == 8
+    choice = grid.choice(config, results_of(grid, {"dense": 2e-3, "narrow-50": 4e-3}))
+    plain = replace(grid, rates=())
+    alone = plain.choice(config, results_of(plain, {}))
+    assert choice.settings["lowrank"] == alone.settings["lowrank"]
+    assert choice.name == alone.name
+    assert choice.settings["rates"] == {"dense": 2e-3, "narrow_50": 4e-3}
+    assert choice.record["rates"]["at_the_edge"] == ["narrow-50"]
+    assert "the best rate of narrow-50 lies at the edge of the grid" in choice.table
+
+
+def test_the_narrow_rate_is_read_from_the_file_of_the_search(monkeypatch):
+    monkeypatch.setattr(
+        "orthotrain.lab.experiments.lowrank.tuning.found_settings",
+        lambda family, name: {"rates": {"dense": 1.0, "narrow_50": 7e-3}},
+    )
+    assert tuned_rates("any.json") == Rates(narrow_50=7e-3)
+    monkeypatch.undo()
+    for recipe in ("digits", "cifar10"):
+        config = recipe_config(f"{recipe}-minivit", "cpu")
+        assert config.rates == tuned_rates(f"{recipe}_minivit_tuned.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from orthotrain.data.batches import BatchStream, to_float
 from orthotrain.data.splits import ImageData, Split
+from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.classifier.config import ClassifierRun
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.sizes import sizes_and_times
@@ -50,6 +52,8 @@ class ClassifierTrainer:
         network: What rebuilds the network from a checkpoint.
         settings: What result.json says about the training.
         more_fields: What it says besides, at the end.
+        length: Optimizer steps of the whole training; None for the epochs of the configuration.
+        branching: Its teacher, its operations and its looks at cuts, where branches are compared.
         steps: Optimizer steps done.
     """
 
@@ -63,20 +67,27 @@ class ClassifierTrainer:
     network: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     more_fields: MoreFields = lambda sizes, steps_here: {}
+    length: int | None = None
+    branching: Branching | None = None
     steps: int = 0
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
+        return self._dense_steps if self.length is None else self.length
+
+    @property
+    def _dense_steps(self) -> int:
         return self.config.optim.epochs * self.batches.batches_per_epoch
 
     @property
     def cadence(self) -> Cadence:
-        """Epochs of the configuration in steps."""
+        """Epochs of the configuration in steps; a shorter training is looked at as often."""
         record, epoch = self.config.record, self.batches.batches_per_epoch
+        share = min(1.0, self.total_steps / self._dense_steps)
         return Cadence(
             log=record.log_every_steps,
-            evaluate=record.eval_every_epochs * epoch,
+            evaluate=max(1, round(share * record.eval_every_epochs * epoch)),
             checkpoint=record.checkpoint_every_epochs * epoch,
             epoch=epoch,
         )
@@ -90,20 +101,31 @@ class ClassifierTrainer:
         """One optimizer step; the loss before it, still on its device, and its learning rate."""
         optim = self.config.optim
         images, labels = self.batches.next_batch()
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            scores = self.model(images)
-        loss = F.cross_entropy(scores.float(), labels, label_smoothing=optim.label_smoothing)
-        self.handle.observe(loss.detach())
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        with nullcontext() if self.branching is None else self.branching.passes():
+            loss = self._loss(images, labels)
+            self.handle.observe(loss.detach())
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss)
         if optim.clip_norm is not None:
             clip_grad_norm_(self.model.parameters(), optim.clip_norm)
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         self.scheduler.step()
         self.steps += 1
-        return Step({"loss": loss.detach(), "lr": lr})
+        lines = () if self.branching is None else self.branching.around_cuts(self.steps, self._look)
+        return Step({"loss": loss.detach(), "lr": lr}, lines)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        branching, half = self.branching, self.config.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            scores = self.model(images)
+            taught = None if branching is None else branching.taught(images)
+        smoothing = self.config.optim.label_smoothing
+        loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
+        return loss if branching is None else branching.loss(loss, scores.float(), taught)
+
+    def _look(self) -> float:
+        return evaluate(self.model, self.data.validation).accuracy
 
     def evaluate(self, folder: SeedFolder) -> Line:
         """Loss and accuracy of the validation part."""
@@ -111,11 +133,16 @@ class ClassifierTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
-        return {**{part: getattr(self, part).state_dict() for part in _STATE}, "step": self.steps}
+        parts = {part: getattr(self, part).state_dict() for part in self._parts}
+        return {**parts, "step": self.steps}
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return _STATE if self.branching is None else (*_STATE, "branching")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next step is the same bit for bit."""
-        for part in _STATE:
+        for part in self._parts:
             getattr(self, part).load_state_dict(state[part])
         self.steps = int(state["step"])
 
@@ -130,6 +157,7 @@ class ClassifierTrainer:
             "test_accuracy": None if test is None else test.accuracy,
             "test_loss": None if test is None else test.loss,
             **sizes,
+            **({} if self.branching is None else self.branching.fields()),
             **self.more_fields(sizes, ending.steps_here),
             "settings": dict(self.settings),
         }

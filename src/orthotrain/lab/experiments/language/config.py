@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orthotrain.lab.experiments.branches.variants import BranchOptim
 from orthotrain.lab.run.config import (
     RunConfig,
     at_least,
@@ -105,28 +106,6 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class BranchConfig:
-    """Training on after the finished dense model was cut.
-
-    The peak learning rate follows from the length: ``orthotrain.rate_after_cut``.
-
-    Attributes:
-        warmup_fraction: Share of a branch's steps spent on its warm-up.
-        teacher_share: Share of the loss that is the cross-entropy with a teacher's probabilities.
-    """
-
-    warmup_fraction: float = 0.05
-    teacher_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        below_one(self, "branch", "warmup_fraction")
-        need(
-            0 < self.teacher_share <= 1,
-            f"branch.teacher_share={self.teacher_share} must lie in (0, 1]",
-        )
-
-
-@dataclass(frozen=True)
 class LanguageRecord:
     """What is written how often.
 
@@ -139,10 +118,10 @@ class LanguageRecord:
     """
 
     log_every_steps: int = 20
-    eval_every_steps: int = 150
+    eval_every_steps: int = 300
     checkpoint_every_steps: int = 500
-    eval_windows: int = 256
-    final_windows: int = 2048
+    eval_windows: int = 512
+    final_windows: int = 4096
 
     def __post_init__(self) -> None:
         at_least(self, 1, "record", *vars(self))
@@ -165,5 +144,5 @@ class LanguageRun(RunConfig):
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: TrainingConfig = field(default_factory=TrainingConfig)
     rates: Rates = field(default_factory=Rates)
-    branch: BranchConfig = field(default_factory=BranchConfig)
+    branch: BranchOptim = field(default_factory=BranchOptim)
     record: LanguageRecord = field(default_factory=LanguageRecord)

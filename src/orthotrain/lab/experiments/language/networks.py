@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from orthotrain.lab.experiments import narrow
 from orthotrain.lab.experiments.language.config import GPTConfig
 from orthotrain.lab.run.restore import rebuilds
 from orthotrain.models.gpt import GPT
@@ -36,5 +38,4 @@ def gpt_from(*, model: Mapping[str, Any]) -> GPT:
 
 def numbers_of(config: GPTConfig) -> int:
     """All numbers of the network."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_gpt(config).parameters())
+    return narrow.numbers_of(partial(build_gpt, config))

@@ -4,136 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from orthotrain.lab.experiments.language.columns import (
-    CUTS,
-    SEED_NUMBERS,
+from orthotrain.lab.experiments.branches.claims import claims, compared
+from orthotrain.lab.experiments.branches.columns import (
     as_ratio,
-    bits,
     compute,
-    costs,
     cut_of,
+    cuts,
     results,
     was_cut,
 )
-from orthotrain.lab.experiments.language.first_figure import FIRST_FIGURE, above, family_style
-from orthotrain.lab.experiments.language.kinds import (
-    at,
-    branches,
-    kind_of,
-    of_family,
-    percents,
-)
+from orthotrain.lab.experiments.branches.first_figure import beyond, family_looks, first_figure
+from orthotrain.lab.experiments.branches.kinds import at, branches, kind_of, percents
+from orthotrain.lab.experiments.language.columns import BITS, SEED_NUMBERS, costs
 from orthotrain.lab.experiments.ranks import ranks_table
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.claims import Claim, each
-from orthotrain.lab.report.default import pairs_with_baseline
 from orthotrain.lab.report.figures import Curves, Panel
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import result
 from orthotrain.lab.report.page import Page
 from orthotrain.lab.report.rows import field, text
 from orthotrain.lab.report.stats import Measure
-from orthotrain.lab.report.style import LineStyle, Look, Theme
 from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own
 
 # --- claims -------------------------------------------------------------------------------------
 
 
 def _claims(run: Run) -> list[Claim]:
-    loss = (bits(run),)
-    # Sizes of one aim differ a little by construction, which is no cost to be told.
-    beside = (as_ratio(compute(run)), replace(sizes(run)[1], better=""))
-
-    def claim(question: str, pairs: Sequence[tuple[Variant, Variant]], note: str = "") -> Claim:
-        named = tuple((ours.name, other.name) for ours, other in pairs)
-        return Claim(question, named, loss, beside, note=note)
-
-    ratio = "The compute is compared as a ratio, the dense run left out."
-    claims = [
-        claim(
-            f"Is a branch of {percent} % better than a narrow network from scratch?",
-            _beside(run, _all_branches, "narrow", percent), ratio,
-        )
-        for percent in percents(run)
-    ]  # fmt: skip
-    claims += [
-        claim(
-            "Is a branch better than a narrow network with as much compute?",
-            _every(run, _nearest("narrow-short"), "narrow-short"),
-            f"At each size the branch whose compute is nearest. {ratio}",
-        ),
-        claim(
-            "Is a branch better than a narrow network with the same teacher?",
-            _every(run, branches, "narrow-teacher"), ratio,
-        ),
-        claim(
-            "Is a branch better than one with the same teacher and as much compute?",
-            _every(run, _nearest("narrow-teacher-short"), "narrow-teacher-short"),
-            f"At each size the branch whose compute is nearest. {ratio}",
-        ),
-        claim("Does the teacher help the branch?", _with_teacher(run)),
-        claim(
-            "Is a cut at half of the run better than a narrow network from scratch?",
-            _every(run, _of("half"), "narrow"), ratio,
-        ),
-        claim(
-            "Are frozen bases better with both repairs, and as good as trained ones?",
-            _every(run, _of("frozen"), "frozen-plain") + _every(run, _of("frozen"), "half"),
-        ),
-    ]  # fmt: skip
-    base = run.baseline
-    if base is not None:
-        lower = Claim(f"Which variants have a lower loss than {base.title}?",
-                      each(run.variants, base), loss)  # fmt: skip
-        claims.append(lower)
-    return [one for one in claims if one.pairs]
-
-
-_Ours = Callable[[Run, int], Sequence[Variant]]
-
-
-def _of(family: str) -> _Ours:
-    return lambda run, percent: [v for v in (at(run, family, percent),) if v is not None]
-
-
-def _all_branches(run: Run, percent: int) -> Sequence[Variant]:
-    return [*branches(run, percent), *_of("branch-alone")(run, percent)]
-
-
-def _nearest(family: str) -> _Ours:
-    """The branch whose compute is nearest to that of a family; all where that is unknown."""
-
-    def chosen(run: Run, percent: int) -> Sequence[Variant]:
-        mine, other, work = branches(run, percent), at(run, family, percent), compute(run)
-        goal = math.nan if other is None else work.mean(other)
-        known = [v for v in mine if work.mean(v) > 0]
-        if not (known and goal > 0):
-            return mine
-        return [min(known, key=lambda v: abs(math.log(work.mean(v) / goal)))]
-
-    return chosen
-
-
-def _beside(run: Run, ours: _Ours, family: str, percent: int) -> list[tuple[Variant, Variant]]:
-    other = at(run, family, percent)
-    return [] if other is None else [(variant, other) for variant in ours(run, percent)]
-
-
-def _every(run: Run, ours: _Ours, family: str) -> list[tuple[Variant, Variant]]:
-    return [pair for percent in percents(run) for pair in _beside(run, ours, family, percent)]
-
-
-def _with_teacher(run: Run) -> list[tuple[Variant, Variant]]:
-    return [
-        (taught, alone)
-        for alone in of_family(run, "branch-alone")
-        for taught in branches(run, kind_of(alone).percent)
-        if kind_of(taught).steps == kind_of(alone).steps
-    ]
+    found, base = claims(run, BITS), run.baseline
+    if base is not None and (pairs := each(run.variants, base)):
+        question = f"Which variants have a lower loss than {base.title}?"
+        found.append(Claim(question, pairs, (BITS.measure(run),)))
+    return found
 
 
 # --- further figures ----------------------------------------------------------------------------
@@ -157,7 +62,7 @@ def _curves(run: Run) -> list[Panel]:
             mine,
             bins=None,
             late="top",
-            most=above(run, 1.5),
+            most=beyond(run, BITS, 1.5),
             mark=_switch,
         )
 
@@ -186,33 +91,16 @@ _FIGURES: Final = (
 )  # fmt: skip
 
 
-# --- looks ----------------------------------------------------------------------------------------
-
-
-def _look(run: Run, theme: Theme) -> dict[str, Look]:
-    """The color of the family; of several branches of a size, one line style each."""
-    lines: Sequence[LineStyle] = ("-", "--", "-.")
-    chosen = {}
-    for variant in run.variants:
-        _, color, _, line = family_style(variant)
-        kind = kind_of(variant)
-        if kind.family == "branch":
-            line = lines[branches(run, kind.percent).index(variant) % len(lines)]
-        shade = theme.ink if variant is run.baseline else theme.cycle[color]
-        chosen[variant.name] = Look(variant.title, shade, "-" if variant is run.baseline else line)
-    return chosen
-
-
 # --- what is missing ----------------------------------------------------------------------------
 
 
 def _missing(run: Run) -> list[str]:
     notes = []
     seeds = [(v, seed) for v in run.variants for seed in v.finished]
-    if seeds and bits(run).key != "test_bits":
+    if seeds and BITS.measure(run).key != "test_bits":
         notes.append("The test files were not read: losses are those on the validation files.")
     elif untested := [
-        f"{v.title} (seed {s.seed})" for v, s in seeds if math.isnan(bits(run).read(s))
+        f"{v.title} (seed {s.seed})" for v, s in seeds if math.isnan(BITS.measure(run).read(s))
     ]:
         notes.append(f"Without a test loss: {', '.join(untested)}.")
     read = {text(seed.result or {}, "data_sha256") for _, seed in seeds} - {""}
@@ -227,7 +115,7 @@ def _missing(run: Run) -> list[str]:
     cut = [v.title for v in run.variants if kind_of(v).family == "branch" and v.finished]
     without = [
         v.title for v in run.variants
-        if v.title in cut and not any(cut_of(seed) for seed in v.finished)
+        if v.title in cut and not any(cut_of(seed, BITS) for seed in v.finished)
     ]  # fmt: skip
     if without:
         notes.append(f"No loss right after the cut was recorded for {', '.join(without)}.")
@@ -235,27 +123,22 @@ def _missing(run: Run) -> list[str]:
 
 
 def _compared_in(run: Run) -> list[Measure]:
-    return [bits(run), sizes(run)[1], as_ratio(compute(run))]
-
-
-def _compared(run: Run) -> list[tuple[Variant, Variant]]:
-    """Every variant with the dense network and with the narrow one of its size."""
-    pairs = pairs_with_baseline(run)
-    for percent in percents(run):
-        narrow = at(run, "narrow", percent)
-        pairs += [
-            (v, narrow) for v in run.variants
-            if narrow is not None and v is not narrow and kind_of(v).percent == percent
-        ]  # fmt: skip
-    return pairs
+    return [BITS.measure(run), sizes(run)[1], as_ratio(compute(run))]
 
 
 PAGE: Final = Page(
-    lead=(FIRST_FIGURE,),
+    lead=(
+        first_figure(
+            BITS,
+            cut="The cut alone lies above the end of its branch by what training on gained since, "
+            "on the part of the validation files that is looked at while training.",
+        ),
+    ),
     results=(
-        ByVariant("results", "Results", results, seeds=True),
+        ByVariant("results", "Results", partial(results, goal=BITS), seeds=True),
         ByVariant(
-            "cuts", "What the cut lost", CUTS, only=was_cut, empty="Nothing was cut.",
+            "cuts", "What the cut lost", cuts(BITS), only=partial(was_cut, goal=BITS),
+            empty="Nothing was cut.",
             note="The first cut of each. All on the part of the validation files that is looked at "
             "while training, so the end differs a little from the results.",
         ),
@@ -271,10 +154,10 @@ PAGE: Final = Page(
     claims=_claims,
     figures=_FIGURES,
     details=(
-        Compared(_compared, _compared_in),
+        Compared(compared, _compared_in),
         BySeed(SEED_NUMBERS),
         Own(partial(ranks_table, brief=True)),
     ),
     missing=_missing,
-    look=_look,
+    look=family_looks,
 )  # fmt: skip

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
+from torch import nn
 
 from orthotrain.data.splits import ImageData
 from orthotrain.diagnostics.stability import BasisStability
+from orthotrain.lab.experiments.branches.branching import Branching, OwnRate, peak_rate, start_of
+from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.steps import branch_steps, short_steps
+from orthotrain.lab.experiments.branches.variants import BranchedVariant
+from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer
 from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, LowRankVariant
-from orthotrain.lab.experiments.lowrank.networks import build_vit, narrow_to, vit_from
+from orthotrain.lab.experiments.lowrank.networks import (
+    ImageShape,
+    build_vit,
+    narrow_to,
+    passes_of,
+    vit_from,
+)
+from orthotrain.lab.experiments.narrow import numbers_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry
 from orthotrain.lowrank import AdaptiveLowRank, read_rule
@@ -20,49 +34,143 @@ from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
 
 
-def build(config: LowRankRun, variant: LowRankVariant, seed: int) -> ClassifierTrainer:
+def build(config: LowRankRun, variant: BranchedVariant, seed: int) -> ClassifierTrainer:
     """A training at its step 0, with its methods attached.
 
     Raises:
         ConfigError: Settings that do not fit each other, the data or the length of the run.
+        CheckpointError: The finished dense training is needed and its checkpoint is damaged.
     """
     data = load_data(config.data, device=resolve_device(config.device))
     return build_on(data, config, variant, seed)
 
 
 def build_on(
-    data: ImageData, config: LowRankRun, variant: LowRankVariant, seed: int
+    data: ImageData, config: LowRankRun, variant: BranchedVariant, seed: int
 ) -> ClassifierTrainer:
     """The same, on these images."""
     shape, classes = data.image_shape, data.classes
-    network = config.model
-    if variant.stored is not None:
-        network = narrow_to(network, stored=variant.stored, image_shape=shape, classes=classes)
-    weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
-    model = build_vit(network, image_shape=shape, classes=classes, generator=weights)
-    model.to(data.train.labels.device)
-    batches = batches_of(data, config.data, seed=seed)
+    network = network_of(config, variant, image_shape=shape, classes=classes)
+
+    def fresh() -> nn.Module:
+        weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
+        return build_vit(network, image_shape=shape, classes=classes, generator=weights)
+
+    start = start_of(variant, fresh=fresh, device=data.train.labels.device)
+    # A branch goes on: what it sees is not what the dense model has seen first.
+    batches = batches_of(
+        data, config.data, seed=stream_seed(seed, "branch") if start.branches else seed
+    )
     epoch = batches.batches_per_epoch
-    total_steps = config.optim.epochs * epoch
-    optimizer, scheduler = adamw(model, config.optim, total_steps=total_steps)
+    total_steps = steps_of(config, variant, epoch=epoch, image_shape=shape, classes=classes)
+    rate = own_rate(
+        config, variant, branches=start.branches, steps=total_steps,
+        dense_steps=config.optim.epochs * epoch,
+    )  # fmt: skip
+    optimizer, scheduler = adamw(start.model, rate, total_steps=total_steps)
     methods: list[Method] = [
         BasisStability(every_steps=config.record.stability_every_epochs * epoch)
     ]
-    if variant.lowrank is not None:
-        methods.append(adaptive_low_rank(variant.lowrank, total_steps=total_steps))
+    cutting = method_of(variant, total_steps=total_steps)
+    if cutting is not None:
+        methods.append(cutting)
     return ClassifierTrainer(
         config=config,
         data=data,
         batches=batches,
-        model=model,
+        model=start.model,
         optimizer=optimizer,
         scheduler=scheduler,
-        handle=attach(model, optimizer, *methods, total_steps=total_steps),
+        handle=attach(start.model, optimizer, *methods, total_steps=total_steps),
         network=network_entry(
             vit_from, {"model": asdict(network), "image_shape": list(shape), "classes": classes}
         ),
-        settings={"model": asdict(network), **variant.settings()},
+        settings={
+            "model": asdict(network),
+            "steps": total_steps,
+            "learning_rate": rate.lr,
+            **variant.settings(),
+        },
+        length=total_steps,
+        branching=Branching(
+            start.model,
+            "accuracy",
+            start.teacher,
+            config.branch.teacher_share,
+            start.compute_before,
+            cutting.schedule(total_steps) if variant.cut and cutting else None,
+        ),
     )
+
+
+def network_of(
+    config: LowRankRun, variant: BranchedVariant, *, image_shape: ImageShape, classes: int
+) -> ModelConfig:
+    """The network that a variant trains."""
+    stored = variant.numbers if isinstance(variant, LowRankVariant) else None
+    if variant.stored is not None:
+        full = partial(build_vit, config.model, image_shape=image_shape, classes=classes)
+        stored = round(variant.stored * numbers_of(full))
+    if stored is None:
+        return config.model
+    return narrow_to(config.model, stored=stored, image_shape=image_shape, classes=classes)
+
+
+def own_rate(
+    config: LowRankRun, variant: BranchedVariant, *, branches: bool, steps: int, dense_steps: int
+) -> OwnRate:
+    """Rate and schedule of a variant: that of dense training; a branch warms up and ends at 0."""
+    optim = config.optim
+    lr = optim.lr if variant.lr is None else variant.lr
+    lr = peak_rate(lr, branches=branches, steps=steps, dense_steps=dense_steps)
+    if branches:
+        return OwnRate(lr, config.branch.warmup_fraction, optim.weight_decay)
+    return OwnRate(lr, optim.warmup_fraction, optim.weight_decay, optim.min_lr / optim.lr * lr)
+
+
+def steps_of(
+    config: LowRankRun,
+    variant: BranchedVariant,
+    *,
+    epoch: int,
+    image_shape: ImageShape,
+    classes: int,
+) -> int:
+    """Optimizer steps of a variant.
+
+    Args:
+        config: The run.
+        variant: The variant.
+        epoch: Optimizer steps per epoch.
+        image_shape: ``(channels, size, size)``.
+        classes: Outputs.
+    """
+    steps = config.optim.epochs * epoch
+    if variant.branch is not None:
+        return branch_steps(variant.branch, steps)
+    if variant.as_branch is None or variant.stored is None:
+        return steps
+    narrow = network_of(config, variant, image_shape=image_shape, classes=classes)
+    passes = partial(
+        passes_of, image_shape=image_shape, classes=classes, batch=config.data.batch_size
+    )
+    return short_steps(
+        branch=branch_steps(variant.as_branch, steps),
+        cut=passes(config.model, stored=variant.stored),
+        dense=passes(config.model),
+        narrow=passes(narrow),
+        teacher=variant.teacher,
+        watched=AdaptiveLowRank().collect_steps,
+    )
+
+
+def method_of(variant: BranchedVariant, *, total_steps: int) -> AdaptiveLowRank | None:
+    """The method that cuts the network of a variant; None where nothing does."""
+    if variant.cut is not None:
+        return low_rank_method(variant.cut, total_steps=total_steps)
+    if isinstance(variant, LowRankVariant) and variant.lowrank is not None:
+        return adaptive_low_rank(variant.lowrank, total_steps=total_steps)
+    return None
 
 
 def adaptive_low_rank(config: LowRankConfig, *, total_steps: int) -> AdaptiveLowRank:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
+from orthotrain.lab.experiments.branches.columns import compute, dense_compute, whole_compute
+from orthotrain.lab.experiments.branches.goal import Goal
+from orthotrain.lab.experiments.branches.kinds import kind_of
+from orthotrain.lab.experiments.ranks import factored
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import (
@@ -16,20 +21,22 @@ from orthotrain.lab.report.measures import (
 )
 from orthotrain.lab.report.stats import Measure
 
-# A narrower dense network whose name begins so stores as much as a low-rank one.
-_RIVAL: Final = "narrow"
-
-
 # --- which variant is which ---------------------------------------------------------------------
 
 
 def rival(run: Run) -> Variant | None:
     """The narrower dense network of the same stored size."""
-    return next((v for v in run.variants if v.name.startswith(_RIVAL)), None)
+    return next((v for v in run.variants if kind_of(v).family == "narrow"), None)
+
+
+def tuned(run: Run) -> list[Variant]:
+    """The low-rank networks that the narrow one without a size of its own is the rival of."""
+    return [v for v in run.variants if factored(v) and not kind_of(v).percent]
 
 
 # --- columns ------------------------------------------------------------------------------------
 
+GOAL: Final = Goal("accuracy", accuracy, word="points", digits=2, name="accuracy", scale=100.0)
 ACCURACY: Final = accuracy("test")
 STEP: Final = step_time("step_ms_final", "Time per step at the end")
 COSTS: Final = (
@@ -42,8 +49,9 @@ COSTS: Final = (
 
 
 def results(run: Run) -> list[Measure]:
-    """Accuracies and sizes."""
-    return [ACCURACY, accuracy("validation"), *sizes(run)]
+    """Accuracies, sizes, and compute where it was counted."""
+    counted = [] if math.isnan(dense_compute(run)) else [compute(run), whole_compute(run)]
+    return [ACCURACY, accuracy("validation"), *sizes(run), *counted]
 
 
 SEED_NUMBERS: Final = raw(
@@ -51,4 +59,5 @@ SEED_NUMBERS: Final = raw(
     *("trainable", "stored", "stored_folded", "dense"),
     *("step_ms_dense_phase", "step_ms_final", "weight_bytes", "gradient_bytes", "state_bytes"),
     *("training_bytes", "peak_rss_bytes", "switch_step", "steps", "seconds"),
+    *("compute", "compute_before"),
 )

@@ -12,11 +12,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from orthotrain.lab.experiments.branches.variants import (
+    DENSE,
+    BranchedVariant,
+    BranchOptim,
+    branch,
+    frozen,
+    frozen_plain,
+    half,
+    narrow,
+    short,
+    taught,
+    with_ranks_of,
+)
 from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
-from orthotrain.lab.run.config import Variant, need
+from orthotrain.lab.run.config import need, positive
 from orthotrain.lab.run.record import SeedFolder, read_json
 
-DENSE, PAPER, TUNED, NARROW = "dense", "oialr-paper", "oialr-tuned", "narrow"
+PAPER, TUNED, NARROW = "oialr-paper", "oialr-tuned", "narrow"
+#: Percent of the dense network's numbers that branch and rivals store.
+HALF = 50
 
 
 @dataclass(frozen=True)
@@ -67,16 +82,45 @@ class LowRankConfig:
 
 
 @dataclass(frozen=True)
-class LowRankVariant(Variant):
+class BranchConfig(BranchOptim):
+    """Training on after the finished dense model was cut.
+
+    Attributes:
+        steps_fraction: Its optimizer steps over those of dense training.
+    """
+
+    steps_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "branch", "steps_fraction")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates of other networks than the dense one, from the grid of the recipe.
+
+    Attributes:
+        narrow_50: Of the network narrowed to 50 % of the numbers.
+    """
+
+    narrow_50: float = 2e-3
+
+    def __post_init__(self) -> None:
+        positive(self, "rates", *vars(self))
+
+
+@dataclass(frozen=True)
+class LowRankVariant(BranchedVariant):
     """A way to train with or without low rank.
 
     Attributes:
         lowrank: Settings of AdaptiveLowRank, None for dense training.
-        stored: Narrow the network until it stores this many numbers, None for its full width.
+        numbers: Narrow the network until it stores so many, None for its full width.
     """
 
     lowrank: LowRankConfig | None = None
-    stored: int | None = None
+    numbers: int | None = None
 
     def settings(self) -> Mapping[str, object]:
         """What result.json says about it, beside the network."""
@@ -85,7 +129,7 @@ class LowRankVariant(Variant):
     def with_trainings(self, finished: Sequence[Path]) -> Self:
         """A rival of the size that the variant it needs ended with, the mean over seeds."""
         stored = [read_json(SeedFolder(one).result)["stored"] for one in finished]
-        return replace(self, stored=round(statistics.fmean(stored)))
+        return replace(self, numbers=round(statistics.fmean(stored)))
 
 
 @dataclass(frozen=True)
@@ -97,16 +141,24 @@ class LowRankRun(ClassifierRun):
         optim: Optimizer and schedule.
         paper: Low-rank settings of the variant oialr-paper.
         tuned: Low-rank settings of the variant oialr-tuned.
+        rates: Learning rates of narrow networks.
+        branch: Training on after a cut.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
     tuned: LowRankConfig = field(default_factory=LowRankConfig)
+    rates: Rates = field(default_factory=Rates)
+    branch: BranchConfig = field(default_factory=BranchConfig)
 
 
-def lowrank_variants(config: LowRankRun) -> tuple[LowRankVariant, ...]:
-    """Dense, published, tuned, and a narrow rival of the tuned one's size."""
+def lowrank_variants(config: LowRankRun) -> tuple[BranchedVariant, ...]:
+    """Dense, published, tuned with its narrow rival; then what stores half, branch and rivals."""
+    return (*_tuned(config), *_halved(config))
+
+
+def _tuned(config: LowRankRun) -> tuple[LowRankVariant, ...]:
     return (
         LowRankVariant(DENSE, "dense", "the same network without any method"),
         LowRankVariant(
@@ -127,4 +179,24 @@ def lowrank_variants(config: LowRankRun) -> tuple[LowRankVariant, ...]:
             "a dense network, narrowed to the stored size that OIALR, tuned ended with",
             needs=TUNED,
         ),
+    )
+
+
+def _halved(config: LowRankRun) -> tuple[BranchedVariant, ...]:
+    """Everything that stores half of the numbers."""
+    part = config.branch
+    after = replace(
+        branch(HALF, round(100 * part.steps_fraction), config.optim.lr),
+        name=f"branch-{HALF}",
+        branch=part.steps_fraction,
+    )
+    full, repaired = narrow(HALF, config.rates.narrow_50), frozen(HALF, None)
+    return (
+        after,
+        half(HALF, None),
+        full,
+        short(full, after),
+        taught(full),
+        repaired,
+        with_ranks_of(frozen_plain(HALF, None), repaired),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from orthotrain.errors import ConfigError
+from orthotrain.lab.experiments.branches.steps import Passes
 from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.narrow import narrowest
 from orthotrain.lab.run.restore import rebuilds
@@ -67,3 +68,31 @@ def narrow_to(
         stored=stored,
         build=lambda narrow: build_vit(narrow, image_shape=image_shape, classes=classes),
     )
+
+
+def passes_of(
+    config: ModelConfig,
+    *,
+    image_shape: ImageShape,
+    classes: int,
+    batch: int,
+    stored: float = 1.0,
+) -> Passes:
+    """What the passes of a transformer over a batch of images compute.
+
+    Args:
+        config: Network.
+        image_shape: ``(channels, size, size)``.
+        classes: Outputs.
+        batch: Images.
+        stored: Share of all numbers that is stored after a cut.
+    """
+    with torch.device("meta"):
+        model = build_vit(config, image_shape=image_shape, classes=classes)
+    tokens = model.position.shape[1]
+    everything = sum(p.numel() for p in model.parameters())
+    # Matrices are multiplied with every patch, but the head with every image alone.
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    head = model.head.weight.numel()
+    multiplied = matrices - head + head / tokens - (1 - stored) * everything
+    return Passes(batch * tokens, multiplied, tokens * config.width * config.depth)

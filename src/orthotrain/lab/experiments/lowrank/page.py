@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 
+from orthotrain.lab.experiments.branches.claims import claims as branch_claims
+from orthotrain.lab.experiments.branches.claims import compared
+from orthotrain.lab.experiments.branches.columns import cuts, was_cut
+from orthotrain.lab.experiments.branches.first_figure import family_looks, first_figure
+from orthotrain.lab.experiments.branches.kinds import kind_of
 from orthotrain.lab.experiments.lowrank.columns import (
     ACCURACY,
     COSTS,
+    GOAL,
     SEED_NUMBERS,
     STEP,
     results,
     rival,
+    tuned,
 )
 from orthotrain.lab.experiments.lowrank.published import (
     PUBLISHED_EPOCHS,
@@ -26,7 +34,6 @@ from orthotrain.lab.experiments.ranks import factored, ranks_table, relative_ran
 from orthotrain.lab.experiments.sizes import dense_size, sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.curves import Series, grid
-from orthotrain.lab.report.default import pairs_with_baseline
 from orthotrain.lab.report.figures import Curves, Panel, Reference, Values
 from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
@@ -40,10 +47,9 @@ _BINS: Final = 80
 
 
 def _compared(run: Run) -> list[tuple[Variant, Variant]]:
-    """Every variant with the dense network, every low-rank one with the narrow network too."""
+    """Those of one size with each other; low-rank ones of no size with the narrow network too."""
     narrow = rival(run)
-    beside = [(v, narrow) for v in run.variants if narrow is not None and factored(v)]
-    return [*pairs_with_baseline(run), *beside]
+    return [*compared(run), *((v, narrow) for v in tuned(run) if narrow is not None)]
 
 
 def _rank_maps(run: Run) -> list[HeatMap]:
@@ -60,7 +66,7 @@ def _rank_maps(run: Run) -> list[HeatMap]:
 
 def _claims(run: Run) -> list[Claim]:
     base, narrow = run.baseline, rival(run)
-    low = [v for v in run.variants if factored(v)]
+    low = tuned(run)
     stored = sizes(run)[1]
     claims = []
     if base is not None:
@@ -81,7 +87,7 @@ def _claims(run: Run) -> list[Claim]:
                 "low-rank networks. At another stored size this is no comparison of methods.",
             )
         )  # fmt: skip
-    return claims
+    return [*branch_claims(run, GOAL), *claims]
 
 
 # --- stability of the bases ---------------------------------------------------------------------
@@ -210,6 +216,8 @@ _FIGURES: Final = (
 
 def _look(run: Run, theme: Theme) -> dict[str, Look]:
     """The narrow network broken: it often runs on the very line of the dense one."""
+    if any(kind_of(variant).percent for variant in run.variants):
+        return family_looks(run, theme)
     chosen, narrow = looks(run, theme), rival(run)
     if narrow is not None:
         chosen[narrow.name] = replace(chosen[narrow.name], line="--")
@@ -244,14 +252,30 @@ def _missing(run: Run) -> list[str]:
 
 
 PAGE: Final = Page(
+    lead=(
+        first_figure(
+            GOAL,
+            cut="The cut alone lies below the end of its branch by what training on gained since, "
+            "on the validation images.",
+        ),
+    ),
     results=(
         ByVariant("results", "Results", results, seeds=True),
+        ByVariant(
+            "cuts",
+            "What the cut lost",
+            cuts(GOAL),
+            only=partial(was_cut, goal=GOAL),
+            empty="Nothing was cut and looked at right after.",
+            note="The one cut of each, on the validation images.",
+        ),
         ByVariant("costs", "Time and memory", COSTS),
     ),
     closing={
         "test_accuracy_percent": "test %",
         "stored_percent_of_dense": "stored %",
         "trainable_percent_of_dense": "trained %",
+        "compute_percent_of_dense": "compute %",
         "step_ms_final": "ms per step at the end",
     },
     claims=_claims,

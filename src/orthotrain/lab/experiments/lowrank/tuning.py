@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.lowrank.config import DENSE, LowRankConfig, LowRankVariant
+from orthotrain.lab.experiments.branches import rates as grid
+from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, dense, narrow
+from orthotrain.lab.experiments.lowrank.config import HALF, LowRankConfig, LowRankVariant, Rates
 from orthotrain.lab.experiments.search import found_settings, search_record, searched_run
 from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Choice
@@ -94,6 +96,8 @@ class TuneGrid:
         max_accuracy_loss: How far below dense training's mean validation accuracy of the same
             seeds a setting may lie; of those that remain the smallest stored size wins.
         base: What all settings of the grid share.
+        rates: Peak learning rates of the dense network and of that of half its numbers; a search
+            beside that of the settings, and without effect on it.
     """
 
     rules: tuple[str, ...]
@@ -101,11 +105,12 @@ class TuneGrid:
     seeds: tuple[int, ...]
     max_accuracy_loss: float
     base: LowRankConfig = field(default_factory=LowRankConfig)
+    rates: tuple[float, ...] = ()
 
     @property
     def decides(self) -> frozenset[str]:
-        """The settings of low-rank training."""
-        return frozenset({"paper", "tuned"})
+        """The settings of low-rank training, and the narrow network's learning rate."""
+        return frozenset({"paper", "tuned", "rates"})
 
     def config(self, config: RunConfig) -> RunConfig:
         """The recipe's own run, with the search's seeds.
@@ -115,29 +120,41 @@ class TuneGrid:
         """
         return searched_run(config, seeds=self.seeds, baseline=DENSE)
 
-    def variants(self) -> tuple[LowRankVariant, ...]:
-        """Dense training as the baseline, then every rule with every delay."""
+    def variants(self) -> tuple[BranchedVariant, ...]:
+        """Dense training as the baseline, every rule with every delay, then the rates."""
         return (
             LowRankVariant(DENSE, "dense", "baseline of the search"),
-            *(
-                LowRankVariant(
-                    f"{rule.replace('=', '-')}-delay-{delay:.2f}",
-                    f"{rule.replace('=', ' ')}, delay {100 * delay:.0f} %",
-                    "a setting of the grid",
-                    lowrank=replace(self.base, delay_fraction=delay, rank=rule),
-                )
-                for rule in self.rules
-                for delay in self.delay_fractions
-            ),
+            *self._settings(),
+            *(self._networks().variants() if self.rates else ()),
         )
+
+    def _settings(self) -> tuple[LowRankVariant, ...]:
+        return tuple(
+            LowRankVariant(
+                f"{rule.replace('=', '-')}-delay-{delay:.2f}",
+                f"{rule.replace('=', ' ')}, delay {100 * delay:.0f} %",
+                "a setting of the grid",
+                lowrank=replace(self.base, delay_fraction=delay, rank=rule),
+            )
+            for rule in self.rules
+            for delay in self.delay_fractions
+        )
+
+    def _networks(self) -> grid.Rates:
+        first = self.rates[0]
+        return grid.Rates(
+            (dense(first), narrow(HALF, first)), self.rates, "validation_accuracy",
+            less=False, unit="validation %", scale=100.0, digits=2,
+        )  # fmt: skip
 
     def choice(
         self, config: RunConfig, results: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> Choice:
-        """The smallest stored size within reach of dense training's accuracy."""
-        dense, *outcomes = (outcome(v.name, results[v.name]) for v in self.variants())
+        """The smallest stored size within reach of dense training's accuracy; the best rates."""
+        settings = {v.name: v.lowrank for v in self._settings() if v.lowrank is not None}
+        dense, *outcomes = (outcome(name, results[name]) for name in (DENSE, *settings))
         chosen = choose(outcomes, dense=dense, max_accuracy_loss=self.max_accuracy_loss)
-        settings = {v.name: v.lowrank for v in self.variants() if v.lowrank is not None}
+        found = self._networks().found(results) if self.rates else None
         record = search_record(
             config,
             criterion=(
@@ -148,15 +165,33 @@ class TuneGrid:
             outcomes=[asdict(o) for o in outcomes],
             chosen=chosen.name,
         )
+        command = f"orthotrain tune {config.recipe} --scale {config.scale}"
+        seeds = ", ".join(map(str, config.seeds))
         source = (
-            f"orthotrain tune {config.recipe} --scale {config.scale}: {chosen.name}, validation "
+            f"{command}: {chosen.name}, validation "
             f"{100 * chosen.accuracy:.2f} % at {100 * chosen.stored:.1f} % stored against "
-            f"{100 * dense.accuracy:.2f} % dense, seeds {', '.join(map(str, config.seeds))}"
+            f"{100 * dense.accuracy:.2f} % dense, seeds {seeds}"
         )
-        kept = {"source": source, "lowrank": asdict(settings[chosen.name])}
-        return Choice(chosen.name, record, kept, _table([dense, *outcomes], chosen))
+        kept: dict[str, Any] = {"source": source, "lowrank": asdict(settings[chosen.name])}
+        table = _table([dense, *outcomes], chosen)
+        if found is not None:
+            record["rates"] = {
+                "criterion": "highest mean validation accuracy, each network by itself",
+                "outcomes": found.outcomes("accuracy"),
+                "chosen": found.rates,
+                "at_the_edge": found.edges,
+            }
+            kept["rates_source"] = f"{command}: {found.source()}, seeds {seeds}"
+            kept["rates"] = found.rates
+            table = f"{table}\n{found.table()}"
+        return Choice(chosen.name, record, kept, table)
 
 
 def tuned_settings(file_name: str) -> LowRankConfig:
     """Settings that ``orthotrain tune`` wrote into a file beside the recipes."""
     return LowRankConfig(**found_settings("lowrank", file_name)["lowrank"])
+
+
+def tuned_rates(file_name: str) -> Rates:
+    """The narrow network's rate, from the same file; the dense one's is the recipe's own."""
+    return Rates(narrow_50=found_settings("lowrank", file_name)["rates"]["narrow_50"])

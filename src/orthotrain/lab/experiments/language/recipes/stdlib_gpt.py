@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orthotrain.lab.experiments.language.config import (
-    BranchConfig,
     GPTConfig,
     LanguageRecord,
     LanguageRun,
@@ -23,13 +22,12 @@ _CPU = LanguageRun(
     model=GPTConfig(context=64, width=128, depth=2, heads=4),
     optim=TrainingConfig(steps=4000),
     rates=found_rates("stdlib_gpt_tuned.json"),
-    branch=BranchConfig(),
     record=LanguageRecord(),
     seeds=(0, 1, 2),
     device="cpu",
 )
 
-GRID = RateGrid(rates=(3e-3, 6e-3, 1.2e-2), seeds=(100,))
+GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",

@@ -16,8 +16,13 @@ from orthotrain.lab.experiments.classifier.config import (
     OptimConfig,
     RecordConfig,
 )
-from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, lowrank_variants
-from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_settings
+from orthotrain.lab.experiments.lowrank.config import (
+    LowRankConfig,
+    LowRankRun,
+    Rates,
+    lowrank_variants,
+)
+from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_rates, tuned_settings
 from orthotrain.lab.run.experiment import Experiment
 
 # The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
@@ -36,6 +41,7 @@ _CPU = LowRankRun(
     optim=OptimConfig(epochs=60, lr=2e-3, min_lr=2e-3 / 30, weight_decay=0.01, clip_norm=5.0),
     paper=PUBLISHED,
     tuned=tuned_settings("digits_minivit_tuned.json"),
+    rates=tuned_rates("digits_minivit_tuned.json"),
     record=RecordConfig(
         log_every_steps=8,
         eval_every_epochs=2,
@@ -59,6 +65,8 @@ GRID = TuneGrid(
     # All layers are within reach soon after the switch: with the published alpha the first
     # of 25 layers is reached 12 updates later, when a late switch leaves no time to recover.
     base=LowRankConfig(layer_fraction=0.5),
+    # The dense network's own rate and its neighbors.
+    rates=(1e-3, 2e-3, 4e-3),
 )
 
 DIGITS_MINIVIT = Experiment(
@@ -79,6 +87,7 @@ DIGITS_MINIVIT = Experiment(
             _CPU,
             model=ModelConfig(patch_size=4, width=192, depth=6, heads=6),
             optim=replace(_CPU.optim, epochs=150, lr=1e-3, min_lr=1e-3 / 30),
+            rates=Rates(narrow_50=1e-3),
             seeds=(0, 1, 2, 3, 4),
         ),
     },

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from orthotrain.lab.experiments.language.columns import (
+from orthotrain.lab.experiments.branches.columns import (
     as_ratio,
-    bits,
     compute,
     dense_compute,
     whole_compute,
 )
-from orthotrain.lab.experiments.language.kinds import at, branches, finished, percents
+from orthotrain.lab.experiments.branches.goal import Goal
+from orthotrain.lab.experiments.branches.kinds import at, branches, finished, percents
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.stats import MIN_SEEDS, Paired, paired_by_seed
-
-_DIGITS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class Rivals:
         percent: Stored size of both.
         ours: The branch.
         other: The rival.
-        loss: Difference in bits per byte.
+        goal: What decides.
+        paired: Differences in it.
         alone: Compute of ours over the other's, the dense run excluded.
         whole: The same, the dense run included where a training needs it.
     """
@@ -37,66 +35,92 @@ class Rivals:
     percent: int
     ours: Variant
     other: Variant
-    loss: Paired
+    goal: Goal
+    paired: Paired
     alone: float
     whole: float
 
     @property
     def gain(self) -> float:
-        """Bits per byte that ours is better, negative where it is worse."""
-        return -self.loss.difference.mean
+        """How much ours is better, negative where it is worse."""
+        mean = self.paired.difference.mean
+        return -mean if self.goal.less else mean
 
     @property
     def as_good(self) -> bool:
         """Whether the rival is not better; of too few seeds the means decide."""
-        verdict = self.loss.verdict()
+        verdict = self.paired.verdict()
         return self.gain >= 0 if verdict == "few" else verdict in ("better", "within")
 
     def pays(self, *, whole: bool) -> bool:
         """Whether ours is as good for less compute."""
         return self.as_good and (self.whole if whole else self.alone) < 1
 
+    @property
+    def amount(self) -> str:
+        """The size of the difference, such as ``0.021 bits``."""
+        return f"{abs(self.gain):.{self.goal.digits}f} {self.goal.word}"
+
     def said(self, *, rival: str) -> str:
         """Such as ``0.021 bits better than narrow for 32 % of its compute``."""
-        if self.loss.verdict() == "within":
+        if self.paired.verdict() == "within":
             better = f"no measurable difference from {rival}"
-        elif round(abs(self.gain), _DIGITS) == 0:
+        elif round(abs(self.gain), self.goal.digits) == 0:
             better = f"equal to {rival}"
         else:
             word = "better" if self.gain > 0 else "worse"
-            better = f"{abs(self.gain):.{_DIGITS}f} bits {word} than {rival}"
+            better = f"{self.amount} {word} than {rival}"
         return f"{better} for {_part(self.alone)} its compute"
 
 
-def rivals(run: Run, family: str) -> list[Rivals]:
-    """At each size the branch with the lowest loss and the rival of a family, largest first."""
-    loss = bits(run)
+def rivals(run: Run, family: str, goal: Goal) -> list[Rivals]:
+    """At each size the best branch and the rival of a family, largest first."""
+    decides = goal.measure(run)
     found = []
     for percent in percents(run):
-        ours = [v for v in finished(branches(run, percent)) if loss.over_seeds(v)]
+        ours = [v for v in finished(branches(run, percent)) if decides.over_seeds(v)]
         other = at(run, family, percent)
         if not ours or other is None:
             continue
-        best = min(ours, key=loss.mean)
-        paired = paired_by_seed(best, other, loss)
+        best = (min if goal.less else max)(ours, key=decides.mean)
+        paired = paired_by_seed(best, other, decides)
         ratios = [
             paired_by_seed(best, other, as_ratio(one(run))) for one in (compute, whole_compute)
         ]
         if paired.count and all(ratio.count for ratio in ratios):
-            found.append(Rivals(percent, best, other, paired, *(r.change for r in ratios)))
+            found.append(Rivals(percent, best, other, goal, paired, *(r.change for r in ratios)))
     return found
 
 
-def says(run: Run) -> list[str]:
+def says(run: Run, goal: Goal) -> list[str]:
     """The sentences under the first figure: the one that decides, then what else must be known."""
-    narrow = rivals(run, "narrow")
+    narrow = rivals(run, "narrow", goal)
     if not narrow:
-        return []
-    return [_decides(narrow), *_together(run, narrow), *_taught(rivals(run, "narrow-teacher"))]
+        return repaired(run, goal)
+    taught = rivals(run, "narrow-teacher", goal)
+    return [_decides(narrow), *_together(run, narrow), *repaired(run, goal), *_taught(taught)]
+
+
+def repaired(run: Run, goal: Goal) -> list[str]:
+    """How much of what frozen bases lose against trained ones both repairs recover."""
+    decides, said = goal.measure(run), []
+    for percent in percents(run):
+        chosen = [at(run, family, percent) for family in ("frozen-plain", "frozen", "half")]
+        ends = [decides.mean(variant) for variant in finished(chosen)]
+        if len(ends) < len(chosen) or not all(map(math.isfinite, ends)):
+            continue
+        plain, both, trained = ends if goal.less else [-end for end in ends]
+        lost = plain - trained
+        if round(lost, goal.digits) > 0:
+            said.append(
+                f"At {percent} % both repairs recover {100 * (plain - both) / lost:.0f} % of the "
+                f"{lost:.{goal.digits}f} {goal.word} that frozen bases lose against trained ones."
+            )
+    return said
 
 
 def _decides(narrow: Sequence[Rivals]) -> str:
-    seeds = min(one.loss.count for one in narrow)
+    seeds = min(one.paired.count for one in narrow)
     first = "Where the dense run exists anyway, a branch from it"
     if seeds < MIN_SEEDS:
         here = "in this one" if seeds == 1 else "in these"
@@ -147,10 +171,10 @@ def _together(run: Run, narrow: Sequence[Rivals]) -> list[str]:
 def _taught(found: Sequence[Rivals]) -> list[str]:
     """Where a narrow network with the same teacher is better, and what that costs."""
     said = [
-        f"at {one.percent} % it is {-one.gain:.{_DIGITS}f} bits better than the branch for "
+        f"at {one.percent} % it is {one.amount} better than the branch for "
         f"{_part(1 / one.alone)} its compute"
         for one in found
-        if one.gain < 0 and (one.loss.verdict() in ("few", "worse"))
+        if one.gain < 0 and (one.paired.verdict() in ("few", "worse"))
     ]
     if said:
         return [f"A narrow network with the dense one as teacher: {_and(said)}."]

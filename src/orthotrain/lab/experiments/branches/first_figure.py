@@ -1,31 +1,32 @@
-"""The figure that decides: loss against stored size and compute, all rivals in one picture."""
+"""The figure that decides: all rivals over stored size and compute, in one picture."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from orthotrain.lab.experiments.language.columns import (
-    bits,
+from orthotrain.lab.experiments.branches.columns import (
     compute,
     cut_alone,
     stored_label,
     was_cut,
     whole_compute,
 )
-from orthotrain.lab.experiments.language.kinds import (
+from orthotrain.lab.experiments.branches.goal import Goal
+from orthotrain.lab.experiments.branches.kinds import (
     branches,
     finished,
     kind_of,
     of_family,
     percents,
 )
-from orthotrain.lab.experiments.language.pays import says
+from orthotrain.lab.experiments.branches.pays import says
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.scatter import Group, Marker, Over, Scatter
-from orthotrain.lab.report.style import LineStyle
+from orthotrain.lab.report.style import LineStyle, Look, Theme
 
 # --- families -----------------------------------------------------------------------------------
 
@@ -40,6 +41,7 @@ _FAMILIES: Final[dict[str, tuple[str, int, Marker, LineStyle]]] = {
     "narrow-teacher": ("narrow with teacher", 3, "s", "-"),
     "narrow-teacher-short": ("narrow with teacher, short", 3, "v", "--"),
     "oialr-paper": ("OIALR, published", 4, "*", "-"),
+    "oialr-tuned": ("OIALR, tuned", 4, "^", "-."),
     "frozen": ("frozen bases, both repairs", 4, "P", "--"),
     "frozen-plain": ("frozen bases, plain", 4, "X", ":"),
 }
@@ -53,10 +55,10 @@ def family_style(variant: Variant) -> tuple[str, int, Marker, LineStyle]:
     return _FAMILIES.get(kind_of(variant).family, _OTHERS)
 
 
-def _groups(run: Run) -> list[Group]:
+def _groups(run: Run, goal: Goal) -> list[Group]:
     """The dense network, the cuts alone, then the families."""
     dense = finished([run.baseline])
-    groups = [Group("dense run", None, "D", dense), *_cuts(run)]
+    groups = [Group("dense run", None, "D", dense), *_cuts(run, goal)]
     for family, (title, color, marker, _) in _FAMILIES.items():
         mine = [v for v in of_family(run, family) if v is not run.baseline]
         paths = [] if family == "branch" else [mine]
@@ -71,12 +73,12 @@ def _groups(run: Run) -> list[Group]:
     return [*groups, Group(title, color, marker, others)]
 
 
-def _cuts(run: Run) -> list[Group]:
+def _cuts(run: Run, goal: Goal) -> list[Group]:
     """At each size the network right after the cut, joined with what training on made of it."""
     paths = []
     for percent in percents(run):
         mine = finished(branches(run, percent))
-        cut = [cut_alone(variant) for variant in filter(was_cut, mine[:1])]
+        cut = [cut_alone(variant, goal) for variant in mine[:1] if was_cut(variant, goal)]
         paths.append([*cut, *mine])
     alone = [v for path in paths for v in path if v.name.endswith("-cut")]
     _title, color, marker, _ = _FAMILIES["branch"]
@@ -100,28 +102,48 @@ def _steps_label(variant: Variant) -> str:
     return f"+{steps} %" if steps and not variant.name.endswith("-cut") else ""
 
 
-def _knee(run: Run) -> float:
-    return above(run, 0.12)
-
-
-def above(run: Run, share: float) -> float:
-    """The highest loss of the rivals that matter, and this share of their range above it."""
-    loss = bits(run)
-    ends = [loss.mean(v) for family in _IN_VIEW for v in of_family(run, family)]
-    ends += [loss.mean(run.baseline)] if run.baseline is not None else []
+def beyond(run: Run, goal: Goal, share: float) -> float:
+    """The worst end of the rivals that matter, and this share of their range beyond it."""
+    decides = goal.measure(run)
+    ends = [decides.mean(v) for family in _IN_VIEW for v in of_family(run, family)]
+    ends += [decides.mean(run.baseline)] if run.baseline is not None else []
     known = [value for value in ends if math.isfinite(value)]
-    return max(known) + share * (max(known) - min(known)) if len(known) > 1 else math.nan
+    if len(known) < 2:
+        return math.nan
+    low, high = min(known), max(known)
+    return high + share * (high - low) if goal.less else low - share * (high - low)
 
 
-FIRST_FIGURE: Final = Scatter(
-    "pays", "Loss against size and compute",
-    "Further down and further left is better. Left: stored size, with the steps of each branch in "
-    "percent of the dense run's. Middle: compute where the dense run exists anyway. Right: with "
-    "the dense run, for whatever starts from it or learns from it; percent beside a point is its "
-    "stored size. Compute: floating-point operations of the training, a teacher's included. The "
-    "cut alone lies above the end of its branch by what training on gained since, on the part of "
-    "the validation files that is looked at while training. In the grey band at the top the axis "
-    "is compressed.",
-    bits, _panels, _groups, says, knee=_knee,
-    missing="No finished seed has a loss, a size and its compute.",
-)  # fmt: skip
+def first_figure(goal: Goal, *, cut: str) -> Scatter:
+    """The figure for what decides.
+
+    Args:
+        goal: What decides.
+        cut: A sentence on where the cut alone lies.
+    """
+    better, band = ("down", "top") if goal.less else ("up", "bottom")
+    return Scatter(
+        "pays", f"{goal.name.capitalize()} against size and compute",
+        f"Further {better} and further left is better. Left: stored size, with the steps of each "
+        "branch in percent of the dense run's. Middle: compute where the dense run exists anyway. "
+        "Right: with the dense run, for whatever starts from it or learns from it; percent beside "
+        "a point is its stored size. Compute: floating-point operations of the training, a "
+        f"teacher's included. {cut} In the grey band at the {band} the axis is compressed.",
+        goal.measure, _panels, lambda run: _groups(run, goal), lambda run: says(run, goal),
+        knee=lambda run: beyond(run, goal, 0.12),
+        missing=f"No finished seed has a {goal.name}, a size and its compute.",
+    )  # fmt: skip
+
+
+def family_looks(run: Run, theme: Theme) -> dict[str, Look]:
+    """The color of the family; of several branches of a size, one line style each."""
+    lines: Sequence[LineStyle] = ("-", "--", "-.")
+    chosen = {}
+    for variant in run.variants:
+        _, color, _, line = family_style(variant)
+        kind = kind_of(variant)
+        if kind.family == "branch":
+            line = lines[branches(run, kind.percent).index(variant) % len(lines)]
+        shade = theme.ink if variant is run.baseline else theme.cycle[color]
+        chosen[variant.name] = Look(variant.title, shade, "-" if variant is run.baseline else line)
+    return chosen

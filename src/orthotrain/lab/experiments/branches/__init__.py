@@ -1,0 +1,1 @@
+"""Low-rank branches of a dense run against narrow networks, whatever is trained."""

@@ -1,0 +1,62 @@
+"""How many steps a branch takes, and a narrow network for as much compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from orthotrain.lab.run.compute import ATTENTION_BACKWARD, ATTENTION_FORWARD
+
+# The steps that are watched before a cut, and two after it.
+_LEAST: Final = 10
+
+
+def branch_steps(share: float, dense_steps: int) -> int:
+    """Optimizer steps of a branch: a share of the dense ones, and enough for its cut."""
+    return max(_LEAST, round(share * dense_steps))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a transformer over one batch compute.
+
+    Attributes:
+        places: Tokens in the batch.
+        multiplied: Numbers that are multiplied with each of them.
+        mixed: Length of a sequence times width times depth: what attention mixes per place.
+    """
+
+    places: int
+    multiplied: float
+    mixed: int
+
+    @property
+    def forward(self) -> int:
+        """Operations of one forward pass."""
+        return self._operations(1, ATTENTION_FORWARD)
+
+    @property
+    def step(self) -> int:
+        """Operations of one forward and backward pass."""
+        return self._operations(3, ATTENTION_FORWARD + ATTENTION_BACKWARD)
+
+    def _operations(self, products: int, squares: int) -> int:
+        return round(self.places * (2 * products * self.multiplied + 2 * squares * self.mixed))
+
+
+def short_steps(
+    *, branch: int, cut: Passes, dense: Passes, narrow: Passes, teacher: bool, watched: int = 0
+) -> int:
+    """Steps of a narrow network for as much compute as a branch with a teacher.
+
+    Args:
+        branch: Steps of the branch.
+        cut: The dense network after the cut.
+        dense: The dense network, the teacher.
+        narrow: The narrow network.
+        teacher: Whether the narrow network has the teacher, too.
+        watched: Steps of the branch before its cut; 0 where they are few among its steps.
+    """
+    spent = branch * (cut.step + dense.forward) + watched * (dense.step - cut.step)
+    each = narrow.step + (dense.forward if teacher else 0)
+    return max(1, round(spent / each))
