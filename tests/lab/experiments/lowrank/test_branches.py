@@ -19,7 +19,7 @@ from lab.run.tiny import (
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches.method import low_rank_method
 from orthotrain.lab.experiments.branches.variants import DENSE
-from orthotrain.lab.experiments.lowrank.build import method_of
+from orthotrain.lab.experiments.lowrank.build import method_of, own_rate
 from orthotrain.lab.experiments.lowrank.config import BranchConfig, Rates, lowrank_variants
 from orthotrain.lab.experiments.lowrank.networks import passes_of
 from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
@@ -63,7 +63,7 @@ def test_the_cut_at_half_is_the_bare_method():
     assert method_of(variant_of("half-50"), total_steps=600) == AdaptiveLowRank()
 
 
-def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_part_for_a_branch(dense):
+def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_branch_follows_its_length(dense):
     config = replace(CONFIG, rates=Rates(narrow_50=3e-2))
     rates = {
         name: trainer_of(name, config=config, needed=dense if needs else None).settings[
@@ -76,8 +76,12 @@ def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_part_for_a_branch(de
     }  # fmt: skip
     assert rates == {
         "dense": 1e-2, "half-50": 1e-2, "narrow-50": 3e-2, "narrow-50-short": 3e-2,
-        "narrow-50-teacher": 3e-2, "branch-50": rate_after_cut(1e-2, steps=2, dense_steps=10),
+        "narrow-50-teacher": 3e-2, "branch-50": 1e-2,
     }  # fmt: skip
+    variant = variant_of("branch-50")
+    branch = own_rate(CONFIG, variant, branches=True, steps=20, dense_steps=100)
+    assert branch.lr == rate_after_cut(1e-2, steps=20, dense_steps=100) < 1e-2
+    assert branch.min_lr == 0
 
 
 def test_a_branch_starts_from_the_finished_model_and_ends_at_half_of_its_size(tmp_path, dense):
