@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="of the dense training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--peak", type=float, default=3e-3, help="rate of the dense training")
+    parser.add_argument("--peak", type=float, default=6e-3, help="rate of the dense training")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.75, 0.5, 0.3))
     parser.add_argument("--lengths", type=float, nargs="+", default=(0.05, 0.1, 0.2, 0.4))
     parser.add_argument(
