@@ -118,10 +118,10 @@ class LanguageRecord:
     """
 
     log_every_steps: int = 20
-    eval_every_steps: int = 300
+    eval_every_steps: int = 150
     checkpoint_every_steps: int = 500
-    eval_windows: int = 512
-    final_windows: int = 4096
+    eval_windows: int = 256
+    final_windows: int = 2048
 
     def __post_init__(self) -> None:
         at_least(self, 1, "record", *vars(self))

@@ -63,12 +63,11 @@ class LanguageTrainer:
 
     @property
     def cadence(self) -> Cadence:
-        """Steps of the configuration; a shorter training is looked at as often."""
+        """As the configuration has it."""
         record = self.config.record
-        share = min(1.0, self.total_steps / self.config.optim.steps)
         return Cadence(
             log=record.log_every_steps,
-            evaluate=max(1, round(share * record.eval_every_steps)),
+            evaluate=record.eval_every_steps,
             checkpoint=record.checkpoint_every_steps,
         )
 
