@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import pickle
 import warnings
 
 import pytest
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 import orthotrain
 from lowrank.nets import Everything, attached, batch, events, filled, mlp, through_file, train
 from methods.doubles import same
-from orthotrain import AdaptiveLowRank, StoredBudget, attach
+from orthotrain import AdaptiveLowRank, StoredBudget, attach, frozen_copy
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning
 from orthotrain.linalg import metric_svd, truncated
 from orthotrain.lowrank import Energy
@@ -451,12 +453,15 @@ def test_decoupled_decay_is_not_scaled():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at a tensor
-def test_a_compiled_model_is_seen():
+@pytest.mark.parametrize("importance", ["loss", "input"])
+def test_a_compiled_model_is_seen(importance):
     model = Plain()
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     loss_of(compiled, 0).backward()
-    method = AdaptiveLowRank(delay_steps=9, stored_budget=0.5, dense_last=False)
+    method = AdaptiveLowRank(
+        delay_steps=9, stored_budget=0.5, dense_last=False, importance=importance
+    )
     handle = attach(compiled, optimizer, method)
     plain = Plain()
     other = torch.optim.SGD(plain.parameters(), lr=0.05)
@@ -478,3 +483,116 @@ def test_two_devices_are_refused():
         warnings.simplefilter("ignore")
         with pytest.raises(ConfigError, match=r"importance='loss' needs the model on one device"):
             orthotrain.attach(model, optimizer, AdaptiveLowRank(), total_steps=10)
+
+
+# --- other ways to step ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+def test_a_closure_and_steps_called_by_hand_do_the_same(bases):
+    settings = {"energy": 0.7, "delay_steps": 3, "every_steps": 4, "bases": bases}
+    settings |= {"dense_last": False, "collect_steps": 1}
+    ended = []
+    for way in ("plain", "closure", "by hand"):
+        model = Plain()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        method = AdaptiveLowRank(**settings)
+        handle = attach(model, optimizer, method, auto=way != "by hand")
+
+        def gradients(step, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            loss.backward()
+            return loss
+
+        for step in range(9):
+            if way == "closure":
+                optimizer.step(lambda step=step, gradients=gradients: gradients(step))
+                continue
+            gradients(step)
+            if way == "by hand":
+                handle.before_step()
+            optimizer.step()
+            if way == "by hand":
+                handle.step()
+        assert [r["step"] for r in events(handle, "update")] == [3, 7]
+        ended.append(through_file([model.state_dict(), optimizer.state_dict()]))
+    assert same(ended[0], ended[1])
+    assert same(ended[0], ended[2])
+
+
+def test_by_hand_the_bare_method_needs_one_call_per_step():
+    model = Plain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    method = AdaptiveLowRank(dense_last=False)
+    handle = attach(model, optimizer, method, auto=False, total_steps=20)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+        handle.step()
+    assert model.a.rank < 10
+
+
+def test_by_hand_scaled_steps_have_to_be_seen_to_begin():
+    model = Plain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    method = AdaptiveLowRank(delay_steps=2, energy=0.8, dense_last=False, bases="frozen")
+    handle = attach(model, optimizer, method, auto=False)
+    for step in range(2):
+        loss_of(model, step).backward()
+        optimizer.step()
+        handle.step()
+    loss_of(model, 2).backward()
+    optimizer.step()
+    with pytest.raises(ConfigError, match=r"handle.before_step\(\) before optimizer.step\(\)"):
+        handle.step()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("at", [3, 8, 10])
+def test_attention_saved_and_loaded_in_any_order(order, at):
+    def start():
+        model = filled(Everything())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return (model, *attached(model, optimizer, **settings))
+
+    settings = {"delay_steps": 0, "every_steps": 40, "energy": 0.8, "importance": "loss"}
+    settings |= {"bases": "trained", "max_drop": 1.0}
+
+    def objective(model, step):
+        return model(Everything.batch(step)).square().mean()
+
+    parts = start()
+    train(parts[0], parts[1], range(at), loss_of=objective, handle=parts[2])
+    states = through_file([part.state_dict() for part in parts])
+    train(parts[0], parts[1], range(at, 12), loss_of=objective, handle=parts[2])
+    again = start()
+    for i in order:
+        again[i].load_state_dict(through_file(states)[i])
+    train(again[0], again[1], range(at, 12), loss_of=objective, handle=again[2])
+    assert same(
+        through_file([part.state_dict() for part in parts]),
+        through_file([part.state_dict() for part in again]),
+    )
+
+
+def test_copies_of_attention_made_in_the_window_are_plain():
+    model = filled(Everything())
+    kinds = [type(m) for m in model.modules()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    handle = attach(model, optimizer, AdaptiveLowRank(delay_steps=0, energy=0.8))
+    twin = filled(Everything())
+    other = attach(
+        twin, torch.optim.AdamW(twin.parameters()), AdaptiveLowRank(delay_steps=0, energy=0.8)
+    )
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), frozen_copy(model)]
+    for one in copies:
+        assert [type(m) for m in one.modules()] == kinds
+        with torch.no_grad():
+            assert torch.equal(one(Everything.batch(0)), model(Everything.batch(0)))
+    handle.detach()
+    other.detach()
+    assert [type(m) for m in model.modules()] == kinds
+    assert torch.backends.mha.get_fastpath_enabled() == fast

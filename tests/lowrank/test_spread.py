@@ -7,6 +7,7 @@ import torch
 
 from lowrank.nets import (
     Everything,
+    as_published,
     attached,
     events,
     everything_loss,
@@ -18,7 +19,8 @@ from lowrank.nets import (
     weights,
 )
 from methods.doubles import same
-from orthotrain.errors import NonFiniteError
+from orthotrain import attach
+from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lowrank import look
 
 SETTINGS = {
@@ -93,13 +95,15 @@ def test_saved_anywhere_in_it_a_run_goes_on_bit_for_bit(bases):
         )
 
 
-def test_an_update_that_is_due_finishes_the_one_before():
+def test_updates_need_room():
     model = mlp(10, depth=4)
-    settings = {**SETTINGS, "every_steps": 3, "importance": "weight"}
-    optimizer, handle = attached(model, **settings)
-    train(model, optimizer, range(10))
-    assert [r["update"] for r in events(handle, "update")] == [1, 2]
-    assert all(row.rank is not None for row in handle.summary().rows)
+    for settings, total, message in (
+        ({"every_steps": 9}, None, "needs 8 steps per update of 4 layers and 2 to watch"),
+        ({"every_steps": 40}, 10, "ends its first update after step 11, the run has 10 steps"),
+    ):
+        method = as_published(**{**SETTINGS, "importance": "loss", "dense_last": False, **settings})
+        with pytest.raises(ConfigError, match=message):
+            attach(model, still(model), method, total_steps=total)
 
 
 def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():

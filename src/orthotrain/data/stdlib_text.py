@@ -100,7 +100,13 @@ def load_stdlib(folder: str | os.PathLike[str] | None = None) -> TextData:
     contents: dict[Part, list[bytes]] = {"train": [], "validation": [], "test": []}
     digest = hashlib.sha256()
     for name in names:
-        content = (root / name).read_bytes()
+        try:
+            content = (root / name).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"load_stdlib cannot read {root / name} ({error}); use a Python whose library can "
+                "be read, or give the folder of one"
+            ) from error
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
         contents[part_of(name)].append(content)

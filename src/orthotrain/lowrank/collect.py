@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import NonFiniteError
+from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.metric import moment_shapes
 from orthotrain.lowrank.moments import Moments, Pass
 from orthotrain.lowrank.observed_attention import attention_observed
@@ -125,7 +126,8 @@ class Collector:
             for site in self._sites
             for part, each in enumerate(moment_shapes(site))
         }
-        device = self._sites[0].parameter.device
+        first = self._sites[0].parameter
+        device, dtype = first.device, working_dtype(first)
         none = Pass()
         parts = []
         for key, (a_shape, b_shape) in shapes.items():
@@ -139,8 +141,8 @@ class Collector:
             samples, a, b = (int(next(total))), next(total), next(total)
             if samples:
                 held = self._pass.setdefault(key, Pass())
-                held.samples, held.a = samples, a.view(a_shape)
-                held.b = b.view(b_shape) if self._gradients else None
+                held.samples, held.a = samples, a.view(a_shape).to(dtype)
+                held.b = b.view(b_shape).to(dtype) if self._gradients else None
 
     def end_pass(self, scale: float | None = None) -> None:
         """Close one backward pass, or one step of several.

@@ -9,11 +9,13 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
+from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import candidate_of
 from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
+from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import (
     Refusal,
@@ -90,8 +92,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
         ConfigError: A setting outside its range, no rank rule, or two of them.
 
     Note:
-        A model compiled with ``torch.compile`` before its passes are watched is compiled again
-        once, since compiled code does not call new hooks.
+        Compiled code does not call new hooks. Where a watched step shows nothing, all that
+        ``torch.compile`` made in this process is compiled again at its next call, and once more
+        when the watch ends.
 
     Source:
         Coquelin et al., arXiv:2401.08505. The metric: Martens and Grosse, arXiv:1503.05671. Ours:
@@ -117,7 +120,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         skip: Sequence[str] = (),
         **others: object,
     ) -> Self:
-        """OIALR as in the paper: frozen bases, singular values of the weights, all layers at once.
+        """OIALR as in the paper: frozen bases, cut by singular values, all converted at the switch.
 
         Optimizer state follows the coordinates, which the authors' code resets.
 
@@ -140,6 +143,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 "delay_steps, every_steps, rank_rtol, layer_fraction, dense_first and dense_last. "
                 'For all else build AdaptiveLowRank(importance="weight", bases="frozen", ...)'
             )
+        require_steps("AdaptiveLowRank.published", "delay_steps", delay_steps, least=0)
+        require_steps("AdaptiveLowRank.published", "every_steps", every_steps)
         return cls(
             delay_steps=delay_steps, every_steps=every_steps, rank=Relative(rank_rtol),
             layer_fraction=layer_fraction, dense_first=dense_first, dense_last=dense_last,
@@ -173,8 +178,26 @@ class AdaptiveLowRank(LowRankSettings, Method):
         trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
+        if self.spread:
+            self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
         return LowRankTraining(self, schedule, run, sites, refusals)
+
+    def _require_room(self, schedule: Schedule, layers: int, total: int | None) -> None:
+        """Refuse updates that would not end before the next one, or before the run."""
+        takes = 2 * layers
+        if schedule.every is not None and schedule.every < takes + schedule.window:
+            raise ConfigError(
+                f"AdaptiveLowRank with spread=True needs {takes} steps per update of {layers} "
+                f"layers and {schedule.window} to watch, got an update every {schedule.every}; "
+                "raise every_steps or set spread=False"
+            )
+        if total is not None and schedule.first_switch + takes > total:
+            raise ConfigError(
+                f"AdaptiveLowRank with spread=True ends its first update after step "
+                f"{schedule.first_switch + takes}, the run has {total} steps; switch earlier or "
+                "set spread=False"
+            )
 
     def _require_reachable(
         self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]

@@ -18,8 +18,8 @@ class Moments:
     Attributes:
         a: ``(blocks, n, n)``, mean of ``x x^T`` over the samples of the inputs; None before any.
         a_samples: How many samples that is.
-        b: ``(blocks, m, m)``, sum of ``g g^T`` over the samples of a pass, as a mean over passes;
-            None before any.
+        b: ``(blocks, m, m)``, sum of ``g g^T`` over the samples of a pass, scaled and added up
+            over passes; None before any.
     """
 
     a: Tensor | None = None

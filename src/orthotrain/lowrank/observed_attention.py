@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class ObservedAttention(LowRankMultiheadAttention):
     """``nn.MultiheadAttention``, dense or low-rank, whose projections are seen one by one.
 
     Torch computes the dense layer in one function, where no hook reaches; its output projection
-    is called there without its hooks, too.
+    is called there without its hooks, too. A copy or a pickle is of the class that it stands for.
     """
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -36,17 +37,61 @@ class ObservedAttention(LowRankMultiheadAttention):
             observe(part, x, y)
         return outputs
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state, kind = dict(self.__dict__), _stands_for(self)
+        del state["_observer"]
+        if kind is not LowRankMultiheadAttention:
+            del state["_dense_class"]
+        return _new, (kind,), state
+
+
+def _new(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def _stands_for(module: ObservedAttention) -> type[nn.Module]:
+    """The class of a module without its observer: low-rank where it holds factors."""
+    if any(is_factored(module, weight) for weight in module.weight_names):
+        return LowRankMultiheadAttention
+    dense: type[nn.Module] = module.__dict__["_dense_class"]
+    return dense
+
 
 @contextmanager
 def attention_observed(module: nn.Module, observer: Observer) -> Iterator[None]:
-    """Show the projections of an attention layer to ``observer`` until the context ends."""
-    fast, kind = torch.backends.mha.get_fastpath_enabled(), module.__class__
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused call, whose parts are not seen
+    """Show the projections of an attention layer to ``observer`` until the context ends.
+
+    The layer may be loaded, and change its form, in between.
+    """
+    module.__dict__.setdefault("_dense_class", module.__class__)
     module.__dict__["_observer"] = observer
     module.__class__ = ObservedAttention
     try:
+        with _without_fast_path():
+            yield
+    finally:
+        if isinstance(module, ObservedAttention):
+            kind = _stands_for(module)
+            module.__class__ = kind
+            if kind is not LowRankMultiheadAttention:
+                module.__dict__.pop("_dense_class", None)
+        module.__dict__.pop("_observer", None)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Torch's attention without its one fused call, whose parts are not seen; may overlap."""
+    global _observed, _fast_path
+    if _observed == 0:
+        _fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+    _observed += 1
+    try:
         yield
     finally:
-        module.__class__ = kind
-        del module.__dict__["_observer"]
-        torch.backends.mha.set_fastpath_enabled(fast)
+        _observed -= 1
+        if _observed == 0:
+            torch.backends.mha.set_fastpath_enabled(_fast_path)
+
+
+_observed, _fast_path = 0, True  # layers that are observed now; the setting before the first

@@ -64,7 +64,8 @@ def schedule_of(
         delay: Dense steps: a count, a share of the run, or ``"auto"``.
         every: Steps between updates, in the same forms.
         total_steps: Steps of the run, where they are known.
-        window: Steps to watch before each update, so the first one is no earlier.
+        window: Steps to watch before each update. With no delay the first update comes after
+            them; a shorter delay leaves fewer.
         one_cut: Whether ``every="auto"`` means a single update, at the switch.
 
     Warns:

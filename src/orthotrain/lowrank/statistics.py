@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -23,9 +22,10 @@ _SAMPLES_PER_CALL: Final = 512
 class Statistics:
     """Watches ordinary training passes over the last steps before an update.
 
-    Nothing is kept between such windows. In one, each step counts alike: what it adds is divided
-    by the total over all layers. So a loss scale (AMP), gradient accumulation and the size of a
-    batch change nothing. A step with a value that is not finite is left out.
+    Nothing is kept between such windows. In one, the gradients of each step count alike: they are
+    divided by their total over all layers. So a loss scale (AMP) and gradient accumulation change
+    nothing. A step with a value that is not finite is left out. One that ``GradScaler`` skips
+    takes the next one with it, since only that ends both passes.
 
     Args:
         sites: The layers.
@@ -62,7 +62,7 @@ class Statistics:
         """Watch no longer; nothing is left on the model. What was seen stays."""
         self._stack.close()
         if self._reset_compiled:  # a compiled forward may still call what was removed
-            _forget_compiled()
+            torch.compiler.reset()
             self._reset_compiled = False
         self._watching = False
 
@@ -83,11 +83,13 @@ class Statistics:
         if not (math.isfinite(inputs) and math.isfinite(gradients)):
             self._dropped += 1
             collector.drop_pass()
-        elif self._importance == "input" or gradients > 0:
+        elif collector.saw_nothing:
+            if not self._reset_compiled:
+                # A model compiled before the hooks were there runs without them.
+                torch.compiler.reset()
+                self._reset_compiled = True
+        elif gradients > 0 or (self._importance == "input" and inputs > 0):
             collector.end_pass(1.0 / gradients if gradients > 0 else 1.0)
-        elif collector.saw_nothing and not self._reset_compiled:
-            # A model compiled before the hooks were there runs without them.
-            self._reset_compiled = _forget_compiled()
         else:
             collector.drop_pass()
 
@@ -144,11 +146,3 @@ class Statistics:
             self._steps, self._dropped = int(state["steps"]), int(state["dropped"])
             if not state["watching"]:
                 self.stop()
-
-
-def _forget_compiled() -> bool:
-    """Let compiled models be compiled again at their next call; whether there may be any."""
-    compiler_in_use = "torch._dynamo" in sys.modules
-    if compiler_in_use:
-        torch.compiler.reset()
-    return compiler_in_use

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from orthotrain.errors import ConfigError
 from orthotrain.lowrank.sites import Site
 
 # Every entry of their update is about as large as the learning rate, whatever the gradient. By
@@ -17,7 +18,7 @@ from orthotrain.lowrank.sites import Site
 # named: those whose update is in proportion to the gradient (SGD), to the size of the weight
 # (Adafactor, LAMB, LARS) or orthogonalized as a whole (Muon). These move a product as far.
 _NORMALIZED: Final = frozenset(
-    {"Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop", "Lion"}
+    {"Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop"}
 )
 
 
@@ -46,6 +47,7 @@ class StepScale:
         self._core = core if core != "auto" or normalizes(optimizer) else 1.0
         self._pair = pair
         self._before: list[tuple[nn.Parameter, Tensor, float]] = []
+        self._began = False
 
     def factor(self, site: Site) -> float:
         """What this site's steps are multiplied by."""
@@ -59,20 +61,33 @@ class StepScale:
 
     def step_begins(self) -> None:
         """Remember what is about to be changed."""
-        scaled = [(site.parameter, self.factor(site)) for site in self._sites]
         self._before = [
-            (parameter, parameter.detach().clone(), factor)
-            for parameter, factor in scaled
-            if factor != 1.0 and parameter.grad is not None
+            (parameter, parameter.detach().clone(), factor) for parameter, factor in self._scaled()
         ]
+        self._began = True
+
+    def _scaled(self) -> list[tuple[nn.Parameter, float]]:
+        known = [(site.parameter, self.factor(site)) for site in self._sites]
+        return [(parameter, factor) for parameter, factor in known if factor != 1.0]
 
     @torch.no_grad()
     def step_ended(self, optimizer: Optimizer) -> None:
-        """Make the step that was done longer or shorter."""
-        if not self._before:
-            return
+        """Make the step that was done longer or shorter.
+
+        Raises:
+            ConfigError: Nobody told when it began.
+        """
+        if not self._began and self._scaled():
+            raise ConfigError(
+                "AdaptiveLowRank scales the steps of its factors, so it has to see them begin: "
+                "with auto=False call handle.before_step() before optimizer.step(), or set "
+                "core_step=1.0 and factor_step=1.0"
+            )
+        self._began = False
         decay = {id(p): _decoupled_decay(g) for g in optimizer.param_groups for p in g["params"]}
         for parameter, before, factor in self._before:
+            if parameter.grad is None:
+                continue
             parameter.sub_(before).mul_(factor).add_(before)
             decayed = decay.get(id(parameter), 0.0)
             if decayed:

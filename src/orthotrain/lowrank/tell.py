@@ -28,9 +28,8 @@ def plan_of(
     lines = [f"{layers} layers can become low-rank, {refused} stay as they are"]
     if schedule.window:
         what = "inputs" if settings.importance == "input" else "inputs and output gradients"
-        lines.append(
-            f"the {what} of the {schedule.window} steps before an update decide what is cut"
-        )
+        steps = min(schedule.window, schedule.first)
+        lines.append(f"the {what} of the {steps} steps before an update decide what is cut")
     if schedule.settling:
         return [*lines, f"each layer switches once its basis settles, checked every {every} steps"]
     once = "where its rank makes it cheaper than dense"
@@ -40,6 +39,8 @@ def plan_of(
         else f"all layers switch after step {schedule.first}"
     )
     lines.append(f"{switch}; {'one update' if every is None else f'an update every {every} steps'}")
+    if settings.spread:
+        lines.append(f"an update is spread over up to {2 * layers} steps")
     lines.append("until then, training needs the memory of dense training: that is the peak")
     if promise := settings.rank.promise(numbers):
         lines.append(promise)

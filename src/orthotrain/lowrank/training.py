@@ -73,7 +73,6 @@ class LowRankTraining(Bound):
         if shapes != self._shapes:
             check_shapes(self._run.optimizer)
             self._shapes = shapes
-        self._statistics.end_step()
         self._step_scale.step_begins()
 
     def _present_shapes(self) -> list[torch.Size]:
@@ -81,6 +80,7 @@ class LowRankTraining(Bound):
 
     def after_step(self) -> None:
         """Scale the step; update where one is due; watch the passes where one is near."""
+        self._statistics.end_step()
         self._step_scale.step_ended(self._run.optimizer)
         self._judge_last_cut()
         if self._schedule.due(self._run.step):

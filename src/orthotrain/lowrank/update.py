@@ -160,8 +160,9 @@ class Update:
         """Look at what was not seen yet, and decide; runs on the process that decides for all."""
         if self._failure is not None:
             raise self._failure
-        for i in range(self._position, len(self._sites)):
-            self._see(i, keep=keep)
+        for i in range(len(self._sites)):
+            if i not in self._view.candidates:
+                self._see(i, keep=keep)
         rule = self._settings.rank
         others = other_numbers(self._run.model, self._sites) if rule.sees_all_layers else 0
         decisions = decide(

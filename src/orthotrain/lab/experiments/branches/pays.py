@@ -82,7 +82,8 @@ def rivals(run: Run, family: str, goal: Goal) -> list[Rivals]:
         other = at(run, family, percent)
         if not ours or other is None:
             continue
-        best = (min if goal.less else max)(ours, key=decides.mean)
+        # Chosen without the test part, on which it is compared.
+        best = (min if goal.less else max)(ours, key=goal.of_part("validation").mean)
         paired = paired_by_seed(best, other, decides)
         ratios = [
             paired_by_seed(best, other, as_ratio(one(run))) for one in (compute, whole_compute)
