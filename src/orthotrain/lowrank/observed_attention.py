@@ -72,7 +72,7 @@ def attention_observed(module: nn.Module, observer: Observer) -> Iterator[None]:
     finally:
         if isinstance(module, ObservedAttention):
             kind = _stands_for(module)
-            module.__class__ = kind
+            module.__class__ = kind  # type: ignore[assignment]
             if kind is not LowRankMultiheadAttention:
                 module.__dict__.pop("_dense_class", None)
         module.__dict__.pop("_observer", None)
