@@ -83,21 +83,22 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     if row.samples is not None:
         lowrank_statistics._SAMPLES_PER_CALL = row.samples
-    settings = {"delay_steps": 8, "stored_budget": share, **row.settings}
+    watched = row.settings.get("collect_steps", 8)
+    settings = {"delay_steps": watched, "stored_budget": share, **row.settings}
     methods = [AdaptiveLowRank(**settings)]
     if row.nog is not None:
         names = [
             name for name, m in model.named_modules() if type(m) is nn.Linear and name != "head"
         ]
         methods.append(NearestOrthogonalGradient(names, when="update", **row.nog))
-    handle = attach(model, optimizer, *methods, total_steps=steps + 8)
+    handle = attach(model, optimizer, *methods, total_steps=steps + watched)
 
     def bits() -> float:
         return bits_per_byte(model, data.validation, count=WINDOWS, length=CONTEXT)
 
     found = {"dense": bits()}
     warmup = max(1, round(WARMUP * steps))
-    for step in range(-8, steps):  # what is watched first moves nothing
+    for step in range(-watched, steps):  # what is watched first moves nothing
         done = max(0.0, (step - warmup) / max(1, steps - warmup))
         lr = rate * min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:

@@ -259,3 +259,20 @@ def test_a_loaded_state_is_not_shared_with_the_run():
     again[2].load_state_dict(state)
     go_on(again, range(6, 12), mlp_loss)
     assert same(state, kept)
+
+
+def test_a_state_from_before_data_decided_is_still_read():
+    """It has no statistics, no pending update and no list of unseen layers."""
+    parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
+    go_on(parts, range(6), mlp_loss)
+    states = [state_of(parts), state_of(parts)]
+    older = states[1]["handle"]["methods"]["adaptive_low_rank"]
+    for key in ("statistics", "pending", "unseen"):
+        del older[key]
+    ended = []
+    for state in states:
+        again = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
+        load(again, state, ORDERS[0])
+        go_on(again, range(6, 10), mlp_loss)
+        ended.append(state_of(again))
+    assert same(*ended)

@@ -19,6 +19,7 @@ from orthotrain.lab.experiments.branches.variants import (
     narrow,
     short,
     taught,
+    with_ranks_of,
 )
 from orthotrain.lab.experiments.language.config import LanguageRun
 
@@ -32,6 +33,7 @@ _BRANCHES: Final = ((75, 5), (50, 5), (50, 20), (30, 38))
 def language_variants(config: LanguageRun) -> tuple[BranchedVariant, ...]:
     """All ways to train, the dense one first."""
     rate = config.rates.dense
+    repaired = frozen(50, rate)
     return (
         dense(rate),
         *_branches(config),
@@ -44,8 +46,8 @@ def language_variants(config: LanguageRun) -> tuple[BranchedVariant, ...]:
             lr=rate,
             cut=PUBLISHED,
         ),
-        frozen(50, rate),
-        frozen_plain(50, rate),
+        repaired,
+        with_ranks_of(frozen_plain(50, rate), repaired),
     )
 
 
