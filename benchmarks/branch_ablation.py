@@ -35,6 +35,7 @@ from orthotrain.lowrank import statistics as lowrank_statistics
 from orthotrain.methods.copies import frozen_copy
 
 CONTEXT, BATCH, WARMUP, CLIP, WINDOWS = 64, 12, 0.05, 1.0, 1024
+SAMPLES = lowrank_statistics._SAMPLES_PER_CALL
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     teacher = frozen_copy(model) if row.teacher else None
     stream = WindowStream(data.train, batch_size=BATCH, length=CONTEXT, seed=40_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
-    if row.samples is not None:
-        lowrank_statistics._SAMPLES_PER_CALL = row.samples
+    lowrank_statistics._SAMPLES_PER_CALL = row.samples or SAMPLES  # a process has many rows
     watched = row.settings.get("collect_steps", 8)
     settings = {"delay_steps": watched, "stored_budget": share, **row.settings}
     methods = [AdaptiveLowRank(**settings)]
