@@ -355,7 +355,11 @@ def test_a_group_that_the_loss_does_not_feel_needs_no_numbers_of_its_own():
     torch.testing.assert_close(conv.weight, weight.detach(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("given", [{}, {"data": 3}, {"data": 3, "loss": squares}], ids=["weight", "inputs", "loss"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"data": 3}, {"data": 3, "loss": squares}],
+    ids=["weight", "inputs", "loss"],
+)
 def test_two_trained_factors_hold_more_ranks_in_a_budget(given):
     given = given | ({"data": stretched(3, 16)} if given else {})
     frozen, trained = (

@@ -83,8 +83,8 @@ def test_a_copy_made_by_hand_takes_the_projection_of_its_own_weights():
     handle.track(twin)
     old = weights(twin)
     train(model, optimizer, range(4))
-    assert model[0].rank == 10  # not reached by the first update
-    assert model[2].rank < 10
+    first = model[0].rank
+    assert max(first, model[2].rank) < 10
     for index in (0, 2, 4):
         layer = model[index]
         left, right = layer.u @ layer.u.mT, layer.vh.mT @ layer.vh
@@ -94,7 +94,7 @@ def test_a_copy_made_by_hand_takes_the_projection_of_its_own_weights():
     # u_new^T u_old core vh_old vh_new^T, for a copy that is low-rank itself.
     before = {i: [t.detach().clone() for t in twin[i].factors()] for i in (0, 2, 4)}
     train(model, optimizer, range(4, 6))
-    assert model[0].rank < 10
+    assert model[0].rank <= first
     for index, (u, core, vh) in before.items():
         layer = model[index]
         expected = (layer.u.mT @ u) @ core @ (vh @ layer.vh.mT)

@@ -162,7 +162,7 @@ def test_a_run_can_go_back_to_its_own_earlier_state(schedule):
 
 
 def test_with_no_delay_the_switch_is_made_when_attached_and_resumes():
-    settings = {**SCHEDULE, "delay_steps": 0}
+    settings = {**SCHEDULE, "delay_steps": 0, "layer_fraction": 0.9}  # the first one later
     parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **settings)
     assert parts[0][0].rank == 10
     assert [r["step"] for r in events(parts[2], "update")] == [0]

@@ -16,7 +16,7 @@ from orthotrain.lab.report.load import load_run
 from orthotrain.lab.report.style import DARK, LIGHT, styled, to_png
 from processes import run_python
 
-FIGURES = ("accuracy", "curves", "size", "ranks", "stability", "stability-mean", "cost")
+FIGURES = ("pays", "accuracy", "curves", "size", "ranks", "stability", "stability-mean", "cost")
 TABLES = ("results", "costs", "comparisons", "seeds", "ranks", "settings", "environment")
 
 
