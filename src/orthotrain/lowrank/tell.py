@@ -32,9 +32,10 @@ def plan_of(
         lines.append(f"the {what} of the {steps} steps before an update decide what is cut")
     if schedule.settling:
         return [*lines, f"each layer switches once its basis settles, checked every {every} steps"]
+    when = f"after step {schedule.first}" if every is None else f"from step {schedule.first} on"
     once = "where its rank makes it cheaper than dense"
     switch = (
-        f"layers switch from step {schedule.first} on, each {once}"
+        f"layers switch {when}, each {once}"
         if settings.only_if_cheaper
         else f"all layers switch after step {schedule.first}"
     )
