@@ -468,7 +468,7 @@ def test_tune_writes_what_it_tried_and_the_settings_it_chose(capsys, tmp_path):
     # The settings file is one that a run accepts.
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"tuned": chosen["lowrank"]}))
-    assert config_of("--config", path).tuned.every_fraction > 0
+    assert config_of("digits-minivit", "--config", path).tuned.every_fraction > 0
 
 
 @pytest.mark.bad_input
@@ -486,7 +486,7 @@ def test_workers_default_to_two_only_on_cpu_with_cores_for_both():
 @pytest.mark.slow
 def test_a_command_killed_at_any_moment_goes_on_to_the_same_numbers(tmp_path):
     arguments = [
-        "train", "--scale", "smoke", "--variants", "oialr-paper", "--jobs", "1",
+        "train", "digits-minivit", "--scale", "smoke", "--variants", "oialr-paper", "--jobs", "1",
         "--report", "false",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
