@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
         return ERROR_EXIT
     except BrokenPipeError:
-        # Whoever read the output has closed it, like head; so it is not flushed at the end, too.
+        # The reader (such as head) has closed the output. Flushing it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_EXIT
     except KeyboardInterrupt:

@@ -13,14 +13,7 @@ from orthotrain.layers import Bases, stored_numbers
 from orthotrain.linalg import MetricSVD, truncated
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import (
-    Decomposition,
-    candidate_of,
-    decomposed,
-    decomposed_in,
-    spectrum,
-    weighed,
-)
+from orthotrain.lowrank.look import Decomposition, View, decomposed, require_reachable
 from orthotrain.lowrank.measure import LossFunction, measured_metrics
 from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
@@ -112,27 +105,20 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
         ConfigError: A budget out of reach, or data and a loss that ``measured_metrics`` refuses.
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity.
     """
-    new = LayerHistory()  # nothing was cut or planned before
-    known = KnownWeights((), {}, "weight", other_numbers(model, sites), only_if_cheaper, bases)
-    candidates = [
-        candidate_of(s, spectrum(s), new, within_reach=True, settings=known) for s in sites
-    ]
-    known = replace(known, candidates=candidates)
+    others = other_numbers(model, sites)
+    importance: Importance = "weight" if data is None else "input" if loss is None else "loss"
+    known = KnownWeights((), {}, importance, others, only_if_cheaper, bases)
     for rule in rules:
-        known.ranks(sites, rule)
-    if data is None:
-        return known
-    metrics = measured_metrics(model, sites, data, loss, what=what)
-    views = {s.name: decomposed_in(s, m) for s in sites if (m := metrics[s.name]) is not None}
-    candidates = [
-        replace(each, spectrum=views[each.name].s.reshape(each.blocks, -1))
-        if each.name in views
-        else each
-        for each in candidates
-    ]
-    if loss is None:  # errors of outputs of different layers do not compare
-        return replace(known, candidates=candidates, views=views, importance="input")
-    return replace(known, candidates=weighed(candidates, views), views=views, importance="loss")
+        require_reachable(rule, sites, limits=_OPEN, other_numbers=others, settings=known)
+    metrics = {} if data is None else measured_metrics(model, sites, data, loss, what=what)
+    view = View(lambda site: metrics.get(site.name))
+    for i, site in enumerate(sites):
+        view.look(
+            i, site, LayerHistory(), known, within_reach=True,
+            keep=metrics.get(site.name) is not None,
+        )  # fmt: skip
+    views = {n: d for n, d in view.decompositions.items() if isinstance(d, MetricSVD)}
+    return replace(known, candidates=list(view.weighed(known).values()), views=views)
 
 
 def chosen_layers(what: str, *, only: Sequence[str], skip: Sequence[str]) -> Selection:

@@ -22,7 +22,7 @@ from orthotrain.linalg import (
 from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.metric import Importance, Metric
-from orthotrain.lowrank.rank_rule import Candidate
+from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.sites import Site
 
 Decomposition = tuple[Tensor, Tensor, Tensor]
@@ -191,6 +191,40 @@ def candidate_of(
         multiple=site.multiple, name=site.name,
         bases=site.bases if site.factored else settings.bases,
     )  # fmt: skip
+
+
+def require_reachable(
+    rule: RankRule,
+    sites: Sequence[Site],
+    *,
+    limits: Limits,
+    other_numbers: int,
+    settings: CutSettings,
+) -> None:
+    """Tell a rule that cannot be met from shapes alone, before anything is seen or trained.
+
+    Args:
+        rule: The rank rule.
+        sites: All layers.
+        limits: Guards on every cut.
+        other_numbers: Stored numbers of the model outside the sites.
+        settings: What decides how a site is seen.
+
+    Raises:
+        ConfigError: Even the smallest ranks exceed what the rule allows.
+    """
+    shapes = [
+        candidate_of(
+            site, torch.ones(site.layout.blocks, site.rank), LayerHistory(),
+            within_reach=True, settings=settings,
+        )
+        for site in sites
+    ]  # fmt: skip
+    floors = [
+        min(limits.floor(shape.full_rank), site.rank)
+        for shape, site in zip(shapes, sites, strict=True)
+    ]
+    rule.require_reachable(shapes, min_ranks=floors, other_numbers=other_numbers)
 
 
 def check_bases(sites: Sequence[Site], layers: Mapping[str, LayerHistory]) -> None:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-import torch
 from torch import nn
 
 from orthotrain._checks import require_steps
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import candidate_of
+from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.schedule import Schedule
@@ -203,20 +201,11 @@ class AdaptiveLowRank(LowRankSettings, Method):
         self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]
     ) -> None:
         """Tell a rule that cannot be met before anything is trained, and what stands in the way."""
-        shapes = [
-            candidate_of(
-                site, torch.ones(site.layout.blocks, site.rank), LayerHistory(),
-                within_reach=True, settings=self,
-            )
-            for site in sites
-        ]  # fmt: skip
-        floors = [
-            min(self.limits.floor(each.full_rank), site.rank)
-            for each, site in zip(shapes, sites, strict=True)
-        ]
-        others = other_numbers(model, sites)
         try:
-            self.rank.require_reachable(shapes, min_ranks=floors, other_numbers=others)
+            require_reachable(
+                self.rank, sites, limits=self.limits,
+                other_numbers=other_numbers(model, sites), settings=self,
+            )  # fmt: skip
         except ConfigError as error:
             rest = numbers_outside(model, sites)
             reasons = {refusal.name: f" ({refusal.reason})" for refusal in refusals}

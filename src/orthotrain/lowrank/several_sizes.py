@@ -29,10 +29,17 @@ from orthotrain.lowrank.cut import (
 from orthotrain.lowrank.measure import LossFunction, mean_loss
 from orthotrain.lowrank.rank_rule import require_share
 from orthotrain.lowrank.rules import StoredBudget
-from orthotrain.lowrank.sites import Selection, Site, find_sites, other_numbers, require_sites
+from orthotrain.lowrank.sites import (
+    Selection,
+    Site,
+    find_sites,
+    other_numbers,
+    require_sites,
+    require_supported,
+)
 from orthotrain.methods._optimizer import require_model, unwrap_optimizer
 from orthotrain.methods.copies import copy_together, frozen_copy, require_own_parameters
-from orthotrain.methods.optimizer_state import check_shapes, check_supported
+from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.select import unwrap
 
 _logger = logging.getLogger("orthotrain")
@@ -159,10 +166,7 @@ def _check_start(
     require_own_parameters(start, optimizer, what="sizes")
     sites = _trained_sites(start, optimizer, selection)
     for site in sites:
-        try:
-            check_supported(optimizer, new_shape=site.layout.pair_shape(1))
-        except ConfigError as error:
-            raise ConfigError(f"sizes cannot cut {site.name}: {error}") from error
+        require_supported(optimizer, site, shape=site.layout.pair_shape(1), what="sizes cannot cut")
     others = other_numbers(start, sites)
     dense = others + sum(site.dense_numbers for site in sites)
     stored = others + sum(map(stored_in, sites))

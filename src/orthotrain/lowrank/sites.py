@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
@@ -21,6 +22,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
+from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
 # Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
@@ -188,6 +190,18 @@ def find_sites(
             tied[0].owners = [owner for site in tied for owner in site.owners]
             sites.append(tied[0])
     return sites, refusals
+
+
+def require_supported(optimizer: Optimizer, site: Site, *, shape: Sequence[int], what: str) -> None:
+    """Refuse an optimizer that cannot train a site's factors of a shape; ``what`` cannot be done.
+
+    Raises:
+        ConfigError: It cannot; the message names the layer.
+    """
+    try:
+        check_supported(optimizer, new_shape=shape)
+    except ConfigError as error:
+        raise ConfigError(f"{what} {site.name}: {error}") from error
 
 
 def other_numbers(model: nn.Module, sites: Sequence[Site]) -> int:

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from orthotrain.errors import ConfigError, StateError
+from orthotrain.errors import StateError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.follow import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
-from orthotrain.lowrank.sites import Refusal, Site, other_numbers
+from orthotrain.lowrank.sites import Refusal, Site, other_numbers, require_supported
 from orthotrain.lowrank.statistics import Statistics
 from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
-from orthotrain.methods.optimizer_state import check_shapes, check_supported
+from orthotrain.methods.optimizer_state import check_shapes
 
 
 class LowRankTraining(Bound):
@@ -55,7 +55,10 @@ class LowRankTraining(Bound):
         self._parameters = [site.parameter for site in sites]
         self._shapes = self._present_shapes()
         for site in sites:
-            _check_optimizer(run, site)
+            require_supported(
+                run.optimizer, site, shape=site.layout.factor_shapes(1)[1],
+                what="AdaptiveLowRank cannot convert",
+            )  # fmt: skip
         self._pending: Update | None = None
         if schedule.first == 0:
             self._begin()
@@ -230,11 +233,3 @@ class LowRankTraining(Bound):
         for hook in self._load_hooks:
             hook.remove()
         self._load_hooks.clear()
-
-
-def _check_optimizer(run: Run, site: Site) -> None:
-    """Refuse an optimizer that cannot train the core of this site."""
-    try:
-        check_supported(run.optimizer, new_shape=site.layout.factor_shapes(1)[1])
-    except ConfigError as error:
-        raise ConfigError(f"AdaptiveLowRank cannot convert {site.name}: {error}") from error

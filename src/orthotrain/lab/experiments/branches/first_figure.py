@@ -46,7 +46,7 @@ _FAMILIES: Final[dict[str, tuple[str, int, Marker, LineStyle]]] = {
     "frozen-plain": ("frozen bases, plain", 4, "X", ":"),
 }
 _OTHERS: Final = ("others", 5, "o", "-.")
-# These are told apart in the first figure; its axis is compressed above the worst of them.
+# The first figure shows these at full scale. Its axis is compressed above the worst of them.
 _IN_VIEW: Final = ("branch", "half", "narrow", "narrow-teacher")
 
 

@@ -160,7 +160,7 @@ def steps_of(
         dense=passes(config.model),
         narrow=passes(narrow),
         teacher=variant.teacher,
-        watched=AdaptiveLowRank().collect_steps,
+        watched=AdaptiveLowRank.collect_steps,
     )
 
 
