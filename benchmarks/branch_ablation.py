@@ -31,11 +31,11 @@ from orthotrain.data.windows import WindowStream
 from orthotrain.files import write_atomically
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
 from orthotrain.lab.run.restore import read_network
-from orthotrain.lowrank import statistics as lowrank_statistics
+from orthotrain.lowrank import collect
 from orthotrain.methods.copies import frozen_copy
 
 CONTEXT, BATCH, WARMUP, CLIP, WINDOWS = 64, 12, 0.05, 1.0, 1024
-SAMPLES = lowrank_statistics._SAMPLES_PER_CALL
+SAMPLES = collect._FEWEST
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def rows() -> dict[str, Row]:
         "importance=weight (shares of energy)": Row({"importance": "weight"}),
         "collect_steps=2": Row({"collect_steps": 2}),
         "collect_steps=32": Row({"collect_steps": 32}),
-        "4096 samples per call for 512": Row(samples=4096),
-        "128 samples per call for 512": Row(samples=128),
+        "768 samples per call for 128": Row(samples=768),
+        "32 samples per call for 128": Row(samples=32),
         "optimizer_state=reset": Row({"optimizer_state": "reset"}),
         "three cuts for one": Row(third),
         "factor_step=2": Row({"factor_step": 2.0}),
@@ -82,7 +82,7 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     teacher = frozen_copy(model) if row.teacher else None
     stream = WindowStream(data.train, batch_size=BATCH, length=CONTEXT, seed=40_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
-    lowrank_statistics._SAMPLES_PER_CALL = row.samples or SAMPLES  # a process has many rows
+    collect._FEWEST = row.samples or SAMPLES  # a process has many rows
     watched = row.settings.get("collect_steps", 8)
     settings = {"delay_steps": watched, "stored_budget": share, **row.settings}
     methods = [AdaptiveLowRank(**settings)]

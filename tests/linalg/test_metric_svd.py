@@ -13,7 +13,6 @@ from orthotrain.errors import (
     ShapeError,
 )
 from orthotrain.linalg import metric_svd, thin_svd, truncated
-from orthotrain.linalg.channel_covariance import channel_covariance
 from reference import metric_svd as twin
 from reference.matrices import from_spectrum, generator
 
@@ -214,19 +213,3 @@ def test_what_no_metric_is_made_of_is_refused(given, error, message):
 def test_a_rank_out_of_range_is_refused(rank):
     with pytest.raises(RankError, match="from 1 to 4"):
         truncated(metric_svd(random(6, 4)), rank)
-
-
-# --- second moments -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("chunk", [2**18, 7])
-@pytest.mark.parametrize("shape", [(9, 6), (3, 6, 5), (2, 6, 3, 4)])
-def test_a_second_moment_is_the_mean_of_outer_products(shape, chunk, monkeypatch):
-    monkeypatch.setattr("orthotrain.linalg.channel_covariance._CHUNK_ON_CPU", chunk)
-    x = random(*shape) + 3.0
-    rows = x.movedim(1, -1).reshape(-1, 2, 3)
-    expected = torch.stack([rows[:, g].mT @ rows[:, g] / len(rows) for g in range(2)])
-    torch.testing.assert_close(channel_covariance(x, groups=2, centred=False), expected)
-    narrow = channel_covariance(x, groups=2, centred=False, dtype=torch.float32)
-    assert narrow.dtype == torch.float32
-    torch.testing.assert_close(narrow.double(), expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Covariance and second moment of channels, accurate where the mean is large."""
+"""Covariance of channels, accurate where the mean is large."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ _CHUNK_ON_CPU: Final = 2**17
 _CHUNK: Final = 2**24
 
 
-def channel_covariance(
-    x: Tensor, *, groups: int = 1, centred: bool = True, dtype: torch.dtype | None = None
-) -> Tensor:
+def channel_covariance(x: Tensor, *, groups: int = 1) -> Tensor:
     """Biased covariance of the channels over batch and positions, ``(groups, c, c)``.
 
     Some samples at a time, so that no copy of the whole input is made. No derivative.
@@ -25,10 +23,8 @@ def channel_covariance(
     Args:
         x: ``(n, channels, *)`` with at least one sample, in any memory format.
         groups: Channels are cut into this many neighbouring groups.
-        centred: Whether the mean is taken off. Without, it is the second moment ``E[x x^T]``.
-        dtype: Precision of the sums and the result; by default the widest of the device.
     """
-    channels, dtype = x.shape[1], dtype or widest_dtype(x.device)
+    channels, dtype = x.shape[1], widest_dtype(x.device)
     x = x.T.unsqueeze(0) if x.ndim == 2 else x.flatten(2)
     samples, size = x.numel() // channels, channels // groups
     shift = x.new_zeros((channels, 1, 1), dtype=dtype)
@@ -38,15 +34,13 @@ def channel_covariance(
     for i, part in enumerate(torch.split(x, max(1, most * len(x) // x.numel()))):
         moved = x.new_empty((channels, len(part), part.shape[-1]), dtype=dtype)
         moved.copy_(part.transpose(0, 1))
-        if i == 0 and centred:
+        if i == 0:
             # Near the mean of all, so that what is taken off at the end is no larger than what
             # stays; a pass for the mean itself would cost more than all the rest.
             shift = moved.mean(dim=(1, 2), keepdim=True)
         rows = moved.sub_(shift).view(groups, size, -1)
         sums += rows.sum(dim=-1, keepdim=True)
         products.baddbmm_(rows, rows.mT)
-    covariance: Tensor = products / samples
-    if centred:
-        mean = sums / samples
-        covariance = covariance - mean @ mean.mT
+    mean = sums / samples
+    covariance: Tensor = products / samples - mean @ mean.mT
     return (covariance + covariance.mT) / 2

@@ -27,6 +27,9 @@ from orthotrain.methods.weak_hook import WeakHook
 
 #: Of one call of a layer, at most this many samples are read.
 MOST_SAMPLES: Final = 4096
+# Where few are wanted: of one call at least so many, and this part of the weight's larger side.
+_FEWEST: Final = 128
+_PART_OF_SIDE: Final = 4
 
 _Key = tuple[str, int]  # name of a site, and which of its projections
 
@@ -51,7 +54,9 @@ class Collector:
         wait: Whether a call counts only once a gradient arrives at its output, as it does where
             gradients are gathered. Otherwise every forward pass counts.
         seed: Of the generator that chooses samples where a call has more than ``most``.
-        most: Samples read of one call.
+        few: Read of one call 128 samples or a quarter of the weight's larger side, whichever
+            is more, so that eight calls show twice as many as that side.
+        most: Samples read of one call at most.
     """
 
     def __init__(
@@ -61,12 +66,18 @@ class Collector:
         gradients: bool,
         wait: bool = False,
         seed: int = 0,
+        few: bool = False,
         most: int = MOST_SAMPLES,
     ) -> None:
         self._sites = list(sites)
         self._gradients = gradients
         self._wait = wait or gradients
-        self._most = most
+        self._most = {
+            site.name: max(_FEWEST, max(site.layout.m, site.layout.n) // _PART_OF_SIDE)
+            if few
+            else most
+            for site in sites
+        }
         self._generator = torch.Generator().manual_seed(seed)
         self._moments: dict[_Key, Moments] = {}
         self._pass: dict[_Key, Pass] = {}
@@ -214,7 +225,7 @@ class Collector:
         if count == 0 or (self._wait and not output.requires_grad):
             return
         blocks = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-        index = chosen_samples(count, self._most, self._generator)
+        index = chosen_samples(count, self._most[key[0]], self._generator)
         rows = input_samples(module, x.detach(), output, index)
         if not self._wait:
             self._pass.setdefault(key, Pass()).add(rows, None, count, blocks)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from orthotrain.linalg import working_dtype
-from orthotrain.linalg.channel_covariance import channel_covariance
+
+# Held in float64 at once.
+_ROWS_AT_ONCE: Final = 1024
 
 
 @dataclass
@@ -37,26 +40,32 @@ class Pass:
 
     def add(self, x: Tensor, g: Tensor | None, count: int, blocks: int) -> None:
         """Rows ``(s, blocks * n)`` of inputs and of gradients, which stand for ``count``."""
-        a = _second_moment(x, blocks) * count
-        self.a = a if self.a is None else self.a + a
+        each = count / len(x)
+        self.a = _added(self.a, x, blocks, each)
         if g is not None:
-            b = _second_moment(g, blocks) * count
-            self.b = b if self.b is None else self.b + b
+            self.b = _added(self.b, g, blocks, each)
         self.samples += count
 
     def end(self, moments: Moments, scale: float | Tensor) -> None:
-        """Add the pass to what is known."""
+        """Add the pass to what is known; its sums are used up."""
         if self.a is not None:
             total = moments.a_samples + self.samples
-            seen = self.a / self.samples
+            seen = self.a.div_(self.samples)
             share = self.samples / total
-            moments.a = seen if moments.a is None else torch.lerp(moments.a, seen, share)
+            moments.a = seen if moments.a is None else moments.a.lerp_(seen, share)
             moments.a_samples = total
         if self.b is not None:
-            seen = self.b * scale
-            moments.b = seen if moments.b is None else moments.b + seen
+            seen = self.b.mul_(scale)
+            moments.b = seen if moments.b is None else moments.b.add_(seen)
 
 
-def _second_moment(x: Tensor, blocks: int) -> Tensor:
+def _added(total: Tensor | None, x: Tensor, blocks: int, each: float) -> Tensor:
+    """``total`` and ``each x x^T`` of every row ``(blocks * n,)``, as ``(blocks, n, n)``."""
+    rows, dtype = x.view(len(x), blocks, -1).transpose(0, 1), working_dtype(x)
+    if total is None:
+        total = x.new_zeros((blocks, rows.shape[-1], rows.shape[-1]), dtype=dtype)
     with torch.autocast(device_type=x.device.type, enabled=False):
-        return channel_covariance(x, groups=blocks, centred=False, dtype=working_dtype(x))
+        for some in torch.split(rows, _ROWS_AT_ONCE, dim=1):
+            some = some.to(dtype)
+            total.baddbmm_(some.mT, some, alpha=each)
+    return total

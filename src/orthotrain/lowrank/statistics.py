@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -14,9 +14,6 @@ from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.collect import Collector
 from orthotrain.lowrank.metric import Importance, Metric, metric_of
 from orthotrain.lowrank.sites import Site
-
-#: Samples read of each call: with eight steps four thousand, several times a layer's width.
-_SAMPLES_PER_CALL: Final = 512
 
 
 class Statistics:
@@ -52,7 +49,7 @@ class Statistics:
     def open(self) -> None:
         """Start to watch."""
         self._collector = Collector(
-            self._sites, gradients=self._importance == "loss", wait=True, most=_SAMPLES_PER_CALL
+            self._sites, gradients=self._importance == "loss", wait=True, few=True
         )
         self._stack.enter_context(self._collector.active())
         self._steps = self._dropped = 0

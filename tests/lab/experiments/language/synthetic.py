@@ -54,7 +54,7 @@ PLANS = {
     "branch-50-20-alone": branch(
         "branch, 50 %, + 20 % of the steps, no teacher", 1.971, 0.49, 0.20, 2.055
     ),
-    "branch-30-38": branch("branch, 30 %, + 38 % of the steps", 2.040, 0.31, 0.38, 3.1),
+    "branch-30-37": branch("branch, 30 %, + 37 % of the steps", 2.040, 0.31, 0.38, 3.1),
     "half-75": half("cut at half, 75 %", 1.945, 0.75),
     "half-50": half("cut at half, 50 %", 1.981, 0.49),
     "half-30": half("cut at half, 30 %", 2.061, 0.31),
@@ -80,7 +80,7 @@ PLANS = {
         "frozen bases, 50 %, plain", 2.19, 0.49, 0.74, cut=2.3, cut_step=508, rank=0.35
     ),
 }
-DEMO = ("dense", "branch-75-5", "branch-50-20", "branch-30-38", "narrow-75", "narrow-50",
+DEMO = ("dense", "branch-75-5", "branch-50-20", "branch-30-37", "narrow-75", "narrow-50",
         "narrow-50-short", "narrow-30", "oialr-paper")  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def test_the_narrow_network_with_a_teacher_is_told_both_ways(tmp_path):
 def test_the_best_branch_of_a_size_is_the_one_with_the_lowest_loss(finished):
     run = load_run(finished)
     assert [one.ours.name for one in rivals(run, "narrow", BITS)] == [
-        "branch-75-5", "branch-50-20", "branch-30-38",
+        "branch-75-5", "branch-50-20", "branch-30-37",
     ]  # fmt: skip
     assert [one.percent for one in rivals(run, "narrow-teacher", BITS)] == [50, 30]
 
@@ -214,7 +214,7 @@ def test_claims_compare_each_rival(finished):
     assert pairs_of(found["Is a branch better than a narrow network with as much compute?"]) == {
         ("branch-75-5", "narrow-75-short"),
         ("branch-50-20", "narrow-50-short"),
-        ("branch-30-38", "narrow-30-short"),
+        ("branch-30-37", "narrow-30-short"),
     }
     taught = found["Is a branch better than a narrow network with the same teacher?"]
     assert ("branch-50-5", "narrow-50-teacher") in pairs_of(taught)

@@ -19,7 +19,7 @@ from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lowrank import AdaptiveLowRank
 
 NAMES = {
-    "dense", "branch-75-5", "branch-50-5", "branch-50-20", "branch-30-38", "branch-50-20-alone",
+    "dense", "branch-75-5", "branch-50-5", "branch-50-20", "branch-30-37", "branch-50-20-alone",
     *(f"half-{size}" for size in (75, 50, 30)),
     *(
         f"narrow-{size}{kind}"
@@ -48,7 +48,7 @@ def test_the_demo_trains_fewer_with_one_seed():
     config = recipe_config("stdlib-gpt", "demo")
     assert len(config.seeds) == 1
     assert [one.name for one in find_recipe("stdlib-gpt").chosen(config)] == [
-        "dense", "branch-75-5", "branch-50-20", "branch-30-38",
+        "dense", "branch-75-5", "branch-50-20", "branch-30-37",
         "narrow-75", "narrow-50", "narrow-50-short", "narrow-30", "oialr-paper",
     ]  # fmt: skip
 
@@ -86,9 +86,9 @@ def test_steps_are_shares_of_the_dense_ones_and_short_ones_the_branchs_compute()
     total = config.optim.steps
     assert steps["branch-75-5"] == steps["branch-50-5"] == total // 20
     assert steps["branch-50-20"] == steps["branch-50-20-alone"] == total // 5
-    assert steps["branch-30-38"] == round(0.38 * total)
+    assert steps["branch-30-37"] == round(0.37 * total)
     # The width is rounded up, so at 75 % a step costs a little more than one of the branch.
-    for size, percent in ((75, 5), (50, 20), (30, 38)):
+    for size, percent in ((75, 5), (50, 20), (30, 37)):
         branch = 0.95 * steps[f"branch-{size}-{percent}"]
         assert (
             branch < steps[f"narrow-{size}-teacher-short"] < steps[f"narrow-{size}-short"] < total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant
 from orthotrain.lab.run.compute import Meter
-from orthotrain.lab.run.record import read_json
-from orthotrain.lab.run.restore import read_network
 from orthotrain.lab.run.trainer import Line
-from orthotrain.lowrank import rate_after_cut, teacher_loss
+from orthotrain.lowrank import Branch, teacher_loss
 from orthotrain.lowrank.schedule import Schedule
-from orthotrain.methods.copies import frozen_copy
+
+#: Measures a model on the validation part.
+Look = Callable[[nn.Module], float]
 
 
 @dataclass
@@ -31,8 +29,10 @@ class Branching:
         teacher: A finished model to learn from, in evaluation mode.
         teacher_share: Its share of the loss.
         compute_before: Operations of the training that this one starts from or learns from.
-        cuts: When the model is cut; None where nothing is looked at.
-        meter: Operations of the steps so far, the teacher's included.
+        cuts: When the model is cut on its way; None where nothing is looked at.
+        branch: The cut of a finished model that this training starts from.
+        cut_compute: Operations that this cut took.
+        meter: Operations so far: those of the cut, then of the steps, the teacher's included.
         before: What was measured just before the last cut; None before the first.
     """
 
@@ -42,11 +42,13 @@ class Branching:
     teacher_share: float = 0.5
     compute_before: int = 0
     cuts: Schedule | None = None
+    branch: Branch | None = None
+    cut_compute: int = 0
     meter: Meter = field(init=False)
     before: float | None = None
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.model)
+        self.meter = Meter(self.model, operations=self.cut_compute)
 
     def passes(self) -> AbstractContextManager[None]:
         """Around the forward and backward passes of a step."""
@@ -72,17 +74,32 @@ class Branching:
             return loss
         return teacher_loss(scores, taught, loss, weight=self.teacher_share)
 
-    def around_cuts(self, steps: int, look: Callable[[], float]) -> Iterator[Line]:
+    def before_first(self, steps: int, look: Look) -> list[Line]:
+        """The line of the cut that a branch starts with; called before each step."""
+        if steps or self.branch is None:
+            return []
+        self.before = look(self.branch.teacher)
+        return [self._cut_line(look)]
+
+    def around_cuts(self, steps: int, look: Look) -> Iterable[Line]:
         """Lines of a cut; called after each step, they run when the time of the step is taken."""
         return self._looks(steps, look, changed=self.meter.stepped())
 
-    def _looks(self, steps: int, look: Callable[[], float], *, changed: bool) -> Iterator[Line]:
+    def _looks(self, steps: int, look: Look, *, changed: bool) -> Iterator[Line]:
         if self.cuts is None:
             return
         if changed:
-            yield {"kind": "cut", self.measured: look(), f"{self.measured}_before": self.before}
+            yield self._cut_line(look)
         if self.cuts.due(steps + 1):
-            self.before = look()
+            self.before = look(self.model)
+
+    def _cut_line(self, look: Look) -> Line:
+        return {
+            "kind": "cut",
+            self.measured: look(self.model),
+            f"{self.measured}_before": self.before,
+            "compute": self.meter.operations,
+        }
 
     def fields(self) -> Mapping[str, int]:
         """What result.json says."""
@@ -96,73 +113,3 @@ class Branching:
         """Go on from a state."""
         self.meter.load_state_dict(state["meter"])
         self.before = state["before"]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a training begins with.
-
-    Attributes:
-        model: What is trained, on its device.
-        branches: Whether it is a copy of the finished dense model.
-        teacher: The finished dense model, where it teaches.
-        compute_before: Operations of the dense training, where it was needed.
-    """
-
-    model: nn.Module
-    branches: bool = False
-    teacher: nn.Module | None = None
-    compute_before: int = 0
-
-
-def start_of(
-    variant: BranchedVariant, *, fresh: Callable[[], nn.Module], device: torch.device
-) -> Start:
-    """The finished dense model or a fresh one.
-
-    Args:
-        variant: Which of them, and whether there is a teacher.
-        fresh: Makes a network with new weights.
-        device: Where all of them go.
-
-    Raises:
-        CheckpointError: The finished dense training is needed and its checkpoint is damaged.
-        ConfigError: It is needed and was not named.
-    """
-    if variant.dense is None:
-        if variant.needs == DENSE:
-            raise ConfigError(
-                f"variant {variant.name} is built from the finished {DENSE} training of its seed; "
-                "train it in one run with that, or give its folder to with_trainings"
-            )
-        return Start(fresh().to(device))
-    dense = read_network(variant.dense.checkpoint).to(device)
-    branches = variant.branch is not None
-    return Start(
-        model=dense.train() if branches else fresh().to(device),
-        branches=branches,
-        teacher=frozen_copy(dense) if variant.teacher else None,
-        compute_before=read_json(variant.dense.result)["compute"],
-    )
-
-
-@dataclass(frozen=True)
-class OwnRate:
-    """AdamW of a training whose rate is its own.
-
-    Attributes:
-        lr: Peak learning rate.
-        warmup_fraction: Share of its steps spent on the warm-up.
-        weight_decay: Decoupled weight decay of matrices.
-        min_lr: Learning rate of the last step.
-    """
-
-    lr: float
-    warmup_fraction: float
-    weight_decay: float
-    min_lr: float = 0.0
-
-
-def peak_rate(rate: float, *, branches: bool, steps: int, dense_steps: int) -> float:
-    """The peak of a training's schedule: that of dense training, or what follows for a branch."""
-    return rate_after_cut(rate, steps=steps, dense_steps=dense_steps) if branches else rate

@@ -41,7 +41,7 @@ def low_rank_method(cut: Cut, *, total_steps: int) -> AdaptiveLowRank:
             layer_fraction=0.1,
         )
     return AdaptiveLowRank(
-        delay_steps=cut.delay_fraction or 0,
+        delay_steps=cut.delay_fraction,
         rank=StoredBudget(cut.stored) if cut.ranks is None else GivenRanks(cut.ranks),
         bases=cut.bases,
         importance="loss" if cut.repaired else "weight",

@@ -7,13 +7,14 @@ from typing import Final
 
 from orthotrain.lab.run.compute import ATTENTION_BACKWARD, ATTENTION_FORWARD
 
-# The steps that are watched before a cut, and two after it.
-_LEAST: Final = 10
+#: Batches that a branch is cut by: each passes forward and backward once, then forward alone
+#: before and after the cut.
+CUT_BATCHES: Final = 8
 
 
 def branch_steps(share: float, dense_steps: int) -> int:
-    """Optimizer steps of a branch: a share of the dense ones, and enough for its cut."""
-    return max(_LEAST, round(share * dense_steps))
+    """Optimizer steps of a branch: a share of the dense ones, and at least one."""
+    return max(1, round(share * dense_steps))
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ class Passes:
         return round(self.places * (2 * products * self.multiplied + 2 * squares * self.mixed))
 
 
-def short_steps(
-    *, branch: int, cut: Passes, dense: Passes, narrow: Passes, teacher: bool, watched: int = 0
-) -> int:
+def short_steps(*, branch: int, cut: Passes, dense: Passes, narrow: Passes, teacher: bool) -> int:
     """Steps of a narrow network for as much compute as a branch with a teacher.
 
     Args:
@@ -55,8 +54,8 @@ def short_steps(
         dense: The dense network, the teacher.
         narrow: The narrow network.
         teacher: Whether the narrow network has the teacher, too.
-        watched: Steps of the branch before its cut; 0 where they are few among its steps.
     """
-    spent = branch * (cut.step + dense.forward) + watched * (dense.step - cut.step)
+    spent = branch * (cut.step + dense.forward)
+    spent += CUT_BATCHES * (dense.step + dense.forward + cut.forward)
     each = narrow.step + (dense.forward if teacher else 0)
     return max(1, round(spent / each))

@@ -43,7 +43,7 @@ class Cut:
     Attributes:
         stored: Share of the model's numbers that is stored after the one cut; None for the
             published rule, which cuts again and again.
-        delay_fraction: Share of the training before the cut; 0 for the first steps there can be.
+        delay_fraction: Share of the training before the cut; 0 where a branch starts with it.
         bases: Which factors are trained: both, or a core between frozen bases.
         repaired: The cut by what the loss feels, and the step of a frozen core scaled.
         ranks: Rank of each layer, as another training has it; None where the cut decides.

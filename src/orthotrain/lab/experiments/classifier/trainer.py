@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -101,8 +102,10 @@ class ClassifierTrainer:
     def step(self) -> Step:
         """One optimizer step; the loss before it, still on its device, and its learning rate."""
         optim = self.config.optim
+        branching = self.branching
+        lines = [] if branching is None else branching.before_first(self.steps, self._look)
         images, labels = self.batches.next_batch()
-        with nullcontext() if self.branching is None else self.branching.passes():
+        with nullcontext() if branching is None else branching.passes():
             loss = self._loss(images, labels)
             self.handle.observe(loss.detach())
             self.optimizer.zero_grad()
@@ -113,8 +116,8 @@ class ClassifierTrainer:
         self.optimizer.step()
         self.scheduler.step()
         self.steps += 1
-        lines = () if self.branching is None else self.branching.around_cuts(self.steps, self._look)
-        return Step({"loss": loss.detach(), "lr": lr}, lines)
+        around = () if branching is None else branching.around_cuts(self.steps, self._look)
+        return Step({"loss": loss.detach(), "lr": lr}, chain(lines, around))
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         branching, half = self.branching, self.config.precision == "bfloat16"
@@ -125,8 +128,8 @@ class ClassifierTrainer:
         loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
         return loss if branching is None else branching.loss(loss, scores.float(), taught)
 
-    def _look(self) -> float:
-        return evaluate(self.model, self.data.validation).accuracy
+    def _look(self, model: nn.Module) -> float:
+        return evaluate(model, self.data.validation).accuracy
 
     def evaluate(self, folder: SeedFolder) -> Line:
         """Loss and accuracy of the validation part."""
@@ -181,9 +184,16 @@ class Evaluation:
     accuracy: float
 
 
+def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor], *, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of images with their labels."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> Evaluation:
     """Loss and accuracy of ``model`` on all of ``split``, in float32, in evaluation mode."""
+    training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
     right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
@@ -195,5 +205,5 @@ def evaluate(model: nn.Module, split: Split) -> Evaluation:
         scores: Tensor = model(images)
         loss += F.cross_entropy(scores, labels, reduction="sum").double()
         right += (scores.argmax(dim=1) == labels).sum()
-    model.train()
+    model.train(training)
     return Evaluation(loss=loss.item() / len(split), accuracy=right.item() / len(split))

@@ -10,14 +10,15 @@ from torch import nn
 from orthotrain.data.stdlib_text import TextData, load_stdlib
 from orthotrain.data.windows import WindowStream
 from orthotrain.diagnostics.stability import BasisStability
-from orthotrain.lab.experiments.branches.branching import Branching, OwnRate, peak_rate, start_of
+from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.start import OwnRate, start_of
 from orthotrain.lab.experiments.branches.steps import Passes, branch_steps, short_steps
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRun
 from orthotrain.lab.experiments.language.networks import build_gpt, gpt_from, numbers_of
-from orthotrain.lab.experiments.language.trainer import LanguageTrainer
+from orthotrain.lab.experiments.language.trainer import LanguageTrainer, window_loss
 from orthotrain.lab.experiments.narrow import narrowest
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry
@@ -51,35 +52,41 @@ def build_on(
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
         return build_gpt(network, generator=weights)
 
-    start = start_of(variant, fresh=fresh, device=device)
+    branches = variant.branch is not None
+    # A branch goes on: what it reads is not what the dense model has read first.
+    batches = WindowStream(
+        data.train,
+        batch_size=config.data.batch_size,
+        length=network.context,
+        seed=stream_seed(seed, "branch" if branches else "batches"),
+    )
+    start = start_of(
+        variant, fresh=fresh, device=device, next_batch=batches.next_batch, loss=window_loss
+    )
     total_steps = steps_of(config, variant, network)
-    rate = peak_rate(
+    rate = start.peak_rate(
         config.rates.dense if variant.lr is None else variant.lr,
-        branches=start.branches, steps=total_steps, dense_steps=optim.steps,
+        steps=total_steps, dense_steps=optim.steps,
     )  # fmt: skip
-    warmup = config.branch.warmup_fraction if start.branches else optim.warmup_fraction
+    warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
     optimizer, scheduler = adamw(
         start.model,
         OwnRate(rate, warmup, optim.weight_decay),
         total_steps=total_steps,
         betas=optim.betas,
     )
-    methods: list[Method] = [BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN))]
+    methods: list[Method] = [
+        BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN)), *start.methods(),
+    ]  # fmt: skip
     cuts = None
-    if variant.cut is not None:
+    if variant.cut is not None and not branches:
         cutting = low_rank_method(variant.cut, total_steps=total_steps)
         methods.append(cutting)
         cuts = cutting.schedule(total_steps)
     return LanguageTrainer(
         config=config,
         data=data,
-        # A branch goes on: what it reads is not what the dense model has read first.
-        batches=WindowStream(
-            data.train,
-            batch_size=config.data.batch_size,
-            length=network.context,
-            seed=stream_seed(seed, "branch" if start.branches else "batches"),
-        ),
+        batches=batches,
         model=start.model,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -93,6 +100,8 @@ def build_on(
             config.branch.teacher_share,
             start.compute_before,
             cuts,
+            start.branch,
+            start.cut_compute,
         ),
         settings={
             "model": asdict(network),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class LanguageTrainer:
     def step(self) -> Step:
         """One optimizer step; the loss before it, still on its device, and its learning rate."""
         clip_norm = self.config.optim.clip_norm
+        lines = self.branching.before_first(self.steps, self._look)
         read, told = self.batches.next_batch()
         with self.branching.passes():
             loss = self._loss(read, told)
@@ -91,8 +93,8 @@ class LanguageTrainer:
         self.optimizer.step()
         self.scheduler.step()
         self.steps += 1
-        lines = self.branching.around_cuts(self.steps, self._look)
-        return Step({"loss": loss.detach(), "lr": lr}, lines)
+        around = self.branching.around_cuts(self.steps, self._look)
+        return Step({"loss": loss.detach(), "lr": lr}, chain(lines, around))
 
     def _loss(self, read: Tensor, told: Tensor) -> Tensor:
         half = self.config.precision == "bfloat16"
@@ -104,17 +106,17 @@ class LanguageTrainer:
         taught = None if taught is None else taught.flatten(0, 1)
         return self.branching.loss(loss, scores, taught)
 
-    def _look(self) -> float:
-        return self._bits(self.data.validation, self.config.record.eval_windows)
+    def _look(self, model: nn.Module) -> float:
+        return self._bits(model, self.data.validation, self.config.record.eval_windows)
 
-    def _bits(self, text: Tensor, count: int) -> float:
+    def _bits(self, model: nn.Module, text: Tensor, count: int) -> float:
         return bits_per_byte(
-            self.model, text.to(self.device), count=count, length=self.config.model.context
+            model, text.to(self.device), count=count, length=self.config.model.context
         )
 
     def evaluate(self, folder: SeedFolder) -> Line:
         """Bits per byte of the validation part."""
-        return {"split": "validation", "bits": self._look()}
+        return {"split": "validation", "bits": self._look(self.model)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
@@ -131,14 +133,22 @@ class LanguageTrainer:
         """Bits per byte, sizes, times and compute; the test part is read here, once."""
         count = self.config.record.final_windows
         return {
-            "validation_bits": self._bits(self.data.validation, count),
-            "test_bits": self._bits(self.data.read_test(), count) if ending.read_test else None,
+            "validation_bits": self._bits(self.model, self.data.validation, count),
+            "test_bits": self._bits(self.model, self.data.read_test(), count)
+            if ending.read_test
+            else None,
             **sizes_and_times(self.handle.summary(), ending.lines, total_steps=self.total_steps),
             **self.branching.fields(),
             "data_sha256": self.data.sha256,
             "data": {part: vars(size) for part, size in self.data.sizes.items()},
             "settings": dict(self.settings),
         }
+
+
+def window_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy in nats of windows: what a model read and was to tell."""
+    read, told = batch
+    return F.cross_entropy(model(read).flatten(0, 1), told.flatten())
 
 
 @torch.no_grad()
@@ -151,6 +161,7 @@ def bits_per_byte(model: nn.Module, text: Tensor, *, count: int, length: int) ->
         count: Windows.
         length: Bytes that a window tells.
     """
+    training = model.training
     model.eval()
     starts = even_starts(text, count=count, length=length)
     loss = torch.zeros((), dtype=torch.float64, device=text.device)
@@ -159,5 +170,5 @@ def bits_per_byte(model: nn.Module, text: Tensor, *, count: int, length: int) ->
         read, told = windows_at(text, some, length=length)
         scores: Tensor = model(read)
         loss += F.cross_entropy(scores.flatten(0, 1), told.flatten(), reduction="sum").double()
-    model.train()
+    model.train(training)
     return loss.item() / (len(starts) * length * math.log(2))

@@ -27,7 +27,7 @@ from orthotrain.lab.experiments.language.config import LanguageRun
 SIZES: Final = (75, 50, 30)
 # Each branch: its size and its steps in percent. The last one of a size has the compute that a
 # shortened narrow network gets.
-_BRANCHES: Final = ((75, 5), (50, 5), (50, 20), (30, 38))
+_BRANCHES: Final = ((75, 5), (50, 5), (50, 20), (30, 37))
 
 
 def language_variants(config: LanguageRun) -> tuple[BranchedVariant, ...]:

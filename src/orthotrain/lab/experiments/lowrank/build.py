@@ -10,14 +10,15 @@ from torch import nn
 
 from orthotrain.data.splits import ImageData
 from orthotrain.diagnostics.stability import BasisStability
-from orthotrain.lab.experiments.branches.branching import Branching, OwnRate, peak_rate, start_of
+from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.start import OwnRate, Start, start_of
 from orthotrain.lab.experiments.branches.steps import branch_steps, short_steps
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
 from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
-from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer
+from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer, batch_loss
 from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, LowRankVariant
 from orthotrain.lab.experiments.lowrank.networks import (
     ImageShape,
@@ -56,21 +57,22 @@ def build_on(
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
         return build_vit(network, image_shape=shape, classes=classes, generator=weights)
 
-    start = start_of(variant, fresh=fresh, device=data.train.labels.device)
     # A branch goes on: what it sees is not what the dense model has seen first.
-    batches = batches_of(
-        data, config.data, seed=stream_seed(seed, "branch") if start.branches else seed
-    )
+    branches = variant.branch is not None
+    batches = batches_of(data, config.data, seed=stream_seed(seed, "branch") if branches else seed)
+    start = start_of(
+        variant, fresh=fresh, device=data.train.labels.device, next_batch=batches.next_batch,
+        loss=partial(batch_loss, label_smoothing=config.optim.label_smoothing),
+    )  # fmt: skip
     epoch = batches.batches_per_epoch
     total_steps = steps_of(config, variant, epoch=epoch, image_shape=shape, classes=classes)
     rate = own_rate(
-        config, variant, branches=start.branches, steps=total_steps,
-        dense_steps=config.optim.epochs * epoch,
-    )  # fmt: skip
+        config, variant, start, steps=total_steps, dense_steps=config.optim.epochs * epoch
+    )
     optimizer, scheduler = adamw(start.model, rate, total_steps=total_steps)
     methods: list[Method] = [
-        BasisStability(every_steps=config.record.stability_every_epochs * epoch)
-    ]
+        BasisStability(every_steps=config.record.stability_every_epochs * epoch), *start.methods(),
+    ]  # fmt: skip
     cutting = method_of(variant, total_steps=total_steps)
     if cutting is not None:
         methods.append(cutting)
@@ -99,6 +101,8 @@ def build_on(
             config.branch.teacher_share,
             start.compute_before,
             cutting.schedule(total_steps) if variant.cut and cutting else None,
+            start.branch,
+            start.cut_compute,
         ),
     )
 
@@ -117,13 +121,13 @@ def network_of(
 
 
 def own_rate(
-    config: LowRankRun, variant: BranchedVariant, *, branches: bool, steps: int, dense_steps: int
+    config: LowRankRun, variant: BranchedVariant, start: Start, *, steps: int, dense_steps: int
 ) -> OwnRate:
     """Rate and schedule of a variant: that of dense training; a branch warms up and ends at 0."""
     optim = config.optim
     lr = optim.lr if variant.lr is None else variant.lr
-    lr = peak_rate(lr, branches=branches, steps=steps, dense_steps=dense_steps)
-    if branches:
+    lr = start.peak_rate(lr, steps=steps, dense_steps=dense_steps)
+    if start.branch is not None:
         return OwnRate(lr, config.branch.warmup_fraction, optim.weight_decay)
     return OwnRate(lr, optim.warmup_fraction, optim.weight_decay, optim.min_lr / optim.lr * lr)
 
@@ -160,12 +164,13 @@ def steps_of(
         dense=passes(config.model),
         narrow=passes(narrow),
         teacher=variant.teacher,
-        watched=AdaptiveLowRank.collect_steps,
     )
 
 
 def method_of(variant: BranchedVariant, *, total_steps: int) -> AdaptiveLowRank | None:
     """The method that cuts the network of a variant; None where nothing does."""
+    if variant.branch is not None:
+        return None  # cut before its first step
     if variant.cut is not None:
         return low_rank_method(variant.cut, total_steps=total_steps)
     if isinstance(variant, LowRankVariant) and variant.lowrank is not None:

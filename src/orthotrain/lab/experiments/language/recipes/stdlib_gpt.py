@@ -55,7 +55,7 @@ STDLIB_GPT = Experiment(
             record=LanguageRecord(eval_every_steps=60),
             seeds=(0,),
             variants=(
-                *("dense", "branch-75-5", "branch-50-20", "branch-30-38"),
+                *("dense", "branch-75-5", "branch-50-20", "branch-30-37"),
                 *("narrow-75", "narrow-50", "narrow-50-short", "narrow-30", "oialr-paper"),
             ),
         ),
