@@ -32,10 +32,11 @@ from orthotrain.files import write_atomically
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
 from orthotrain.lab.run.restore import read_network
 from orthotrain.lowrank import collect
+from orthotrain.lowrank import settings as lowrank_settings
 from orthotrain.methods.copies import frozen_copy
 
 CONTEXT, BATCH, WARMUP, CLIP, WINDOWS = 64, 12, 0.05, 1.0, 1024
-SAMPLES = collect._FEWEST
+SAMPLES, WATCHED = collect._FEWEST, lowrank_settings.WATCHED_STEPS
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Row:
     teacher: bool = False
     nog: dict[str, Any] | None = None
     samples: int | None = None
+    watched: int = WATCHED
 
 
 def rows() -> dict[str, Row]:
@@ -55,8 +57,8 @@ def rows() -> dict[str, Row]:
         "teacher": Row(teacher=True),
         "importance=input": Row({"importance": "input"}),
         "importance=weight (shares of energy)": Row({"importance": "weight"}),
-        "collect_steps=2": Row({"collect_steps": 2}),
-        "collect_steps=32": Row({"collect_steps": 32}),
+        "2 watched steps for 8": Row(watched=2),
+        "32 watched steps for 8": Row(watched=32),
         "768 samples per call for 128": Row(samples=768),
         "32 samples per call for 128": Row(samples=32),
         "optimizer_state=reset": Row({"optimizer_state": "reset"}),
@@ -83,7 +85,7 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     stream = WindowStream(data.train, batch_size=BATCH, length=CONTEXT, seed=40_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     collect._FEWEST = row.samples or SAMPLES  # a process has many rows
-    watched = row.settings.get("collect_steps", 8)
+    watched = lowrank_settings.WATCHED_STEPS = row.watched
     settings = {"delay_steps": watched, "stored_budget": share, **row.settings}
     methods = [AdaptiveLowRank(**settings)]
     if row.nog is not None:

@@ -47,8 +47,7 @@ METHODS = {
         delay_steps=2, every_steps=2, energy=0.8, dense_last=False, only_if_cheaper=False
     ),
     "adaptive_low_rank_frozen_by_loss": AdaptiveLowRank(
-        delay_steps=0,
-        collect_steps=2,
+        delay_steps=2,
         every_steps=2,
         energy=0.8,
         dense_last=False,

@@ -45,7 +45,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
             ``float`` in ``(0, 1]``, or ``"auto"``, which lets each layer switch by itself once
             its basis stability has stopped rising. Stability is checked at every update; until
             then one float32 copy of each basis is kept. A share without ``total_steps`` is
-            ``"auto"``. 0 switches when attached, or after ``collect_steps`` where data decide.
+            ``"auto"``. 0 switches when attached, or after 8 steps where data decide.
         every_steps: Steps between updates, in the same forms. ``"auto"`` makes one update with a
             ``StoredBudget``, and else 30 per run, or one per 100 steps.
         rank: The rank rule: ``StoredBudget(0.5)``, ``Energy(0.9)``, ``Relative(0.1)`` or a
@@ -56,9 +56,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
         stored_budget: Short form of ``rank=StoredBudget(...)``.
         importance: The metric in which singular values are seen. ``"loss"``: that of inputs and
             output gradients, the second-order estimate of the loss; layers compare. ``"input"``:
-            that of inputs. ``"weight"``: none, as published. A layer that no gradient reached is
+            that of inputs. Both watch the ordinary passes of the eight steps before an update.
+            ``"weight"``: none, as published. A layer that no gradient reached is
             cut by its own singular values and named in the summary.
-        collect_steps: Steps before an update whose ordinary passes are watched.
         bases: ``"trained"`` trains both factors, ``k (m + n)`` numbers, all of them stored. One
             Parameter holds both. ``"frozen"`` trains the core between frozen bases, as published:
             fewest trained numbers. A layer that is low-rank already keeps the form it has.
@@ -164,7 +164,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
             raise ConfigError(
                 f"AdaptiveLowRank with delay_steps={self.delay_steps!r} and every_steps="
                 f"{self.every_steps!r} switches after step {first} at the earliest. The run has "
-                f"{total} steps; lower delay_steps, every_steps or collect_steps"
+                f"{total} steps; lower delay_steps or every_steps"
             )
         if self.importance != "weight":
             require_one_device(run.model, f"AdaptiveLowRank with importance={self.importance!r}")

@@ -9,7 +9,10 @@ from typing import Final, Literal
 from orthotrain.errors import OrthotrainWarning
 from orthotrain.lowrank.history import POINTS_TO_SETTLE
 
-#: Published: of a run of 300 epochs, ten between updates. The paper's default is 100 steps.
+#: Steps before an update whose passes are watched where data decide what is cut.
+WATCHED_STEPS: Final = 8
+
+# Published: of a run of 300 epochs, ten between updates. The paper's default is 100 steps.
 _UPDATES_PER_RUN: Final = 30
 _STEPS_BETWEEN: Final = 100
 

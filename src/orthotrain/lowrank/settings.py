@@ -14,7 +14,7 @@ from orthotrain.layers import Bases
 from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
-from orthotrain.lowrank.schedule import Schedule, schedule_of
+from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
 from orthotrain.methods.optimizer_state import StateMode
 
 
@@ -29,7 +29,6 @@ class LowRankSettings:
     energy: InitVar[float | None] = None
     stored_budget: InitVar[float | None] = None
     importance: Importance = "loss"
-    collect_steps: int = 8
     bases: Bases = "trained"
     layer_fraction: float = 1.0
     max_drop: float = 1.0
@@ -53,11 +52,11 @@ class LowRankSettings:
         by_default = self.rank is DEFAULT_RULE and any(v is not None for v in short_forms.values())
         rule = chosen_rule(None if by_default else self.rank, **short_forms)
         object.__setattr__(self, "rank", rule)
-        for name, least in (("delay_steps", 0), ("every_steps", 1), ("collect_steps", 1)):
+        for name, least in (("delay_steps", 0), ("every_steps", 1)):
             value = getattr(self, name)
-            if name != "collect_steps" and isinstance(value, float):
+            if isinstance(value, float):
                 require_share(name, value, one=True)
-            elif name == "collect_steps" or value != "auto":
+            elif value != "auto":
                 _require_count(name, value, least)
         require_share("layer_fraction", self.layer_fraction, one=True)
         for name, choices in (
@@ -95,7 +94,7 @@ class LowRankSettings:
         """When updates are due in a run of this length."""
         return schedule_of(
             self.delay_steps, self.every_steps, total_steps=total_steps,
-            window=0 if self.importance == "weight" else self.collect_steps,
+            window=0 if self.importance == "weight" else WATCHED_STEPS,
             one_cut=self.rank.one_cut and self.layer_fraction == 1 and self.max_drop == 1,
         )  # fmt: skip
 

@@ -133,19 +133,19 @@ def test_a_better_branch_pays_where_the_dense_run_exists_and_not_with_it(tmp_pat
 
 
 def test_a_worse_branch_does_not_pay(tmp_path):
-    first = sentences(tmp_path / "run", branch_30_38={"bits": 2.08})[0]
+    first = sentences(tmp_path / "run", branch_30_37={"bits": 2.08})[0]
     assert "but does not at 30 % stored (0.030 bits worse than narrow for 79 %" in first
     worse = {"bits": 2.2}
     first = sentences(
         tmp_path / "all", branch_75_5=worse, branch_50_5=worse, branch_50_20=worse,
-        branch_30_38=worse,
+        branch_30_37=worse,
     )[0]  # fmt: skip
     assert "a branch from it does not pay at 75 % stored (0.259 bits worse" in first
     assert " pays at 75" not in first
 
 
 def test_a_better_branch_that_takes_more_compute_does_not_pay(tmp_path):
-    first = sentences(tmp_path / "run", branch_30_38={"work": 0.5})[0]
+    first = sentences(tmp_path / "run", branch_30_37={"work": 0.5})[0]
     assert "but does not at 30 % stored (0.010 bits better than narrow for 1.8 times its" in first
 
 
