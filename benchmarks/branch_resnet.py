@@ -1,10 +1,10 @@
 """A small residual network on CIFAR-10: branches of a dense run against narrow ones from scratch.
 
 The ResNet-18 of the spectral recipes, narrow, on a few thousand images. At each stored size the
-finished dense network is cut in the metric of the loss and trained on with the dense one as
-teacher, for 5 to 20 % of its steps. Its rival is a network of that size from scratch, for the
-whole schedule. Learning rates come from a grid, tried on a seed of its own; the validation part
-decides. The test part is read once per training, after its last step, and printed at the end.
+finished dense network is cut by ``orthotrain.sizes`` and trained on with the dense one as teacher,
+for 5 to 20 % of its steps, at the rate that ``rate_after_cut`` says. Its rival is a network of
+that size from scratch, for the whole schedule. Learning rates come from a grid, tried on a seed of
+its own; the validation part decides. The test part is read once per training, after its last step.
 
 What is finished is kept in ``--folder``: the same command goes on where it was stopped. Images:
 ``ORTHOTRAIN_DATA``.
@@ -18,9 +18,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,16 @@ from orthotrain.data.batches import BatchStream
 from orthotrain.data.cifar10 import load_cifar10
 from orthotrain.data.splits import ImageData
 from orthotrain.files import write_atomically
-from orthotrain.lab.experiments.branches.branching import Branching, OwnRate
-from orthotrain.lab.experiments.branches.steps import branch_steps
+from orthotrain.lab.experiments.branches.branching import Branching
+from orthotrain.lab.experiments.branches.start import OwnRate, Start, counted_branch
+from orthotrain.lab.experiments.branches.steps import CUT_BATCHES, branch_steps
 from orthotrain.lab.experiments.classifier.optim import adamw
-from orthotrain.lab.experiments.classifier.trainer import evaluate
+from orthotrain.lab.experiments.classifier.trainer import batch_loss, evaluate
 from orthotrain.lab.experiments.narrow import numbers_of
-from orthotrain.lowrank import AdaptiveLowRank, StoredBudget
-from orthotrain.methods import attach
 from orthotrain.models import ResNet
 
 # Stored share: shares of the dense steps that its branches take.
 BRANCHES = {0.75: (0.05,), 0.5: (0.05, 0.2), 0.3: (0.2,)}
-# A branch takes the dense rate where it has this share of the steps or more, else a part of it.
-FULL_RATE_LENGTH = 0.4
 RATES = (1.5e-3, 3e-3, 6e-3)
 SEARCH_SEED = 100
 BATCH, WARMUP, WEIGHT_DECAY, CLIP, TEACHER = 32, 0.05, 0.05, 1.0, 0.5
@@ -118,38 +114,37 @@ def narrow_width(width: int, share: float) -> int:
     return next(w for w in range(1, width + 1) if numbers_of(lambda w=w: network(w)) >= aim)
 
 
-def train_on(  # noqa: PLR0913  # a training and its schedule
+def train_on(
     model: nn.Module,
     trainings: Trainings,
     *,
     rate: float,
     steps: int,
     seed: int,
-    teacher: nn.Module | None = None,
-    share: float | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
-    """Train in place; with ``share`` the model is cut to it after the first steps."""
+    """Train in place; a ``start`` brings its teacher and what its cut has computed."""
     optimizer, scheduler = adamw(model, OwnRate(rate, WARMUP, WEIGHT_DECAY), total_steps=steps)
-    branching = Branching(model, "accuracy", teacher, TEACHER)
-    handle = None if share is None else cut_on_the_way(model, optimizer, share, steps=steps)
-    batches = BatchStream(
-        trainings.data.train, batch_size=BATCH, seed=seed, crop_padding=4, flip=True
+    branch = None if start is None else start.branch
+    branching = Branching(
+        model,
+        "accuracy",
+        None if branch is None else branch.teacher,
+        TEACHER,
+        cut_compute=0 if start is None else start.cut_compute,
     )
+    batches = batches_of(trainings, seed=seed)
     for _ in range(steps):
         images, labels = batches.next_batch()
         with branching.passes():
             scores = model(images)
             loss = branching.loss(F.cross_entropy(scores, labels), scores, branching.taught(images))
-            if handle is not None:
-                handle.observe(loss.detach())
             optimizer.zero_grad()
             loss.backward()
         clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         scheduler.step()
         branching.meter.stepped()
-    if handle is not None:
-        handle.detach()
     return {
         "validation": evaluate(model, trainings.data.validation).accuracy,
         "stored": sum(p.numel() for p in model.parameters()),
@@ -159,12 +154,8 @@ def train_on(  # noqa: PLR0913  # a training and its schedule
     }
 
 
-def cut_on_the_way(
-    model: nn.Module, optimizer: torch.optim.Optimizer, share: float, *, steps: int
-) -> Any:
-    """Cut the finished model to a share of its numbers: the one place that knows how."""
-    method = AdaptiveLowRank(rank=StoredBudget(share), delay_steps=0)
-    return attach(model, optimizer, method, total_steps=steps)
+def batches_of(trainings: Trainings, *, seed: int) -> BatchStream:
+    return BatchStream(trainings.data.train, batch_size=BATCH, seed=seed, crop_padding=4, flip=True)
 
 
 def tested(model: nn.Module, trainings: Trainings, result: dict[str, Any]) -> dict[str, Any]:
@@ -189,13 +180,15 @@ def after(
     """A branch of the finished dense training."""
     dense = network(trainings.settings.width)
     dense.load_state_dict(torch.load(trainings.weights(seed), weights_only=True))
-    model = deepcopy(dense)
-    teacher = dense.eval().requires_grad_(False)
-    rate = dense_rate * min(1.0, length / FULL_RATE_LENGTH)
+    first = batches_of(trainings, seed=20_000 + seed)
+    start = counted_branch(
+        dense, share, batches=[first.next_batch() for _ in range(CUT_BATCHES)],
+        loss=partial(batch_loss, label_smoothing=0.0),
+    )  # fmt: skip
     steps = branch_steps(length, trainings.steps)
-    result = train_on(
-        model, trainings, rate=rate, steps=steps, seed=10_000 + seed, teacher=teacher, share=share
-    )
+    rate = start.peak_rate(dense_rate, steps=steps, dense_steps=trainings.steps)
+    model = start.model
+    result = train_on(model, trainings, rate=rate, steps=steps, seed=10_000 + seed, start=start)
     return tested(model, trainings, result)
 
 

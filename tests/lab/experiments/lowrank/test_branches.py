@@ -170,3 +170,12 @@ def test_the_four_of_before_are_not_looked_at_around_their_cuts(tmp_path):
 def test_settings_out_of_range_are_refused(kind, changes, message):
     with pytest.raises(ConfigError, match=message):
         kind(**changes)
+
+
+def test_a_branch_whose_cut_lost_nothing_stays_as_it_is(dense, monkeypatch):
+    monkeypatch.setattr("orthotrain.lowrank.several_sizes.mean_loss", lambda *a: 1.0)
+    trainer = trainer_of("branch-50", needed=dense)
+    assert trainer.settings["learning_rate"] == 0.0
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step()
+    assert_same_bits(trainer.model.state_dict(), before)

@@ -34,7 +34,7 @@ def adamw(
     total_steps: int,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW that decays matrices only; linear warm-up, then a cosine."""
+    """AdamW that decays matrices only; linear warm-up, then a cosine. A rate of zero stays."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups: Iterable[dict[str, object]] = (
@@ -46,7 +46,7 @@ def adamw(
         warmup_cosine,
         total_steps=total_steps,
         warmup_steps=int(config.warmup_fraction * total_steps),
-        final=config.min_lr / config.lr,
+        final=config.min_lr / config.lr if config.lr else 0.0,
     )
     return optimizer, LambdaLR(optimizer, rule)
 
