@@ -3,7 +3,8 @@
 A byte-level GPT is attached with ``delay_steps=0``: eight steps are watched, then it is cut to half
 of its numbers. The same steps of a twin with nothing attached are taken in turn with them, one
 by one. The extra time is given in steps after the cut, and as a share of branches of several
-lengths.
+lengths. A third twin spreads its update over steps, one layer per step; its longest step is given
+over the median step, each step's time being the median over rounds.
 """
 
 from __future__ import annotations
@@ -21,30 +22,35 @@ from _measure import report
 from orthotrain import AdaptiveLowRank, attach
 from orthotrain.models import GPT
 
-STEPS, WATCHED = 40, 8
+STEPS, WATCHED = 72, 8
 
 
-def times(width: int, depth: int, batch: int, seed: int) -> dict[str, float]:
-    """Seconds of a dense step, a watched step, the step of the update, and one after it."""
+def times(width: int, depth: int, batch: int, seed: int) -> list[list[float]]:
+    """Seconds of each step: dense, with an update in one step, with one that is spread."""
     generator = torch.Generator().manual_seed(seed)
     plain = GPT(context=64, width=width, depth=depth, heads=4, generator=generator)
-    watched = copy.deepcopy(plain)
-    pair = []
-    for model in (plain, watched):
-        pair.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4)))
-    attach(watched, pair[1][1], AdaptiveLowRank(delay_steps=0), total_steps=STEPS)
-    seconds: list[list[float]] = [[], []]
+    twins = [
+        (m, torch.optim.AdamW(m.parameters(), lr=1e-4)) for m in map(copy.deepcopy, 3 * [plain])
+    ]
+    for (model, optimizer), spread in zip(twins[1:], (False, True), strict=True):
+        method = AdaptiveLowRank(delay_steps=0, spread=spread)
+        attach(model, optimizer, method, total_steps=STEPS)
+    seconds: list[list[float]] = [[], [], []]
     for step in range(STEPS):
         x = torch.randint(256, (batch, 65), generator=generator)
-        for which in (0, 1) if step % 2 else (1, 0):
-            model, optimizer = pair[which]
+        for which in (0, 1, 2) if step % 2 else (2, 1, 0):
+            model, optimizer = twins[which]
             start = time.perf_counter()
             optimizer.zero_grad()
             F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             seconds[which].append(time.perf_counter() - start)
-    dense, ours = seconds
+    return seconds
+
+
+def parts(dense: list[float], ours: list[float]) -> dict[str, float]:
+    """Seconds of a dense step, a watched step, the step of the update, and one after it."""
     return {
         "dense": statistics.median(dense),
         "watched": statistics.median(ours[1 : WATCHED - 1]),
@@ -61,7 +67,8 @@ def main() -> None:
     torch.set_num_threads(1)
     table = []
     for width, depth, batch in ((128, 2, 12), (256, 4, 16)):
-        found = [times(width, depth, batch, seed) for seed in range(given.rounds)]
+        rounds = [times(width, depth, batch, seed) for seed in range(given.rounds)]
+        found = [parts(dense, ours) for dense, ours, _ in rounds]
         ratios = {
             name: sorted(f[name] / f["dense"] for f in found) for name in ("watched", "update")
         }
@@ -72,12 +79,23 @@ def main() -> None:
         row += [f"{statistics.median(r):.2f} [{r[0]:.2f}, {r[-1]:.2f}]" for r in ratios.values()]
         for length in given.lengths:
             shares = sorted(e / (length * f["after"]) for e, f in zip(extra, found, strict=True))
-            row.append(f"{100 * statistics.median(shares):.1f} %")
+            low, middle, high = (
+                100 * s for s in (shares[0], statistics.median(shares), shares[-1])
+            )
+            row.append(f"{middle:.1f} % [{low:.1f}, {high:.1f}]")
+        spread = [statistics.median(step) for step in zip(*(r[2] for r in rounds), strict=True)][1:]
+        row.append(f"{max(spread) / statistics.median(spread):.2f}")
         table.append(row)
     report(
         "Watching and cutting, one thread: steps over a dense step (median, range), and all extra "
         "time as a share of branches of so many steps",
-        ("network", "watched step", "step of the update", *(f"{n} steps" for n in given.lengths)),
+        (
+            "network",
+            "watched step",
+            "step of the update",
+            *(f"{n} steps" for n in given.lengths),
+            "longest step, spread",
+        ),
         table,
     )
 
