@@ -23,6 +23,12 @@ def searched_run(config: RunConfig, *, seeds: Sequence[int], baseline: str) -> R
     return replace(config, seeds=tuple(seeds), variants=(baseline,))
 
 
+def searched_by(config: RunConfig) -> str:
+    """The command of a search and its seeds."""
+    seeds = ", ".join(map(str, config.seeds))
+    return f"orthotrain tune {config.recipe} --scale {config.scale}, seeds {seeds}"
+
+
 def search_record(config: RunConfig, *, criterion: str, **fields: Any) -> dict[str, Any]:
     """Content of tune.json: what was searched and how it was chosen, then ``fields``."""
     return {

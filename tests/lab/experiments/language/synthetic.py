@@ -124,7 +124,8 @@ def _train(plan: Plan, shift: float, *, test: bool) -> tuple[Rows, dict[str, Any
     if plan.cut is not None:
         switch = plan.cut_step
         rows.append({"kind": "cut", "step": switch, "bits": plan.cut + shift + LOOK,
-                     "bits_before": plan.start + shift + LOOK})  # fmt: skip
+                     "bits_before": plan.start + shift + LOOK,
+                     "compute": plan.work * WORK * switch / steps})  # fmt: skip
     for i, layer in enumerate(LAYERS if plan.rank else ()):
         for step, rank, form in ((0, 64, "dense"), (switch, int(64 * plan.rank) + i, "factored")):
             rows.append({"kind": "rank", "step": step, "layer": layer, "rank": rank,

@@ -47,7 +47,7 @@ def test_each_network_gets_its_own_best_rate():
 def test_a_best_rate_at_the_edge_of_the_grid_is_told():
     choice = GRID.choice(CONFIG, results_of(dict.fromkeys(NETWORKS, 2e-3) | {"narrow-50": 4e-3}))
     assert choice.record["at_the_edge"] == ["narrow-50"]
-    assert "at the edge of the grid for narrow-50, seeds" in choice.settings["source"]
+    assert "; at the edge of the grid for narrow-50" in choice.settings["source"]
     assert "the best rate of narrow-50 lies at the edge of the grid" in choice.table
 
 

@@ -76,7 +76,7 @@ def cut_alone(variant: Variant, goal: Goal) -> Variant:
 
     What is looked at while training is another part of the data than what decides. So the cut
     has the result at the end less what training on gained since the cut, both on that same part.
-    Its compute is the share of the branch's steps up to the cut.
+    Its compute is what was counted up to the cut.
     """
 
     def seeds() -> Iterator[SeedRun]:
@@ -84,14 +84,13 @@ def cut_alone(variant: Variant, goal: Goal) -> Variant:
             cut, end = cut_of(seed, goal), goal.end(seed)
             if cut is None or seed.result is None or math.isnan(end):
                 continue
-            gained, steps = number(cut, goal.field) - end, seed.final("steps")
-            share = number(cut, "step") / steps if steps > 0 else 0.0
+            gained = number(cut, goal.field) - end
             changed: dict[str, object] = {
                 key: seed.final(key) + gained
                 for key in (f"validation_{goal.field}", f"test_{goal.field}")
                 if math.isfinite(seed.final(key))
             }
-            changed["compute"] = seed.final("compute") * min(share, 1.0)
+            changed["compute"] = number(cut, "compute")
             yield replace(seed, result={**seed.result, **changed})
 
     return replace(

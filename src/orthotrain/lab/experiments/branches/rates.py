@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
+from orthotrain.lab.experiments.search import searched_by
+from orthotrain.lab.run.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ class Found:
             for one in some
         ]
 
-    def source(self) -> str:
-        """What a file of settings says of its origin."""
+    def source(self, config: RunConfig) -> str:
+        """What a file of settings says of its origin: the search that this run was."""
         grid = ", ".join(f"{rate:g}" for rate in self.searched.rates)
         edges = f"; at the edge of the grid for {', '.join(self.edges)}" if self.edges else ""
-        return f"the best of {grid} for each network{edges}"
+        return f"{searched_by(config)}: the best of {grid} for each network{edges}"
 
     def chosen(self) -> str:
         """The best rates in a line."""

@@ -64,11 +64,7 @@ class RateGrid:
             chosen=found.rates,
             at_the_edge=found.edges,
         )
-        source = (
-            f"orthotrain tune {config.recipe} --scale {config.scale}: {found.source()}, seeds "
-            f"{', '.join(map(str, config.seeds))}"
-        )
-        kept = {"source": source, "rates": found.rates}
+        kept = {"source": found.source(config), "rates": found.rates}
         return Choice(found.chosen(), record, kept, found.table())
 
 

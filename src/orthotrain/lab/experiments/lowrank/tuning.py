@@ -11,7 +11,12 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches import rates as grid
 from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, dense, narrow
 from orthotrain.lab.experiments.lowrank.config import HALF, LowRankConfig, LowRankVariant, Rates
-from orthotrain.lab.experiments.search import found_settings, search_record, searched_run
+from orthotrain.lab.experiments.search import (
+    found_settings,
+    search_record,
+    searched_by,
+    searched_run,
+)
 from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Choice
 
@@ -165,12 +170,10 @@ class TuneGrid:
             outcomes=[asdict(o) for o in outcomes],
             chosen=chosen.name,
         )
-        command = f"orthotrain tune {config.recipe} --scale {config.scale}"
-        seeds = ", ".join(map(str, config.seeds))
         source = (
-            f"{command}: {chosen.name}, validation "
+            f"{searched_by(config)}: {chosen.name}, validation "
             f"{100 * chosen.accuracy:.2f} % at {100 * chosen.stored:.1f} % stored against "
-            f"{100 * dense.accuracy:.2f} % dense, seeds {seeds}"
+            f"{100 * dense.accuracy:.2f} % dense"
         )
         kept: dict[str, Any] = {"source": source, "lowrank": asdict(settings[chosen.name])}
         table = _table([dense, *outcomes], chosen)
@@ -181,7 +184,7 @@ class TuneGrid:
                 "chosen": found.rates,
                 "at_the_edge": found.edges,
             }
-            kept["rates_source"] = f"{command}: {found.source()}, seeds {seeds}"
+            kept["rates_source"] = found.source(config)
             kept["rates"] = found.rates
             table = f"{table}\n{found.table()}"
         return Choice(chosen.name, record, kept, table)
