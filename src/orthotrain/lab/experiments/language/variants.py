@@ -64,6 +64,8 @@ def _branches(config: LanguageRun) -> tuple[BranchedVariant, ...]:
 
 
 def _narrow(config: LanguageRun, size: int) -> tuple[BranchedVariant, ...]:
-    full = narrow(size, getattr(config.rates, f"narrow_{size}"))
+    rate: float = getattr(config.rates, f"narrow_{size}")
+    full = narrow(size, rate)
     longest = branch(size, dict(_BRANCHES)[size], 0)
-    return (full, short(full, longest), taught(full), short(taught(full), longest))
+    learns = taught(replace(full, lr=rate * config.rates.taught))
+    return (full, short(full, longest), learns, short(learns, longest))
