@@ -100,21 +100,21 @@ def test_steps_are_shares_of_the_dense_ones_and_short_ones_the_branchs_compute()
 def test_rates_come_from_their_tables():
     config = replace(
         CONFIG,
-        rates=Rates(dense=1.0, narrow_75=2.0, narrow_50=3.0, narrow_30=4.0, taught=3.0),
+        rates=Rates(dense=1.0, narrow_75=2.0, narrow_50=3.0, narrow_30=4.0),
     )
     rates = {one.name: one.lr for one in language_variants(config)}
-    for tail, expected in (("-short", [2, 3, 4]), ("-teacher-short", [6, 9, 12])):
-        assert [rates[f"narrow-{size}{tail}"] for size in (75, 50, 30)] == expected
+    assert [rates[f"narrow-{size}-teacher-short"] for size in (75, 50, 30)] == [2.0, 3.0, 4.0]
     others = {name for name in rates if not name.startswith("narrow")}
     assert {rates[name] for name in others} == {1.0}
 
 
-def test_one_cut_at_half_or_as_published_again_and_again():
+def test_one_cut_at_half_or_after_the_first_steps_or_as_published_again_and_again():
     def steps_of_cuts(cut, total):
         schedule = low_rank_method(cut, total_steps=total).schedule(total)
         return [step for step in range(1, total + 1) if schedule.due(step)]
 
     assert steps_of_cuts(Cut(0.5), 600) == [300]
+    assert steps_of_cuts(Cut(0.5, delay_fraction=0), 600) == [8]
     published = steps_of_cuts(PUBLISHED, 600)
     assert (published[0], published[1], published[-1]) == (100, 120, 600)
 

@@ -64,8 +64,6 @@ def _branches(config: LanguageRun) -> tuple[BranchedVariant, ...]:
 
 
 def _narrow(config: LanguageRun, size: int) -> tuple[BranchedVariant, ...]:
-    rate: float = getattr(config.rates, f"narrow_{size}")
-    full = narrow(size, rate)
+    full = narrow(size, getattr(config.rates, f"narrow_{size}"))
     longest = branch(size, dict(_BRANCHES)[size], 0)
-    learns = taught(replace(full, lr=rate * config.rates.taught))
-    return (full, short(full, longest), learns, short(learns, longest))
+    return (full, short(full, longest), taught(full), short(taught(full), longest))
