@@ -84,6 +84,7 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     teacher = frozen_copy(model) if row.teacher else None
     stream = WindowStream(data.train, batch_size=BATCH, length=CONTEXT, seed=40_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    collect._PART_OF_SIDE = 4 if row.samples is None else 10**9
     collect._FEWEST = row.samples or SAMPLES  # a process has many rows
     watched = lowrank_settings.WATCHED_STEPS = row.watched
     settings = {"delay_steps": watched, "stored_budget": share, **row.settings}

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowrank.nets import Everything, batch, everything_loss, filled, mlp
 from orthotrain.errors import NonFiniteError
-from orthotrain.lowrank import compress
+from orthotrain.lowrank import collect, compress
 from orthotrain.lowrank.collect import Collector
 from orthotrain.lowrank.metric import metric_of
 from orthotrain.lowrank.samples import chosen_samples
@@ -317,6 +317,17 @@ def test_all_samples_or_one_of_each_stretch():
     index = chosen_samples(1000, 10, g)
     assert [int(i) // 100 for i in index] == list(range(10))
     assert not torch.equal(chosen_samples(1000, 10, g), index)
+
+
+@pytest.mark.parametrize(("side", "read"), [(6, 128), (512, 128), (1024, 256)])
+def test_of_few_samples_a_wide_layer_has_a_quarter_of_its_side(monkeypatch, side, read):
+    layer, rows = filled(nn.Linear(side, 4)), []
+    chosen = collect.chosen_samples
+    monkeypatch.setattr(
+        collect, "chosen_samples", lambda *a: (rows.append(len(i := chosen(*a))), i)[1]
+    )
+    collected(layer, linear_loss(batch(0, 2000, side)), few=True)
+    assert rows == [read]
 
 
 def test_a_subsample_is_right_on_average_and_repeats_with_its_seed():

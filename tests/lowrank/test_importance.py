@@ -596,3 +596,14 @@ def test_copies_of_attention_made_in_the_window_are_plain():
     other.detach()
     assert [type(m) for m in model.modules()] == kinds
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("total", "remedy"), [(6, "delay_steps=1 to 5 watches fewer steps"), (1, 'importance="weight"')]
+)
+def test_a_run_too_short_to_be_watched_is_told_what_to_do(total, remedy):
+    model = Plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=f"after step 8 at the earliest.*{remedy}"):
+        attach(model, optimizer, AdaptiveLowRank(delay_steps=0), total_steps=total)

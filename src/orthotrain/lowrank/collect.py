@@ -53,10 +53,10 @@ class Collector:
         gradients: Whether output gradients are gathered, too.
         wait: Whether a call counts only once a gradient arrives at its output, as it does where
             gradients are gathered. Otherwise every forward pass counts.
-        seed: Of the generator that chooses samples where a call has more than ``most``.
+        seed: Of the generator that chooses samples where a call has more than are read.
         few: Read of one call 128 samples or a quarter of the weight's larger side, whichever
             is more, so that eight calls show twice as many as that side.
-        most: Samples read of one call at most.
+        most: Read of one call at most, where ``few`` is not set.
     """
 
     def __init__(

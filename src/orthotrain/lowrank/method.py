@@ -161,10 +161,14 @@ class AdaptiveLowRank(LowRankSettings, Method):
         schedule = self.schedule(run.total_steps)
         total, first = run.total_steps, schedule.first_switch
         if total is not None and first >= total:
+            remedy = "lower delay_steps or every_steps"
+            if self.delay_steps == 0:
+                remedy = f"delay_steps=1 to {total - 1} watches fewer steps"
+                remedy = remedy if total > 1 else 'importance="weight" watches none'
             raise ConfigError(
                 f"AdaptiveLowRank with delay_steps={self.delay_steps!r} and every_steps="
                 f"{self.every_steps!r} switches after step {first} at the earliest. The run has "
-                f"{total} steps; lower delay_steps or every_steps"
+                f"{total} steps; {remedy}"
             )
         if self.importance != "weight":
             require_one_device(run.model, f"AdaptiveLowRank with importance={self.importance!r}")

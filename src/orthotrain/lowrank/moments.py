@@ -67,5 +67,6 @@ def _added(total: Tensor | None, x: Tensor, blocks: int, each: float) -> Tensor:
     with torch.autocast(device_type=x.device.type, enabled=False):
         for some in torch.split(rows, _ROWS_AT_ONCE, dim=1):
             some = some.to(dtype)
-            total.baddbmm_(some.mT, some, alpha=each)
+            # Not in place by name: torch counts the operations of this form alone.
+            torch.baddbmm(total, some.mT, some, alpha=each, out=total)
     return total

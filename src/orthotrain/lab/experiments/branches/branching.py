@@ -14,6 +14,7 @@ from orthotrain.lab.run.compute import Meter
 from orthotrain.lab.run.trainer import Line
 from orthotrain.lowrank import Branch, teacher_loss
 from orthotrain.lowrank.schedule import Schedule
+from orthotrain.methods.copies import frozen_copy
 
 #: Measures a model on the validation part.
 Look = Callable[[nn.Module], float]
@@ -74,12 +75,18 @@ class Branching:
             return loss
         return teacher_loss(scores, taught, loss, weight=self.teacher_share)
 
-    def before_first(self, steps: int, look: Look) -> list[Line]:
-        """The line of the cut that a branch starts with; called before each step."""
+    def before_first(self, steps: int, look: Look) -> Iterable[Line]:
+        """The line of the cut that a branch starts with; called before each step.
+
+        As the other lines it runs when the time of the step is taken, so it keeps a copy.
+        """
         if steps or self.branch is None:
-            return []
-        self.before = look(self.branch.teacher)
-        return [self._cut_line(look)]
+            return ()
+        return self._first_cut(frozen_copy(self.model), look, self.meter.operations)
+
+    def _first_cut(self, cut: nn.Module, look: Look, operations: int) -> Iterator[Line]:
+        assert self.branch is not None
+        yield self._cut_line(look(self.branch.teacher), look(cut), operations)
 
     def around_cuts(self, steps: int, look: Look) -> Iterable[Line]:
         """Lines of a cut; called after each step, they run when the time of the step is taken."""
@@ -89,17 +96,13 @@ class Branching:
         if self.cuts is None:
             return
         if changed:
-            yield self._cut_line(look)
+            yield self._cut_line(self.before, look(self.model), self.meter.operations)
         if self.cuts.due(steps + 1):
             self.before = look(self.model)
 
-    def _cut_line(self, look: Look) -> Line:
-        return {
-            "kind": "cut",
-            self.measured: look(self.model),
-            f"{self.measured}_before": self.before,
-            "compute": self.meter.operations,
-        }
+    def _cut_line(self, before: float | None, after: float, operations: int) -> Line:
+        name = self.measured
+        return {"kind": "cut", name: after, f"{name}_before": before, "compute": operations}
 
     def fields(self) -> Mapping[str, int]:
         """What result.json says."""

@@ -33,7 +33,8 @@ class Start:
     Attributes:
         model: What is trained, on its device.
         branch: The cut that made it of the finished dense model.
-        cut_compute: Operations that measuring and cutting took.
+        cut_compute: Operations that measuring took, decompositions left out. Its time is no part
+            of the training's.
         teacher: The finished dense model, where it teaches.
         compute_before: Operations of the dense training, where it was needed.
     """
@@ -69,7 +70,7 @@ def start_of(
         variant: Which of them, and whether there is a teacher.
         fresh: Makes a network with new weights.
         device: Where all of them go.
-        next_batch: Gives the batches that a cut is decided on; they are not trained on again.
+        next_batch: Gives the batches that a cut is decided on, before those of the training.
         loss: Of a model and such a batch.
 
     Raises:
@@ -93,6 +94,8 @@ def start_of(
         )
     assert variant.cut is not None
     assert variant.cut.stored is not None
+    assert variant.cut.repaired
+    assert variant.cut.bases == "trained"
     batches = [next_batch() for _ in range(CUT_BATCHES)]
     found = counted_branch(dense.train(), variant.cut.stored, batches=batches, loss=loss)
     teacher = found.branch.teacher if variant.teacher and found.branch else None

@@ -38,7 +38,7 @@ class BranchOptim:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a network becomes low-rank on its way.
+    """How a network becomes low-rank, on its way or before a branch begins.
 
     Attributes:
         stored: Share of the model's numbers that is stored after the one cut; None for the

@@ -13,7 +13,12 @@ from orthotrain.diagnostics.stability import BasisStability
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
 from orthotrain.lab.experiments.branches.start import OwnRate, start_of
-from orthotrain.lab.experiments.branches.steps import Passes, branch_steps, short_steps
+from orthotrain.lab.experiments.branches.steps import (
+    Passes,
+    branch_steps,
+    short_steps,
+    squares_of,
+)
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRun
@@ -146,10 +151,13 @@ def passes_of(model: GPTConfig, *, batch: int, stored: float = 1.0) -> Passes:
         stored: Share of all numbers that is stored after a cut.
     """
     width, depth, context = model.width, model.depth, model.context
+    with torch.device("meta"):
+        squared = squares_of(build_gpt(model))
     # Positions and norms are added and scaled, all other numbers are multiplied with each byte.
     rest = context * width + (2 * depth + 1) * width
     return Passes(
         places=batch * context,
         multiplied=stored * numbers_of(model) - rest,
         mixed=context * width * depth,
+        squared=squared,
     )

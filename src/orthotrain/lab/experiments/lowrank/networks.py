@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.branches.steps import Passes
+from orthotrain.lab.experiments.branches.steps import Passes, squares_of
 from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.narrow import narrowest
 from orthotrain.lab.run.restore import rebuilds
@@ -95,4 +95,6 @@ def passes_of(
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     head = model.head.weight.numel()
     multiplied = matrices - head + head / tokens - (1 - stored) * everything
-    return Passes(batch * tokens, multiplied, tokens * config.width * config.depth)
+    return Passes(
+        batch * tokens, multiplied, tokens * config.width * config.depth, squares_of(model)
+    )

@@ -33,7 +33,7 @@ STDLIB_GPT = Experiment(
     name="stdlib-gpt",
     title="Byte-level GPT on Python's standard library",
     config={
-        # Long enough for the first steps of the shortest branch, short enough for a test.
+        # Long enough for a few steps of the shortest branch, short enough for a test.
         "smoke": replace(
             _CPU,
             data=TextConfig(batch_size=4),
