@@ -5,16 +5,17 @@ The commands that need the library alone are parsed here, with the standard libr
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Final
 
 from orthotrain._version import __version__
 from orthotrain.cli.command import Command, Parser
+from orthotrain.cli.output import drop_output, print_what_it_can, steady_output
 from orthotrain.errors import ConfigError, OrthotrainError
 
 ERROR_EXIT: Final = 2
@@ -51,6 +52,7 @@ inspect and compress need nothing else; the others need: pip install "orthotrain
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    print_what_it_can()
     try:
         return _dispatch(arguments)
     except (OrthotrainError, ArgumentError) as error:
@@ -58,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
         return ERROR_EXIT
     except BrokenPipeError:
-        # The reader (such as head) has closed the output. Flushing it at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output(sys.stdout)  # the reader, such as head, has closed it
         return ERROR_EXIT
     except KeyboardInterrupt:
         print(
@@ -84,7 +85,8 @@ def _dispatch(arguments: list[str]) -> int:
             _need_laboratory(name)
         command = Command(given, " ".join(["orthotrain", *arguments]))
     run = getattr(import_module(f"orthotrain.cli.{name}"), f"run_{name}")
-    return int(run(command))
+    with steady_output() if name in _RUNS else nullcontext():
+        return int(run(command))
 
 
 def _need_laboratory(name: str) -> None:

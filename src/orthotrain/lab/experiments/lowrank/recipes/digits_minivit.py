@@ -66,7 +66,7 @@ GRID = TuneGrid(
     # of 25 layers is reached 12 updates later, when a late switch leaves no time to recover.
     base=LowRankConfig(layer_fraction=0.5),
     # The dense network's own rate and its neighbors.
-    rates=(1e-3, 2e-3, 4e-3),
+    rates=(1e-3, 2e-3, 4e-3, 8e-3),
 )
 
 DIGITS_MINIVIT = Experiment(
