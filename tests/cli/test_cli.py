@@ -199,6 +199,8 @@ def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, m
         ("optim: [\n", "is no configuration"),
         ("- 1\n", "need settings by name"),
         ("nope: 1\n", "nope"),
+        ("optim: 5\n", "optim: 5 is no group of settings"),
+        ("optim: [5]\n", "no group of settings"),
     ],
 )
 def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
@@ -208,6 +210,35 @@ def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
     path.write_text(content)
     assert message in fails(capsys, "train", "--config", path, "--run-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "1000000"], "threads=1000000 must be 1 to 1024"),
+        (["--device", "cuda"], "device=cuda needs a GPU"),
+        (["--run-dir", "x" * 300], "cannot be written"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_one_clear_line(
+    capsys, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in fails(capsys, "train", *QUICK, *options)
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\x00\xff\xfe", "is damaged"), (b"optim: [1,", "is damaged"), (b"- 1", "no settings")],
+)
+def test_a_run_folder_with_garbage_in_its_settings_is_refused(capsys, tmp_path, content, message):
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert message in fails(capsys, "train", *QUICK, "--run-dir", tmp_path)
+    assert (tmp_path / "config.yaml").read_bytes() == content
 
 
 @pytest.mark.bad_input

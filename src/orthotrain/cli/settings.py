@@ -15,6 +15,8 @@ from typing import Any, get_args, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace
 
+from orthotrain.errors import ConfigError
+
 
 def given_names(content: dict[str, Any], options: Iterable[str]) -> dict[str, Any]:
     """Names in a file and dotted names of options, nested as in a file."""
@@ -44,6 +46,9 @@ def add_settings(
         given: Names that are given, nested as in a file; they choose between classes.
         prefix: Stands before each name.
         skip: Names that get no option.
+
+    Raises:
+        ConfigError: One value stands where a group of settings is needed.
     """
     hints = get_type_hints(kind)
     group = parser.add_argument_group(prefix.rstrip(".")) if prefix else parser
@@ -51,6 +56,8 @@ def add_settings(
     for f in (f for f in fields(kind) if f.name not in skip):
         name, value = prefix + f.name, _default(f, default)
         classes, inner = _classes(hints[f.name], value), given.get(f.name)
+        if classes and not (inner is None or isinstance(inner, Mapping)):
+            raise ConfigError(f"{name}: {inner!r} is no group of settings; need them by name")
         inner = inner if isinstance(inner, Mapping) else {}
         if classes and (inner or value is not None):
             chosen = _chosen(classes, inner)

@@ -43,20 +43,18 @@ def train_variants(
 ) -> None:
     """Open the folder and train every variant with every seed, showing progress."""
     workers = worker_count(command.arguments.jobs, device=config.device, threads=config.threads)
-    folder.open(config)
-    print(f"run folder: {folder.path.resolve()}", flush=True)
-
-    # torch is loaded here, after everything that can be checked without it.
+    # torch is loaded here, after the options are checked and before anything is written.
     from orthotrain.lab.run.jobs import Run, run_all
     from orthotrain.lab.run.reproducibility import environment, resolve_device
 
+    device = resolve_device(config.device)
+    folder.open(config)
+    print(f"run folder: {folder.path.resolve()}", flush=True)
     folder.describe(
         experiment,
         config,
         variants=variants,
-        environment=environment(
-            command=command.line, device=resolve_device(config.device), threads=config.threads
-        ),
+        environment=environment(command=command.line, device=device, threads=config.threads),
     )
     with shown_progress(len(variants) * len(config.seeds)) as on_progress:
         run = Run(experiment.build, config, folder, read_test)

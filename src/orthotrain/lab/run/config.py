@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from orthotrain.errors import ConfigError
 
 Scale = Literal["smoke", "demo", "cpu", "full"]
 Device = Literal["auto", "cpu", "cuda"]
+#: More than any machine has; a system that cannot start so many ends the process.
+MOST_THREADS: Final = 1024
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -115,4 +117,6 @@ class RunConfig:
         for name, values in (("variants", self.variants), ("seeds", self.seeds)):
             need(len(set(values)) == len(values), f"{name}={list(values)} names one twice")
         need(min(self.seeds) >= 0, f"seeds={list(self.seeds)} must not be negative")
-        need(self.threads >= 1, f"threads={self.threads} must be at least 1")
+        need(
+            1 <= self.threads <= MOST_THREADS, f"threads={self.threads} must be 1 to {MOST_THREADS}"
+        )

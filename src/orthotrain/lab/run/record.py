@@ -138,23 +138,35 @@ class RunFolder:
         import yaml
 
         resolved = plain(config)
-        if self.config.exists():
-            previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            changed = _differences(previous, resolved)
-            if changed:
-                raise ConfigError(
-                    f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
-                    "choose another folder with --run-dir, or continue that run with --resume"
-                )
-            return
         try:
+            if self.config.exists():
+                previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+                self._require_same(previous, resolved)
+                return
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(resolved, sort_keys=False)
             write_atomically(self.config, text.encode())
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{self.config} is damaged ({error}); restore it, or choose another folder with "
+                "--run-dir"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"{self.path} cannot be written ({error}); choose another folder with --run-dir"
             ) from error
+
+    def _require_same(self, previous: Any, resolved: Mapping[str, Any]) -> None:
+        if not isinstance(previous, dict):
+            raise ConfigError(
+                f"{self.config} holds no settings; restore it, or choose another folder with "
+                "--run-dir"
+            )
+        if changed := _differences(previous, resolved):
+            raise ConfigError(
+                f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
+                "choose another folder with --run-dir, or continue that run with --resume"
+            )
 
     def describe(
         self,

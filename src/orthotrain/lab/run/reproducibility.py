@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from orthotrain._version import __version__
+from orthotrain.errors import ConfigError
 from orthotrain.lab.run.config import Device
 
 _STREAMS: Final = ("weights", "batches", "rival", "branch")
@@ -33,10 +34,18 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 def resolve_device(device: Device) -> torch.device:
-    """The torch device; ``"auto"`` is a GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    """The torch device; ``"auto"`` is a GPU where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and is not there.
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError(
+            "device=cuda needs a GPU and a torch that is built for it; this torch "
+            f"({torch.__version__}) sees none; take device=cpu or device=auto"
+        )
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and there) else "cpu")
 
 
 def environment(*, command: str, device: torch.device, threads: int) -> dict[str, Any]:
