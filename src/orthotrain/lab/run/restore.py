@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lowrank import restore_structure
+from orthotrain.lowrank.storage import read_saved
 
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
 _MARK = "_rebuilds_from_checkpoints"
@@ -64,15 +63,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors":
         return _weights(load_checkpoint(path))
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; need a checkpoint.pt or a safetensors file")
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}); write it again with "
-            "orthotrain.save"
-        ) from error
+    tensors, _ = read_saved(path)
+    return tensors
 
 
 def read_network(path: Path) -> nn.Module:
