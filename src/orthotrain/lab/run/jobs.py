@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
-from orthotrain.lab.run.record import RunFolder, read_json
+from orthotrain.lab.run.record import RunFolder, read_json, training_settings
 from orthotrain.lab.run.workers import workers_that_report
 
 _Name = tuple[str, int]
@@ -67,11 +67,12 @@ class Run:
         variant = task.variant
         if needed := task.needs(self.config):
             variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
+        folder = self.folder.seed(variant.name, task.seed)
         train(
             named(self.build)(self.config, variant, task.seed),
             variant=variant,
             seed=task.seed,
-            folder=self.folder.seed(variant.name, task.seed),
+            folder=replace(folder, settings=training_settings(self.config)),
             read_test=self.read_test,
             on_progress=on_progress,
         )

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from orthotrain.errors import NonFiniteError
-from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
+from orthotrain.lab.run.checkpoint import save_checkpoint
 from orthotrain.lab.run.config import Variant
 from orthotrain.lab.run.progress import OnProgress, ignore
 from orthotrain.lab.run.record import MetricsFile, SeedFolder, read_metrics, saving, write_json
 from orthotrain.lab.run.recorder import Recorder
 from orthotrain.lab.run.reproducibility import peak_memory_bytes, reset_peak_memory
+from orthotrain.lab.run.resume import identity_of, resume
 from orthotrain.lab.run.trainer import Ending, Trainer
 
 _logger = logging.getLogger("orthotrain")
@@ -45,16 +46,15 @@ def train(
 
     Raises:
         NonFiniteError: A loss or a weight became NaN or infinite; the last checkpoint stays.
-        CheckpointError: A checkpoint is damaged or cannot be written.
+        CheckpointError: A checkpoint is damaged, is of another training or cannot be written.
     """
     with saving(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
     seconds_before, metrics_size = 0.0, 0
+    identity = identity_of(trainer, folder, variant=variant.name, seed=seed)
     if folder.checkpoint.exists():
-        saved = load_checkpoint(folder.checkpoint)
-        trainer.load_state_dict(saved["training"])
-        seconds_before, metrics_size = saved["seconds"], saved["metrics_size"]
+        seconds_before, metrics_size = resume(trainer, folder.checkpoint, identity)
         _logger.info("%s goes on at step %d", folder.path, trainer.steps)
     began, started, cadence = time.perf_counter(), trainer.steps, trainer.cadence
 
@@ -78,6 +78,8 @@ def train(
                 training = trainer.state_dict()
                 _require_finite_weights(training, trainer, folder)
                 checkpoint = {
+                    "identity": identity,
+                    "step": trainer.steps,
                     "training": training,
                     "seconds": seconds(),
                     "metrics_size": metrics.sync(),

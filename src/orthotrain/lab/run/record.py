@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,9 +78,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """Files of one (variant, seed)."""
+    """Files of one (variant, seed).
+
+    Attributes:
+        path: Where they lie.
+        settings: Those of its run that its numbers depend on; a checkpoint says them.
+    """
 
     path: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Path:
@@ -140,7 +146,7 @@ class RunFolder:
         resolved = plain(config)
         if self.config.exists():
             previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            changed = _differences(previous, resolved)
+            changed = differences(previous, resolved)
             if changed:
                 raise ConfigError(
                     f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
@@ -186,13 +192,19 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return resolved
 
 
-def _differences(previous: object, resolved: object, name: str = "") -> list[str]:
+def training_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that one training depends on: all but which trainings the run has."""
+    return {k: value for k, value in plain(config).items() if k not in ("variants", "seeds")}
+
+
+def differences(previous: object, resolved: object, name: str = "") -> list[str]:
+    """What differs between two nested dicts of plain values, one sentence each."""
     if isinstance(previous, dict) and isinstance(resolved, dict):
         keys = sorted({*previous, *resolved})
         return [
             line
             for key in keys
-            for line in _differences(
+            for line in differences(
                 previous.get(key), resolved.get(key), f"{name}.{key}" if name else key
             )
         ]
