@@ -7,14 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.run.tiny import KillAt, Killed, tiny_data, train_here
+from lab.run.tiny import (
+    KillAt,
+    Killed,
+    assert_same_bits,
+    tiny_data,
+    train_here,
+    without_times,
+)
 from lab.run.toy import ToyRun, ToyTrainer, ToyVariant
 from orthotrain.data.lazy import ImageArray
-from orthotrain.errors import CheckpointError, StateError
+from orthotrain.errors import CheckpointError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.lab.run.loop import train
-from orthotrain.lab.run.record import SeedFolder, training_settings
+from orthotrain.lab.run.record import SeedFolder, read_metrics, training_settings
 from orthotrain.lab.run.resume import fingerprint
+from orthotrain.lab.run.trainer import Cadence, Step
 
 PLAIN = ToyVariant("plain", "plain", "")
 CONFIG = ToyRun(recipe="toy", scale="smoke")
@@ -170,3 +178,164 @@ def test_a_copied_run_folder_goes_on(tmp_path):
     stopped_toy(tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     assert train_toy(tmp_path / "there")["final"] == train_toy(tmp_path / "here")["final"]
+
+
+# --- the last two ---------------------------------------------------------------------------------
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    train_toy(tmp_path)
+    folder = SeedFolder(tmp_path)
+    steps = [load_checkpoint(p)["step"] for p in (folder.checkpoint, folder.previous_checkpoint)]
+    assert steps == [8, 6]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
+    whole, folder = SeedFolder(tmp_path / "whole"), SeedFolder(tmp_path / "damaged")
+    expected = train_toy(whole.path)
+    with pytest.raises(Killed):
+        train_toy(folder.path, on_progress=KillAt(8))
+    content = bytearray(folder.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "missing":  # killed between the two renames
+        folder.checkpoint.unlink()
+    else:
+        folder.checkpoint.write_bytes(content if damage == "flip" else content[:-100])
+    seen = []
+    with pytest.warns(
+        OrthotrainWarning, match=r"checkpoint\.pt .*checkpoint\.previous\.pt, at step 3"
+    ):
+        result = train_toy(folder.path, on_progress=seen.append)
+    assert seen[0].step == 3
+    assert without_times([result]) == without_times([expected])
+    lines = [without_times(read_metrics(one.metrics)) for one in (folder, whole)]
+    assert lines[0] == lines[1]
+    states = [load_checkpoint(one.checkpoint)["training"] for one in (folder, whole)]
+    assert_same_bits(*states)
+    # The damaged one did not take the place of the one before.
+    assert load_checkpoint(folder.previous_checkpoint)["step"] == 6
+    assert (folder.path / "checkpoint.damaged.pt").exists() == (damage != "missing")
+
+
+@pytest.mark.bad_input
+def test_two_damaged_checkpoints_are_refused_and_left(tmp_path):
+    train_toy(tmp_path)
+    folder = SeedFolder(tmp_path)
+    folder.result.unlink()
+    for path in (folder.checkpoint, folder.previous_checkpoint):
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.previous\.pt is damaged"):
+        train_toy(tmp_path)
+    assert folder.checkpoint.read_bytes() == folder.previous_checkpoint.read_bytes() == b"nothing"
+
+
+@pytest.mark.bad_input
+def test_the_checkpoint_of_another_training_does_not_fall_back(tmp_path):
+    train_toy(tmp_path)
+    SeedFolder(tmp_path).result.unlink()
+    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here"):
+        train_toy(tmp_path, seed=1)
+    assert load_checkpoint(SeedFolder(tmp_path).checkpoint)["step"] == 8
+
+
+# --- what is not finite ---------------------------------------------------------------------------
+
+
+class Spoilt(ToyTrainer):
+    """Does something at step 5, after its step, and tells a loss that is finite."""
+
+    def __init__(self, spoil):
+        super().__init__(1.0, 0.1)
+        self.spoil = spoil
+
+    def step(self):
+        super().step()
+        if self.steps == 5:
+            self.spoil(self)
+        return Step({"loss": torch.tensor(1.0)})
+
+
+def nan_weight(trainer):
+    torch.nn.init.constant_(trainer.model.weight, torch.nan)
+
+
+def infinite_momentum(trainer):
+    (state,) = trainer.optimizer.state.values()
+    state["momentum_buffer"].fill_(torch.inf)
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
+    trainer.optimizer.step = lambda: None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (nan_weight, "weight of the model"),
+        (infinite_momentum, r"state\.0\.momentum_buffer of the optimizer"),
+    ],
+)
+def test_what_is_not_finite_never_replaces_a_checkpoint(tmp_path, spoil, named):
+    folder = SeedFolder(tmp_path)
+    with pytest.raises(NonFiniteError, match=f"{named} in .* is not finite at step 6"):
+        train(Spoilt(spoil), variant=PLAIN, seed=0, folder=folder)
+    assert load_checkpoint(folder.checkpoint)["step"] == 3
+    assert not folder.result.exists()
+
+
+@pytest.mark.bad_input
+def test_a_loss_that_is_not_logged_is_looked_at_before_a_checkpoint(tmp_path):
+    class Lossy(Spoilt):
+        cadence = Cadence(1000, 1000, 3, sizes=False)
+
+        def step(self):
+            super().step()
+            return Step({"loss": torch.tensor(math.nan if self.steps > 4 else 1.0), "lr": 0.1})
+
+    folder = SeedFolder(tmp_path)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss in .* is nan at step 6, learning rate 0\.1"
+    ):
+        train(Lossy(lambda _: None), variant=PLAIN, seed=0, folder=folder)
+    assert load_checkpoint(folder.checkpoint)["step"] == 3
+
+
+@pytest.mark.bad_input
+def test_a_loss_of_an_evaluation_that_is_not_finite_ends_the_run(tmp_path):
+    class Looked(ToyTrainer):
+        def evaluate(self, folder):
+            return {"split": "validation", "loss": math.inf, "score": math.nan}
+
+    folder = SeedFolder(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"the loss in .* is inf at step 4"):
+        train(Looked(1.0, 0.1), variant=PLAIN, seed=0, folder=folder)
+    assert load_checkpoint(folder.checkpoint)["step"] == 3
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["validation_loss", "test_bits", "loss"])
+def test_a_result_with_a_loss_that_is_not_finite_is_not_written(tmp_path, name):
+    class Ended(ToyTrainer):
+        def result(self, ending):
+            return {"score": math.nan, "test_loss": None, name: math.nan}
+
+    folder = SeedFolder(tmp_path)
+    with pytest.raises(
+        NonFiniteError, match=f"the {name.replace('_', ' ')} in .* is nan at step 8"
+    ):
+        train(Ended(1.0, 0.1), variant=PLAIN, seed=0, folder=folder)
+    assert not folder.result.exists()
+
+
+@pytest.mark.bad_input
+def test_a_finished_state_that_is_not_finite_gives_no_result(tmp_path):
+    """A checkpoint of the last step that an earlier version wrote, which did not look."""
+    train_toy(tmp_path)
+    folder = SeedFolder(tmp_path)
+    folder.result.unlink()
+    saved = load_checkpoint(folder.checkpoint)
+    saved["training"]["model"]["weight"].fill_(torch.nan)
+    save_checkpoint(folder.checkpoint, saved)
+    with pytest.raises(NonFiniteError, match="weight of the model"):
+        train_toy(tmp_path)
+    assert not folder.result.exists()

@@ -28,12 +28,13 @@ _END_BYTES: Final = 22
 _logger = logging.getLogger("orthotrain")
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Replace the checkpoint at ``path``; on failure the previous one stays.
 
     Args:
         path: Target file.
         state: Tensors and plain values only.
+        keep: Where the checkpoint that is replaced goes; None for nowhere.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -42,7 +43,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     torch.save({"format": FORMAT, "schema": SCHEMA, **state}, buffer)
     content = _sealed(buffer)
     with saving(path):
-        write_atomically(path, content)
+        write_atomically(path, content, keep=keep)
 
 
 def _sealed(archive: io.BytesIO) -> bytes:

@@ -95,8 +95,13 @@ class SeedFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The last good checkpoint."""
+        """The last checkpoint."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.path / "checkpoint.previous.pt"
 
     @property
     def result(self) -> Path:

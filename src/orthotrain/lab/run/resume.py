@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.data.lazy import ImageArray
-from orthotrain.errors import CheckpointError, OrthotrainError
+from orthotrain.errors import CheckpointError, OrthotrainError, OrthotrainWarning
 from orthotrain.lab.run.checkpoint import SCHEMA, load_checkpoint
 from orthotrain.lab.run.record import SeedFolder, differences
 from orthotrain.lab.run.trainer import Trainer
@@ -67,21 +69,54 @@ def identity_of(trainer: Trainer, folder: SeedFolder, *, variant: str, seed: int
     }
 
 
-def resume(trainer: Trainer, path: Path, identity: Mapping[str, Any]) -> tuple[float, int]:
-    """Go on from a checkpoint.
+def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) -> tuple[float, int]:
+    """Go on from the last checkpoint, or from the one before where the last is damaged.
 
     Args:
-        trainer: At its step 0.
-        path: The checkpoint.
-        identity: What it must say of itself.
+        trainer: At its step 0, where it stays without a checkpoint.
+        folder: Of the training.
+        identity: What the checkpoint must say of itself.
 
     Returns:
         Seconds that the training took so far, and bytes of its metrics.
 
     Raises:
-        CheckpointError: It is damaged, of another training, incomplete or impossible.
+        CheckpointError: Both are damaged, or what is there is of another training, incomplete or
+            impossible.
+
+    Warns:
+        OrthotrainWarning: The last one is damaged or missing.
     """
-    saved = load_checkpoint(path)
+    last, previous = folder.checkpoint, folder.previous_checkpoint
+    if not last.exists() and not previous.exists():
+        return 0.0, 0
+    path, damage = last, None
+    try:
+        saved = load_checkpoint(last)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        path, damage = previous, error
+        saved = load_checkpoint(previous)
+    progress = _go_on(trainer, saved, path, identity)
+    if damage is not None:
+        if last.exists():
+            # The next save must not put it in the place of the one before.
+            os.replace(last, last.with_name("checkpoint.damaged.pt"))
+        os.replace(previous, last)
+        warnings.warn(
+            f"the last checkpoint cannot be taken ({damage}); the training goes on from the one "
+            f"before, {previous.name}, at step {trainer.steps}",
+            OrthotrainWarning,
+            stacklevel=3,
+        )
+    _logger.info("%s goes on at step %d", folder.path, trainer.steps)
+    return progress
+
+
+def _go_on(
+    trainer: Trainer, saved: Mapping[str, Any], path: Path, identity: Mapping[str, Any]
+) -> tuple[float, int]:
     _require(saved, path, "training", lambda value: isinstance(value, dict), "a dictionary")
     _require(saved, path, "seconds", _is_duration, "a number of seconds")
     _require(saved, path, "metrics_size", _is_count, "a number of bytes")
@@ -91,7 +126,7 @@ def resume(trainer: Trainer, path: Path, identity: Mapping[str, Any]) -> tuple[f
         if changed := differences(saved["identity"], dict(identity)):
             raise CheckpointError(
                 f"{path} is the checkpoint of another training: {'; '.join(changed[:4])}; put it "
-                "back where it belongs, or delete it to train this seed from its start"
+                "back where it belongs, or delete its folder to train this seed from its start"
             )
         _require(
             saved, path, "step", lambda value: _is_count(value) and value <= total,
@@ -117,7 +152,7 @@ def resume(trainer: Trainer, path: Path, identity: Mapping[str, Any]) -> tuple[f
     if not (_is_count(steps) and trainer.steps <= total and steps == saved.get("step", steps)):
         raise CheckpointError(
             f"{path} says that {trainer.steps} steps are done and its training has {total}; delete "
-            "it to train this seed from its start"
+            "its folder to train this seed from its start"
         )
     return float(saved["seconds"]), int(saved["metrics_size"])
 
@@ -129,7 +164,7 @@ def _require(
         found = repr(saved[name])[:40] if name in saved else "nothing"
         raise CheckpointError(
             f"{path} has {found} for {name!r}, need {need}; another version wrote it. Use that "
-            "version, or delete it to train this seed from its start"
+            "version, or delete its folder to train this seed from its start"
         )
 
 
