@@ -49,7 +49,10 @@ inspect and compress need nothing else; the others need: pip install "orthotrain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run one command and return its exit code.
+
+    0; 2 for a user's error; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -61,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (such as head) has closed the output. Flushing it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_EXIT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(
             "\northotrain: stopped; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
-        return INTERRUPTED_EXIT
+        # A training that was stopped by a signal says by which.
+        return 128 + stop.args[0] if stop.args else INTERRUPTED_EXIT
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from orthotrain.errors import ConfigError, WorkerError
+from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, read_json, training_settings
+from orthotrain.lab.run.stop import termination_raises
 from orthotrain.lab.run.workers import workers_that_report
 
 _Name = tuple[str, int]
@@ -92,12 +94,15 @@ def run_all(
     Raises:
         ConfigError: ``workers`` is out of range, or a variant needs one without results.
         OrthotrainError: What a training raised; the others are stopped.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; what trained has saved a checkpoint.
     """
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
     tasks = list(_open_tasks(run, variants, on_progress=on_progress))
     _check_needs(tasks, run)
-    with _locked(run.folder.path):
+    with _locked(run.folder.path), termination_raises():
+        # Nothing else writes here while the lock is held.
+        remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
             with _threads(run.config.threads):
                 for task in tasks:

@@ -18,6 +18,7 @@ from orthotrain.lab.run.record import MetricsFile, SeedFolder, read_metrics, sav
 from orthotrain.lab.run.recorder import Recorder
 from orthotrain.lab.run.reproducibility import peak_memory_bytes, reset_peak_memory
 from orthotrain.lab.run.resume import identity_of, resume
+from orthotrain.lab.run.stop import Stopped, held_signals
 from orthotrain.lab.run.trainer import Ending, Trainer
 
 
@@ -45,6 +46,7 @@ def train(
 
     Raises:
         NonFiniteError: A loss, a weight or state became NaN or infinite; the last checkpoint stays.
+        Stopped: SIGTERM or Ctrl-C came; the step was ended and a checkpoint written.
         CheckpointError: A checkpoint is damaged, is of another training or cannot be written.
     """
     with saving(folder.path):
@@ -57,7 +59,7 @@ def train(
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
-    with MetricsFile(folder.metrics, size=metrics_size) as metrics:
+    with MetricsFile(folder.metrics, size=metrics_size) as metrics, held_signals() as asked:
         recorder = Recorder(
             trainer, variant=variant.name, seed=seed, metrics=metrics, on_progress=on_progress
         )
@@ -67,12 +69,14 @@ def train(
             with recorder.timed_step():
                 step = trainer.step()
             numbers: Mapping[str, Any] = recorder.stepped(step)
+            stop = asked()
+            saves = stop is not None or due(trainer, cadence.checkpoint)
             require_finite_numbers(numbers, trainer, folder.path)
             if due(trainer, cadence.evaluate):
                 line = trainer.evaluate(folder)
                 recorder.evaluated(line)
                 require_finite_numbers(losses_of(line), trainer, folder.path)
-            if due(trainer, cadence.checkpoint):
+            if saves:
                 checkpoint = {
                     "identity": identity,
                     "step": trainer.steps,
@@ -84,7 +88,11 @@ def train(
                 # Not all steps are written down, and the losses of this one may not be.
                 require_finite_numbers(step.values, trainer, folder.path)
                 save_checkpoint(folder.checkpoint, checkpoint, keep=folder.previous_checkpoint)
+            if stop is not None:
+                break
         metrics.sync()
+        if (stop := asked()) is not None:
+            raise Stopped(stop)
     took = seconds()
     finite_state(trainer, folder.path)
     ending = Ending(
