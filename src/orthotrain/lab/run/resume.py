@@ -48,7 +48,7 @@ def fingerprint(*parts: Tensor | ImageArray) -> str:
             count = len(part)
             part = part[torch.linspace(0, count - 1, min(_SAMPLED, count)).long()]
         values = part.detach().cpu().contiguous().reshape(-1)
-        found.update(memoryview(values.view(torch.uint8).numpy()))
+        found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
