@@ -145,8 +145,8 @@ def _go_on(
         reason = str(error).splitlines()[0] if str(error) else ""
         raise CheckpointError(
             f"{path} does not fit this training ({type(error).__name__}: {reason}); another "
-            "version or family wrote it. Use that version, or delete it to train this seed from "
-            "its start"
+            "version or family wrote it. Use that version, or delete its folder to train this "
+            "seed from its start"
         ) from error
     steps: object = trainer.steps
     if not (_is_count(steps) and trainer.steps <= total and steps == saved.get("step", steps)):
