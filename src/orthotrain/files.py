@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+_TEMPORARY: Final = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+# Nobody writes that long at one file without a change to it.
+_ABANDONED_SECONDS: Final = 24 * 3600
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes, *, keep: str | os.PathLike[str] | None = None
+) -> None:
     """Replace ``path`` by ``content`` at once.
 
     The content is written in full beside its place and then moved there, so a full disk or a
     killed process leaves an earlier file as it was, and a reader never sees half of one. Several
-    processes may write the same path: the last one wins, whole.
+    processes may write the same path: the last one wins, whole. What killed ones left beside it a
+    day ago or earlier is removed.
 
     Args:
         path: File to write. Its folder must exist.
         content: All of it.
+        keep: Where an earlier file at ``path`` goes, in the same folder; None for nowhere. A
+            process killed at that moment leaves it there, and nothing at ``path``.
 
     Raises:
         OSError: The disk is full, the folder cannot be written, or ``path`` is there and is no
@@ -27,13 +40,58 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     if path.exists() and not path.is_file():
         # Moving a file there would take the place of a device or a pipe, as root even /dev/null.
         raise OSError(errno.EEXIST, "exists and is no regular file", str(path))
+    remove_abandoned(path.parent, name=path.name, seconds=_ABANDONED_SECONDS, below=False)
+    moved = False
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+            moved = True
         os.replace(temporary, path)
     except BaseException:
+        if keep is not None and moved:
+            os.replace(keep, path)
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def remove_abandoned(
+    folder: Path, *, name: str | None = None, seconds: float = 0.0, below: bool = True
+) -> list[Path]:
+    """Remove the temporary files of killed calls of :func:`write_atomically`.
+
+    Args:
+        folder: Where they lie.
+        name: Of the file that was to be written; None for all.
+        seconds: Those that changed within this time are left: somebody may still write them.
+        below: Whether folders within it are looked through, too.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in folder.rglob(".*.tmp") if below else folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or name not in (None, found["name"]):
+            continue
+        # Another process may remove it, too, or be the one that writes it.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk. Where a system cannot, the file is whole all the same."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

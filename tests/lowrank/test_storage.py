@@ -17,6 +17,7 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain import files
 from orthotrain.errors import CheckpointError
+from orthotrain.lab.run.restore import read_weights
 from orthotrain.layers import LowRankLinear
 from orthotrain.lowrank import compress, load, save
 
@@ -79,7 +80,7 @@ def test_the_file_can_be_read_by_whom_a_new_file_can(tmp_path):
 
 @pytest.mark.bad_input
 def test_a_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r"existing file.*nowhere"):
+    with pytest.raises(CheckpointError, match=r"nowhere does not exist"):
         load(low_rank(), tmp_path / "nowhere")
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_file(tmp_path, damage):
     )  # fmt: skip
     model = low_rank(seed=3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match="damaged or of another kind"):
+    with pytest.raises(CheckpointError, match="damaged or no safetensors file"):
         load(model, path)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -108,11 +109,159 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
         load(low_rank(), tmp_path)
 
 
-@pytest.mark.bad_input
-def test_a_file_of_somebody_else(tmp_path):
+def test_a_file_of_somebody_else_loads_with_a_note(tmp_path, caplog):
+    model = mlp(8)
+    for metadata in (None, {"format": "pt"}):
+        save_file(model.state_dict(), tmp_path / "other", metadata=metadata)
+        caplog.clear()
+        into = load(mlp(8, seed=3), tmp_path / "other")
+        assert "other has no hash of its content" in caplog.text
+        assert all(
+            torch.equal(value, model.state_dict()[k]) for k, value in into.named_parameters()
+        )
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other")
-    with pytest.raises(CheckpointError, match=r"written by orthotrain\.save"):
+    with pytest.raises(CheckpointError, match="needs the model that"):
         load(low_rank(), tmp_path / "other")
+
+
+def test_a_file_of_the_version_without_a_hash_loads_with_a_note(tmp_path, caplog):
+    tied = filled(Everything())
+    save(tied, tmp_path / "new")
+    assert not caplog.records
+    rewrite(tmp_path / "new", tmp_path / "old", format="orthotrain.model.1", **{HASH: None})
+    into = load(filled(Everything(), seed=5), tmp_path / "old")
+    assert "old has no hash of its content" in caplog.text
+    for key, value in tied.state_dict().items():
+        assert torch.equal(into.state_dict()[key], value), key
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+HASH = "orthotrain.sha256"
+
+
+def rewrite(source, target, *, tensors=None, **changes):
+    """Copy a file with other metadata (None leaves an entry out) or tensors, its hash unchanged."""
+    with safe_open(source, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {**file.metadata(), **changes}
+    kept = {name: value for name, value in metadata.items() if value is not None}
+    save_file(found if tensors is None else tensors(found), target, metadata=kept)
+
+
+def reading_of(path):
+    """What loads it, and what ``orthotrain inspect`` reads it with."""
+    return (lambda: load(mlp(6, depth=2), path)), (lambda: read_weights(path))
+
+
+@pytest.mark.bad_input
+def test_flipped_bits_are_noticed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(low_rank(width=6), path)
+    content = path.read_bytes()
+    random = torch.Generator().manual_seed(0)
+    header = 8 * (8 + int.from_bytes(content[:8], "little"))
+    # In the header a name, a dtype or a place may turn into another one that is valid.
+    places = [
+        *torch.randint(header, (120,), generator=random).tolist(),
+        *torch.randint(header, 8 * len(content), (20,), generator=random).tolist(),
+        8 * len(content) - 1,
+    ]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            read_weights(path)
+    for place in places[-3:]:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        model = low_rank(width=6, seed=3)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match="does not match the hash"):
+            load(model, path)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {name: t.to(torch.float16) for name, t in tensors.items()},
+        lambda tensors: {name: t.mT.contiguous() if t.ndim > 1 else t for name, t in tensors.items()},  # noqa: E501
+        lambda tensors: {name: t.flatten() for name, t in tensors.items()},
+        lambda tensors: dict(zip(tensors, reversed(tensors.values()), strict=True)),
+        lambda tensors: dict(list(tensors.items())[1:]),
+        lambda tensors: {**tensors, "more": torch.zeros(1)},
+    ],
+    ids=["dtype", "transposed", "flat", "exchanged", "missing", "more"],
+)  # fmt: skip
+def test_other_tensors_under_the_same_hash_are_refused(tmp_path, change):
+    save(mlp(6), tmp_path / "good")
+    rewrite(tmp_path / "good", tmp_path / "bad", tensors=change)
+    with pytest.raises(CheckpointError, match="does not match the hash"):
+        load(mlp(6), tmp_path / "bad")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ranks": "{}"}, "does not match the hash"),
+        ({HASH: None}, "its metadata has no orthotrain.sha256"),
+        ({HASH: "0" * 64}, "does not match the hash"),
+        ({"format": "orthotrain.model.9", HASH: None}, "has the format 'orthotrain.model.9'"),
+    ],
+)
+def test_other_metadata_is_refused(tmp_path, changes, named):
+    save(low_rank(), tmp_path / "good")
+    rewrite(tmp_path / "good", tmp_path / "bad.safetensors", **changes)
+    for read in reading_of(tmp_path / "bad.safetensors"):
+        with pytest.raises(CheckpointError, match=named):
+            read()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ranks": None}, "'ranks': it is missing"),
+        ({"aliases": None}, "'aliases': it is missing"),
+        ({"ranks": "{"}, "'ranks': it is no JSON"),
+        ({"aliases": "[" * 100_000}, "'aliases': it is no JSON"),
+        ({"aliases": "[]"}, "'aliases': it is a list"),
+        ({"ranks": "null"}, "'ranks': it is a NoneType"),
+        ({"ranks": "{}"}, "'ranks': they are not those"),
+        ({"ranks": '{"0.core": 1}'}, "'ranks': they are not those"),
+        ({"aliases": '{"more": "nowhere"}'}, "'more' cannot stand for 'nowhere'"),
+        ({"aliases": '{"more": ["0.core"]}'}, "'more' cannot stand for"),
+        ({"aliases": '{"0.core": "0.bias"}'}, "'0.core' cannot stand for '0.bias'"),
+    ],
+)
+def test_malformed_metadata_is_refused_by_name(tmp_path, changes, named):
+    """In a file of the version without a hash: with one, any change is damage."""
+    save(low_rank(), tmp_path / "good")
+    old = {"format": "orthotrain.model.1", HASH: None, **changes}
+    rewrite(tmp_path / "good", tmp_path / "bad.safetensors", **old)
+    for read in reading_of(tmp_path / "bad.safetensors"):
+        with pytest.raises(CheckpointError, match=named):
+            read()
+
+
+def test_every_dtype_and_shape_comes_back_as_it_was(tmp_path):
+    dtypes = (torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+    model = nn.Module()
+    for dtype in dtypes:
+        for shape in ((), (0,), (3, 2)):
+            name = f"b{len(dict(model.named_buffers()))}"
+            model.register_buffer(name, torch.ones(shape).to(dtype))
+    save(model, tmp_path / "m")
+    into = nn.Module()
+    for name, value in model.named_buffers():
+        into.register_buffer(name, torch.zeros_like(value))
+    load(into, tmp_path / "m")
+    assert all(torch.equal(into.get_buffer(name), value) for name, value in model.named_buffers())
 
 
 @pytest.mark.bad_input

@@ -50,7 +50,10 @@ inspect and compress need nothing else; the others need: pip install "orthotrain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run one command and return its exit code.
+
+    0; 2 for a user's error; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     print_what_it_can()
     try:
@@ -62,12 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop_output(sys.stdout)  # the reader, such as head, has closed it
         return ERROR_EXIT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(
             "\northotrain: stopped; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
-        return INTERRUPTED_EXIT
+        # A training that was stopped by a signal says by which.
+        return 128 + stop.args[0] if stop.args else INTERRUPTED_EXIT
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,25 +1,24 @@
-"""Save and load a model with its ranks: one safetensors file, read without pickle."""
+"""Save and load a model with its ranks: one safetensors file, hashed, read without pickle."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
 from orthotrain.lowrank.follow import is_factored_name, restore_structure
+from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import clean_name, unwrap
-
-_FORMAT = "orthotrain.model.1"
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model's parameters and buffers, and the rank of each low-rank weight.
+    """Write a model's parameters and buffers, the rank of each low-rank weight, and a hash.
 
     The file takes its place once it is complete, so a full disk or a killed process leaves an
     earlier file as it was.
@@ -33,15 +32,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     tensors, aliases = _distinct(unwrap(model).state_dict())
-    ranks = {name: t.shape[-2] for name, t in tensors.items() if is_factored_name(name)}
     metadata = {
-        "format": _FORMAT,
-        "ranks": json.dumps(ranks, sort_keys=True),
+        "ranks": json.dumps(_ranks(tensors), sort_keys=True),
         "aliases": json.dumps(aliases, sort_keys=True),
     }
-    content = to_bytes(
-        {name: t.cpu().contiguous().clone() for name, t in tensors.items()}, metadata
-    )
+    content = hashed_bytes(tensors, metadata)
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -54,27 +49,24 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Shape a model like a saved one and take over its values, in place.
 
+    The content is checked against the hash that ``save`` wrote. A file without one, from an
+    earlier version or another program, is loaded with a line in the log.
+
     Args:
         model: A fresh model of the same architecture, dense or low-rank.
-        path: A file that ``save`` wrote.
+        path: A file that ``save`` wrote, or safetensors with the model's own names.
 
     Returns:
         The same model.
 
     Raises:
-        CheckpointError: The file is missing, damaged or not from ``save``, or it belongs to
+        CheckpointError: The file is missing, damaged or of an unknown format, or it belongs to
             another architecture; in the last case the model may have changed in part, so build
             it anew.
     """
     path = Path(path)
-    tensors, metadata = _read(path)
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"load needs a file written by orthotrain.save ({_FORMAT}), got {path} with format "
-            f"{metadata.get('format')!r}; load other safetensors files with safetensors itself"
-        )
-    for alias, name in json.loads(metadata["aliases"]).items():
-        tensors[alias] = tensors[name]
+    tensors, aliases = read_saved(path)
+    tensors |= {alias: tensors[name] for alias, name in aliases.items()}
     inner = unwrap(model)
     try:
         restore_structure(inner, tensors)
@@ -87,17 +79,49 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     return model
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file, and the names that stand for another tensor of it.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or its metadata is malformed.
+    """
+    tensors, metadata = read_tensors(path)
+    if not is_ours(metadata):
+        return tensors, {}
+    ranks, aliases = (_entry(metadata, name, path) for name in ("ranks", "aliases"))
+    if ranks != _ranks(tensors):
+        raise _malformed(path, "ranks", "they are not those of the tensors in the file")
+    for alias, name in aliases.items():
+        if not isinstance(name, str) or name not in tensors or alias in tensors:
+            raise _malformed(path, "aliases", f"{alias!r} cannot stand for {name!r}")
+    return tensors, aliases
+
+
+def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {
+        name: tensor.shape[-2]
+        for name, tensor in tensors.items()
+        if is_factored_name(name) and tensor.ndim >= 2
+    }
+
+
+def _entry(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"load needs an existing file, got {path}; check the path") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"load needs a complete safetensors file, got {path}: {error}; the file is damaged "
-            "or of another kind, use an earlier checkpoint"
-        ) from error
+        entry = json.loads(metadata[name])
+    except KeyError as error:
+        raise _malformed(path, name, "it is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, name, f"it is no JSON ({error})") from error
+    if not isinstance(entry, dict):
+        raise _malformed(path, name, f"it is a {type(entry).__name__}, not an object")
+    return entry
+
+
+def _malformed(path: Path, name: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has malformed metadata, {name!r}: {reason}; use an earlier copy, or write it "
+        "again with orthotrain.save"
+    )
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,3 +1,5 @@
+import zipfile
+
 import pytest
 import torch
 
@@ -48,14 +50,46 @@ def test_a_truncated_checkpoint_is_refused_with_advice(tmp_path, keep):
 
 
 @pytest.mark.bad_input
-def test_one_flipped_bit_in_a_tensor_is_noticed(tmp_path):
+def test_flipped_bits_are_noticed_wherever_they_are(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, state_of(1))
-    content = bytearray(path.read_bytes())
-    place = content.index(torch.full((4,), 1.0).numpy().tobytes())
-    content[place + 1000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is damaged"):
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\x05\x06") - 400  # of the archive, its end and the digest
+    random = torch.Generator().manual_seed(0)
+    places = [
+        *torch.randint(8 * directory, (40,), generator=random).tolist(),
+        *torch.randint(8 * directory, 8 * len(content), (150,), generator=random).tolist(),
+        8 * len(content) - 1,
+    ]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_is_a_file_that_torch_reads(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(3))
+    assert torch.load(path, weights_only=True)["step"] == 3
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"orthotrain-sha256:")
+
+
+def test_a_checkpoint_of_the_version_without_a_digest_is_read_with_a_note(tmp_path, caplog):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": "orthotrain-checkpoint", "schema": 1, **state_of(2)}, path)
+    assert load_checkpoint(path)["step"] == 2
+    assert "is of an earlier version, without a digest" in caplog.text
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_that_lost_its_digest_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": "orthotrain-checkpoint", "schema": 2, **state_of(2)}, path)
+    with pytest.raises(CheckpointError, match="digest at its end is missing"):
         load_checkpoint(path)
 
 

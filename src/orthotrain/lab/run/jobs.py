@@ -6,17 +6,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from orthotrain.errors import ConfigError, WorkerError
+from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
-from orthotrain.lab.run.record import RunFolder, read_json
+from orthotrain.lab.run.record import RunFolder, read_json, training_settings
+from orthotrain.lab.run.stop import termination_raises
 from orthotrain.lab.run.workers import workers_that_report
 
 _Name = tuple[str, int]
@@ -67,11 +69,12 @@ class Run:
         variant = task.variant
         if needed := task.needs(self.config):
             variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
+        folder = self.folder.seed(variant.name, task.seed)
         train(
             named(self.build)(self.config, variant, task.seed),
             variant=variant,
             seed=task.seed,
-            folder=self.folder.seed(variant.name, task.seed),
+            folder=replace(folder, settings=training_settings(self.config)),
             read_test=self.read_test,
             on_progress=on_progress,
         )
@@ -91,12 +94,15 @@ def run_all(
     Raises:
         ConfigError: ``workers`` is out of range, or a variant needs one without results.
         OrthotrainError: What a training raised; the others are stopped.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; what trained has saved a checkpoint.
     """
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
     tasks = list(_open_tasks(run, variants, on_progress=on_progress))
     _check_needs(tasks, run)
-    with _locked(run.folder.path):
+    with _locked(run.folder.path), termination_raises():
+        # Nothing else writes here while the lock is held.
+        remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
             with _threads(run.config.threads):
                 for task in tasks:

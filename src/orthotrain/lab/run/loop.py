@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from orthotrain.errors import NonFiniteError
-from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
+from orthotrain.lab.run.checkpoint import save_checkpoint
 from orthotrain.lab.run.config import Variant
+from orthotrain.lab.run.finite import (
+    finite_state,
+    losses_of,
+    require_finite_numbers,
+)
 from orthotrain.lab.run.progress import OnProgress, ignore
 from orthotrain.lab.run.record import MetricsFile, SeedFolder, read_metrics, saving, write_json
 from orthotrain.lab.run.recorder import Recorder
 from orthotrain.lab.run.reproducibility import peak_memory_bytes, reset_peak_memory
+from orthotrain.lab.run.resume import identity_of, resume
+from orthotrain.lab.run.stop import Stopped, held_signals
 from orthotrain.lab.run.trainer import Ending, Trainer
-
-_logger = logging.getLogger("orthotrain")
 
 
 def train(
@@ -44,24 +45,21 @@ def train(
         The content of result.json.
 
     Raises:
-        NonFiniteError: A loss or a weight became NaN or infinite; the last checkpoint stays.
-        CheckpointError: A checkpoint is damaged or cannot be written.
+        NonFiniteError: A loss, a weight or state became NaN or infinite; the last checkpoint stays.
+        Stopped: SIGTERM or Ctrl-C came; the step was ended and a checkpoint written.
+        CheckpointError: A checkpoint is damaged, is of another training or cannot be written.
     """
     with saving(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
-    seconds_before, metrics_size = 0.0, 0
-    if folder.checkpoint.exists():
-        saved = load_checkpoint(folder.checkpoint)
-        trainer.load_state_dict(saved["training"])
-        seconds_before, metrics_size = saved["seconds"], saved["metrics_size"]
-        _logger.info("%s goes on at step %d", folder.path, trainer.steps)
+    identity = identity_of(trainer, folder, variant=variant.name, seed=seed)
+    seconds_before, metrics_size = resume(trainer, folder, identity)
     began, started, cadence = time.perf_counter(), trainer.steps, trainer.cadence
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
-    with MetricsFile(folder.metrics, size=metrics_size) as metrics:
+    with MetricsFile(folder.metrics, size=metrics_size) as metrics, held_signals() as asked:
         recorder = Recorder(
             trainer, variant=variant.name, seed=seed, metrics=metrics, on_progress=on_progress
         )
@@ -70,22 +68,33 @@ def train(
         while trainer.steps < trainer.total_steps:
             with recorder.timed_step():
                 step = trainer.step()
-            losses = recorder.stepped(step)
-            _require_finite_losses(losses, trainer, folder)
+            numbers: Mapping[str, Any] = recorder.stepped(step)
+            stop = asked()
+            saves = stop is not None or due(trainer, cadence.checkpoint)
+            require_finite_numbers(numbers, trainer, folder.path)
             if due(trainer, cadence.evaluate):
-                recorder.evaluated(trainer.evaluate(folder))
-            if due(trainer, cadence.checkpoint):
-                training = trainer.state_dict()
-                _require_finite_weights(training, trainer, folder)
+                line = trainer.evaluate(folder)
+                recorder.evaluated(line)
+                require_finite_numbers(losses_of(line), trainer, folder.path)
+            if saves:
                 checkpoint = {
-                    "training": training,
+                    "identity": identity,
+                    "step": trainer.steps,
+                    "training": finite_state(trainer, folder.path),
                     "seconds": seconds(),
                     "metrics_size": metrics.sync(),
                     "network": dict(trainer.network),
                 }
-                save_checkpoint(folder.checkpoint, checkpoint)
+                # Not all steps are written down, and the losses of this one may not be.
+                require_finite_numbers(step.values, trainer, folder.path)
+                save_checkpoint(folder.checkpoint, checkpoint, keep=folder.previous_checkpoint)
+            if stop is not None:
+                break
         metrics.sync()
+        if (stop := asked()) is not None:
+            raise Stopped(stop)
     took = seconds()
+    finite_state(trainer, folder.path)
     ending = Ending(
         folder, read_metrics(folder.metrics), steps_here=trainer.steps - started,
         read_test=read_test,
@@ -98,6 +107,7 @@ def train(
         "steps": trainer.total_steps,
         "seconds": took,
     }
+    require_finite_numbers(losses_of(result), trainer, folder.path)
     trainer.handle.detach()
     write_json(folder.result, result)
     recorder.finished(result)
@@ -107,33 +117,3 @@ def train(
 def due(trainer: Trainer, every: int) -> bool:
     """Whether what happens every so many steps, and after the last one, happens now."""
     return trainer.steps % every == 0 or trainer.steps == trainer.total_steps
-
-
-def _require_finite_losses(losses: dict[str, float], trainer: Trainer, folder: SeedFolder) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            what = f"the {name.replace('_', ' ')}"
-            rate = f", learning rate {losses['lr']:.2g}" if "lr" in losses else ""
-            raise NonFiniteError(_broken(what, str(value), trainer, folder, rate=rate))
-
-
-def _require_finite_weights(training: dict[str, Any], trainer: Trainer, folder: SeedFolder) -> None:
-    """Keep weights that are not finite out of the checkpoint: losses tell of them a step late."""
-    for part, weights in training.items():
-        # The state dict of a module is flat; those of optimizers and methods are not.
-        if not isinstance(weights, dict):
-            continue
-        for name, weight in weights.items():
-            floats = isinstance(weight, torch.Tensor) and weight.is_floating_point()
-            if floats and not bool(weight.isfinite().all()):
-                raise NonFiniteError(
-                    _broken(f"{name} of the {part}", "not finite", trainer, folder)
-                )
-
-
-def _broken(what: str, how: str, trainer: Trainer, folder: SeedFolder, *, rate: str = "") -> str:
-    return (
-        f"train: {what} in {folder.path} is {how} at step {trainer.steps}{rate}; its last "
-        "checkpoint is kept; try a smaller learning rate (such as --optim.lr) or --precision "
-        "float32 in a new --run-dir"
-    )

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,9 +78,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """Files of one (variant, seed)."""
+    """Files of one (variant, seed).
+
+    Attributes:
+        path: Where they lie.
+        settings: Those of its run that its numbers depend on; a checkpoint says them.
+    """
 
     path: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Path:
@@ -89,8 +95,13 @@ class SeedFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The last good checkpoint."""
+        """The last checkpoint."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.path / "checkpoint.previous.pt"
 
     @property
     def result(self) -> Path:
@@ -162,7 +173,7 @@ class RunFolder:
                 f"{self.config} holds no settings; restore it, or choose another folder with "
                 "--run-dir"
             )
-        if changed := _differences(previous, resolved):
+        if changed := differences(previous, resolved):
             raise ConfigError(
                 f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
                 "choose another folder with --run-dir, or continue that run with --resume"
@@ -198,13 +209,19 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return resolved
 
 
-def _differences(previous: object, resolved: object, name: str = "") -> list[str]:
+def training_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that one training depends on: all but which trainings the run has."""
+    return {k: value for k, value in plain(config).items() if k not in ("variants", "seeds")}
+
+
+def differences(previous: object, resolved: object, name: str = "") -> list[str]:
+    """What differs between two nested dicts of plain values, one sentence each."""
     if isinstance(previous, dict) and isinstance(resolved, dict):
         keys = sorted({*previous, *resolved})
         return [
             line
             for key in keys
-            for line in _differences(
+            for line in differences(
                 previous.get(key), resolved.get(key), f"{name}.{key}" if name else key
             )
         ]

@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lowrank import restore_structure
+from orthotrain.lowrank.storage import read_saved
 
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
 _MARK = "_rebuilds_from_checkpoints"
@@ -64,15 +63,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors":
         return _weights(load_checkpoint(path))
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; need a checkpoint.pt or a safetensors file")
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}); write it again with "
-            "orthotrain.save"
-        ) from error
+    tensors, _ = read_saved(path)
+    return tensors
 
 
 def read_network(path: Path) -> nn.Module:
@@ -82,7 +74,7 @@ def read_network(path: Path) -> nn.Module:
         CheckpointError: The file is missing or damaged, or nothing here rebuilds its network.
     """
     saved = load_checkpoint(path)
-    network = saved["network"]
+    network = saved.get("network", {})
     if "build" not in network:
         raise CheckpointError(
             f"{path} does not say which function rebuilds its network: an earlier version wrote "
@@ -100,18 +92,24 @@ def read_network(path: Path) -> nn.Module:
             f"{path} names {network['build']}, which is not marked as a function that rebuilds "
             "networks; see orthotrain.lab.run.restore.rebuilds"
         )
-    model: nn.Module = build(**network["settings"])
     weights = _weights(saved)
-    restore_structure(model, weights)
-    model.load_state_dict(weights)
+    try:
+        model: nn.Module = build(**network["settings"])
+        restore_structure(model, weights)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} names {network['build']}, which does not rebuild its network "
+            f"({type(error).__name__}: {error}); use the version of orthotrain that wrote it"
+        ) from error
     return model
 
 
 def _weights(saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    network = saved["network"]
     try:
+        network = saved["network"]
         part, prefix = saved["training"][network["weights"]], network["prefix"]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"the checkpoint does not say which of its parts holds the weights ({error} is "
             "missing): an earlier version wrote it; use that version"

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 
 from orthotrain.lab.run.progress import OnProgress, Progress
+from orthotrain.lab.run.stop import Stopped, listen_to
 
 Submit = Callable[..., Future[None]]
 
 # Set once in each worker process by _begin; a worker is single-threaded apart from its watchdog.
-_channel: list[tuple[SimpleQueue[Progress | None], Event]] = []
-
-
-class _Stopped(Exception):
-    """This training was told to stop."""
+_channel: list[SimpleQueue[Progress | None]] = []
 
 
 @contextmanager
@@ -35,7 +32,7 @@ def workers_that_report(count: int, *, threads: int, on_progress: OnProgress) ->
         count: Number of processes.
         threads: CPU threads of each.
         on_progress: Called in a thread of this process. When the block ends, trainings that
-            still run are stopped at their next message.
+            still run stop after their step, with a checkpoint.
     """
     # A forked child of a process with threads may hang; torch starts threads.
     context = multiprocessing.get_context("spawn")
@@ -67,7 +64,8 @@ def _begin(messages: SimpleQueue[Progress | None], stop: Event, threads: int) ->
     # Ctrl-C reaches the whole process group; the parent stops the workers in good order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _channel.append((messages, stop))
+    _channel.append(messages)
+    listen_to(stop.is_set)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -80,11 +78,10 @@ def _end_with_parent() -> None:
 
 
 def _work(work: Callable[..., None], args: tuple[Any, ...]) -> None:
-    messages, stop = _channel[0]
-
-    def report(progress: Progress) -> None:
-        if stop.is_set():
-            raise _Stopped
-        messages.put(progress)
-
-    work(*args, on_progress=report)
+    try:
+        work(*args, on_progress=_channel[0].put)
+    except Stopped as stopped:
+        if stopped.args[0] == signal.SIGTERM:
+            # Sent to this process alone, which ends; the parent says so.
+            os._exit(128 + signal.SIGTERM)
+        raise

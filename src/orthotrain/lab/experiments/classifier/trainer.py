@@ -21,6 +21,7 @@ from orthotrain.errors import CheckpointError
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.classifier.config import ClassifierRun
 from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.resume import fingerprint
 from orthotrain.lab.run.sizes import sizes_and_times
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
 from orthotrain.methods.handle import Handle
@@ -98,6 +99,12 @@ class ClassifierTrainer:
     def device(self) -> torch.device:
         """Where the images are."""
         return self.data.train.labels.device
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Of images and labels that it trains on and is looked at with."""
+        parts = (self.data.train, self.data.validation)
+        return fingerprint(*(array for part in parts for array in (part.images, part.labels)))
 
     def step(self) -> Step:
         """One optimizer step; the loss before it, still on its device, and its learning rate."""

@@ -77,6 +77,11 @@ class LanguageTrainer:
         """Where the text is."""
         return self.data.train.device
 
+    @property
+    def data_fingerprint(self) -> str:
+        """Of names and contents of its files."""
+        return self.data.sha256
+
     def step(self) -> Step:
         """One optimizer step; the loss before it, still on its device, and its learning rate."""
         clip_norm = self.config.optim.clip_norm

@@ -25,6 +25,7 @@ from orthotrain.lab.experiments.latent.state import AdversarialState
 from orthotrain.lab.experiments.latent.step import adversarial_step
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.restore import network_entry
+from orthotrain.lab.run.resume import fingerprint
 from orthotrain.lab.run.sizes import hook_shares
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
 from orthotrain.methods.handle import Handle
@@ -34,6 +35,8 @@ _PROJECTED: Final = (
     *("alignment", "disentanglement", "completeness", "factor_spread", "vp", "ppl"),
     *("frechet", "encoder_r2", "mig"),
 )
+# Samples that stand for the data they come from.
+_FINGERPRINT_SAMPLES: Final = 64
 
 
 class Judge(Protocol):
@@ -92,6 +95,12 @@ class AdversarialTrainer:
             checkpoint=record.checkpoint_every_steps,
             sizes=False,
         )
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Of some samples, always the same ones."""
+        random = torch.Generator().manual_seed(0)
+        return fingerprint(self.state.source.batch(_FINGERPRINT_SAMPLES, generator=random))
 
     @property
     def network(self) -> Mapping[str, Any]:

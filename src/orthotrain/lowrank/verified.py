@@ -1,0 +1,103 @@
+"""A safetensors file that carries a hash of its content, so that damage is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from orthotrain.errors import CheckpointError
+
+_logger = logging.getLogger("orthotrain")
+
+#: Written by ``orthotrain.save``. The first version had no hash.
+FORMAT: Final = "orthotrain.model.2"
+UNHASHED_FORMAT: Final = "orthotrain.model.1"
+_HASH: Final = "orthotrain.sha256"
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether this package wrote the file with this metadata."""
+    return metadata.get("format", "").startswith("orthotrain.")
+
+
+def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256, in hexadecimal, of metadata and of every tensor's name, dtype, shape and bytes.
+
+    Args:
+        tensors: By name, on any device; the order does not matter.
+        metadata: All of it but the hash.
+    """
+    found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # Bytes, not values: a NaN has many, and numpy knows no bfloat16.
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def hashed_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a file with these tensors and metadata, and their hash."""
+    plain = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    described = {"format": FORMAT, **metadata}
+    return bytes(to_bytes(plain, {**described, _HASH: content_hash(plain, described)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, after its hash was checked.
+
+    A file without a hash, of another program or an earlier version, is read with a line in the
+    log.
+
+    Raises:
+        CheckpointError: The file is missing, is not the one that was written, or has a format
+            that this version does not know.
+    """
+    tensors, metadata = _read(path)
+    written = metadata.pop(_HASH, None)
+    name = metadata.get("format", "")
+    if written is not None:
+        if written != content_hash(tensors, metadata):
+            raise _damaged(path, "its content does not match the hash in its metadata")
+    elif name == FORMAT:
+        raise _damaged(path, f"its format is {FORMAT}, and its metadata has no {_HASH}")
+    if is_ours(metadata) and name not in (FORMAT, UNHASHED_FORMAT):
+        raise CheckpointError(
+            f"{path} has the format {name!r}, this version reads {FORMAT} and {UNHASHED_FORMAT}; "
+            "use the version of orthotrain that wrote it"
+        )
+    if written is None:
+        _logger.warning(
+            "%s has no hash of its content, so damage to it cannot be noticed; files of "
+            "orthotrain.save have one",
+            path,
+        )
+    return tensors, metadata
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} does not exist; need a safetensors file, check the path"
+        ) from error
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged or no safetensors file ({reason}); use an earlier copy, or write it "
+        "again with orthotrain.save"
+    )
