@@ -540,6 +540,42 @@ def test_records_carry_the_step_and_reach_listeners():
     assert heard == handle.records
 
 
+@pytest.mark.parametrize(
+    ("keep", "steps"), [(3, [3, 4, 5]), (0, []), (5, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])]
+)
+def test_records_keep_the_latest_and_listeners_hear_all(keep, steps):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary(), records=keep)
+    heard: list = []
+    handle.on_record(heard.append)
+    for _ in range(5):
+        backward(model)
+        optimizer.step()
+    assert [record["step"] for record in handle.records] == steps
+    assert [record["step"] for record in heard] == [1, 2, 3, 4, 5]
+    dropped = [note for note in handle.summary().notes if "records" in note]
+    assert len(dropped) == (len(steps) < 5)
+    assert all(f"oldest {5 - len(steps)} records were dropped" in note for note in dropped)
+
+
+def test_ten_thousand_records_are_kept_unless_told_otherwise():
+    _, _optimizer, handle = make(Diary())
+    for i in range(10_003):
+        handle.run.record(i=i)
+    assert [record["i"] for record in handle.records] == list(range(3, 10_003))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("records", [-1, 1.5, 2.0, True, float("inf"), float("nan"), "all", []])
+def test_a_number_of_records_is_a_whole_number_or_none(records):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"attach needs records .*None: all"):
+        attach(model, optimizer, Diary(), records=records)
+    attach(model, optimizer, Diary())  # nothing was left on them
+
+
 def test_the_plan_is_kept_and_logged(caplog):
     with caplog.at_level(logging.INFO, logger="orthotrain"):
         _, _optimizer, handle = make(Diary("a"), Diary("b"))
