@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
+from orthotrain.methods._optimizer import is_no_step, rates_are_zero
 from orthotrain.methods.copies import matching_copy
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
@@ -125,19 +126,22 @@ class Handle:
             check_shapes(optimizer)
             self._check_shapes = False
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and self._needs_gradients:
+        if closure is not None and (
+            self._needs_gradients or (self.auto and rates_are_zero(optimizer))
+        ):
             kwargs = {key: value for key, value in kwargs.items() if key != "closure"}
-            return (args[0], self._before_after(closure), *args[2:]), kwargs
+            return (args[0], self._before_after(optimizer, closure), *args[2:]), kwargs
         if self.auto:
             # A fused optimizer is stepped by GradScaler even when the step is to be skipped, and
             # skips by itself; for the others GradScaler does not call step at all.
             found_inf = optimizer.__dict__.get("found_inf")
-            self._skipped = found_inf is not None and bool(found_inf)
+            skips = found_inf is not None and bool(found_inf)
+            self._skipped = skips or is_no_step(optimizer)
             if not self._skipped:
                 self._run_before()
         return None
 
-    def _before_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _before_after(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure of a step, with what is due before the step right after it."""
         if not self.auto:
             raise ConfigError(
@@ -149,6 +153,8 @@ class Handle:
         def evaluate() -> Any:
             nonlocal calls
             calls += 1
+            if calls > 1 and not self._needs_gradients:
+                return closure()
             if calls > 1:
                 raise ConfigError(
                     f"{', '.join(self.methods)}: the optimizer calls its closure more than once "
@@ -156,8 +162,9 @@ class Handle:
                     "an optimizer that calls it once"
                 )
             loss = closure()
-            self._skipped = False
-            self._run_before()
+            self._skipped = is_no_step(optimizer)
+            if not self._skipped:
+                self._run_before()
             return loss
 
         return evaluate
