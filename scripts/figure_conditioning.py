@@ -56,7 +56,8 @@ def train() -> Trained:
             nn.Linear(32 * 16, 10),
         )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    handle = orthotrain.attach(model, optimizer, orthotrain.ConditionMonitor("0", every_steps=2))
+    monitor = orthotrain.ConditionMonitor("0", every_steps=2)
+    handle = orthotrain.attach(model, optimizer, monitor, records=None)
     data = load_digits().train
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):

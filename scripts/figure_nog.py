@@ -9,6 +9,7 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ def train(methods: Sequence[Method], *, norm: bool = True, orthonormal: bool = F
         with torch.no_grad():
             weight.copy_(polar_factor(weight.flatten(1)).view_as(weight))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    handle = orthotrain.attach(model, optimizer, *methods) if methods else None
+    handle = orthotrain.attach(model, optimizer, *methods, records=None) if methods else None
     data = load_digits().train
     generator = torch.Generator().manual_seed(1)
     norms, defects = [], []
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    nog = orthotrain.NearestOrthogonalGradient
+    nog = partial(orthotrain.NearestOrthogonalGradient, record_every=1)
     runs = {
         "without NOG": train([]),
         "NOG": train([nog(WATCHED)]),

@@ -6,6 +6,7 @@ Usage: python scripts/figure_olr.py docs/images/olr.png
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    olr = orthotrain.OptimalLearningRate
+    olr = partial(orthotrain.OptimalLearningRate, record_every=1)
     chosen = {
         "without OLR": [],
         "OLR": [olr(WATCHED)],

@@ -56,9 +56,9 @@ METHODS = {
     ),
     "nearest_orthogonal_gradient": NearestOrthogonalGradient(("0", "2"), record_every=2),
     "nearest_orthogonal_update": NearestOrthogonalGradient(
-        ("0", "2"), when="update", scale="rms", complete=True
+        ("0", "2"), when="update", scale="rms", complete=True, record_every=1
     ),
-    "optimal_learning_rate": OptimalLearningRate(("0", "2"), floor=0.1),
+    "optimal_learning_rate": OptimalLearningRate(("0", "2"), floor=0.1, record_every=1),
     "optimal_learning_rate_matrix": OptimalLearningRate(
         "0", target="matrix", direction="update", floor=0.1, record_every=2
     ),

@@ -164,7 +164,7 @@ def test_a_copy_of_an_attached_model_does_nothing_to_the_run(low_rank):
         AdaptiveLowRank(
             delay_steps=2, every_steps=1, rank_rtol=0.1, only_if_cheaper=False
         ),
-        NearestOrthogonalGradient("0"), BasisStability(every_steps=1),
+        NearestOrthogonalGradient("0", record_every=1), BasisStability(every_steps=1),
         ConditionMonitor("0", every_steps=1),
     )  # fmt: skip
     train(model, optimizer, range(4 if low_rank else 1), handle=handle)

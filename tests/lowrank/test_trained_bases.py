@@ -478,7 +478,7 @@ def test_an_orthogonal_gradient_is_that_of_each_factor(shape):
     layer = LowRankLinear.from_linear(nn.Linear(n, m).double(), rank=3, bases="trained")
     model = nn.Sequential(layer)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    method = orthotrain.NearestOrthogonalGradient("0", scale="gradient_norm")
+    method = orthotrain.NearestOrthogonalGradient("0", scale="gradient_norm", record_every=1)
     handle = orthotrain.attach(model, optimizer, method)
     model(draw(5, n)).square().sum().backward()
     of_left, of_right = (t.clone() for t in halves(layer.pair.grad, m))

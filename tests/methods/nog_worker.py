@@ -18,7 +18,10 @@ WORLD = 2
 def train(model, inner, batches, *, when):
     """Weights and records after a step on each batch; ``inner`` is the model without wrapper."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    methods = [NearestOrthogonalGradient(["0", "2"], when=when), OptimalLearningRate("0")]
+    methods = [
+        NearestOrthogonalGradient(["0", "2"], when=when, record_every=1),
+        OptimalLearningRate("0", record_every=1),
+    ]
     handle = attach(model, optimizer, *methods)
     for batch in batches:
         optimizer.zero_grad()

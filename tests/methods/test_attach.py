@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel
 
-from methods.doubles import Diary, EarlyDiary, Idle, Unfit, backward, hook_counts, small_model
+from methods.doubles import Diary, EarlyDiary, Idle, Unfit, backward, hook_counts, same, small_model
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.methods import OrthogonalPenalty, Retraction, _optimizer, attach, protocol
 from orthotrain.methods import _hooks as hooks
-from orthotrain.methods import attach, protocol
 from orthotrain.methods._compat import active_ddp_module
 
 
@@ -89,6 +90,112 @@ def test_a_closure_step_counts_once():
 
     optimizer.step(closure)
     assert handle.run.step == 1
+
+
+# --- a step that trains nothing -------------------------------------------------------------------
+
+
+def of_zeros(model):
+    """Gradients as torch.distributed.checkpoint makes them."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+RATES = {"number": 0.0, "tensor": torch.tensor(0.0)}
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("gradients", [of_zeros, lambda model: model.zero_grad()])
+def test_without_rate_and_gradient_it_is_no_step(rate, closure, early, gradients):
+    method = EarlyDiary() if early else Diary()
+    model, optimizer, handle = make(method)
+    (group,) = optimizer.param_groups
+    group["lr"] = rate
+    if closure:
+        backward(model)  # what the closure computes counts, not what was there before
+        optimizer.step(lambda: gradients(model))
+    else:
+        gradients(model)
+        optimizer.step(closure=None)
+    assert handle.run.step == 0
+    assert handle.records == []
+    assert ("diary", "after", 1) not in method.diary
+    group["lr"] = 0.1
+    backward(model)
+    optimizer.step()
+    assert handle.run.step == 1
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_rate_of_zero_with_gradients_is_a_step(rate, closure, early):
+    method = EarlyDiary() if early else Diary()
+    model, optimizer, handle = make(method)
+    optimizer.param_groups[0]["lr"] = rate
+    if closure:
+        optimizer.step(lambda: backward(model))
+    else:
+        backward(model)
+        model[0].weight.grad = None
+        optimizer.step()
+    assert handle.run.step == 1
+    assert [event for _, event, _ in method.diary] == ["before", "after"]
+
+
+def test_one_group_that_trains_or_a_gradient_that_is_nan_makes_a_step():
+    model = small_model()
+    groups = [{"params": [p]} for p in model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.0)
+    handle = attach(model, optimizer, Diary())
+    of_zeros(model)
+    optimizer.step()
+    assert handle.run.step == 0
+    optimizer.param_groups[-1]["lr"] = 0.1
+    optimizer.step()
+    assert handle.run.step == 1
+    optimizer.param_groups[-1]["lr"] = 0.0
+    model[0].weight.grad[0, 0] = torch.nan
+    optimizer.step()
+    assert handle.run.step == 2
+
+
+def test_gradients_are_not_looked_at_where_a_rate_is_not_zero(monkeypatch):
+    def looked(gradient):
+        raise AssertionError("a gradient was looked at")
+
+    monkeypatch.setattr(_optimizer, "_has_values", looked)
+    model, optimizer, handle = make(Diary())
+    backward(model)
+    optimizer.step()
+    assert handle.run.step == 1
+
+
+def test_a_sparse_gradient_is_looked_at():
+    model = nn.Sequential(nn.Embedding(5, 2, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = attach(model, optimizer, Diary())
+    for scale, steps in ((0.0, 0), (1.0, 1)):
+        optimizer.zero_grad()
+        (scale * model(torch.tensor([1, 1]))).sum().backward()
+        optimizer.step()
+        assert handle.run.step == steps
+
+
+@pytest.mark.parametrize("make_optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_reading_and_writing_state_with_distributed_checkpoint_is_no_step(make_optimizer):
+    model = small_model()
+    optimizer = make_optimizer(model.parameters(), lr=0.1, weight_decay=0.5)
+    penalty = OrthogonalPenalty("0", weight=0.1)
+    handle = attach(model, optimizer, Diary(), penalty, Retraction("0"))
+    before = copy.deepcopy(model.state_dict())
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    assert handle.run.step == 0
+    assert handle.records == []
+    assert same(dict(model.state_dict()), dict(before))
 
 
 def test_the_path_of_training_and_the_random_state_are_untouched():
@@ -538,6 +645,42 @@ def test_records_carry_the_step_and_reach_listeners():
         {"step": 2, "method": "diary", "label": "a"},
     ]
     assert heard == handle.records
+
+
+@pytest.mark.parametrize(
+    ("keep", "steps"), [(3, [3, 4, 5]), (0, []), (5, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])]
+)
+def test_records_keep_the_latest_and_listeners_hear_all(keep, steps):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary(), records=keep)
+    heard: list = []
+    handle.on_record(heard.append)
+    for _ in range(5):
+        backward(model)
+        optimizer.step()
+    assert [record["step"] for record in handle.records] == steps
+    assert [record["step"] for record in heard] == [1, 2, 3, 4, 5]
+    dropped = [note for note in handle.summary().notes if "records" in note]
+    assert len(dropped) == (len(steps) < 5)
+    assert all(f"oldest {5 - len(steps)} records were dropped" in note for note in dropped)
+
+
+def test_ten_thousand_records_are_kept_unless_told_otherwise():
+    _, _optimizer, handle = make(Diary())
+    for i in range(10_003):
+        handle.run.record(i=i)
+    assert [record["i"] for record in handle.records] == list(range(3, 10_003))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("records", [-1, 1.5, 2.0, True, float("inf"), float("nan"), "all", []])
+def test_a_number_of_records_is_a_whole_number_or_none(records):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"attach needs records .*None: all"):
+        attach(model, optimizer, Diary(), records=records)
+    attach(model, optimizer, Diary())  # nothing was left on them
 
 
 def test_the_plan_is_kept_and_logged(caplog):

@@ -92,7 +92,7 @@ def test_muon_in_lockstep_with_the_twin():
 def one_step(gradient, *, weight=None, lr=1.0, **settings):
     """A linear layer's weight before and after one SGD step with this gradient."""
     before = torch.zeros_like(gradient) if weight is None else weight
-    method = NearestOrthogonalGradient("0", **settings)
+    method = NearestOrthogonalGradient("0", record_every=1, **settings)
     return before, *lockstep.one_step(method, before, gradient, lr=lr)
 
 
@@ -151,7 +151,8 @@ def test_momentum_makes_the_published_step_oblique_and_ours_not():
     for when in ("gradient", "update"):
         layer = make_layer(Kind(lambda: nn.Linear(16, 16, bias=False), (64, 16)))
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-        handle = attach(layer, optimizer, NearestOrthogonalGradient("weight", when=when))
+        method = NearestOrthogonalGradient("weight", when=when, record_every=1)
+        handle = attach(layer, optimizer, method)
         for step in range(12):
             optimizer.zero_grad()
             loss_of(layer, None, seeded((64, 16), step)).backward()
@@ -251,7 +252,7 @@ def test_records_carry_the_layer_name_also_under_a_parametrization():
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(orthogonal(nn.Linear(3, 3, bias=False)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = attach(model, optimizer, NearestOrthogonalGradient("0"))
+    handle = attach(model, optimizer, NearestOrthogonalGradient("0", record_every=1))
     model(seeded((4, 3), 1, torch.float32)).square().sum().backward()
     optimizer.step()
     assert [record["layer"] for record in handle.records] == ["0"]
@@ -327,10 +328,13 @@ def plain(model, optimizer):
 
 
 METHODS = {
-    "gradient": [NearestOrthogonalGradient("0")],
-    "kept norm": [NearestOrthogonalGradient("0", scale="gradient_norm")],
-    "update": [NearestOrthogonalGradient("0", when="update")],
-    "with a learning rate": [NearestOrthogonalGradient("0"), OptimalLearningRate("0")],
+    "gradient": [NearestOrthogonalGradient("0", record_every=1)],
+    "kept norm": [NearestOrthogonalGradient("0", scale="gradient_norm", record_every=1)],
+    "update": [NearestOrthogonalGradient("0", when="update", record_every=1)],
+    "with a learning rate": [
+        NearestOrthogonalGradient("0", record_every=1),
+        OptimalLearningRate("0", record_every=1),
+    ],
 }
 methods = pytest.mark.parametrize("methods", METHODS.values(), ids=METHODS)
 
@@ -502,7 +506,8 @@ def test_a_scheduler_is_followed():
 def test_a_missing_gradient_moves_nothing(when):
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
-    handle = attach(model, optimizer, NearestOrthogonalGradient(["0", "2"], when=when))
+    method = NearestOrthogonalGradient(["0", "2"], when=when, record_every=1)
+    handle = attach(model, optimizer, method)
     backward(model)
     model[0].weight.grad = None
     before = model[0].weight.detach().clone()
@@ -721,7 +726,7 @@ def test_the_rounding_of_the_weights_is_neither_executed_nor_recorded(shape, ran
     with torch.no_grad():
         layer.weight.copy_(seeded(shape, 4, torch.float32) / shape[1] ** 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    nog = NearestOrthogonalGradient("0", when=when)
+    nog = NearestOrthogonalGradient("0", when=when, record_every=1)
     handle = attach(model, optimizer, ConditionMonitor("0"), nog)
     layer.weight.grad = from_spectrum([1.0] * rank, *shape).float()
     optimizer.step()
@@ -739,7 +744,10 @@ def test_the_executed_update_is_measured_after_every_other_method():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     handle = attach(
-        model, optimizer, OptimalLearningRate("0"), NearestOrthogonalGradient("0", when="update")
+        model,
+        optimizer,
+        OptimalLearningRate("0", record_every=1),
+        NearestOrthogonalGradient("0", when="update", record_every=1),
     )
     before = model[0].weight.detach().clone()
     plain(model, optimizer)()
@@ -756,6 +764,13 @@ def test_record_every_thins_the_records_and_nothing_else():
     expected, _ = train(plain, methods=[NearestOrthogonalGradient("0")], steps=7)
     assert [record["step"] for record in handle.records] == [3, 6]
     assert same(weights, expected)
+
+
+def test_a_record_comes_every_hundred_steps_unless_told_otherwise():
+    methods = [NearestOrthogonalGradient("0"), OptimalLearningRate("0")]
+    _, handle = train(plain, methods=methods, steps=201)
+    assert [r["step"] for r in handle.records if r["method"] == methods[0].name] == [100, 200]
+    assert [r["step"] for r in handle.records if r["method"] == methods[1].name] == [100, 200]
 
 
 def test_seconds_are_counted_for_each_method():

@@ -191,7 +191,7 @@ def test_after_nog_in_lockstep_with_the_twin(optimizer, when, direction):
 
 
 def one_step(weight, gradient, *, lr, optimizer=torch.optim.SGD, **settings):
-    method = OptimalLearningRate("0", **settings)
+    method = OptimalLearningRate("0", record_every=1, **settings)
     return lockstep.one_step(method, weight, gradient, lr=lr, optimizer=optimizer)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from orthotrain._checks import require_steps
+from orthotrain._checks import require_count, require_steps
 from orthotrain.errors import ConfigError
 from orthotrain.methods._optimizer import require_model, unwrap_optimizer
 from orthotrain.methods.handle import Handle
@@ -31,6 +31,7 @@ def attach(
     *methods: Method,
     auto: bool = True,
     total_steps: int | None = None,
+    records: int | None = 10_000,
 ) -> Handle:
     """Make ``methods`` act around every ``optimizer.step()``; the training loop stays as it is.
 
@@ -50,6 +51,8 @@ def attach(
             method changes gradients or learning rates.
         total_steps: Planned number of optimizer steps, if known; methods then check that their
             schedule fits.
+        records: How many records ``handle.records`` holds, the latest ones; ``None`` keeps all of
+            them, and memory grows with the run. ``handle.on_record`` sees each, kept or not.
 
     Returns:
         The handle. It need not be kept: the optimizer keeps the methods working.
@@ -57,19 +60,23 @@ def attach(
     Raises:
         ConfigError: No method; something that is not a method, such as a class or a list; model
             and optimizer swapped; an optimizer that holds none of the model's parameters; a model
-            or optimizer that already has methods attached; or a setting that does not fit the
-            model.
+            or optimizer that already has methods attached; ``records`` that is no count; or a
+            setting that does not fit the model.
     """
     require_model("attach", model, optimizer)
     _check_methods(methods)
     if total_steps is not None:
         require_steps("attach", "total_steps", total_steps)
+    if records is not None:
+        require_count("attach", "records", records, "records to keep (None: all)", least=0)
     inner = unwrap(model)
     optimizer = unwrap_optimizer("attach", optimizer)
     _check_parameters(inner, optimizer)
     for owner in (inner, optimizer):
         _check_free(owner)
-    run = Run(inner, optimizer, wrapper=_ddp_inside(model), total_steps=total_steps)
+    run = Run(
+        inner, optimizer, wrapper=_ddp_inside(model), total_steps=total_steps, keep_records=records
+    )
     handle = Handle(run, methods, outer=model, auto=auto)
     for owner in (inner, optimizer):
         _attached[owner] = weakref.ref(handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
@@ -46,6 +46,42 @@ def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
 def learning_rate(group: dict[str, Any]) -> float:
     """The group's learning rate as a plain number, whatever it is kept as."""
     return float(group["lr"])
+
+
+def rates_are_zero(optimizer: Optimizer) -> bool:
+    """Whether every learning rate is zero; never waits for a device.
+
+    A rate kept on an accelerator counts as not zero.
+    """
+    return all(_is_zero(group.get("lr")) for group in optimizer.param_groups)
+
+
+def _is_zero(rate: object) -> bool:
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        return False
+    return rate is not None and bool(rate == 0)
+
+
+def is_no_step(optimizer: Optimizer) -> bool:
+    """Whether a step about to be taken trains nothing: no learning rate and no gradient.
+
+    ``torch.distributed.checkpoint`` takes such a step to make an optimizer's state. With
+    gradients a step at a rate of zero is one: statistics are gathered in it. Gradients are looked
+    at where every rate is zero, so ordinary training does not wait for them.
+    """
+    return rates_are_zero(optimizer) and not any(
+        _has_values(parameter.grad)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    )
+
+
+def _has_values(gradient: Tensor) -> bool:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    found = values.ne(0).any()
+    # Of a sharded gradient every process must find the same.
+    return bool(found.full_tensor() if hasattr(found, "full_tensor") else found)
 
 
 def require_learning_rate(method: str, optimizer: Optimizer) -> None:

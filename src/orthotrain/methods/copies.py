@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
-from orthotrain.methods.select import unwrap
+from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.weak_hook import remove_dead
 
 # A scheduler puts a ``step`` onto an optimizer that calls the one it was put on.
@@ -68,6 +69,28 @@ def require_own_parameters(model: nn.Module, optimizer: Optimizer, *, what: str)
         )
 
 
+def matching_copy(model: nn.Module, other: nn.Module) -> nn.Module:
+    """The module inside ``other`` whose parameters are named like those of ``model``.
+
+    Raises:
+        ConfigError: ``other`` is the model itself, or no module in it has these parameters.
+    """
+    names = _dense_names(model)
+    candidate: nn.Module | None = unwrap(other)
+    while candidate is not None:
+        if candidate is model:
+            raise ConfigError("Handle.track: got the attached model itself, need a copy of it")
+        if _dense_names(candidate) == names:
+            return candidate
+        # Averaging classes of other libraries keep their copy under this name, too.
+        inner = candidate._modules.get("module")
+        candidate = None if inner is None else unwrap(inner)
+    raise ConfigError(
+        f"Handle.track: the parameters of this {type(other).__name__} are not named like the "
+        "model's; pass a copy made with copy.deepcopy, torch's AveragedModel or the like"
+    )
+
+
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
@@ -95,3 +118,11 @@ def _copied_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
                 _copied_optimizer(held, memo)
     twin.__setstate__(copy.deepcopy(own, memo))
     return twin
+
+
+def _dense_names(model: nn.Module) -> set[str]:
+    """Parameter names, with a core or a pair under the name of the weight it stands for."""
+    return {
+        re.sub(r"(^|[._])(core|pair)$", r"\1weight", name)
+        for name, _ in named_parameters_clean(model)
+    }

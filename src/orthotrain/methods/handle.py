@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
+from orthotrain.methods._optimizer import is_no_step, rates_are_zero
+from orthotrain.methods.copies import matching_copy
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
-from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.summary import Summary, summarize
 from orthotrain.methods.weak_hook import remove_dead
 
@@ -126,19 +126,22 @@ class Handle:
             check_shapes(optimizer)
             self._check_shapes = False
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and self._needs_gradients:
+        if closure is not None and (
+            self._needs_gradients or (self.auto and rates_are_zero(optimizer))
+        ):
             kwargs = {key: value for key, value in kwargs.items() if key != "closure"}
-            return (args[0], self._before_after(closure), *args[2:]), kwargs
+            return (args[0], self._before_after(optimizer, closure), *args[2:]), kwargs
         if self.auto:
             # A fused optimizer is stepped by GradScaler even when the step is to be skipped, and
             # skips by itself; for the others GradScaler does not call step at all.
             found_inf = optimizer.__dict__.get("found_inf")
-            self._skipped = found_inf is not None and bool(found_inf)
+            skips = found_inf is not None and bool(found_inf)
+            self._skipped = skips or is_no_step(optimizer)
             if not self._skipped:
                 self._run_before()
         return None
 
-    def _before_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _before_after(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure of a step, with what is due before the step right after it."""
         if not self.auto:
             raise ConfigError(
@@ -150,6 +153,8 @@ class Handle:
         def evaluate() -> Any:
             nonlocal calls
             calls += 1
+            if calls > 1 and not self._needs_gradients:
+                return closure()
             if calls > 1:
                 raise ConfigError(
                     f"{', '.join(self.methods)}: the optimizer calls its closure more than once "
@@ -157,8 +162,9 @@ class Handle:
                     "an optimizer that calls it once"
                 )
             loss = closure()
-            self._skipped = False
-            self._run_before()
+            self._skipped = is_no_step(optimizer)
+            if not self._skipped:
+                self._run_before()
             return loss
 
         return evaluate
@@ -248,11 +254,17 @@ class Handle:
         """What each method did so far, with sizes of the whole model; prints as a table."""
         self.run.deliver_losses()
         bounds = self._bound.values()
+        notes = [note for bound in bounds for note in bound.notes()]
+        if dropped := self.run.dropped_records:
+            notes.append(
+                f"the oldest {dropped:,} records were dropped; attach(..., records=None) keeps "
+                "all, handle.on_record gives each to a function"
+            )
         return summarize(
             self.run.model,
             self.run._optimizer(),  # may be gone: a function that trains may return the handle
             rows=[row for bound in bounds for row in bound.rows()],
-            notes=[note for bound in bounds for note in bound.notes()],
+            notes=notes,
         )
 
     @property
@@ -265,7 +277,10 @@ class Handle:
 
     @property
     def records(self) -> list[Record]:
-        """Plain dicts, one per step and thing measured, oldest first."""
+        """Plain dicts, one per step and thing measured, oldest first: the last 10,000.
+
+        ``attach(..., records=N)`` keeps another number, ``records=None`` all of them.
+        """
         return self.run.records
 
     @property
@@ -322,7 +337,7 @@ class Handle:
         """
         if not self._attached:
             raise StateError("Handle.track: the handle is detached; attach the methods again")
-        copy = _matching_copy(self.run.model, model)
+        copy = matching_copy(self.run.model, model)
         if any(copy is tracked for tracked in self.run.tracked):
             return
         for bound in self._bound.values():
@@ -358,29 +373,3 @@ class Handle:
 
 def _overrides(bound: Bound, name: str) -> bool:
     return getattr(type(bound), name) is not getattr(Bound, name)
-
-
-def _matching_copy(model: nn.Module, copy: nn.Module) -> nn.Module:
-    """The module inside ``copy`` whose parameters are named like those of ``model``."""
-    names = _dense_names(model)
-    candidate: nn.Module | None = unwrap(copy)
-    while candidate is not None:
-        if candidate is model:
-            raise ConfigError("Handle.track: got the attached model itself, need a copy of it")
-        if _dense_names(candidate) == names:
-            return candidate
-        # Averaging classes of other libraries keep their copy under this name, too.
-        inner = candidate._modules.get("module")
-        candidate = None if inner is None else unwrap(inner)
-    raise ConfigError(
-        f"Handle.track: the parameters of this {type(copy).__name__} are not named like the "
-        "model's; pass a copy made with copy.deepcopy, torch's AveragedModel or the like"
-    )
-
-
-def _dense_names(model: nn.Module) -> set[str]:
-    """Parameter names, with a core or a pair under the name of the weight it stands for."""
-    return {
-        re.sub(r"(^|[._])(core|pair)$", r"\1weight", name)
-        for name, _ in named_parameters_clean(model)
-    }

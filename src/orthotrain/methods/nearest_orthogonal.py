@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal, assert_never, get_args
@@ -35,6 +36,8 @@ _NAME = "nearest_orthogonal_gradient"
 # Root mean square of the entries of AdamW's update, which Liu et al. (2025) give Muon's; so
 # torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
 _ADAMW_RMS = 0.2
+# The summary gives the median condition of so many of the latest records.
+_RECENT = 10_000
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class NearestOrthogonalGradient(GradientMethod):
         on_nonfinite: What NaN or infinity in a gradient does. ``"raise"`` stops before anything
             is changed. ``"skip"`` warns and takes no step for that parameter: its gradient is
             set to ``None``, so value and optimizer state stay as they are.
-        record_every: Optimizer steps between records, a whole number of at least 1. There is one
-            record per weight. ``gradient_norm``, ``gradient_condition`` and ``gradient_rank`` are
-            of the gradient before NOG. ``update_norm``, ``update_condition`` and ``update_rank``
-            are of the step as executed, after all methods. Rank and condition count singular
+        record_every: Optimizer steps between records, a whole number of at least 1; the first
+            comes after so many steps. There is one record per weight. ``gradient_norm``,
+            ``gradient_condition`` and ``gradient_rank`` are of the gradient before NOG.
+            ``update_norm``, ``update_condition`` and ``update_rank`` are of the step as executed,
+            after all methods. Rank and condition count singular
             values of at least ``gradient_rtol`` or ``update_rtol`` times the largest: the others
             may be rounding, in the update that of the weights. A record costs two eigenvalue
             decompositions of the smaller side.
@@ -98,7 +102,7 @@ class NearestOrthogonalGradient(GradientMethod):
     scale: Scale = "none"
     complete: bool = False
     on_nonfinite: OnNonfinite = "raise"
-    record_every: int = 1
+    record_every: int = 100
 
     name: ClassVar[str] = _NAME
 
@@ -149,7 +153,7 @@ class _BoundNearest(GradientBound):
         self._before: dict[Target, Tensor] = {}
         self._measured: dict[Target, Measure] = {}
         self._skipped = 0
-        self._conditions: list[tuple[float | None, float | None]] = []
+        self._conditions: deque[tuple[float | None, float | None]] = deque(maxlen=_RECENT)
 
     @torch.no_grad()
     def before_step(self) -> None:

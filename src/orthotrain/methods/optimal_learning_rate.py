@@ -58,10 +58,11 @@ class OptimalLearningRate(Method):
             ``"update"``: the executed update over ``-lr``, with momentum and weight decay.
         floor: In ``[0, 1)``. No step is shortened to less than ``floor * lr``. With ``"matrix"``
             and 0, a weight that is orthonormal stops training.
-        record_every: Optimizer steps between records, at least 1: ``eta`` (``None`` where it was
-            not used), ``optimum`` (``eta*`` itself, ``None`` where there is none), ``lr``,
-            ``used``, ``cosine`` of ``w`` and ``l``, and ``used_share``: in which share of all
-            steps so far, of all weights and recorded or not, it was used.
+        record_every: Optimizer steps between records, at least 1; the first comes after so many
+            steps. They hold ``eta`` (``None`` where it was not used), ``optimum`` (``eta*``
+            itself, ``None`` where there is none), ``lr``, ``used``, ``cosine`` of ``w`` and
+            ``l``, and ``used_share``: in which share of all steps so far, of all weights and
+            recorded or not, it was used.
 
     Raises:
         ConfigError: ``params`` empty, an unknown choice, ``floor`` outside ``[0, 1)``, or
@@ -85,7 +86,7 @@ class OptimalLearningRate(Method):
     target: Aim = "vector"
     direction: Direction = "gradient"
     floor: float = 0.0
-    record_every: int = 1
+    record_every: int = 100
 
     phase: ClassVar[Phase] = Phase.LEARNING_RATE
     name: ClassVar[str] = _NAME

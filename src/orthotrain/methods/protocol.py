@@ -130,7 +130,9 @@ class Run:
         step: Optimizer steps finished since the start of training, also across a resume.
         total_steps: Planned number of steps, or ``None`` if it is not known.
         tracked: Copies of the model (without wrappers) that follow changes of structure.
-        records: Plain dicts, one per step and thing measured.
+        records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
+            there are more than ``keep_records``.
+        dropped_records: How many went.
     """
 
     def __init__(
@@ -140,12 +142,15 @@ class Run:
         *,
         wrapper: DistributedDataParallel | None = None,
         total_steps: int | None = None,
+        keep_records: int | None = None,
     ) -> None:
         self.model = model
         self.step = 0
         self.total_steps = total_steps
         self.tracked: list[nn.Module] = []
         self.records: list[Record] = []
+        self.dropped_records = 0
+        self._keep_records = keep_records
         self._sinks: list[Callable[[Record], None]] = []
         # The optimizer holds the hooks and through them this object. A strong reference back
         # would be a cycle, and model and state would outlive their last user until a collection.
@@ -186,9 +191,12 @@ class Run:
         self._wrapper_callbacks.append(callback)
 
     def record(self, **fields: Any) -> None:
-        """Append a record of plain values, the current step added, and tell every listener."""
+        """Keep a record of plain values, the current step added, and tell every listener."""
         entry: Record = {"step": self.step, **fields}
         self.records.append(entry)
+        if self._keep_records is not None and len(self.records) > self._keep_records:
+            del self.records[0]
+            self.dropped_records += 1
         for sink in self._sinks:
             sink(entry)
 
