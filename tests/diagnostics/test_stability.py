@@ -41,7 +41,7 @@ def step_to(model, optimizer, seed):
 
 
 def attached(model, **options):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     return optimizer, attach(model, optimizer, BasisStability(**options))
 
 

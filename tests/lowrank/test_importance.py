@@ -139,7 +139,7 @@ def test_loss_scale_accumulation_checkpointing_and_evaluation_change_nothing(opt
 def test_a_step_that_is_not_finite_is_left_out():
     """``GradScaler`` skips such a step; its passes must not count."""
     model = Plain()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = AdaptiveLowRank(delay_steps=8, stored_budget=0.5, dense_last=False)
     attach(model, optimizer, method)
     for step in range(8):
@@ -150,7 +150,7 @@ def test_a_step_that_is_not_finite_is_left_out():
         optimizer.step()
     assert model.a.rank < 10
     broken = Plain()
-    optimizer = torch.optim.SGD(broken.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(broken.parameters(), lr=0.1)
     attach(broken, optimizer, method)
     for step in range(8):
         (loss_of(broken, step) * math.inf).backward()
