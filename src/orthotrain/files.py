@@ -69,7 +69,7 @@ def remove_abandoned(
         folder: Where they lie.
         name: Of the file that was to be written; None for all.
         seconds: Those that changed within this time are left: somebody may still write them.
-        below: Whether folders within it are looked through, too.
+        below: Whether to look into the folders within it.
 
     Returns:
         What was removed.

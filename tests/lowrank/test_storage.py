@@ -20,6 +20,7 @@ from orthotrain.errors import CheckpointError
 from orthotrain.lab.run.restore import read_weights
 from orthotrain.layers import LowRankLinear
 from orthotrain.lowrank import compress, load, save
+from reference.damage import flipped
 
 
 def low_rank(seed=0, width=12):
@@ -168,15 +169,11 @@ def test_flipped_bits_are_noticed(tmp_path):
         8 * len(content) - 1,
     ]
     for place in places:
-        damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(content, place))
         with pytest.raises(CheckpointError):
             read_weights(path)
     for place in places[-3:]:
-        damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(content, place))
         model = low_rank(width=6, seed=3)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with pytest.raises(CheckpointError, match="does not match the hash"):

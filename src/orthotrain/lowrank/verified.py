@@ -38,11 +38,15 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     """
     found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        # Bytes, not values: a NaN has many, and numpy knows no bfloat16.
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(bytes_of(tensor))
     return found.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values: a NaN has many forms, and numpy knows no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def hashed_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

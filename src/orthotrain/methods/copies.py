@@ -82,7 +82,7 @@ def matching_copy(model: nn.Module, other: nn.Module) -> nn.Module:
             raise ConfigError("Handle.track: got the attached model itself, need a copy of it")
         if _dense_names(candidate) == names:
             return candidate
-        # Averaging classes of other libraries keep their copy under this name, too.
+        # Averaging classes of other libraries also keep their copy under this name.
         inner = candidate._modules.get("module")
         candidate = None if inner is None else unwrap(inner)
     raise ConfigError(

@@ -6,6 +6,7 @@ import torch
 from orthotrain.errors import CheckpointError
 from orthotrain.lab.run import record
 from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
+from reference.damage import flipped
 
 
 def state_of(value):
@@ -62,9 +63,7 @@ def test_flipped_bits_are_noticed_wherever_they_are(tmp_path):
         8 * len(content) - 1,
     ]
     for place in places:
-        damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(content, place))
         with pytest.raises(CheckpointError, match="is damaged"):
             load_checkpoint(path)
 

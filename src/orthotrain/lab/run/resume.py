@@ -20,6 +20,7 @@ from orthotrain.errors import CheckpointError, OrthotrainError, OrthotrainWarnin
 from orthotrain.lab.run.checkpoint import SCHEMA, load_checkpoint
 from orthotrain.lab.run.record import SeedFolder, differences
 from orthotrain.lab.run.trainer import Trainer
+from orthotrain.lowrank.verified import bytes_of
 
 _logger = logging.getLogger("orthotrain")
 
@@ -47,8 +48,7 @@ def fingerprint(*parts: Tensor | ImageArray) -> str:
         if not isinstance(part, Tensor):
             count = len(part)
             part = part[torch.linspace(0, count - 1, min(_SAMPLED, count)).long()]
-        values = part.detach().cpu().contiguous().reshape(-1)
-        found.update(values.view(torch.uint8).numpy().data)
+        found.update(bytes_of(part))
     return found.hexdigest()
 
 
