@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from orthotrain.data.batches import BatchStream, to_float
 from orthotrain.data.splits import ImageData, Split
-from orthotrain.errors import CheckpointError
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.classifier.config import ClassifierRun
 from orthotrain.lab.run.record import SeedFolder
@@ -152,16 +151,7 @@ class ClassifierTrainer:
         return _STATE if self.branching is None else (*_STATE, "branching")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next step is the same bit for bit.
-
-        Raises:
-            CheckpointError: The state is of an older version.
-        """
-        if missing := [part for part in self._parts if part not in state]:
-            raise CheckpointError(
-                f"this checkpoint has no {', '.join(missing)}: an older version wrote it; finish "
-                "that training with it, or start anew in another --run-dir"
-            )
+        """Go on from a state; the next step is the same bit for bit."""
         for part in self._parts:
             getattr(self, part).load_state_dict(state[part])
         self.steps = int(state["step"])
