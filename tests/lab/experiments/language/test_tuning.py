@@ -8,8 +8,9 @@ from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.experiments.language.config import Rates
 from orthotrain.lab.experiments.language.tuning import RateGrid
 
-GRID = RateGrid(rates=(1e-3, 2e-3, 4e-3), seeds=(100,))
-NETWORKS = ("dense", "narrow-75", "narrow-50", "narrow-30")
+GRID = RateGrid(rates=(1e-3, 2e-3, 4e-3), teacher=2e-3, seeds=(100,))
+NARROW = ("narrow-75", "narrow-50", "narrow-30")
+NETWORKS = ("dense", *NARROW, *(f"{name}-teacher" for name in NARROW))
 
 
 def results_of(best):
@@ -30,7 +31,9 @@ def test_every_network_has_every_rate_and_the_dense_one_comes_first():
     assert {(v.stored, v.lr) for v in variants} == {
         (stored, rate) for stored in (None, 0.75, 0.5, 0.3) for rate in GRID.rates
     }
-    assert {v.needs for v in variants} == {None}
+    assert {(v.needs, v.same_seed) for v in variants if v.teacher} == {("dense-lr-0.002", True)}
+    assert {v.needs for v in variants if not v.teacher} == {None}
+    assert [v.stored for v in variants if v.teacher] == 3 * [0.75] + 3 * [0.5] + 3 * [0.3]
 
 
 def test_each_network_gets_its_own_best_rate():
@@ -38,10 +41,12 @@ def test_each_network_gets_its_own_best_rate():
     choice = GRID.choice(CONFIG, results_of(best))
     assert choice.record["at_the_edge"] == []
     assert "edge" not in choice.settings["source"] + choice.table
-    best |= {"narrow-50": 4e-3, "narrow-30": 1e-3}
+    best |= {"narrow-50": 4e-3, "narrow-30": 1e-3, "narrow-30-teacher": 4e-3}
     choice = GRID.choice(CONFIG, results_of(best))
-    assert Rates(**choice.settings["rates"]) == Rates(2e-3, 2e-3, 4e-3, 1e-3)
-    assert len(choice.record["outcomes"]) == 12
+    assert Rates(**choice.settings["rates"]) == Rates(
+        *(2e-3, 2e-3, 4e-3, 1e-3), *(2e-3, 2e-3, 4e-3)
+    )
+    assert len(choice.record["outcomes"]) == 21
 
 
 def test_a_best_rate_at_the_edge_of_the_grid_is_told():

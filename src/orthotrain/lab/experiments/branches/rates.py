@@ -124,9 +124,10 @@ class Found:
     def table(self) -> str:
         """All rates, the best of each network marked."""
         shown = self.searched
-        lines = [f"  network    rate       {shown.unit}"]
+        width = max(len("network"), *map(len, self.tried))
+        lines = [f"  {'network':{width}}  rate       {shown.unit}"]
         lines += [
-            f"{'>' if one is self.best[network] else ' '} {network:9}  {one.rate:<9g}  "
+            f"{'>' if one is self.best[network] else ' '} {network:{width}}  {one.rate:<9g}  "
             f"{shown.scale * one.value:.{shown.digits}f}"
             for network, some in self.tried.items()
             for one in some

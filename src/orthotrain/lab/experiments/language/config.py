@@ -94,12 +94,18 @@ class Rates:
         narrow_75: Of the network narrowed to 75 % of the numbers.
         narrow_50: Of that of 50 %.
         narrow_30: Of that of 30 %.
+        narrow_75_teacher: Of that of 75 % where the dense model teaches it.
+        narrow_50_teacher: Of that of 50 % where the dense model teaches it.
+        narrow_30_teacher: Of that of 30 % where the dense model teaches it.
     """
 
     dense: float = 3e-3
     narrow_75: float = 3e-3
     narrow_50: float = 3e-3
     narrow_30: float = 3e-3
+    narrow_75_teacher: float = 3e-3
+    narrow_50_teacher: float = 3e-3
+    narrow_30_teacher: float = 3e-3
 
     def __post_init__(self) -> None:
         positive(self, "rates", *vars(self))

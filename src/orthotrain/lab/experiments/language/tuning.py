@@ -1,13 +1,19 @@
-"""The search for learning rates: dense and each narrow network with the same grid."""
+"""The search for learning rates: dense and each narrow network, taught or not, on one grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orthotrain.lab.experiments.branches import rates as grid
-from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, dense, narrow
+from orthotrain.lab.experiments.branches.variants import (
+    DENSE,
+    BranchedVariant,
+    dense,
+    narrow,
+    taught,
+)
 from orthotrain.lab.experiments.language.config import Rates
 from orthotrain.lab.experiments.language.variants import SIZES
 from orthotrain.lab.experiments.search import found_settings, search_record, searched_run
@@ -21,10 +27,12 @@ class RateGrid:
 
     Attributes:
         rates: Peak learning rates.
+        teacher: That of the dense network that teaches, one of ``rates``.
         seeds: Seeds of the search; never those of the final comparison.
     """
 
     rates: tuple[float, ...]
+    teacher: float
     seeds: tuple[int, ...]
 
     @property
@@ -42,12 +50,14 @@ class RateGrid:
         return searched_run(config, seeds=self.seeds, baseline=baseline)
 
     def variants(self) -> tuple[BranchedVariant, ...]:
-        """The dense network, then each narrow one, at every rate."""
+        """The dense network, then each narrow one without and with a teacher, at every rate."""
         return self._searched().variants()
 
     def _searched(self) -> grid.Rates:
-        first = self.rates[0]
-        networks = (dense(first), *(narrow(size, first) for size in SIZES))
+        first, teacher = self.rates[0], grid.name_at(DENSE, self.teacher)
+        alone = tuple(narrow(size, first) for size in SIZES)
+        with_teacher = (replace(taught(one), needs=teacher) for one in alone)
+        networks = (dense(first), *alone, *with_teacher)
         return grid.Rates(
             networks, self.rates, "validation_bits", less=True, unit="validation bits"
         )

@@ -64,6 +64,7 @@ def _branches(config: LanguageRun) -> tuple[BranchedVariant, ...]:
 
 
 def _narrow(config: LanguageRun, size: int) -> tuple[BranchedVariant, ...]:
-    full = narrow(size, getattr(config.rates, f"narrow_{size}"))
+    alone = narrow(size, getattr(config.rates, f"narrow_{size}"))
+    with_teacher = taught(narrow(size, getattr(config.rates, f"narrow_{size}_teacher")))
     longest = branch(size, dict(_BRANCHES)[size], 0)
-    return (full, short(full, longest), taught(full), short(taught(full), longest))
+    return tuple(one for full in (alone, with_teacher) for one in (full, short(full, longest)))

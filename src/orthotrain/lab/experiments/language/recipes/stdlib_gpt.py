@@ -27,7 +27,7 @@ _CPU = LanguageRun(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), seeds=(100,))
+GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), teacher=6e-3, seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
@@ -65,7 +65,7 @@ STDLIB_GPT = Experiment(
             data=TextConfig(batch_size=64),
             model=GPTConfig(context=256, width=512, depth=8, heads=8),
             optim=TrainingConfig(steps=5000),
-            rates=Rates(*[1e-3] * 4),
+            rates=Rates(*[1e-3] * 7),
             device="auto",
             precision="bfloat16",
         ),
