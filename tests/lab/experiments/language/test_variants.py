@@ -98,12 +98,12 @@ def test_steps_are_shares_of_the_dense_ones_and_short_ones_the_branchs_compute()
 
 
 def test_rates_come_from_their_tables():
-    config = replace(
-        CONFIG,
-        rates=Rates(dense=1.0, narrow_75=2.0, narrow_50=3.0, narrow_30=4.0),
-    )
+    config = replace(CONFIG, rates=Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
     rates = {one.name: one.lr for one in language_variants(config)}
-    assert [rates[f"narrow-{size}-teacher-short"] for size in (75, 50, 30)] == [2.0, 3.0, 4.0]
+    for length in ("", "-short"):
+        assert [rates[f"narrow-{size}{length}"] for size in (75, 50, 30)] == [2.0, 3.0, 4.0]
+        taught = [rates[f"narrow-{size}-teacher{length}"] for size in (75, 50, 30)]
+        assert taught == [5.0, 6.0, 7.0]
     others = {name for name in rates if not name.startswith("narrow")}
     assert {rates[name] for name in others} == {1.0}
 
