@@ -12,8 +12,9 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,8 @@ from orthotrain.data.windows import WindowStream
 from orthotrain.files import write_atomically
 from orthotrain.lab.experiments.language.trainer import bits_per_byte
 from orthotrain.lab.run.restore import read_network
+from orthotrain.layers._factors import holds_pair
+from orthotrain.linalg import polar_factor
 from orthotrain.lowrank import collect
 from orthotrain.lowrank import settings as lowrank_settings
 from orthotrain.methods.copies import frozen_copy
@@ -46,6 +49,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     teacher: bool = False
     nog: dict[str, Any] | None = None
+    bounded: float | None = None
     samples: int | None = None
     watched: int = WATCHED
 
@@ -70,7 +74,29 @@ def rows() -> dict[str, Row]:
         "frozen bases, importance=weight": Row({"bases": "frozen", "importance": "weight"}),
         "steps orthogonalized (NOG on the update)": Row(nog={"scale": "rms"}),
         "steps orthogonalized, norm kept": Row(nog={"scale": "gradient_norm"}),
+        **{
+            f"steps orthogonalized, bounded by spectral norms, {size:g} rates": Row(bounded=size)
+            for size in (1.0, 3.0, 10.0, 30.0)
+        },
     }
+
+
+@contextmanager
+def bounded_steps(model: nn.Module, radius: float) -> Iterator[None]:
+    """Both factors step by an orthogonal matrix times ``radius / (|L| + |R| + 1)``, spectral norms.
+
+    So the product of the two moves by no more than ``radius``, if that is at most 1 (Spectron,
+    arXiv 2602.12429; the executed update is made orthogonal here, whatever the optimizer). A radius
+    of 0 leaves the steps as they are.
+    """
+    layers = [module for module in model.modules() if radius and holds_pair(module)]
+    before = [[factor.detach().clone() for factor in one.pair_of()] for one in layers]
+    yield
+    with torch.no_grad():
+        for layer, pair in zip(layers, before, strict=True):
+            norms = sum(torch.linalg.matrix_norm(factor, 2) for factor in pair)
+            for factor, old in zip(layer.pair_of(), pair, strict=True):
+                factor.copy_(old + radius / (norms + 1) * polar_factor(factor - old))
 
 
 def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate: float) -> dict:
@@ -116,7 +142,8 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
+        with bounded_steps(model, (row.bounded or 0) * optimizer.param_groups[0]["lr"]):
+            optimizer.step()
         if step == -1:
             found["cut"] = bits()
     total = handle.summary().total
