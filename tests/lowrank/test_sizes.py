@@ -96,6 +96,20 @@ def test_the_start_goes_on_as_if_nothing_had_happened():
     assert same(model.state_dict(), twin.state_dict())
 
 
+def test_a_step_that_trains_nothing_is_not_counted():
+    def train_on(branch):
+        branch.optimizer.zero_grad()
+        for group in branch.optimizer.param_groups:
+            rate, group["lr"] = group["lr"], 0.0
+        branch.optimizer.step()  # as torch.distributed.checkpoint does to make the state
+        for group in branch.optimizer.param_groups:
+            group["lr"] = rate
+        return three_steps(branch)
+
+    (branch,) = sizes(*start(), [0.7], train_on=train_on).branches
+    assert branch.steps == 3
+
+
 def test_an_attached_start_with_a_scheduler_keeps_its_own_steps():
     model, optimizer = mlp(8), None
     optimizer, handle = attached(

@@ -37,7 +37,7 @@ from orthotrain.lowrank.sites import (
     require_sites,
     require_supported,
 )
-from orthotrain.methods._optimizer import require_model, unwrap_optimizer
+from orthotrain.methods._optimizer import is_no_step, require_model, unwrap_optimizer
 from orthotrain.methods.copies import copy_together, frozen_copy, require_own_parameters
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.select import unwrap
@@ -209,8 +209,8 @@ def _cut(
 def _train(branch: Branch, train_on: TrainOn, *, count_operations: bool) -> None:
     """Let it be trained, and write down what that took."""
 
-    def count(*_: object) -> None:
-        branch.steps += 1
+    def count(optimizer: Optimizer, *_: object) -> None:
+        branch.steps += not is_no_step(optimizer)
 
     hook = branch.optimizer.register_step_post_hook(count)
     counter = FlopCounterMode(display=False) if count_operations else None
