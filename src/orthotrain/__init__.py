@@ -10,6 +10,7 @@ Importing this package imports nothing else: every public name is loaded on firs
     sizes, rate_after_cut                     several sizes from one model, each trained on
     frozen_copy, teacher_loss                 the model itself as the teacher of a smaller one
     restore_structure, save, load             checkpoints that know their ranks
+    follow                                    a model takes the structure of what it loads
     BasisStability                            watch the bases settle
     ConditionMonitor                          watch rank and condition, in four senses
     NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Relative,
         StoredBudget,
         compress,
+        follow,
         load,
         rate_after_cut,
         restore_structure,
@@ -85,6 +87,7 @@ __all__ = [
     "data",
     "diagnostics",
     "disentangle",
+    "follow",
     "frozen_copy",
     "layers",
     "linalg",
@@ -117,6 +120,7 @@ _HOME = {
     "StoredBudget": "orthotrain.lowrank",
     "attach": "orthotrain.methods",
     "compress": "orthotrain.lowrank",
+    "follow": "orthotrain.lowrank",
     "frozen_copy": "orthotrain.methods",
     "load": "orthotrain.lowrank",
     "rate_after_cut": "orthotrain.lowrank",

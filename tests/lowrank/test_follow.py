@@ -1,185 +1,121 @@
-"""An averaged copy of the model follows every switch and cut, and goes on averaging."""
-
-from __future__ import annotations
+"""A model with nothing attached takes the structure of the state dict it loads."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lowrank.nets import (
-    Everything,
-    attached,
-    batch,
-    everything_loss,
-    filled,
-    mlp,
-    mlp_loss,
-    through_file,
-    train,
-    weights,
-)
+import orthotrain
+from lowrank.nets import Everything, attached, everything_loss, filled, mlp, mlp_loss, train
 from orthotrain.errors import ConfigError
 from orthotrain.layers import LowRankLinear
 
-SCHEDULE = {"delay_steps": 3, "every_steps": 2, "rank_rtol": 0.2, "max_drop": 0.2}
+NETS = {
+    "mlp": (lambda seed: mlp(10, seed=seed), mlp_loss),
+    "everything": (lambda seed: filled(Everything(), seed=seed), everything_loss),
+}
+CUT = {"delay_steps": 1, "every_steps": 1, "rank_rtol": 0.2, "max_drop": 0.5}
 
 
-def averaged(model, *, use_buffers=False):
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=use_buffers)
+def trained(kind, **settings):
+    """A low-rank model that was trained, and how to make and judge another one."""
+    make, loss_of = NETS[kind]
+    model = make(0)
+    optimizer, _ = attached(model, **CUT | settings)
+    train(model, optimizer, range(3), loss_of=loss_of)
+    return model, make, loss_of
 
 
-def go_on(model, optimizer, ema, steps, *, loss_of=mlp_loss):
-    for step in steps:
-        train(model, optimizer, [step], loss_of=loss_of)
-        ema.update_parameters(model)
+def same(model, other, loss_of):
+    return torch.equal(loss_of(model, 7), loss_of(other, 7))
 
 
-def assert_averages(ema, model, old, new):
-    """Every weight of the copy is 0.9 of what it was, in the model's basis, and 0.1 of new."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, LowRankLinear):
-            twin = ema.module.get_submodule(name)
-            key = f"{name}.weight"
-            left, right = layer.u @ layer.u.mT, layer.vh.mT @ layer.vh
-            expected = 0.9 * left @ old[key] @ right + 0.1 * new[key]
-            torch.testing.assert_close(twin.weight, expected, rtol=0, atol=1e-12)
-            assert torch.equal(twin.u, layer.u)
-            assert torch.equal(twin.vh, layer.vh)
-            assert twin.core is not layer.core
-            assert twin.u is not layer.u
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("bases", ["frozen", "trained"])
+def test_a_fresh_model_takes_ranks_and_values_and_goes_back_to_dense(kind, bases):
+    model, make, loss_of = trained(kind, bases=bases)
+    fresh = make(1)
+    dense = copy.deepcopy(fresh.state_dict())
+    assert orthotrain.follow(fresh) is fresh
+    fresh.load_state_dict(model.state_dict())
+    assert same(fresh, model, loss_of)
+    assert any(isinstance(m, LowRankLinear) for m in fresh.modules())
+    fresh.load_state_dict(dense)
+    assert same(fresh, make(1), loss_of)
+    assert not any(isinstance(m, LowRankLinear) for m in fresh.modules())
 
 
-@pytest.mark.parametrize("use_buffers", [False, True])
-def test_an_average_follows_switches_and_cuts(use_buffers):
-    model = mlp(10)
-    optimizer, handle = attached(model, **SCHEDULE)
-    ema = averaged(model, use_buffers=use_buffers)
-    handle.track(ema)
-    x = batch(0, 4, 10)
-    go_on(model, optimizer, ema, [0])  # the first update copies
-    ranks = []
-    for step in range(1, 10):
-        old = weights(ema.module)
-        go_on(model, optimizer, ema, [step])
-        assert_averages(ema, model, old, weights(model))
-        ranks.append(getattr(model[0], "rank", 10))
-        assert ema(x).isfinite().all()
-        assert not torch.equal(ema(x), model(x))
-    assert ranks[0] == 10
-    assert ranks[-1] < 10
-    assert isinstance(ema.module[0], LowRankLinear)
+@pytest.mark.parametrize("again", ["before", "twice", "deepcopy", "pickle"])
+def test_it_holds_for_copies_and_when_it_is_called_again(again):
+    model, make, loss_of = trained("mlp")
+    fresh = orthotrain.follow(make(1))
+    if again == "before":
+        fresh.load_state_dict(model.state_dict())
+    elif again == "twice":
+        orthotrain.follow(fresh)
+    elif again == "deepcopy":
+        fresh = copy.deepcopy(fresh)
+    else:
+        fresh = pickle.loads(pickle.dumps(fresh))
+    fresh.load_state_dict(model.state_dict())
+    assert same(fresh, model, loss_of)
 
 
-def test_a_copy_made_by_hand_takes_the_projection_of_its_own_weights():
-    model = mlp(10)
-    optimizer, handle = attached(model, delay_steps=3, every_steps=2, rank_rtol=0.3, max_drop=1.0)
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in twin.parameters():
-            p.mul_(1.5).add_(0.1)
-    handle.track(twin)
-    old = weights(twin)
-    train(model, optimizer, range(4))
-    first = model[0].rank
-    assert max(first, model[2].rank) < 10
-    for index in (0, 2, 4):
-        layer = model[index]
-        left, right = layer.u @ layer.u.mT, layer.vh.mT @ layer.vh
-        expected = left @ old[f"{index}.weight"] @ right
-        torch.testing.assert_close(twin[index].weight, expected, rtol=0, atol=1e-12)
-        assert torch.equal(twin[index].bias, old[f"{index}.bias"])
-    # u_new^T u_old core vh_old vh_new^T, for a copy that is low-rank itself.
-    before = {i: [t.detach().clone() for t in twin[i].factors()] for i in (0, 2, 4)}
-    train(model, optimizer, range(4, 6))
-    assert model[0].rank <= first
-    for index, (u, core, vh) in before.items():
-        layer = model[index]
-        expected = (layer.u.mT @ u) @ core @ (vh @ layer.vh.mT)
-        torch.testing.assert_close(twin[index].core.detach(), expected, rtol=0, atol=1e-12)
+class Holder(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.module = net
+
+    def forward(self, x):
+        return self.module(x)
 
 
-def test_every_kind_of_layer_and_tied_weights_follow():
-    model = filled(Everything())
-    optimizer, handle = attached(model, **SCHEDULE)
-    ema = averaged(model)
-    handle.track(ema)
-    go_on(model, optimizer, ema, range(9), loss_of=everything_loss)
-    for own, theirs in zip(model.parameters(), ema.module.parameters(), strict=True):
-        assert own.shape == theirs.shape
-    assert ema.module.tied[0].core is ema.module.tied[1].core
-    assert ema.module.tied[0].u is ema.module.tied[1].u
-    assert ema(Everything.batch(0)).isfinite().all()
+WRAPPERS = {
+    "DataParallel": lambda net: nn.DataParallel(net),
+    "averaged": lambda net: torch.optim.swa_utils.AveragedModel(net),
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "a child called module": Holder,
+}
 
 
-def test_a_copy_tracked_late_takes_over_the_present_structure():
-    model = mlp(10)
-    twin = copy.deepcopy(model)
-    old = weights(twin)
-    optimizer, handle = attached(model, **SCHEDULE)
-    train(model, optimizer, range(5))
-    handle.track(twin)
-    layer = model[4]
-    expected = layer.u @ layer.u.mT @ old["4.weight"] @ layer.vh.mT @ layer.vh
-    torch.testing.assert_close(twin[4].weight, expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("outer", [True, False], ids=["whole", "inner"])
+def test_wrappers_make_no_difference(wrap, outer):
+    model, make, loss_of = trained("mlp")
+    wrapped = wrap(make(1))
+    fresh = getattr(wrapped, "module", None) or wrapped._orig_mod
+    orthotrain.follow(wrapped if outer else fresh)
+    wrapped.load_state_dict(wrap(model).state_dict())
+    assert same(fresh, model, loss_of)
 
 
-def test_a_copy_in_the_same_basis_is_left_bit_for_bit():
-    model = mlp(10, dtype=torch.float32)
-    optimizer, handle = attached(model, **SCHEDULE)
-    train(model, optimizer, range(5))
-    twin = copy.deepcopy(model)
-    before = {key: value.clone() for key, value in twin.state_dict().items()}
-    handle.track(twin)
-    assert all(torch.equal(value, before[key]) for key, value in twin.state_dict().items())
+def test_tied_layers_share_their_factors_again():
+    def tied(seed):
+        net = mlp(10, seed=seed)
+        net[2].weight = net[0].weight
+        return net
 
-
-@pytest.mark.parametrize("at", [1, 3, 4, 6])
-@pytest.mark.parametrize("track_first", [True, False])
-def test_an_average_resumes_bit_for_bit(at, track_first):
-    def build():
-        model = mlp(10, dtype=torch.float32)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-        ema = averaged(model)  # before attach, so it brings no hook of its own along
-        _, handle = attached(model, optimizer, **SCHEDULE)
-        handle.track(ema)
-        return model, optimizer, ema, handle
-
-    model, optimizer, ema, handle = build()
-    go_on(model, optimizer, ema, range(at))
-    parts = [model, optimizer, ema, handle]
-    states = through_file([part.state_dict() for part in parts])
-    go_on(model, optimizer, ema, range(at, 9))
-    again = build()
-    order = (2, 0, 1, 3) if track_first else (0, 1, 3, 2)
-    for index in order:
-        again[index].load_state_dict(states[index])
-    go_on(*again[:3], range(at, 9))
-    for key, value in ema.state_dict().items():
-        assert torch.equal(again[2].state_dict()[key], value), key
-
-
-def test_an_average_on_another_dtype_keeps_its_own():
-    model = mlp(10, dtype=torch.float32)
-    optimizer, handle = attached(model, **SCHEDULE)
-    twin = copy.deepcopy(model).double()
-    handle.track(twin)
-    train(model, optimizer, range(6))
-    assert twin[0].core.dtype == twin[0].u.dtype == torch.float64
-    assert twin(batch(0, 2, 10)).dtype == torch.float64
+    model = tied(0)
+    optimizer, _ = attached(model, **CUT, bases="frozen")
+    train(model, optimizer, range(3))
+    fresh = orthotrain.follow(tied(1))
+    fresh.load_state_dict(model.state_dict())
+    assert fresh[0].core is fresh[2].core
+    assert fresh[0].u is fresh[2].u
+    assert same(fresh, model, mlp_loss)
 
 
 @pytest.mark.bad_input
-def test_a_model_of_another_kind_cannot_be_tracked():
-    class Other(nn.Linear):
-        pass
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.LSTM(4, 4), "a name", None])
+def test_what_can_follow_nothing_is_refused(model):
+    with pytest.raises(ConfigError, match="follow needs"):
+        orthotrain.follow(model)
 
-    model = mlp(10)
-    _, handle = attached(model, **SCHEDULE)
-    other = mlp(10)
-    other[2] = Other(10, 10)
-    for _ in range(2):  # and is not remembered as tracked
-        with pytest.raises(ConfigError, match="named '2'"):
-            handle.track(other)
+
+@pytest.mark.bad_input
+def test_factors_of_another_model_are_named():
+    model, _, _ = trained("mlp")
+    with pytest.raises(RuntimeError, match="load it into the model it was saved from"):
+        orthotrain.follow(mlp(12)).load_state_dict(model.state_dict())

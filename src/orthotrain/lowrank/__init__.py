@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from orthotrain._names import missing_name
 from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.compression import CompressedLayer, Compression, compress
-from orthotrain.lowrank.follow import restore_structure
+from orthotrain.lowrank.following import follow, restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
 from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
 from orthotrain.lowrank.rate import rate_after_cut
@@ -35,6 +35,7 @@ __all__ = [
     "Sizes",
     "StoredBudget",
     "compress",
+    "follow",
     "load",
     "rate_after_cut",
     "read_rule",

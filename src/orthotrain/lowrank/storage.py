@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
-from orthotrain.lowrank.follow import is_factored_name, restore_structure
+from orthotrain.lowrank.following import is_factored_name, restore_structure
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import clean_name, unwrap
 

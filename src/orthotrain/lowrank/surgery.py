@@ -16,7 +16,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
-from orthotrain.lowrank.follow import factored_weights
+from orthotrain.lowrank.following import factored_weights
 
 _READS_WEIGHTS_BY_NAME = (
     nn.MultiheadAttention,

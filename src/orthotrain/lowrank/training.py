@@ -10,7 +10,7 @@ from torch import nn
 
 from orthotrain.errors import StateError
 from orthotrain.lowrank.agree import Agreement
-from orthotrain.lowrank.follow import FollowingCopy, follow_checkpoints, share_tied_factors_
+from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.schedule import Schedule

@@ -11,7 +11,7 @@ import torch
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.change import Change, change_site_
 from orthotrain.lowrank.decide import KEEP, decide, reached
-from orthotrain.lowrank.follow import FollowingCopy
+from orthotrain.lowrank.following import FollowingCopy
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import View, check_bases, require_finite
 from orthotrain.lowrank.settings import LowRankSettings

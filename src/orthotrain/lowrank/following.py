@@ -119,6 +119,40 @@ def _projected(module: nn.Module, weight: str, site: Site) -> Tensor:
     return (u.mT @ own_u) @ own_core @ (own_vh @ vh.mT)
 
 
+def follow(model: nn.Module) -> nn.Module:
+    """Let a model take the structure of every low-rank state dict that it loads from now on.
+
+    For a model with nothing attached, before a loop of Transformers or Lightning, an averaged
+    copy or an evaluation script calls ``load_state_dict``. Layers become low-rank, or dense
+    again, as the state dict has them, with its ranks. Wrappers make no difference: those around
+    the model, and those inside (``torch.compile``, activation checkpointing). Copies follow, too.
+
+    Layers that are added later do not follow: call it again. ``attach`` does the same.
+
+    Args:
+        model: Any model, wrapped or not; changed by hooks alone.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: ``model`` is no module, or none of its layers has a low-rank form.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"follow needs an nn.Module, got {type(model).__name__}")
+    if not follow_checkpoints(model):
+        raise ConfigError(
+            "follow needs a model with layers that have a low-rank form (nn.Linear, convolutions, "
+            f"nn.MultiheadAttention, Transformers' Conv1D), got {type(model).__name__} with none"
+        )
+    model.register_load_state_dict_post_hook(_share_after_load)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _share_after_load(model: nn.Module, _: object) -> None:
+    share_tied_factors_(model)
+
+
 def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
     """Let every layer of a model take the structure of a state dict before its values."""
     return [
