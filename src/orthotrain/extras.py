@@ -25,9 +25,9 @@ def optional_module(function: str, module: str, *, package: str) -> Any:
         raise missing_package(function, package) from error
 
 
-def missing_package(function: str, package: str) -> MissingPackageError:
+def missing_package(function: str, package: str, *, extra: str = "lab") -> MissingPackageError:
     """The error that says which line installs the package."""
     return MissingPackageError(
         f"{function}: {package} is needed and not installed; install it with: "
-        f'pip install "orthotrain[lab]"'
+        f'pip install "orthotrain[{extra}]"'
     )

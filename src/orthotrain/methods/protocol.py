@@ -158,6 +158,7 @@ class Run:
         self._wrapper = None if wrapper is None else weakref.ref(wrapper)
         self._wrapper_callbacks: list[Callable[[DistributedDataParallel], None]] = []
         self._observers: list[Bound] = []
+        self.losses_observed = 0
         self._pending: list[tuple[int, Tensor]] = []
 
     @property
@@ -216,6 +217,7 @@ class Run:
         """
         if not self._observers:
             return
+        self.losses_observed += 1
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ConfigError(
                 f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"

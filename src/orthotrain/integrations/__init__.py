@@ -1,0 +1,5 @@
+"""One line in the loops of other frameworks.
+
+:mod:`orthotrain.integrations.transformers` needs the extra ``transformers``. Nothing is imported
+before one of these modules is.
+"""

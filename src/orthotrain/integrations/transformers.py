@@ -1,0 +1,230 @@
+"""Methods in a ``Trainer`` of Transformers: one callback."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.extras import missing_package
+from orthotrain.files import write_atomically
+from orthotrain.integrations._logged import logged
+from orthotrain.lowrank import follow
+from orthotrain.methods import Method, attach
+from orthotrain.methods.handle import Handle
+from orthotrain.methods.select import unwrap
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import CallbackHandler
+except ModuleNotFoundError as error:
+    raise missing_package(__name__, "transformers", extra="transformers") from error
+
+#: What the callback writes into each checkpoint folder.
+STATE_FILE = "orthotrain.pt"
+
+_callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.ref[OrthotrainCallback]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
+    """Makes methods act in a ``transformers.Trainer``: ``callbacks=[OrthotrainCallback(method)]``.
+
+    The model takes the structure of a checkpoint that is resumed, methods are attached at the
+    begin of ``train()`` with its number of steps, and detached at its end. Each checkpoint folder
+    gets a file ``orthotrain.pt`` with the methods' state, and with the model's own state dict
+    where Transformers writes other names into its file. A resumed run goes on bit for bit.
+
+    Sizes and ranks are added to what is logged, as ``orthotrain/...``. A loss is observed at each
+    step where the model's output has one. Where it is not seen, as in a compiled model, the
+    mean that the ``Trainer`` logs is observed instead.
+
+    Args:
+        *methods: What acts, such as ``AdaptiveLowRank()``.
+        resume_from: Folder of the checkpoint that ``train`` resumes from, where that is not a
+            folder ``checkpoint-N`` in ``output_dir``. Callbacks are not told.
+
+    Attributes:
+        handle: That of the latest ``train()``; its summary and records stay after it.
+    """
+
+    def __init__(self, *methods: Method, resume_from: str | Path | None = None) -> None:
+        if not methods:
+            raise ConfigError(
+                "OrthotrainCallback needs at least one method, such as AdaptiveLowRank()"
+            )
+        self._methods = methods
+        self._resume_from = resume_from
+        self._losses = 0
+        self.handle: Handle | None = None
+
+    # --- what the Trainer calls ---------------------------------------------------------------
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the model follow the checkpoint it may load, and come before the loggers."""
+        model = kwargs["model"]
+        if model is not None:  # else made by model_init at each train()
+            self._claim(model)
+            follow(model)
+        handler = sys._getframe(1).f_locals.get("self")
+        if isinstance(handler, CallbackHandler) and self in handler.callbacks:
+            # Loggers stand before the callbacks of a user, and write what they are given.
+            handler.callbacks.remove(self)
+            handler.callbacks.insert(0, self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Attach; take back the state of the checkpoint that is resumed."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        self._claim(model)
+        self._end()
+        saved = None
+        if state.global_step > 0:
+            saved = _read(self._folder_of(args, state), state)
+            if saved["model"] is not None:
+                follow(model).load_state_dict(saved["model"])
+        self.handle = attach(model, optimizer, *self._methods, total_steps=state.max_steps)
+        if saved is not None:
+            self.handle.load_state_dict(saved["handle"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the state beside the checkpoint that was just written."""
+        if self.handle is None or not args.should_save:
+            return
+        folder = Path(_output_folder(args, state), f"checkpoint-{state.global_step}")
+        model = unwrap(kwargs["model"])
+        content = {
+            "schema": 1,
+            "run": _fingerprint(state),
+            "handle": self.handle.state_dict(),
+            "model": None if _has_own_names(folder, model) else model.state_dict(),
+        }
+        file = io.BytesIO()
+        torch.save(content, file)
+        write_atomically(folder / STATE_FILE, file.getvalue())
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add sizes and ranks; observe the mean loss where no step's own was seen."""
+        logs: dict[str, float] | None = kwargs.get("logs")
+        if self.handle is None or logs is None or "loss" not in logs:
+            return
+        seen, self._losses = self._losses, self.handle.run.losses_observed
+        if self._losses == seen and self.handle.attached:
+            self.handle.observe(logs["loss"])
+            self._losses = self.handle.run.losses_observed
+        values = logged(self.handle)
+        logs.update(values)
+        state.log_history[-1].update(values)  # the Trainer keeps a copy
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Detach: a best model that was loaded fits the optimizer's state no more."""
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best is not None:
+            own = _read(Path(best), None)["model"]
+            if own is not None:
+                kwargs["model"].load_state_dict(own)
+        self._end()
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        if self.handle is not None:
+            self.handle.detach()
+        self._losses = 0
+
+    def _claim(self, model: nn.Module) -> None:
+        """Refuse a second callback on one model."""
+        holder = _callbacks.get(model)
+        other = None if holder is None else holder()
+        if other is not None and other is not self:
+            raise ConfigError(
+                "OrthotrainCallback: this model has one already; give all methods to one "
+                "callback, OrthotrainCallback(first, second)"
+            )
+        _callbacks[model] = weakref.ref(self)
+
+    def _folder_of(self, args: Any, state: Any) -> Path:
+        """The checkpoint folder that is resumed."""
+        if self._resume_from is not None:
+            return Path(self._resume_from)
+        return Path(_output_folder(args, state), f"checkpoint-{state.global_step}")
+
+
+def _output_folder(args: Any, state: Any) -> Path:
+    """Where checkpoints are: in a search each trial has a folder of its own."""
+    folder = Path(args.output_dir)
+    return folder / state.trial_name if state.is_hyper_param_search else folder
+
+
+def _fingerprint(state: Any) -> str:
+    """Which run a checkpoint is of: all that its Trainer has logged."""
+    known = json.dumps([state.global_step, state.log_history], sort_keys=True, default=str)
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
+def _read(folder: Path, state: Any) -> Mapping[str, Any]:
+    """What ``on_save`` wrote into a checkpoint folder; of the run that ``state`` is of, if given.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another run.
+    """
+    path = folder / STATE_FILE
+    remedy = (
+        "give the folder that train(resume_from_checkpoint=...) gets to "
+        "OrthotrainCallback(..., resume_from=...), or start anew without resuming"
+    )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        run, _, _ = saved["run"], saved["handle"], saved["model"]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"resuming needs the methods' state in {path}, which is not there: without it they "
+            f"would start over; {remedy}"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__}: {error}; resume from an earlier checkpoint"
+        ) from error
+    if state is not None and run != _fingerprint(state):
+        raise CheckpointError(
+            f"{path} belongs to another run than the checkpoint that is resumed; {remedy}"
+        )
+    return saved
+
+
+def _has_own_names(folder: Path, model: nn.Module) -> bool:
+    """Whether Transformers has written the model under its own names, so that it loads again.
+
+    Some architectures are renamed on disk. Tied weights are written once.
+    """
+    written = _names_in(folder)
+    if written is None:
+        return True  # no file of weights whose names could differ
+    tensors: dict[str, Tensor] = model.state_dict()
+    places = {tensor.data_ptr() for name, tensor in tensors.items() if name in written}
+    return all(
+        name in written or (tensor.numel() > 0 and tensor.data_ptr() in places)
+        for name, tensor in tensors.items()
+    )
+
+
+def _names_in(folder: Path) -> set[str] | None:
+    """Names of the tensors in the safetensors files of a folder; None where it has none."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        return None
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            names.update(content.keys())
+    return names

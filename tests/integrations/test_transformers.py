@@ -1,0 +1,242 @@
+"""The callback in a real ``Trainer``: resumed runs equal unbroken ones, and nothing is lost."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from transformers import (  # noqa: E402
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from orthotrain import AdaptiveLowRank, BasisStability  # noqa: E402
+from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
+from orthotrain.integrations.transformers import STATE_FILE, OrthotrainCallback  # noqa: E402
+
+STEPS, EVERY, BATCH = 12, 4, 4
+
+
+def gpt():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=32, n_positions=8, n_embd=32, n_layer=1, n_head=2, bos_token_id=0,
+        eos_token_id=0, loss_type="ForCausalLMLoss", resid_pdrop=0.1, attn_pdrop=0, embd_pdrop=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def vit():
+    """Its weights have other names in Transformers' files than in the model."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        image_size=8, patch_size=4, num_labels=4,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+class Examples(torch.utils.data.Dataset):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        if self.kind is gpt:
+            x = torch.randint(32, (8,), generator=generator)
+            return {"input_ids": x, "labels": x}
+        return {"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 4}
+
+
+def trainer(folder, make=gpt, *, callback=None, callbacks=(), model=None, **settings):
+    settings = {
+        "max_steps": STEPS, "save_steps": EVERY, "logging_steps": 1, "learning_rate": 1e-2,
+        "per_device_train_batch_size": BATCH, "report_to": "none", "use_cpu": True, "seed": 0,
+        "disable_tqdm": True,
+    } | settings  # fmt: skip
+    callback = OrthotrainCallback(AdaptiveLowRank()) if callback is None else callback
+    made = Trainer(
+        make() if model is None else model,
+        TrainingArguments(str(folder), **settings),
+        train_dataset=Examples(make),
+        eval_dataset=Examples(make),
+        callbacks=[callback, *callbacks],
+    )
+    return made, callback
+
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+LOOPS = {
+    "plain": {},
+    "accumulation, bf16, checkpointing": {
+        "gradient_accumulation_steps": 2, "bf16": True, "activation_checkpointing": True,
+    },
+    "sgd": {"optim": "sgd"},
+    "clipping, cosine": {"max_grad_norm": 0.1, "lr_scheduler_type": "cosine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("make", [gpt, vit])
+@pytest.mark.parametrize("at", [EVERY, 2 * EVERY], ids=["before the cut", "after the cut"])
+def test_a_resumed_run_equals_the_unbroken_one(tmp_path, make, settings, at):
+    whole, callback = trainer(tmp_path, make, **settings)
+    whole.train()
+    assert callback.handle.summary().total.stored < callback.handle.summary().total.dense
+    for folder in tmp_path.glob("checkpoint-*"):
+        if folder.name != f"checkpoint-{at}":
+            shutil.rmtree(folder)
+    resumed, other = trainer(tmp_path, make, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert equal(whole.model, resumed.model)
+    assert str(other.handle.summary()) == str(callback.handle.summary())
+
+
+def test_a_checkpoint_elsewhere_is_named(tmp_path):
+    whole, _ = trainer(tmp_path / "first")
+    whole.train()
+    folder = tmp_path / "first" / f"checkpoint-{EVERY}"
+    resumed, _ = trainer(tmp_path / "second")
+    with pytest.raises(CheckpointError, match=r"resume_from=\.\.\."):
+        resumed.train(resume_from_checkpoint=str(folder))
+    named = OrthotrainCallback(AdaptiveLowRank(), resume_from=folder)
+    resumed, _ = trainer(tmp_path / "second", callback=named)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert equal(whole.model, resumed.model)
+
+
+class Logger(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(dict(logs))
+
+
+def test_sizes_and_ranks_reach_loggers_that_come_first(tmp_path):
+    made, callback = trainer(tmp_path)
+    before = Logger()
+    Trainer(
+        gpt(), made.args, train_dataset=Examples(gpt),
+        callbacks=[before, OrthotrainCallback(AdaptiveLowRank())],
+    ).train()  # fmt: skip
+    steps = [logs for logs in before.seen if "loss" in logs]
+    assert [logs["orthotrain/stored"] < 1 for logs in steps] == 5 * [False] + 7 * [
+        True
+    ]  # cut after 6
+    assert steps[-1]["orthotrain/rank_least"] >= 1
+    made.train()
+    history = [entry for entry in made.state.log_history if "loss" in entry]
+    total = callback.handle.summary().total
+    assert history[-1]["orthotrain/stored"] == total.stored / total.dense
+
+
+def test_every_loss_is_observed_once(tmp_path, monkeypatch):
+    made, _ = trainer(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        "orthotrain.lowrank.guard.LossGuard.observe", lambda self, loss: seen.append(loss)
+    )
+    made.train()
+    logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert seen == pytest.approx(logged)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch and Transformers, while they trace
+def test_a_compiled_model_trains_and_its_logged_loss_is_observed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 16)
+    made, _ = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    seen = []
+    monkeypatch.setattr(
+        "orthotrain.lowrank.guard.LossGuard.observe", lambda self, loss: seen.append(loss)
+    )
+    made.train()
+    logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert seen == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("make", [gpt, vit])
+def test_the_best_model_is_loaded_at_the_end(tmp_path, make):
+    made, _ = trainer(
+        tmp_path, make, eval_strategy="steps", eval_steps=EVERY, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=True,
+    )  # fmt: skip
+    made.train()
+    best = made.state.best_metric
+    assert made.state.best_model_checkpoint is not None
+    assert made.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+
+
+def test_a_second_train_starts_anew_and_a_new_model_for_each(tmp_path):
+    made, callback = trainer(tmp_path)
+    made.train()
+    first = callback.handle
+    made.optimizer = made.lr_scheduler = None
+    made.train()
+    assert callback.handle is not first
+    assert not first.attached
+    assert not callback.handle.attached
+    assert callback.handle.run.step == STEPS
+
+
+def test_nothing_else_changes_in_the_run(tmp_path):
+    made, _ = trainer(tmp_path / "ours", callback=OrthotrainCallback(BasisStability(every_steps=4)))
+    made.train()
+    plain = Trainer(gpt(), made.args, train_dataset=Examples(gpt))
+    plain.train()
+    assert equal(made.model, plain.model)
+
+
+@pytest.mark.bad_input
+def test_two_callbacks_on_one_model_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="give all methods to one callback"):
+        trainer(tmp_path, callbacks=[OrthotrainCallback(BasisStability(every_steps=4))])
+
+
+@pytest.mark.bad_input
+def test_no_method_is_refused():
+    with pytest.raises(ConfigError, match="at least one method"):
+        OrthotrainCallback()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("damage", ["missing", "cut", "another run", "another model"])
+def test_a_state_that_does_not_belong_is_refused(tmp_path, damage):
+    made, _ = trainer(tmp_path)
+    made.train()
+    folder = tmp_path / f"checkpoint-{2 * EVERY}"
+    path = folder / STATE_FILE
+    callback = OrthotrainCallback(AdaptiveLowRank(), resume_from=folder)
+    match = damage
+    if damage == "missing":
+        path.unlink()
+        match = "is not there"
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+        match = "is damaged"
+    elif damage == "another run":
+        history = json.loads((folder / "trainer_state.json").read_text())
+        history["log_history"][0]["loss"] += 1
+        (folder / "trainer_state.json").write_text(json.dumps(history))
+        match = "belongs to another run"
+    else:
+        callback = OrthotrainCallback(BasisStability(every_steps=4), resume_from=folder)
+        match = "attach the methods the state was saved with"
+    resumed, _ = trainer(tmp_path, callback=callback)
+    with pytest.raises(Exception, match=match):
+        resumed.train(resume_from_checkpoint=str(folder))
