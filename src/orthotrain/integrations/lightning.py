@@ -137,7 +137,7 @@ def load_from_checkpoint(cls: type[nn.Module], path: str | Path, **kwargs: Any) 
         The module, of class ``cls``.
     """
 
-    class Following(cls):  # type: ignore[valid-type, misc]
+    class Following(cls):  # type: ignore[misc]
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             follow(self)
             super().on_load_checkpoint(checkpoint)

@@ -184,7 +184,7 @@ def _read(folder: Path, state: Any) -> Mapping[str, Any]:
         "OrthotrainCallback(..., resume_from=...), or start anew without resuming"
     )
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         run, _, _ = saved["run"], saved["handle"], saved["model"]
     except FileNotFoundError as error:
         raise CheckpointError(
