@@ -12,7 +12,8 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import Compression, LayerRule, StoredBudget, compress
+from orthotrain.lowrank import Candidate, Compression, LayerRule, StoredBudget, compress
+from orthotrain.lowrank.look import weighed
 from reference import metric_svd as twin
 
 CUT = {"rank_rtol": 0.3, "only_if_cheaper": False}
@@ -318,6 +319,15 @@ def test_a_layer_that_saw_no_data_is_cut_by_its_weight_and_named(with_loss):
     assert "no data or no gradient reached it" in report.layers[-1].note
     assert "no data or no gradient reached it" in str(report)
     torch.testing.assert_close(model.unused.weight, reference.weight)
+
+
+def test_a_layer_without_a_metric_weighs_like_the_mean_of_those_with_one():
+    layers = [
+        Candidate(torch.tensor([values]), (), 2, 4, 4, True, True, name=name)
+        for name, values in (("a", [2.0, 1.0]), ("b", [4.0, 2.0]), ("c", [100.0, 1.0]))
+    ]
+    assert [each.weight for each in weighed(layers, {"a", "b"})] == [5.0, 20.0, 12.5]
+    assert [each.weight for each in weighed(layers, set())] == [1.0, 1.0, 1.0]
 
 
 def test_a_layer_whose_gradient_is_zero_is_named_like_one_that_saw_nothing():

@@ -24,7 +24,9 @@ from reference.matrices import from_spectrum
 
 
 def low_rank_everything(*, rank_rtol: float = 0.4, dtype=torch.float64):
-    model = compress(filled(Everything()), rank_rtol=rank_rtol, only_if_cheaper=False, bases="frozen")
+    model = compress(
+        filled(Everything()), rank_rtol=rank_rtol, only_if_cheaper=False, bases="frozen"
+    )
     return model.to(dtype)
 
 

@@ -14,7 +14,7 @@ from orthotrain.methods import Row
 from orthotrain.methods.summary import Form
 
 
-def plan_of(
+def plan_of(  # noqa: PLR0913  # all that a plan follows from
     settings: LowRankSettings,
     schedule: Schedule,
     sites: Sequence[Site],
@@ -103,7 +103,7 @@ def row_of(site: Site, layer: LayerHistory) -> Row:
     )  # fmt: skip
 
 
-def notes_on(
+def notes_on(  # noqa: PLR0913  # all that there may be to say
     sites: Sequence[Site],
     refusals: Sequence[Refusal],
     layers: Mapping[str, LayerHistory],
