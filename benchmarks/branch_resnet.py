@@ -44,7 +44,7 @@ from orthotrain.models import ResNet
 
 # Stored share: shares of the dense steps that its branches take.
 BRANCHES = {0.75: (0.05,), 0.5: (0.05, 0.2), 0.3: (0.2,)}
-RATES = (1.5e-3, 3e-3, 6e-3)
+RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
 SEARCH_SEED = 100
 BATCH, WARMUP, WEIGHT_DECAY, CLIP, TEACHER = 32, 0.05, 0.05, 1.0, 0.5
 

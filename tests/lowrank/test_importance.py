@@ -346,7 +346,43 @@ def test_shares_without_a_known_length_settle_and_say_so():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with pytest.warns(OrthotrainWarning, match="pass total_steps to attach"):
         handle = attach(model, optimizer, AdaptiveLowRank(dense_last=False))
-    assert "each layer switches once its basis settles, checked every 100 steps" in handle.plan
+    plan, dense = handle.plan, sum(p.numel() for p in model.parameters())
+    assert "each layer switches once its basis settles, checked every 100 steps" in plan
+    assert "at the earliest after step 400" in plan
+    assert "that is the peak" in plan
+    assert f"the goal once updates allow it: then at most {dense // 2:,} of {dense:,}" in plan
+    assert any("no basis has settled yet" in note for note in handle.summary().notes)
+
+
+def test_a_goal_that_the_updates_of_the_run_cannot_reach_is_not_promised():
+    model = Plain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    method = AdaptiveLowRank(max_drop=0.1, every_steps=20, dense_last=False)
+    plan = attach(model, optimizer, method, total_steps=100).plan.splitlines()
+    assert not any(line.startswith("then at most") for line in plan)
+    assert any(line.startswith("the goal once updates allow it: then at most") for line in plan)
+    assert "the 3 updates of the run leave at least 72.9 % of a rank" in plan
+
+
+def test_a_model_that_is_small_already_is_told_so_and_one_cut_has_no_guard():
+    model = Plain()
+    orthotrain.compress(model, stored_budget=0.4, bases="trained")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    handle = attach(model, optimizer, AdaptiveLowRank(dense_last=False), total_steps=20)
+    assert "are stored already: nothing is left to cut" in handle.plan
+    train(model, optimizer, range(20), loss_of=loss_of)
+    assert not any("handle.observe" in note for note in handle.summary().notes)
+
+
+def test_the_only_cut_of_a_run_tells_when_it_made_the_loss_jump():
+    model = Plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    handle = attach(model, optimizer, AdaptiveLowRank(dense_last=False), total_steps=60)
+    for step in range(60):
+        handle.observe(1.0 + 0.01 * (step % 3) + (step >= 30))
+        train(model, optimizer, [step], loss_of=loss_of)
+    assert sum("the cut made the training loss jump" in n for n in handle.summary().notes) == 1
+    assert not any("delayed" in note for note in handle.summary().notes)
 
 
 def test_shares_become_counts():

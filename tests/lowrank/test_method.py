@@ -475,6 +475,7 @@ def test_the_plan_says_when_layers_switch_and_when_all_are_reached(caplog):
         "until then, training needs the memory of dense training: that is the peak",
         "update 10, after step 190, is the first to reach every layer",
         "the run ends at step 150: only 6 of 10 are reached",
+        "the 6 updates of the run leave at least 1.56 % of a rank",
     ]
     assert [record.message for record in caplog.records] == lines
     model = mlp(6)

@@ -27,6 +27,13 @@ def test_it_is_near_the_measured_points(steps, lost, best):
     assert abs(math.log2(rate(steps, lost) / DENSE["peak"] / best)) <= 1.3
 
 
+def test_the_formula_by_hand():
+    # A sixteenth by the length; a quarter of the loss that counts as felt, so half by its root.
+    assert rate(300, 0.0005 * 1.937) == pytest.approx(6e-3 / 16 / 2)
+    assert rate(300, 0.002 * 1.937) == pytest.approx(6e-3 / 16)
+    assert rate(4799) < rate(4800) == 6e-3
+
+
 def test_a_cut_that_lost_nothing_takes_no_step_and_a_small_loss_small_ones():
     assert rate(300, 0.0) == rate(300, -0.01) == 0.0
     rates = [rate(300, lost) for lost in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)]

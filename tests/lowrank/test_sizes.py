@@ -96,6 +96,25 @@ def test_the_start_goes_on_as_if_nothing_had_happened():
     assert same(model.state_dict(), twin.state_dict())
 
 
+def test_the_weights_are_measured_once_for_all_sizes_and_the_table_says_by_what():
+    measured = []
+
+    def loss(model, x):
+        measured.append(torch.is_grad_enabled())
+        return squares(model, x)
+
+    model, optimizer = start()
+    data = data_of()
+    result = sizes(model, optimizer, [0.8, 0.7, 0.6], train_on=three_steps, data=data, loss=loss)
+    assert sum(measured) == len(data)  # the other calls are evaluations
+    assert "ranks by" not in str(result)
+    by_input = sizes(*start(), [0.7], train_on=three_steps, data=data)
+    assert "ranks by input; with a loss" in str(by_input)
+    assert "ranks by weight; with data and a loss" in str(
+        sizes(*start(), [0.7], train_on=three_steps)
+    )
+
+
 def test_a_step_that_trains_nothing_is_not_counted():
     def train_on(branch):
         branch.optimizer.zero_grad()

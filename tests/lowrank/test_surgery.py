@@ -24,7 +24,9 @@ from reference.matrices import from_spectrum
 
 
 def low_rank_everything(*, rank_rtol: float = 0.4, dtype=torch.float64):
-    model = compress(filled(Everything()), rank_rtol=rank_rtol, only_if_cheaper=False)
+    model = compress(
+        filled(Everything()), rank_rtol=rank_rtol, only_if_cheaper=False, bases="frozen"
+    )
     return model.to(dtype)
 
 
@@ -81,7 +83,7 @@ def test_dense_again_means_torchs_own_classes_and_the_same_objects():
     classes = kinds(model)
     names = [name for name, _ in model.named_parameters()]
     modules, parameters = list(model.modules()), list(model.parameters())
-    compress(model, rank_rtol=0.4, only_if_cheaper=False)
+    compress(model, rank_rtol=0.4, only_if_cheaper=False, bases="frozen")
     assert list(model.modules()) == modules
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert to_dense(model) is model
@@ -118,7 +120,7 @@ def test_factored_for_deployment_is_two_plain_layers_where_that_is_smaller():
 def test_tied_layers_stay_tied_when_factored():
     model = mlp(12)
     model[4].weight = model[0].weight
-    compress(model, rank_rtol=0.6, only_if_cheaper=False)
+    compress(model, rank_rtol=0.6, only_if_cheaper=False, bases="frozen")
     x = batch(0, 3, 12)
     expected = model(x).detach()
     to_factored(model)
@@ -143,7 +145,7 @@ def test_attention_inside_a_plain_module_becomes_dense_for_deployment():
 def test_a_low_rank_layer_that_is_the_whole_model():
     layer = filled(nn.Linear(12, 12))
     x = batch(0, 3, 12)
-    compress(layer, rank_rtol=0.5, only_if_cheaper=False)
+    compress(layer, rank_rtol=0.5, only_if_cheaper=False, bases="frozen")
     expected = layer(x).detach()
     assert type(layer) is LowRankLinear
     to_factored(layer)
@@ -152,15 +154,17 @@ def test_a_low_rank_layer_that_is_the_whole_model():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_are_rounded_once(dtype):
+@pytest.mark.parametrize("bases", ["frozen", "trained"])
+def test_half_precision_weights_are_rounded_once(dtype, bases):
     model = filled(nn.Sequential(nn.Linear(32, 32)), dtype=dtype)
     dense = model[0].weight.detach().clone()
-    compress(model, rank_rtol=0.0, only_if_cheaper=False)
-    assert model[0].core.dtype == model[0].u.dtype == dtype
-    u, core, vh = (t.double() for t in model[0].factors())
+    compress(model, rank_rtol=0.0, only_if_cheaper=False, bases=bases)
+    held = model[0].pair_of() if bases == "trained" else model[0].factors()
+    assert {t.dtype for t in held} == {dtype}
+    product = torch.linalg.multi_dot([t.double() for t in held])
     to_dense(model)
     assert model[0].weight.dtype == dtype
-    assert torch.equal(model[0].weight, (u @ core @ vh).to(dtype))  # multiplied, then rounded once
+    assert torch.equal(model[0].weight, product.to(dtype))  # multiplied, then rounded once
     error = (model[0].weight - dense).double().norm() / dense.double().norm()
     # Roundings of u, core, vh and the product, each of eps / 2 relative to its entries.
     assert error < 2 * torch.finfo(dtype).eps
@@ -287,7 +291,7 @@ def test_a_low_rank_model_takes_over_another_rank_when_loaded():
 
 @pytest.mark.bad_input
 def test_factors_without_a_layer_or_of_another_size_are_refused():
-    state = compress(mlp(12), rank_rtol=0.6, only_if_cheaper=False).state_dict()
+    state = compress(mlp(12), rank_rtol=0.6, only_if_cheaper=False, bases="frozen").state_dict()
     with pytest.raises(CheckpointError, match=r"4\.core has no layer"):
         restore_structure(mlp(12, depth=2), state)
     with pytest.raises(CheckpointError, match=r"0\.weight"):

@@ -25,7 +25,7 @@ from lowrank.nets import (
     train,
     weights,
 )
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
 from orthotrain.layers import LowRankLinear, LowRankMultiheadAttention
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.lowrank import compress, load, restore_structure, save, to_dense, to_factored
@@ -327,6 +327,16 @@ def test_muon_with_groups_is_refused_at_attach_with_the_layer():
     optimizer.param_groups[0]["params"] = list(model.parameters())
     with pytest.raises(ConfigError, match="cannot convert 0: Muon"):
         attached(model, optimizer, bases="trained")
+
+
+def test_muon_is_warned_about_where_it_would_see_two_factors_as_one_matrix():
+    def attach_to(bases):
+        model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(3)))
+        attached(model, torch.optim.Muon(model.parameters()), bases=bases)
+
+    attach_to("frozen")  # warnings are errors in tests
+    with pytest.warns(OrthotrainWarning, match="Muon sees the two trained factors"):
+        attach_to("trained")
 
 
 # --- other forms, files and copies -------------------------------------------------------------

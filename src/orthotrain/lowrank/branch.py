@@ -82,10 +82,17 @@ class Sizes:
             operations = "-" if b.operations is None else f"{b.operations:.3g}"
             rows.append(row + [operations] * counted)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
             for row in rows
-        )
+        ]
+        chosen = {b.compression.importance for b in self.branches}
+        missing = {"weight": "data and a loss", "input": "a loss"}
+        lines += [
+            f"ranks by {each}; with {missing[each]} they follow what the loss feels"
+            for each in sorted(chosen & set(missing))
+        ]
+        return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

@@ -129,31 +129,26 @@ class Collector:
     def sum_pass(self, summed: Callable[[Tensor], Tensor]) -> None:
         """Add what this pass has shown to other processes, whose sites are the same.
 
+        One projection after the other, so that one of them at a time is there twice.
+
         Args:
             summed: Gives the sum of a one-dimensional float64 tensor over all processes.
         """
-        shapes = {
-            (site.name, part): each
-            for site in self._sites
-            for part, each in enumerate(moment_shapes(site))
-        }
         first = self._sites[0].parameter
         device, dtype = first.device, working_dtype(first)
-        none = Pass()
-        parts = []
-        for key, (a_shape, b_shape) in shapes.items():
-            mine = self._pass.get(key, none)
-            parts.append(torch.tensor([float(mine.samples)], dtype=torch.float64, device=device))
-            for side, shape in ((mine.a, a_shape), (mine.b, b_shape)):
-                zero = torch.zeros(math.prod(shape), dtype=torch.float64, device=device)
-                parts.append(zero if side is None else side.double().flatten())
-        total = iter(torch.split(summed(torch.cat(parts)), [len(part) for part in parts]))
-        for key, (a_shape, b_shape) in shapes.items():
-            samples, a, b = (int(next(total))), next(total), next(total)
-            if samples:
-                held = self._pass.setdefault(key, Pass())
-                held.samples, held.a = samples, a.view(a_shape).to(dtype)
-                held.b = b.view(b_shape).to(dtype) if self._gradients else None
+        for site in self._sites:
+            for part, shapes in enumerate(moment_shapes(site)):
+                key = (site.name, part)
+                mine = self._pass.get(key, Pass())
+                flat = [torch.tensor([float(mine.samples)], dtype=torch.float64, device=device)]
+                for side, shape in zip((mine.a, mine.b), shapes, strict=True):
+                    zero = torch.zeros(math.prod(shape), dtype=torch.float64, device=device)
+                    flat.append(zero if side is None else side.double().flatten())
+                total = torch.split(summed(torch.cat(flat)), [len(each) for each in flat])
+                if samples := int(total[0]):
+                    held = self._pass.setdefault(key, Pass())
+                    held.samples, held.a = samples, total[1].view(shapes[0]).to(dtype)
+                    held.b = total[2].view(shapes[1]).to(dtype) if self._gradients else None
 
     def end_pass(self, scale: float | None = None) -> None:
         """Close one backward pass, or one step of several.

@@ -71,7 +71,7 @@ class Compression:
             f"{layer.name:{width}}  {'x'.join(map(str, layer.shape)):>12}  "
             f"{'dense' if layer.rank is None else f'rank {layer.rank}':>9}  "
             f"{layer.stored_before:>12,} to {layer.stored:>12,}  "
-            f"{100 * layer.loss_share:5.1f} % of the loss  {layer.note}".rstrip()
+            f"{100 * layer.loss_share:5.1f} % of what was lost  {layer.note}".rstrip()
             for layer in self.layers
         ]
         percent = 100 * self.stored / self.stored_before
@@ -91,7 +91,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     only_if_cheaper: bool = True,
-    bases: Bases = "frozen",
+    bases: Bases = "trained",
 ) -> nn.Module:
     """Truncate a trained model's layers to low rank at once, in place.
 
@@ -119,8 +119,8 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
-        bases: The form a dense layer takes: ``"frozen"`` trains the core between frozen bases
-            afterwards, ``"trained"`` both factors, which hold fewer numbers at the same rank.
+        bases: The form a dense layer takes: ``"trained"`` is two factors, ``"frozen"`` a core
+            between frozen bases, which holds more numbers at the same rank.
 
     Returns:
         The same model with low-rank layers, and a :class:`Compression` as ``.compression``.

@@ -75,7 +75,7 @@ class KnownWeights:
     def note(self, site: Site) -> str:
         """Why a site is cut by its weight alone, where that is so."""
         unseen = self.importance != "weight" and site.name not in self.views
-        return "saw no data, or no gradient: cut by its share of energy" if unseen else ""
+        return "no data or no gradient reached it: cut by its share of energy" if unseen else ""
 
 
 def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is

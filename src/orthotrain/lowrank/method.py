@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -9,7 +10,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from orthotrain._checks import require_steps
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
@@ -26,6 +27,7 @@ from orthotrain.lowrank.sites import (
 )
 from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
+from orthotrain.methods.optimizer_state import orthogonalizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
         optimizer_state: How optimizer state follows: ``"rotate"`` into the new coordinates,
             ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
         spread: Spread an update over steps: one layer is seen per step, then one changes per
-            step. The same work, and no step that takes much longer than the others.
+            step. The same work, and no step that takes much longer than the others. Where layers
+            settle, the bases of all dense ones are still compared in one step.
         factor_step: Factor on the steps of pairs; decoupled weight decay stays.
         core_step: Factor on the steps of cores. ``"auto"`` is ``sqrt(m n) / k`` for the
             optimizers of torch that normalize their steps entry by entry (Adam and its kin), whose
@@ -153,6 +156,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
     def bind(self, run: Run) -> Bound:
         """Find the layers and check schedule and budget; where it is due at once, switch.
 
+        Warns:
+            OrthotrainWarning: Muon would see both factors of a layer as one matrix.
+
         Raises:
             ConfigError: No eligible layer, a pattern that matches nothing, a switch that lies at
                 or beyond the run's last step, a budget that no rank meets, a model on several
@@ -183,7 +189,17 @@ class AdaptiveLowRank(LowRankSettings, Method):
         if self.spread:
             self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
-        return LowRankTraining(self, schedule, run, sites, refusals)
+        training = LowRankTraining(self, schedule, run, sites, refusals)
+        if self.bases == "trained" and orthogonalizes(run.optimizer):
+            warnings.warn(
+                "Muon sees the two trained factors of a layer as one matrix, side by side, so its "
+                'step of each factor is not orthogonal; bases="frozen" gives it one core per '
+                'layer, and NearestOrthogonalGradient(..., when="update") beside another '
+                "optimizer sees both factors",
+                OrthotrainWarning,
+                stacklevel=3,
+            )
+        return training
 
     def _require_room(self, schedule: Schedule, layers: int, total: int | None) -> None:
         """Refuse updates that would not end before the next one, or before the run."""

@@ -106,11 +106,12 @@ class RankRule(ABC):
             ConfigError: Even the smallest ranks exceed what the rule allows.
         """
 
-    def promise(self, numbers: int) -> str:
+    def promise(self, numbers: int, *, stored: int) -> str:
         """What can be said of the size before anything was seen, one line; empty for nothing.
 
         Args:
             numbers: In the dense model.
+            stored: Numbers that the model holds now.
         """
         return ""
 

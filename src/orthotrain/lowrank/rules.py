@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -99,8 +100,10 @@ class StoredBudget(RankRule):
             weights=[layer.weight for layer in layers],
         )  # fmt: skip
 
-    def promise(self, numbers: int) -> str:
+    def promise(self, numbers: int, *, stored: int) -> str:
         """The stored size, and what shrinks with it."""
+        if int(self.share * numbers) > stored:
+            return f"{stored:,} of {numbers:,} numbers are stored already: nothing is left to cut"
         return (
             f"then at most {int(self.share * numbers):,} of {numbers:,} numbers are stored; with "
             "trained bases gradients and optimizer state shrink alike"
@@ -119,13 +122,16 @@ class StoredBudget(RankRule):
         costs = [_stored_cost(layer) for layer in layers]
         least = [cost(rank) for cost, rank in zip(costs, min_ranks, strict=True)]
         if sum(least) > budget:
+            dense = sum(layer.blocks * layer.m * layer.n for layer in layers) + other_numbers
+            # Rounded up to three digits, so that it is met.
+            reachable = math.ceil(1000 * (sum(least) + other_numbers) / dense) / 1000
             largest = sorted(zip(least, layers, strict=True), key=lambda each: -each[0])[:3]
             named = ", ".join(f"{layer.name}: {count:,}" for count, layer in largest if layer.name)
             raise ConfigError(
                 f"stored_budget={self.share} leaves {budget:,} numbers for the low-rank layers. "
                 f"At their smallest ranks they hold {sum(least):,}{f' ({named})' * bool(named)}, "
-                f"and the rest of the model holds {other_numbers:,}. Raise stored_budget or skip "
-                "fewer layers"
+                f"and the rest of the model holds {other_numbers:,}. Raise stored_budget to "
+                f"{reachable:.3g} or more, or skip fewer layers"
             )
 
 

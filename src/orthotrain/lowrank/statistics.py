@@ -116,8 +116,8 @@ class Statistics:
             raise ConfigError(
                 f'AdaptiveLowRank with importance="{self._importance}" watches the backward '
                 f"passes through its {len(self._sites)} layers in the last {self._steps} steps "
-                "before an update, and saw none. Compute gradients with loss.backward() through "
-                'the attached model, or choose importance="weight"'
+                "before an update, and saw none whose gradient is not zero. Compute gradients with "
+                'loss.backward() through the attached model, or choose importance="weight"'
             )
 
     # --- state --------------------------------------------------------------------------------

@@ -14,16 +14,27 @@ from orthotrain.methods import Row
 from orthotrain.methods.summary import Form
 
 
-def plan_of(
+def plan_of(  # noqa: PLR0913  # all that a plan follows from
     settings: LowRankSettings,
     schedule: Schedule,
     sites: Sequence[Site],
     *,
     numbers: int,
+    stored: int,
     refused: int,
     total_steps: int | None,
 ) -> list[str]:
-    """When layers switch, when every layer is reached, and what it costs, one line each."""
+    """When layers switch, when every layer is reached, and what it costs, one line each.
+
+    Args:
+        settings: Those of the method.
+        schedule: When updates are due.
+        sites: All layers.
+        numbers: In the dense model.
+        stored: Numbers that the model holds now.
+        refused: Layers that stay as they are.
+        total_steps: Of the run, where they are known.
+    """
     layers, every, fraction = len(sites), schedule.every, settings.layer_fraction
     lines = [f"{layers} layers can become low-rank, {refused} stay as they are"]
     if schedule.window:
@@ -31,29 +42,38 @@ def plan_of(
         steps = min(schedule.window, schedule.first)
         lines.append(f"the {what} of the {steps} steps before an update decide what is cut")
     if schedule.settling:
-        return [*lines, f"each layer switches once its basis settles, checked every {every} steps"]
-    when = f"after step {schedule.first}" if every is None else f"from step {schedule.first} on"
-    once = "where its rank makes it cheaper than dense"
-    switch = (
-        f"layers switch {when}, each {once}"
-        if settings.only_if_cheaper
-        else f"all layers switch after step {schedule.first}"
-    )
-    lines.append(f"{switch}; {'one update' if every is None else f'an update every {every} steps'}")
+        lines.append(
+            f"each layer switches once its basis settles, checked every {every} steps, at the "
+            f"earliest after step {schedule.first_switch}"
+        )
+    else:
+        when = f"after step {schedule.first}" if every is None else f"from step {schedule.first} on"
+        updates = "one update" if every is None else f"an update every {every} steps"
+        switch = (
+            f"layers switch {when}, each where its rank makes it cheaper than dense"
+            if settings.only_if_cheaper
+            else f"all layers switch after step {schedule.first}"
+        )
+        lines.append(f"{switch}; {updates}")
     if settings.spread:
         lines.append(f"an update is spread over up to {2 * layers} steps")
     lines.append("until then, training needs the memory of dense training: that is the peak")
-    if promise := settings.rank.promise(numbers):
-        lines.append(promise)
-    if every is None:
+    if promise := settings.rank.promise(numbers, stored=stored):
+        lines.append(promise if every is None else f"the goal once updates allow it: {promise}")
+    if every is None or schedule.settling:
         return lines
     reach_all = updates_to_reach_all(layers=layers, layer_fraction=fraction)
     last = schedule.first + (reach_all - 1) * every
     lines.append(f"update {reach_all}, after step {last}, is the first to reach every layer")
-    if total_steps is not None and last > total_steps:
-        updates = (total_steps - schedule.first) // every + 1
-        reached = tail_length(updates, layers=layers, layer_fraction=fraction)
+    if total_steps is None:
+        return lines
+    made = (total_steps - schedule.first) // every + 1
+    if last > total_steps:
+        reached = tail_length(made, layers=layers, layer_fraction=fraction)
         lines.append(f"the run ends at step {total_steps}: only {reached} of {layers} are reached")
+    if settings.max_drop < 1:
+        left = (1 - settings.max_drop) ** made
+        lines.append(f"the {made} updates of the run leave at least {100 * left:.3g} % of a rank")
     return lines
 
 
@@ -83,20 +103,23 @@ def row_of(site: Site, layer: LayerHistory) -> Row:
     )  # fmt: skip
 
 
-def notes_on(
+def notes_on(  # noqa: PLR0913  # all that there may be to say
     sites: Sequence[Site],
     refusals: Sequence[Refusal],
     layers: Mapping[str, LayerHistory],
     *,
+    schedule: Schedule,
     updates: int,
     losses_seen: bool,
     unseen: Sequence[str] = (),
 ) -> list[str]:
-    """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
+    """Layers left as they are with the reason, cuts that hurt, and what has no effect yet.
+
+    The guard on the loss delays the next cut of a layer; where there is only one, it just tells.
+    """
     notes = [f"{refusal.name}: {refusal.reason}" for refusal in refusals]
     notes += [
-        f"{name}: no gradient reached it before its last update, so it was cut by its own "
-        "singular values"
+        f"{name}: no gradient reached it before its last update: cut by its share of energy"
         for name in unseen
     ]
     low_rank = any(site.factored for site in sites)
@@ -105,12 +128,24 @@ def notes_on(
             "layers are low-rank although no update was made: where this is a resumed run, "
             "handle.load_state_dict takes back its schedule"
         )
+    if schedule.settling and not low_rank:
+        notes.append(
+            "no basis has settled yet; a layer switches after step "
+            f"{schedule.first_switch} at the earliest, or give total_steps to attach"
+        )
     if not low_rank and any(layer.planned_rank > 0 for layer in layers.values()):
         notes.append(
             f"no layer is low-rank after update {updates}: no planned rank is cheaper than dense "
             "yet; wait for more updates, choose a rank rule that cuts more, or set "
             "only_if_cheaper=False"
         )
+    if schedule.every is None:
+        if any(layer.strikes for layer in layers.values()):
+            notes.append(
+                "the cut made the training loss jump; where it does not come back, cut less or "
+                "leave more steps after it"
+            )
+        return notes
     notes += [
         f"{name}: {layer.strikes} of its cuts made the loss jump, next cuts delayed"
         for name, layer in layers.items()

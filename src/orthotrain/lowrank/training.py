@@ -10,6 +10,7 @@ from torch import nn
 
 from orthotrain.errors import StateError
 from orthotrain.lowrank.agree import Agreement
+from orthotrain.lowrank.cut import stored_in
 from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
@@ -48,7 +49,9 @@ class LowRankTraining(Bound):
         self._statistics = Statistics(sites, settings.importance, self._agreement)
         self._unseen: list[str] = []
         inside = sum(site.dense_numbers for site in sites)
-        self._dense_numbers = inside + other_numbers(run.model, sites)
+        outside = other_numbers(run.model, sites)
+        self._dense_numbers = inside + outside
+        self._stored_at_start = outside + sum(map(stored_in, sites))
         self._step_scale = StepScale(
             sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
         )
@@ -171,15 +174,16 @@ class LowRankTraining(Bound):
     def notes(self) -> list[str]:
         """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
         return notes_on(
-            self._sites, self._refusals, self._layers, updates=self._updates,
-            losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
+            self._sites, self._refusals, self._layers, schedule=self._schedule,
+            updates=self._updates, losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
         )  # fmt: skip
 
     def plan(self) -> list[str]:
         """When layers switch and when every layer is reached."""
         return plan_of(
             self._settings, self._schedule, self._sites, refused=len(self._refusals),
-            numbers=self._dense_numbers, total_steps=self._run.total_steps,
+            numbers=self._dense_numbers, stored=self._stored_at_start,
+            total_steps=self._run.total_steps,
         )  # fmt: skip
 
     # --- state --------------------------------------------------------------------------------

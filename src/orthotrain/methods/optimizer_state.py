@@ -107,6 +107,11 @@ def check_supported(optimizer: Optimizer, *, new_shape: Sequence[int]) -> None:
             )
 
 
+def orthogonalizes(optimizer: Optimizer) -> bool:
+    """Whether it makes the step of each tensor orthogonal by itself, as ``torch.optim.Muon``."""
+    return any(isinstance(member, Muon) for member in _family(optimizer))
+
+
 def check_shapes(optimizer: Optimizer) -> None:
     """Refuse a state that does not fit its parameters, before an optimizer steps on it.
 

@@ -1,6 +1,7 @@
 """The page of the language experiment: what it says must follow from the numbers."""
 
 import math
+import shutil
 
 import pytest
 
@@ -188,6 +189,14 @@ def test_the_narrow_network_with_a_teacher_is_told_both_ways(tmp_path):
     bad = {"bits": 2.3}
     taught = sentences(tmp_path / "bad", narrow_50_teacher=bad, narrow_30_teacher=bad)[-1]
     assert taught.endswith("is not better than the branch at 50 % and 30 %.")
+
+
+def test_a_run_without_the_narrow_network_with_a_teacher_says_so(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for folder in (tmp_path / "run" / "variants").glob("narrow-*-teacher*"):
+        shutil.rmtree(folder)
+    said = says(load_run(tmp_path / "run"), BITS)
+    assert "this run leaves it out (docs/log.md has it)" in said[-1]
 
 
 def test_the_best_branch_of_a_size_is_the_one_with_the_lowest_loss(finished):

@@ -128,7 +128,8 @@ def first_figure(goal: Goal, *, cut: str) -> Scatter:
         "branch in percent of the dense run's. Middle: compute where the dense run exists anyway. "
         "Right: with the dense run, for whatever starts from it or learns from it; percent beside "
         "a point is its stored size. Compute: floating-point operations of the training, a "
-        f"teacher's included. {cut} In the grey band at the {band} the axis is compressed.",
+        f"teacher's included, matrix decompositions of a cut left out. {cut} In the grey band at "
+        f"the {band} the axis is compressed.",
         goal.measure, _panels, lambda run: _groups(run, goal), lambda run: says(run, goal),
         knee=lambda run: beyond(run, goal, 0.12),
         missing=f"No finished seed has a {goal.name}, a size and its compute.",
