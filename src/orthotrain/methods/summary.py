@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -91,6 +92,23 @@ class Summary:
     rows: tuple[Row, ...]
     total: Total
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rows, totals and notes as plain numbers, texts, lists and dicts."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @property
+    def short(self) -> str:
+        """A few words for a progress bar: sizes beside dense, and the ranks."""
+        total = self.total
+        ranks = [row.rank for row in self.rows if row.rank is not None]
+        least, most = min(ranks, default=0), max(ranks, default=0)
+        of_layers = f", rank {least}" + f" to {most}" * (most > least) if ranks else ""
+        return (
+            f"stored {_percent(total.stored, total.dense)}, "
+            f"trainable {_percent(total.trainable, total.dense)}{of_layers}"
+        )
 
     def __str__(self) -> str:
         total = self.total

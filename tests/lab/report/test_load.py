@@ -26,6 +26,22 @@ def test_a_finished_run_lacks_nothing(finished_run):
     assert run.finished("wide") is None
 
 
+def test_the_file_of_one_training_is_a_run_without_a_result(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(STEP % (1, 2.0) + STEP % (2, 1.0))
+    run = load_run(path)
+    (variant,) = run.variants
+    assert (run.slug, variant.name, variant.finished, run.notes) == ("mine", "mine", (), ())
+    assert [row["loss"] for row in variant.seeds[0].of_kind("step")] == [2.0, 1.0]
+
+
+@pytest.mark.bad_input
+def test_a_file_without_a_line_is_told(tmp_path):
+    (tmp_path / "mine.jsonl").touch()
+    with pytest.raises(DataError, match="it has none yet"):
+        load_run(tmp_path / "mine.jsonl")
+
+
 @pytest.mark.bad_input
 def test_a_path_that_is_no_folder(tmp_path):
     with pytest.raises(DataError, match=r"nowhere, which is no folder.*run\.json"):

@@ -51,6 +51,17 @@ def test_a_finished_run_has_no_missing_box(finished_page):
     assert "No figure" not in text
 
 
+def test_the_file_of_one_training_is_drawn_beside_it(finished_run, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    shutil.copy(finished_run / "variants" / "oialr-tuned" / "seed-0" / "metrics.jsonl", path)
+    page = Page(write_report([path]).read_text())
+    assert (tmp_path / "report" / "index.html").is_file()
+    drawn = [image["data-file"] for image in page.all("img")]
+    assert drawn[::2] == ["size.png", "ranks.png"]
+    assert [table["data-name"] for table in page.all("table")] == ["ranks"]
+    assert "Questions and answers" not in page.text()
+
+
 @pytest.mark.parametrize(
     ("family", "baseline"),
     [("lowrank", "dense"), ("spectral", "avg"), ("latent", "baseline"), ("language", "dense")],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from orthotrain.lab.report.claims import Claim, each
-from orthotrain.lab.report.figures import Curves, Panel, Values
+from orthotrain.lab.report.figures import Curves, FigureOf, Panel, Values
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import (
     PEAK_MEMORY,
@@ -19,9 +19,10 @@ from orthotrain.lab.report.measures import (
     step_time,
 )
 from orthotrain.lab.report.page import Page
+from orthotrain.lab.report.ranks import RANK_MAPS, factored, ranks_table
 from orthotrain.lab.report.rows import field
 from orthotrain.lab.report.stats import Measure
-from orthotrain.lab.report.tables import BySeed, ByVariant, Compared
+from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own
 
 _KNOWN: Final = (
     accuracy("test"),
@@ -105,6 +106,36 @@ _SIZES: Final = tuple(
     for title, key in (("Stored numbers", "stored"), ("Trained numbers", "trainable"))
 )
 
+
+def _watched(run: Run) -> list[FigureOf]:
+    """What methods recorded of layers, where any did."""
+    found: list[FigureOf] = []
+    if any(map(factored, run.variants)):
+        found.append(RANK_MAPS)
+    if any(seed.of_kind("stability") for variant in run.variants for seed in variant.seeds):
+        found.append(_STABILITY)
+    return found
+
+
+_STABILITY: Final = Curves(
+    "stability", "Basis stability",
+    "Mean over layers. 1 means the same orthogonal basis as at the comparison before.",
+    (Panel("Basis stability", "stability", field("stability"), bins=None, reduce="mean"),),
+    columns=1,
+)  # fmt: skip
+
+_SIZE: Final = Curves("size", "Size while training", "Numbers stored and trained.", _SIZES)
+_FIGURES: Final = (
+    Values("values", "Results of every variant", "The dotted line is the baseline.", results),
+    Curves("curves", "Training curves", "Each point is one stretch of training.", _panels),
+    _SIZE,
+)
+
+#: Of the file of one training, which has no result.
+WATCHED: Final = Page(
+    results=(), figures=lambda run: [_SIZE, *_watched(run)], details=(Own(ranks_table),)
+)
+
 PAGE: Final = Page(
     results=(
         ByVariant("results", "Results", results, seeds=True),
@@ -120,10 +151,6 @@ PAGE: Final = Page(
         "step_ms": "ms per step",
     },
     claims=_claims,
-    figures=(
-        Values("values", "Results of every variant", "The dotted line is the baseline.", results),
-        Curves("curves", "Training curves", "Each point is one stretch of training.", _panels),
-        Curves("size", "Size while training", "Numbers that are stored and trained.", _SIZES),
-    ),
+    figures=lambda run: [*_FIGURES, *_watched(run)],
     details=(Compared(pairs_with_baseline, results), BySeed(_numbers)),
 )

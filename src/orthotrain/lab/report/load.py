@@ -122,10 +122,11 @@ class Run:
 
 
 def load_run(path: Path, *, slug: str | None = None) -> Run:
-    """Read one run folder.
+    """Read one run folder, or the file of one training.
 
     Args:
-        path: The folder that ``orthotrain train`` wrote: ``run.json`` beside ``variants/``.
+        path: The folder that ``orthotrain train`` wrote: ``run.json`` beside ``variants/``. Or a
+            file of lines that ``orthotrain.diagnostics.JsonlWriter`` wrote.
         slug: A name that is unique in the report. Defaults to the folder's name.
 
     Returns:
@@ -136,6 +137,8 @@ def load_run(path: Path, *, slug: str | None = None) -> Run:
             than in its last line.
         ConfigError: ``run.json`` is no run description of this schema.
     """
+    if path.is_file():
+        return _run_of_file(path, slug or path.stem)
     info = _read_info(path)
     notes: list[str] = []
     declared = _declared_variants(path, info)
@@ -157,6 +160,17 @@ def load_run(path: Path, *, slug: str | None = None) -> Run:
     run = Run(path, slug or path.resolve().name, info, config, variants, ())
     notes += _missing(run)
     return Run(path, run.slug, info, config, variants, tuple(notes))
+
+
+def _run_of_file(path: Path, slug: str) -> Run:
+    """One training, without a result; the general page shows what was recorded."""
+    rows, notes = read_metrics(path)
+    if not rows:
+        raise DataError(
+            f"report needs lines in {path}; it has none yet. Train on until something is recorded."
+        )
+    seed = SeedRun(0, rows, None)
+    return Run(path, slug, {}, None, (Variant(path.stem, path.stem, "", (seed,), 1),), tuple(notes))
 
 
 def _read_info(path: Path) -> Row:

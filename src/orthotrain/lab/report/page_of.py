@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthotrain.errors import ConfigError
 from orthotrain.lab.named import named
-from orthotrain.lab.report.default import PAGE
+from orthotrain.lab.report.default import PAGE, WATCHED
 from orthotrain.lab.report.load import Run
 from orthotrain.lab.report.page import Page
 from orthotrain.lab.report.rows import text
@@ -13,12 +13,15 @@ from orthotrain.lab.report.rows import text
 def page_of(run: Run) -> tuple[Page, tuple[str, ...]]:
     """The page that ``run.json`` names as ``module:attribute``, and notes about it.
 
-    A run that names none, or one that is not installed here, has the general page.
+    A run that names none, or one that is not installed here, has the general page. The file of one
+    training has one of its own.
 
     Raises:
         ConfigError: What it names is no page.
     """
     name = text(run.info, "page")
+    if not run.info:
+        return WATCHED, ()
     if not name:
         return PAGE, ()
     try:

@@ -85,8 +85,10 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
     figure for dark mode.
 
     Args:
-        run_dirs: Folders that ``orthotrain train`` wrote, finished or not; one section each.
-        out_dir: Where to write. Defaults to ``report`` in the run, or beside the first of several.
+        run_dirs: Folders that ``orthotrain train`` wrote, finished or not, or files of
+            ``JsonlWriter``; one section each.
+        out_dir: Where to write. Defaults to ``report`` in the run, or beside the first of several
+            and beside a file.
 
     Returns:
         Path of ``index.html``.
@@ -101,7 +103,8 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
         raise ConfigError("report needs at least one run folder; got none. Give 'runs/<name>'.")
     runs = [load_run(path, slug=slug) for path, slug in zip(paths, _slugs(paths), strict=True)]
     alone = len(runs) == 1
-    default = paths[0] / "report" if alone else paths[0].resolve().parent / "report"
+    inside = alone and paths[0].is_dir()
+    default = (paths[0] if inside else paths[0].resolve().parent) / "report"
     folder = default if out_dir is None else Path(out_dir)
     files: dict[str, bytes] = {}
     sections = [_section(run, "" if alone else f"{run.slug}-", files) for run in runs]
@@ -151,11 +154,16 @@ def _section(run: Run, prefix: str, files: dict[str, bytes]) -> Section:
             (card.title, [t for t in _tables(run, card.tables) if t.rows], card.note)
             for card in given(page.cards, run)
         ],
-        [*_tables(run, page.details), settings_table(run), environment_table(run)],
+        [*_tables(run, page.details), *_origin(run)],
     )
     files.update((f"{prefix}{t.name}.csv", t.csv().encode()) for t in section.tables if t.rows)
     files.update(more)
     return section
+
+
+def _origin(run: Run) -> list[Table]:
+    """How a run was made; a file of one training does not tell."""
+    return [settings_table(run), environment_table(run)] if run.info else []
 
 
 def _tables(run: Run, declared: Sequence[TableOf]) -> list[Table]:

@@ -10,26 +10,14 @@ from typing import Any, Final
 
 import torch
 
+from orthotrain.diagnostics.writers import full_rank, line_of, rank_fields, size_fields
 from orthotrain.lab.run.progress import OnProgress, Progress, Stage
 from orthotrain.lab.run.record import MetricsFile
-from orthotrain.lab.run.sizes import full_rank, rank_fields, size_fields
 from orthotrain.lab.run.trainer import Line, Step, Trainer
 from orthotrain.methods.summary import Row, Summary
 
-#: The kind of line that the records of a method become; of any other method it is its own name.
-KINDS: Final = {
-    "adaptive_low_rank": "event",
-    "basis_stability": "stability",
-    "condition_monitor": "condition",
-    "nearest_orthogonal_gradient": "method",
-    "optimal_learning_rate": "method",
-}
 # Records of these kinds tell of a change of sizes and ranks, at a step that they give.
 _CHANGES: Final = frozenset({"event"})
-# Kinds of lines that this recorder writes of the training itself.
-_OWN: Final = frozenset({"step", "eval", "size", "rank", *KINDS.values()})
-# Lines of these kinds are of one method each, so they do not name it.
-_ONE_METHOD: Final = frozenset({"stability", "condition"})
 
 
 class Recorder:
@@ -75,17 +63,13 @@ class Recorder:
 
     def take_record(self, record: Mapping[str, Any]) -> None:
         """One record of an attached method."""
-        method = str(record.get("method"))
-        # A method that is called like a kind of the loop's own lines must not mix with them.
-        own = f"method {method}" if method in _OWN else method
-        kind = KINDS.get(method, own)
+        line = line_of(record)
+        kind = line.pop("kind")
         if kind in _CHANGES:
             self._structure_changed = True
-            self._metrics.append(kind, **record)
+            self._metrics.append(kind, **line)
             return
-        named = kind != method and kind not in _ONE_METHOD
-        kept = {k: v for k, v in record.items() if k != "method" or named}
-        self._metrics.append(kind, **self._epoch(record.get("step")), **kept)
+        self._metrics.append(kind, **self._epoch(record.get("step")), **line)
 
     @contextmanager
     def timed_step(self) -> Iterator[None]:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from orthotrain.diagnostics.writers import size_fields
 from orthotrain.lab.run.trainer import Line
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.summary import Row, Summary
 
 # "At the end" of a run, for times, is its last tenth.
 _FINAL_FRACTION = 0.1
-
-
-def size_fields(summary: Summary) -> dict[str, int]:
-    """Numbers trained and stored, and bytes."""
-    total = summary.total
-    return {
-        "trainable": total.trainable,
-        "stored": total.stored,
-        "dense": total.dense,
-        "weight_bytes": total.weight_bytes,
-        "gradient_bytes": total.gradient_bytes,
-        "state_bytes": total.state_bytes,
-    }
 
 
 def sizes_and_times(summary: Summary, lines: Sequence[Line], *, total_steps: int) -> dict[str, Any]:
@@ -65,23 +52,6 @@ def hook_shares(handle: Handle, *, steps: int, step_ms: float) -> dict[str, floa
     """
     measured = handle.seconds if steps > 0 else {}
     return {name: 1000 * seconds / steps / step_ms for name, seconds in measured.items()}
-
-
-def rank_fields(row: Row) -> dict[str, Any]:
-    """One layer's rank, form and shape."""
-    full = full_rank(row)
-    return {
-        "layer": row.name,
-        "rank": full if row.rank is None else row.rank,
-        "full_rank": full,
-        "form": row.form,
-        "shape": [row.shape[0], math.prod(row.shape[1:])],
-    }
-
-
-def full_rank(row: Row) -> int:
-    """The smaller side of a layer's matrix."""
-    return min(row.shape[0], math.prod(row.shape[1:]))
 
 
 def _saved_by_folding(row: Row) -> int:

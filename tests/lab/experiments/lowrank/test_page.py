@@ -9,10 +9,10 @@ from lab.report.pages import answers_of, notes_of, read, tables_of
 from orthotrain.lab.experiments.lowrank.columns import rival
 from orthotrain.lab.experiments.lowrank.page import watched
 from orthotrain.lab.experiments.lowrank.published import PUBLISHED_EPOCHS, PUBLISHED_STABILITY
-from orthotrain.lab.experiments.ranks import factored
 from orthotrain.lab.experiments.sizes import dense_size
 from orthotrain.lab.report import closing_table
 from orthotrain.lab.report.load import load_run
+from orthotrain.lab.report.ranks import factored
 
 
 def results_of(folder, variant):

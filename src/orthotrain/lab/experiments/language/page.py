@@ -19,13 +19,13 @@ from orthotrain.lab.experiments.branches.columns import (
 from orthotrain.lab.experiments.branches.first_figure import beyond, family_looks, first_figure
 from orthotrain.lab.experiments.branches.kinds import at, branches, kind_of, percents
 from orthotrain.lab.experiments.language.columns import BITS, SEED_NUMBERS, costs
-from orthotrain.lab.experiments.ranks import ranks_table
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.figures import Curves, Panel
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import result
 from orthotrain.lab.report.page import Page
+from orthotrain.lab.report.ranks import ranks_table
 from orthotrain.lab.report.rows import field, text
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own

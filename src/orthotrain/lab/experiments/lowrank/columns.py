@@ -8,7 +8,6 @@ from typing import Final
 from orthotrain.lab.experiments.branches.columns import compute, dense_compute, whole_compute
 from orthotrain.lab.experiments.branches.goal import Goal
 from orthotrain.lab.experiments.branches.kinds import kind_of
-from orthotrain.lab.experiments.ranks import factored
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import (
@@ -19,6 +18,7 @@ from orthotrain.lab.report.measures import (
     result,
     step_time,
 )
+from orthotrain.lab.report.ranks import factored
 from orthotrain.lab.report.stats import Measure
 
 # --- which variant is which ---------------------------------------------------------------------

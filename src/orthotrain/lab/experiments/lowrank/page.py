@@ -30,7 +30,6 @@ from orthotrain.lab.experiments.lowrank.published import (
     PUBLISHED_LAG_EPOCHS,
     PUBLISHED_STABILITY,
 )
-from orthotrain.lab.experiments.ranks import factored, ranks_table, relative_rank
 from orthotrain.lab.experiments.sizes import dense_size, sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.curves import Series, grid
@@ -39,6 +38,7 @@ from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import MIB, TRAINING_MEMORY, result
 from orthotrain.lab.report.page import Page
+from orthotrain.lab.report.ranks import RANK_MAPS, factored, ranks_table
 from orthotrain.lab.report.rows import Row, field, number
 from orthotrain.lab.report.style import Look, Theme, looks
 from orthotrain.lab.report.tables import BySeed, ByVariant, Compared, Own
@@ -50,15 +50,6 @@ def _compared(run: Run) -> list[tuple[Variant, Variant]]:
     """Those of one size with each other; low-rank ones of no size with the narrow network too."""
     narrow = rival(run)
     return [*compared(run), *((v, narrow) for v in tuned(run) if narrow is not None)]
-
-
-def _rank_maps(run: Run) -> list[HeatMap]:
-    found = [
-        (v, grid(v, Series("rank", relative_rank), columns=160))
-        for v in run.variants
-        if factored(v)
-    ]
-    return [HeatMap(v.title, g, 0.0, 1.0) for v, g in found if g is not None]
 
 
 # --- claims -------------------------------------------------------------------------------------
@@ -183,12 +174,7 @@ _FIGURES: Final = (
         "beside it. So the stored size falls below the dense one only at ranks below about half.",
         _size_panels, missing="No size was recorded.",
     ),
-    HeatMaps(
-        "ranks", "Rank per layer over training",
-        "The color is the rank over the full rank, mean over the seeds that hold the layer in "
-        "low-rank form; grey is dense. The final ranks are in the table 'Final ranks'.",
-        _rank_maps, missing="No variant has a layer in low-rank form.",
-    ),
+    RANK_MAPS,
     HeatMaps(
         "stability", "Basis stability and mixing per layer",
         "1 means the same orthogonal basis (left), or the same mixing of its directions (right), "

@@ -1,10 +1,12 @@
-"""Ranks per layer on the pages of low-rank experiments: who has any, and the final ones."""
+"""Ranks per layer: who has any, how they went, and the final ones."""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
-from orthotrain.lab.report.curves import layers_of
+from orthotrain.lab.report.curves import Series, grid, layers_of
+from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.rows import Row, number, text
 from orthotrain.lab.report.stats import MISSING, Spread
@@ -21,9 +23,12 @@ def factored(variant: Variant) -> bool:
 
 
 def _final_ranks(variant: Variant) -> dict[str, tuple[Row, Spread]]:
-    """For each layer its last record in one finished seed, and the spread of its final rank."""
+    """For each layer its last record in one seed, and the spread of its final rank.
+
+    Over finished seeds, where there are any.
+    """
     last: dict[str, list[Row]] = {name: [] for name in layers_of(variant, "rank")}
-    for seed in variant.finished:
+    for seed in variant.finished or variant.seeds:
         for name, row in {text(row, "layer"): row for row in seed.of_kind("rank")}.items():
             last[name].append(row)
     return {
@@ -43,6 +48,24 @@ def relative_rank(row: Row) -> float:
     """Rank over full rank; NaN while the layer is dense."""
     dense = row.get("form") == "dense"
     return math.nan if dense else number(row, "rank") / number(row, "full_rank")
+
+
+def _rank_maps(run: Run) -> list[HeatMap]:
+    found = [
+        (v, grid(v, Series("rank", relative_rank), columns=160))
+        for v in run.variants
+        if factored(v)
+    ]
+    return [HeatMap(v.title, g, 0.0, 1.0) for v, g in found if g is not None]
+
+
+#: The rank of each layer over training.
+RANK_MAPS: Final = HeatMaps(
+    "ranks", "Rank per layer over training",
+    "The color is the rank over the full rank, mean over the seeds that hold the layer in "
+    "low-rank form; grey is dense. The final ranks are in the table 'Final ranks'.",
+    _rank_maps, missing="No variant has a layer in low-rank form.",
+)  # fmt: skip
 
 
 def ranks_table(run: Run, *, brief: bool = False) -> Table:
