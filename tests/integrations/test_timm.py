@@ -4,11 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-# torchvision's wheel does not import beside a CPU build of torch without these two.
-_operators = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _operators.define(f"{_name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 timm = pytest.importorskip("timm", exc_type=ImportError)
 
 from timm.optim import create_optimizer_v2  # noqa: E402

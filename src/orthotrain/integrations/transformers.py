@@ -19,6 +19,12 @@ from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.extras import missing_package
 from orthotrain.files import write_atomically
 from orthotrain.integrations._logged import logged
+from orthotrain.integrations._pretrained import (
+    from_pretrained,
+    mark_checkpoint,
+    own_state,
+    save_pretrained,
+)
 from orthotrain.lowrank import follow
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
@@ -29,6 +35,8 @@ try:
     from transformers.trainer_callback import CallbackHandler
 except ModuleNotFoundError as error:
     raise missing_package(__name__, "transformers", extra="transformers") from error
+
+__all__ = ["OrthotrainCallback", "from_pretrained", "save_pretrained"]
 
 #: What the callback writes into each checkpoint folder.
 STATE_FILE = "orthotrain.pt"
@@ -112,6 +120,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         file = io.BytesIO()
         torch.save(content, file)
         write_atomically(folder / STATE_FILE, file.getvalue())
+        mark_checkpoint(folder, model)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add sizes and ranks; observe the mean loss where no step's own was seen."""
@@ -130,7 +139,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         """Detach: a best model that was loaded fits the optimizer's state no more."""
         best = state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
-            own = _read(Path(best), None)["model"]
+            own = own_state(Path(best) / STATE_FILE)
             if own is not None:
                 kwargs["model"].load_state_dict(own)
         self._end()
@@ -173,7 +182,7 @@ def _fingerprint(state: Any) -> str:
 
 
 def _read(folder: Path, state: Any) -> Mapping[str, Any]:
-    """What ``on_save`` wrote into a checkpoint folder; of the run that ``state`` is of, if given.
+    """What ``on_save`` wrote into a checkpoint folder of the run that ``state`` is of.
 
     Raises:
         CheckpointError: It is missing, damaged or of another run.
@@ -195,7 +204,7 @@ def _read(folder: Path, state: Any) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__}: {error}; resume from an earlier checkpoint"
         ) from error
-    if state is not None and run != _fingerprint(state):
+    if run != _fingerprint(state):
         raise CheckpointError(
             f"{path} belongs to another run than the checkpoint that is resumed; {remedy}"
         )

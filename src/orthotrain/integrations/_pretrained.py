@@ -1,0 +1,152 @@
+"""Folders of Transformers with low-rank weights: written, refused by plain loading, read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.files import write_atomically
+from orthotrain.lowrank import load, restore_structure, save, to_dense
+from orthotrain.lowrank.following import factored_weights
+from orthotrain.methods.select import clean_name, unwrap
+
+#: The weights, under the model's own names; plain loading does not look for them.
+WEIGHTS_FILE = "orthotrain.safetensors"
+#: Named in config.json of a folder whose model.safetensors is low-rank. It never exists, so that
+#: plain loading ends with its name and not with random weights.
+_REFUSED = "needs_orthotrain.safetensors"
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False) -> None:
+    """Write a low-rank model of Transformers so that :func:`from_pretrained` gives it back.
+
+    The weights go to ``orthotrain.safetensors``, the rank of each layer to ``config.json``.
+    ``SomeModel.from_pretrained(folder)`` then ends with an error: it finds no weights.
+
+    Args:
+        model: A model of Transformers, low-rank or dense.
+        folder: Where to; made if it is missing.
+        dense: Write the dense weights beside them, for plain ``from_pretrained``: larger, and
+            nobody needs this library to load them.
+
+    Raises:
+        ConfigError: The model has no configuration, or the folder holds weights of another save.
+        CheckpointError: A file cannot be written.
+    """
+    folder, inner = Path(folder), unwrap(model)
+    if not hasattr(inner, "config") or not hasattr(inner.config, "save_pretrained"):
+        raise ConfigError(
+            f"save_pretrained needs a model of Transformers, got {type(inner).__name__}; for "
+            "others there is orthotrain.save"
+        )
+    if others := sorted(path.name for path in folder.glob("*model*.safetensors")):
+        raise ConfigError(
+            f"save_pretrained needs a folder without other weights, got {folder} with "
+            f"{', '.join(others[:3])}: plain loading would take these; choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if dense:
+        to_dense(deepcopy(inner)).save_pretrained(folder)
+    else:
+        inner.config.save_pretrained(folder)
+    if (generation := getattr(inner, "generation_config", None)) is not None:
+        generation.save_pretrained(folder)
+    save(inner, folder / WEIGHTS_FILE)
+    _mark(folder, inner, refuse=False)
+
+
+def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
+    """The model of a folder that :func:`save_pretrained` or a run with low-rank layers wrote.
+
+    Args:
+        cls: A class of Transformers such as ``GPT2LMHeadModel``, or an ``AutoModel...`` one.
+        folder: That of ``save_pretrained``, or a ``checkpoint-N`` of a ``Trainer`` with
+            ``OrthotrainCallback``.
+        **settings: Changes to the configuration, as for ``AutoConfig.from_pretrained``.
+
+    Returns:
+        The model in evaluation mode, low-rank as it was saved. It follows what it loads later.
+
+    Raises:
+        CheckpointError: No weights, damaged ones, or those of another architecture.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder, **settings)
+    model: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    if (folder / WEIGHTS_FILE).is_file():
+        load(model, folder / WEIGHTS_FILE)
+    else:
+        _load_checkpoint(model, folder)
+    return model.eval()
+
+
+def mark_checkpoint(folder: Path, model: nn.Module) -> None:
+    """Make plain loading refuse a checkpoint folder of a ``Trainer`` whose weights are low-rank."""
+    if factored_weights(model) and (folder / "config.json").is_file():
+        _mark(folder, model, refuse=True)
+
+
+def own_state(path: Path) -> Mapping[str, Tensor] | None:
+    """The model's own state dict that the callback wrote beside a checkpoint; None without one.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: Mapping[str, Tensor] | None = torch.load(
+            path, map_location="cpu", weights_only=True
+        )["model"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__}: {error}; take an earlier checkpoint"
+        ) from error
+    return state
+
+
+def _load_checkpoint(model: nn.Module, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = own_state(folder / "orthotrain.pt")
+    if state is None and path.is_file():
+        state = load_file(path)
+    if state is None:
+        raise CheckpointError(
+            f"from_pretrained needs {WEIGHTS_FILE} or model.safetensors in {folder}, which has "
+            "neither; give a folder that save_pretrained of this module or a Trainer wrote"
+        )
+    restore_structure(model, state)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or ())
+    if lost := [*(name for name in missing if name not in tied), *unexpected]:
+        raise CheckpointError(
+            f"from_pretrained needs the weights of a {type(model).__name__}, {folder} lacks or has "
+            f"others: {', '.join(lost[:5])}; take the class that was saved"
+        )
+
+
+def _mark(folder: Path, model: nn.Module, *, refuse: bool) -> None:
+    """Write ranks into config.json, and what plain loading stumbles over."""
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    names = {id(module): clean_name(name) for name, module in model.named_modules()}
+    config["orthotrain"] = {
+        "weights": "model.safetensors" if refuse else WEIGHTS_FILE,
+        "ranks": {
+            f"{names[id(module)]}.{weight}": module.rank_of(weight)
+            for module, weight in factored_weights(model)
+        },
+    }
+    if refuse:
+        config["transformers_weights"] = _REFUSED
+    write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

@@ -1,0 +1,91 @@
+"""Folders with low-rank weights: read back bit for bit, never loaded as something else."""
+
+import json
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, ViTForImageClassification  # noqa: E402
+
+import orthotrain  # noqa: E402
+from integrations.test_transformers import Examples, equal, gpt, trainer, vit  # noqa: E402
+from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
+from orthotrain.integrations.transformers import from_pretrained, save_pretrained  # noqa: E402
+
+CLASSES = {gpt: GPT2LMHeadModel, vit: ViTForImageClassification}
+makes = pytest.mark.parametrize("make", CLASSES)
+
+
+def low_rank(make, bases="trained"):
+    return orthotrain.compress(make(), stored_budget=0.5, bases=bases).eval()
+
+
+def output(model, make):
+    first = Examples(make)[0]
+    first = {
+        k: v[None] if isinstance(v, torch.Tensor) else torch.tensor([v]) for k, v in first.items()
+    }
+    return model(**first).logits
+
+
+@makes
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_saved_model_comes_back_bit_for_bit(tmp_path, make, bases, dense):
+    model = low_rank(make, bases)
+    save_pretrained(model, tmp_path / "new" / "folder", dense=dense)
+    loaded = from_pretrained(CLASSES[make], tmp_path / "new" / "folder")
+    assert equal(model, loaded)
+    assert not loaded.training
+    config = json.loads((tmp_path / "new" / "folder" / "config.json").read_text())
+    ranks = {layer.rank for layer in model.compression.layers if layer.rank}
+    assert set(config["orthotrain"]["ranks"].values()) == ranks
+
+
+@makes
+def test_plain_loading_is_refused_or_gets_the_dense_weights(tmp_path, make):
+    model = low_rank(make)
+    save_pretrained(model, tmp_path / "low")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        CLASSES[make].from_pretrained(tmp_path / "low")
+    save_pretrained(model, tmp_path / "dense", dense=True)
+    plain = CLASSES[make].from_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(output(plain, make), output(model, make), rtol=1e-4, atol=1e-5)
+
+
+@makes
+def test_a_checkpoint_of_a_trainer_is_refused_by_plain_loading_and_read_by_ours(tmp_path, make):
+    made, _ = trainer(tmp_path, make)
+    made.train()
+    early, late = tmp_path / "checkpoint-4", tmp_path / "checkpoint-12"
+    CLASSES[make].from_pretrained(early)  # dense still
+    with pytest.raises(OSError, match="needs_orthotrain"):
+        CLASSES[make].from_pretrained(late)
+    assert equal(from_pretrained(CLASSES[make], late), made.model)
+    assert not equal(from_pretrained(CLASSES[make], early), made.model)
+
+
+def test_an_auto_class_and_changed_settings(tmp_path):
+    model = low_rank(gpt)
+    save_pretrained(model, tmp_path)
+    loaded = from_pretrained(AutoModelForCausalLM, tmp_path, resid_pdrop=0.25)
+    assert type(loaded) is GPT2LMHeadModel
+    assert loaded.config.resid_pdrop == 0.25
+    assert equal(model, loaded)
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_written_or_read_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="needs a model of Transformers"):
+        save_pretrained(torch.nn.Linear(2, 2), tmp_path)
+    gpt().save_pretrained(tmp_path / "old")
+    with pytest.raises(ConfigError, match="without other weights"):
+        save_pretrained(low_rank(gpt), tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="which has neither"):
+        from_pretrained(GPT2LMHeadModel, tmp_path / "old")
+    save_pretrained(low_rank(gpt), tmp_path / "new")
+    with pytest.raises(CheckpointError, match=r"that .*orthotrain\.safetensors was saved"):
+        from_pretrained(GPT2LMHeadModel, tmp_path / "new", n_embd=16)
