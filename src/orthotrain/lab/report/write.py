@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from orthotrain.errors import ConfigError
-from orthotrain.files import write_atomically
+from orthotrain.files import remedy, write_atomically
 from orthotrain.lab.report.claims import HOW_TO_READ, Answer, answer
 from orthotrain.lab.report.load import Run, load_run
 from orthotrain.lab.report.page import Page
@@ -129,8 +129,8 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
             write_atomically(folder / name, content)
     except OSError as error:
         raise ConfigError(
-            f"report could not write into {folder}: {error.strerror}. Free some space, mend the "
-            "permissions, or give another output folder."
+            f"report could not write into {folder} ({error}); {remedy(error)}. Another folder can "
+            "be given with --output."
         ) from error
 
 

@@ -1,0 +1,108 @@
+"""A run that is killed, at any moment and again and again, ends as one that was left alone."""
+
+import random
+
+import pytest
+
+from attack.counts import Counts
+from attack.dying import end_of
+from attack.runs import FAMILIES, FEW
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_names
+
+CEILINGS = {"other numbers": 0, "error": 0, "hang": 0}
+
+
+def test_every_recipe_is_of_a_family_that_is_attacked():
+    builds = {find_recipe(name).build for name in recipe_names()}
+    assert builds == {family.recipes for family in FAMILIES.values()} - {""}
+
+
+def finished(family, path, whole):
+    """Whether what was killed goes on to the same end, as a class of outcomes."""
+    end = end_of(lambda: family.train(path))
+    if end.kind != "ended":
+        return ("hang" if end.kind == "hang" else "error"), end.text
+    try:
+        family.assert_same(path, whole)
+    except AssertionError as error:
+        return "other numbers", str(error)
+    return "goes on", ""
+
+
+def killed_again_and_again(family, folder, counts, *, kills, seed):
+    """Kills at random moments of one run, most of them of a run that goes on."""
+    chance = random.Random(seed)
+    whole = end_of(lambda: family.train(folder / "whole"))
+    assert whole.kind == "ended", whole.text
+    done = number = 0
+    while done < kills:
+        number += 1
+        path, here = folder / str(number), 0
+        while done < kills:
+            moment = chance.uniform(0, 0.6 * whole.seconds)
+            end = end_of(lambda path=path: family.train(path), seconds=moment)
+            if end.kind != "killed":
+                break
+            here, done = here + 1, done + 1
+        assert end.kind in ("killed", "ended"), end.text
+        outcome, text = finished(family, path, folder / "whole")
+        for _ in range(here):
+            counts.add(outcome, f"run {number} with seed {seed}: {text}")
+
+
+def killed_at_points(family, folder, counts, *, step, first=1):
+    """One run for every so many changes to files, killed right before that change."""
+    whole = end_of(lambda: family.train(folder / "whole"))
+    assert whole.kind == "ended", whole.text
+    for point in range(first, whole.points + 1, step):
+        path = folder / f"point-{point}"
+        end = end_of(lambda path=path: family.train(path), point=point)
+        assert end.kind == "killed", end
+        counts.add(*finished(family, path, folder / "whole"))
+
+
+def killed_in_writes(family, folder, counts, *, sizes, seed):
+    """Killed where a file outgrows a size, which is in the middle of a write."""
+    chance = random.Random(seed)
+    whole = end_of(lambda: family.train(folder / "whole"))
+    largest = max(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
+    for number in range(sizes):
+        path = folder / f"size-{number}"
+        end = end_of(lambda path=path: family.train(path), room=chance.randrange(largest))
+        assert end.kind == "killed", (end, whole)
+        counts.add(*finished(family, path, folder / "whole"))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_random_kills(tmp_path, name):
+    counts = Counts(f"random kills, {name}", **CEILINGS)
+    killed_again_and_again(FEW[name], tmp_path, counts, kills=6, seed=1)
+    counts.check(least=6)
+
+
+def test_deaths_before_a_change_to_a_file(tmp_path):
+    counts = Counts("deaths before a change to a file, toy", **CEILINGS)
+    killed_at_points(FEW["toy"], tmp_path, counts, step=9)
+    counts.check(least=10)
+
+
+def test_deaths_in_the_middle_of_a_write(tmp_path):
+    counts = Counts("deaths in the middle of a write, toy", **CEILINGS)
+    killed_in_writes(FEW["toy"], tmp_path, counts, sizes=6, seed=2)
+    counts.check(least=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_random_kills_of_every_variant(tmp_path, name):
+    counts = Counts(f"random kills, all variants of {name}", **CEILINGS)
+    killed_again_and_again(FAMILIES[name], tmp_path, counts, kills=30, seed=3)
+    counts.check(least=30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "step"), [("toy", 1), ("lowrank", 7), ("latent", 5)])
+def test_deaths_before_every_change_to_a_file(tmp_path, name, step):
+    counts = Counts(f"deaths before a change to a file, {name}, every {step}", **CEILINGS)
+    killed_at_points(FEW[name], tmp_path, counts, step=step)
+    counts.check(least=20)
