@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ class End:
     """How the process ended.
 
     Attributes:
-        kind: ``ended``, ``killed``, ``typed`` or ``raw`` (an error), or ``hang``.
+        kind: ``ended``, ``killed``, ``typed`` or ``raw`` (an error), ``hang`` or ``crash``.
         text: Of the error.
         points: Changes to files that it began.
         seconds: Of its processor.
@@ -47,8 +48,13 @@ def need_fork():
         pytest.skip("needs os.fork, and a torch that has started no thread for a GPU")
 
 
-def end_of(work, *, seconds=None, point=None, room=None, limit=None, full=None):
-    """Let a process do ``work`` and say how it ended.
+def end_of(work, **deadly):
+    """Let a process do ``work`` and say how it ended; arguments as of :func:`start`."""
+    return start(work, **deadly)()
+
+
+def start(work, *, seconds=None, point=None, room=None, limit=None, full=None, wait=SECONDS):
+    """Begin ``work`` in a process; gives a function that waits for its end and says how it was.
 
     Args:
         work: A function without arguments.
@@ -57,6 +63,7 @@ def end_of(work, *, seconds=None, point=None, room=None, limit=None, full=None):
         room: It is killed in the middle of the write that makes a file larger, in bytes.
         limit: No file can grow larger, in bytes.
         full: From the change to a file of this number on, no file can be made or written.
+        wait: Seconds after which it hangs.
     """
     need_fork()
     reads, writes = os.pipe()
@@ -68,7 +75,7 @@ def end_of(work, *, seconds=None, point=None, room=None, limit=None, full=None):
             os.close(reads)
             warnings.simplefilter("ignore")
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(SECONDS)
+            signal.alarm(wait)
             _watch(count, point, full)
             _limit(seconds, room, limit)
             work()
@@ -79,14 +86,19 @@ def end_of(work, *, seconds=None, point=None, room=None, limit=None, full=None):
         finally:
             os._exit(status)
     os.close(writes)
+    return partial(_end, pid, reads, count)
+
+
+def _end(pid, reads, count):
     with os.fdopen(reads, encoding="utf-8", errors="replace") as file:
         text = file.read()
     _, status, used = os.wait4(pid, 0)
-    kind = {_ENDED: "ended", _TYPED: "typed"}.get(os.waitstatus_to_exitcode(status), "raw")
     if os.WIFSIGNALED(status):
-        kind = "hang" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGSEGV, signal.SIGABRT):
-        kind = "crash"
+        number = os.WTERMSIG(status)
+        kinds = {signal.SIGALRM: "hang", signal.SIGSEGV: "crash", signal.SIGABRT: "crash"}
+        kind = kinds.get(number, "killed")
+    else:
+        kind = {_ENDED: "ended", _TYPED: "typed"}.get(os.waitstatus_to_exitcode(status), "raw")
     return End(kind, text, int.from_bytes(count[:8], "little"), used.ru_utime + used.ru_stime)
 
 

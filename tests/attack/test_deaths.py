@@ -1,6 +1,9 @@
 """A run that is killed, at any moment and again and again, ends as one that was left alone."""
 
+import multiprocessing
+import os
 import random
+import signal
 
 import pytest
 
@@ -76,8 +79,8 @@ def killed_in_writes(family, folder, counts, *, sizes, seed):
 @pytest.mark.parametrize("name", FEW)
 def test_random_kills(tmp_path, name):
     counts = Counts(f"random kills, {name}", **CEILINGS)
-    killed_again_and_again(FEW[name], tmp_path, counts, kills=6, seed=1)
-    counts.check(least=6)
+    killed_again_and_again(FEW[name], tmp_path, counts, kills=4, seed=1)
+    counts.check(least=4)
 
 
 def test_deaths_before_a_change_to_a_file(tmp_path):
@@ -98,6 +101,33 @@ def test_many_random_kills_of_every_variant(tmp_path, name):
     counts = Counts(f"random kills, all variants of {name}", **CEILINGS)
     killed_again_and_again(FAMILIES[name], tmp_path, counts, kills=30, seed=3)
     counts.check(least=30)
+
+
+class KillAWorker:
+    """Kills one of two worker processes when so many messages have come."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, progress):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random(tmp_path):
+    """One line, no waiting for the dead one; what is left goes on."""
+    counts, chance, family = Counts("kills of a worker", **CEILINGS), random.Random(16), FEW["toy"]
+    whole = end_of(lambda: family.train(tmp_path / "whole"))
+    assert whole.kind == "ended", whole.text
+    for number in range(8):
+        path, kill = tmp_path / str(number), KillAWorker(chance.randrange(1, 16))
+        end = end_of(lambda path=path, kill=kill: family.train(path, workers=2, on_progress=kill))
+        named = end.kind == "ended" or (end.kind == "typed" and "did not finish" in end.text)
+        outcome, text = finished(family, path, tmp_path / "whole")
+        counts.add(outcome if named else end.kind.replace("raw", "error"), (end, text))
+    counts.check(least=8)
 
 
 @pytest.mark.slow

@@ -127,8 +127,15 @@ def test_a_description_that_is_none_is_refused_before_anything_trains(tmp_path, 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "content",
-    [b"\xff\xfe", b"when: 2026-99-99\n", b"[" * 20_000, b"1: 2\nb: 3\n", b"!!python/none:x y"],
-    ids=["binary", "date", "deep", "numbers", "tag"],
+    [
+        b"\xff\xfe",
+        b"when: 2026-99-99\n",
+        b"[" * 20_000,
+        b"1: 2\nb: 3\n",
+        b"!!python/none:x y",
+        b"a: &a [*a]",
+    ],
+    ids=["binary", "date", "deep", "numbers", "tag", "circle"],
 )
 def test_settings_that_are_none_are_one_typed_error(tmp_path, content):
     path = tmp_path / "config.yaml"

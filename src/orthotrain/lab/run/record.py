@@ -88,6 +88,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(content, default=str, skipkeys=True)  # A part that holds itself has no end.
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; need a YAML file of settings") from error
     except OSError as error:
