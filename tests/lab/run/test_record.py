@@ -116,6 +116,17 @@ def test_a_lock_that_cannot_be_made_is_refused(tmp_path):
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a\0b", "choose another name"), ("x" * 300, "a shorter name"), ("\ud800", "another name")],
+    ids=["zero", "long", "surrogate"],
+)
+def test_a_name_that_the_file_system_refuses_is_refused(tmp_path, name, said):
+    with pytest.raises(ConfigError, match=said), RunFolder(tmp_path / name).locked():
+        pass
+
+
+@pytest.mark.bad_input
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": 2}', "[]", "\0"], ids=len)
 def test_a_description_that_is_none_is_refused_before_anything_trains(tmp_path, content):
     folder = RunFolder(tmp_path)

@@ -105,7 +105,7 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
     folder = default if out_dir is None else Path(out_dir)
     files: dict[str, bytes] = {}
     sections = [_section(run, "" if alone else f"{run.slug}-", files) for run in runs]
-    _write_all(folder, {**files, "index.html": _html(sections).encode()})
+    _write_all(folder, {**files, "index.html": _html(sections).encode(errors="backslashreplace")})
     return folder / "index.html"
 
 
@@ -153,7 +153,11 @@ def _section(run: Run, prefix: str, files: dict[str, bytes]) -> Section:
         ],
         [*_tables(run, page.details), settings_table(run), environment_table(run)],
     )
-    files.update((f"{prefix}{t.name}.csv", t.csv().encode()) for t in section.tables if t.rows)
+    files.update(
+        (f"{prefix}{t.name}.csv", t.csv().encode(errors="backslashreplace"))
+        for t in section.tables
+        if t.rows
+    )
     files.update(more)
     return section
 
