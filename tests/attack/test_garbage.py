@@ -23,7 +23,7 @@ VALUES = (
     {}, {"a": {"b": 1}}, {1: 2}, "2026-99-99", "!!python/name:os.system", "\\ud800", "a\\0b",
 )  # fmt: skip
 BYTES = (
-    b"", b"\0", b"\xff\xfe\x00", b"[" * 50_000, b"{", b"{}", b"[]", b"null", b"1", b'"x"', b"- 1\n",
+    b"", b"\0", b"\xff\xfe\x00", b"[" * 1_200, b"{", b"{}", b"[]", b"null", b"1", b'"x"', b"- 1\n",
     b"a: &a [*a, *a]\n", b"!!python/object:os.system x", b"\n" * 1000, b'{"kind": 1}\n',
     b'{"schema": 1}', b"PK\x03\x04", bytes(range(256)),
 )  # fmt: skip

@@ -254,8 +254,8 @@ def test_what_the_machine_cannot_do_is_one_clear_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x00\xff\xfe", "is damaged"),
-        (b"optim: [1,", "is damaged"),
+        (b"\x00\xff\xfe", "no configuration"),
+        (b"optim: [1,", "no configuration"),
         (b"- 1", "need settings by name"),
     ],
 )

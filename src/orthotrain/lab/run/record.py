@@ -94,9 +94,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}); {remedy(error)}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path} is damaged or no configuration ({error}); need settings in YAML"
-        ) from error
+        raise ConfigError(f"{path} is no configuration ({error}); need settings in YAML") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         kind = "names that are no text" if isinstance(content, dict) else type(content).__name__
         raise ConfigError(f"{path} is no configuration ({kind}); need settings by name")
