@@ -1,4 +1,7 @@
-"""Two processes that train one model: where one dies, the other ends with an error and in time."""
+"""Two processes that train one model: one dies, or they were given other settings.
+
+Where one dies, the other ends with an error and in time. Where they disagree, both are told.
+"""
 
 import os
 from datetime import timedelta
@@ -13,7 +16,7 @@ from attack.counts import Counts
 from attack.dying import start
 from lowrank.ddp_worker import METHOD, STEPS, Net
 from lowrank.nets import as_published
-from orthotrain import ConditionMonitor, NearestOrthogonalGradient, attach
+from orthotrain import AdaptiveLowRank, ConditionMonitor, NearestOrthogonalGradient, attach
 
 WORLD, TIMEOUT, PATIENCE = 2, 8, 100
 BY_LOSS = as_published(
@@ -72,6 +75,52 @@ METHODS = {
 }
 
 
+def low(**changes):
+    """A method that converts after step 2, by all of its settings."""
+    settings = {"delay_steps": 2, "every_steps": 2, "only_if_cheaper": False, "dense_last": False}
+    rank = {} if {"rank_rtol", "energy", "stored_budget"} & set(changes) else {"rank_rtol": 0.5}
+    return AdaptiveLowRank(**settings | rank | changes)
+
+
+def nog(**changes):
+    return NearestOrthogonalGradient("wide", **changes)
+
+
+# What the first process has, and what the second.
+DISAGREE = {
+    "every_steps": ([low()], [low(every_steps=3)]),
+    "optimizer_state": ([low()], [low(optimizer_state="reset")]),
+    "NOG on one alone": ([low(), nog()], [low()]),
+    "scale": ([nog()], [nog(scale="gradient_norm")]),
+    **{
+        f"{name}={value!r}": ([low()], [low(**{name: value})])
+        for name, value in {
+            "delay_steps": 3, "energy": 0.5, "stored_budget": 0.5, "importance": "weight",
+            "bases": "frozen", "layer_fraction": 0.5, "max_drop": 0.5, "min_rank_fraction": 0.5,
+            "dense_first": True, "dense_last": True, "only": ["wide"], "skip": ["wide"],
+            "max_aspect": 1.5, "only_if_cheaper": True, "factor_step": 2.0,
+        }.items()
+    },
+    "rank_rtol": ([low()], [low(rank_rtol=0.25)]),
+    "complete": ([nog()], [nog(complete=True)]),
+    "when": ([nog()], [nog(when="update")]),
+    "layer": ([nog()], [NearestOrthogonalGradient("square")]),
+    "nothing on one": ([low()], []),
+}  # fmt: skip
+
+
+def disagreements(folder, counts, names):
+    for number, name in enumerate(names):
+        place = folder / str(number)
+        place.mkdir()
+        ends = together(place, lambda rank, name=name: train(rank, DISAGREE[name][rank], dies=None))
+        kinds = {end.kind for end in ends}
+        outcome = next((kind for kind in ("hang", "crash", "killed") if kind in kinds), None)
+        if outcome is None:
+            outcome = "both told" if kinds == {"typed"} else "not told"
+        counts.add(outcome, f"{name}: {ends}")
+
+
 def deaths(folder, counts, cases):
     for number, (name, dies) in enumerate(cases):
         place = folder / str(number)
@@ -81,6 +130,22 @@ def deaths(folder, counts, cases):
         kinds = {"ended": "went on alone", "typed": "ends with an error"}
         outcome = {**kinds, "raw": "ends with an error"}.get(left.kind, left.kind)
         counts.add(outcome, f"{name} {dies}: {left}")
+
+
+TOLD = {"not told": 0, "hang": 0, "crash": 0, "killed": 0}
+
+
+def test_processes_that_disagree_are_told(tmp_path):
+    counts = Counts("two processes with other settings, sample", **TOLD)
+    disagreements(tmp_path, counts, list(DISAGREE)[:4])
+    counts.check(least=4)
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_in_anything_are_told(tmp_path):
+    counts = Counts("two processes with other settings", **TOLD)
+    disagreements(tmp_path, counts, DISAGREE)
+    counts.check(least=len(DISAGREE))
 
 
 CEILINGS = {"went on alone": 0, "hang": 0, "crash": 0, "killed": 0}
