@@ -69,12 +69,19 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: The file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); need a JSON file") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; need a JSON object")
     return content
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); {remedy(error)}") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -363,9 +370,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         DataError: The file is missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, ValueError, RecursionError) as error:
+        return [json.loads(line) for line in _text_of(path).split("\n") if line]
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); need one JSON object per line"
         ) from error
