@@ -97,14 +97,18 @@ class _Worker:
 
     def wait(self, on_progress: OnProgress) -> None:
         """Wait for the end of the work; raise what it raised."""
+        while isinstance(message := self._message(), Progress):
+            on_progress(message)
+        if (failure := message[0]) is not None:
+            raise failure
+
+    def _message(self) -> Progress | _Ended:
         try:
-            while isinstance(message := self._pipe.recv(), Progress):
-                on_progress(message)
+            message: Progress | _Ended = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join()
             raise WorkerError(_end_of(self._process.exitcode or 0)) from error
-        if (failure := message[0]) is not None:
-            raise failure
+        return message
 
     def stop(self) -> None:
         """Let the training stop after its step, and the process end."""
