@@ -153,7 +153,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _ended(work: Callable[..., None], args: tuple[Any, ...], report: OnProgress) -> _Ended:
+def _ended(
+    work: Callable[..., None], args: tuple[Any, ...], report: Callable[[Any], None]
+) -> _Ended:
     try:
         work(*args, on_progress=report)
     except Stopped as stopped:
