@@ -21,7 +21,7 @@ def run_tune(command: RunCommand) -> int:
     folder = RunFolder(Path(arguments.run_dir or f"runs/{experiment.name}-{config.scale}-tune"))
     output = Path(arguments.output) if arguments.output else folder.path / "tuned.json"
     record = folder.path / "tune.json"
-    if output.parent != folder.path:
+    if output.parent != folder.path or folder.path.is_dir():
         for file in arguments.config or [None]:
             require_place(output, read=None if file is None else Path(str(file)))
     if output.resolve() in {path.resolve() for path in (folder.config, folder.run, record)}:
