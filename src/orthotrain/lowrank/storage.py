@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError
-from orthotrain.files import write_atomically
+from orthotrain.files import remedy, write_atomically
 from orthotrain.lowrank.follow import is_factored_name, restore_structure
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import clean_name, unwrap
@@ -41,8 +41,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
-            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room, make "
-            "the folder or choose another one. A file that was there before is unchanged"
+            f"save needs to write {len(content):,} bytes to {path}, got: {error}; "
+            f"{remedy(error)}. A file that was there before is unchanged"
         ) from error
 
 
