@@ -124,3 +124,17 @@ def _forget_buckets(state: Any) -> None:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()
         state.iter = min(state.iter, state.start_powerSGD_iter - 2)
+
+
+def store_of(group: dist.ProcessGroup) -> dist.Store | None:
+    """The key-value store of a group of several processes, or ``None``.
+
+    There is none for a single process, a destroyed group, MPI, and torch's ``fake`` backend,
+    where one process pretends to be many.
+    """
+    private: Any = dist.distributed_c10d
+    entry = private._world.pg_map.get(group)
+    if entry is None or dist.get_world_size(group) == 1 or entry[0] == "fake":
+        return None
+    store: dist.Store | None = entry[1]
+    return store

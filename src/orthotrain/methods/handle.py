@@ -36,6 +36,7 @@ class Handle:
         self, run: Run, methods: Sequence[Method], *, outer: nn.Module, auto: bool
     ) -> None:
         self.run = run
+        self._compare_step = True
         self.auto = auto
         self.methods: dict[str, Method] = {}
         self._bound: dict[str, Bound] = {}
@@ -73,10 +74,19 @@ class Handle:
                     name = f"{method.name}_{count}"
                 self._bound[name] = method.bind(self.run)
                 self.methods[name] = method
+            self.run.processes.require_same("attach", self._acts_on())
         except BaseException:
             for bound in self._bound.values():
                 bound.detach()
             raise
+
+    def _acts_on(self) -> list[str]:
+        return [
+            f"{name} on {weight}"
+            for name, bound in self._bound.items()
+            if self.methods[name].phase is not Phase.WATCH
+            for weight in bound.acts_on()
+        ]
 
     def _acts(
         self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
@@ -178,6 +188,12 @@ class Handle:
 
     def _run_after(self) -> None:
         self.run.step += 1
+        if self._compare_step:
+            self._compare_step = False
+            self.run.processes.require_same(
+                "step", [f"step {self.run.step}"], error=StateError,
+                remedy="Load the handle's state on every process",
+            )  # fmt: skip
         if self._backward_hook is not None:
             self._backward_hook.remove()
             self._backward_hook = None
@@ -320,6 +336,7 @@ class Handle:
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
         self.run.step = step
+        self._compare_step = True
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
         self.expect_new_shapes()
