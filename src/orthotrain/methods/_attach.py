@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from orthotrain._checks import require_count, require_steps
 from orthotrain.errors import ConfigError
 from orthotrain.methods._facts import facts_of
-from orthotrain.methods._optimizer import require_model, unwrap_optimizer
+from orthotrain.methods._optimizer import require_model
+from orthotrain.methods._wrapped_optimizer import stepped_optimizer
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.processes import Processes
 from orthotrain.methods.protocol import Method, Run
@@ -51,7 +52,9 @@ def attach(
     Args:
         model: The module that is trained, wrapped or not.
         optimizer: A ``torch.optim.Optimizer`` that holds parameters of ``model``, or a wrapper
-            that keeps one in ``.optimizer``.
+            that keeps one in any attribute (SAM, Lookahead, Accelerate). Give the outermost. Its
+            inner optimizer's steps count, and what acts after a step acts when the wrapper's own
+            step ends, if it was called.
         *methods: What acts, such as ``AdaptiveLowRank(...)``. Ordered by :class:`Phase`, within
             a phase as given.
         auto: ``True`` hooks the optimizer. ``False`` leaves the calls to you: ``handle.step()``
@@ -84,7 +87,7 @@ def attach(
         if records is not None:
             require_count("attach", "records", records, "records to keep (None: all)", least=0)
         inner = unwrap(model)
-        optimizer = unwrap_optimizer("attach", optimizer)
+        optimizer = stepped_optimizer("attach", optimizer)
         _check_parameters(inner, optimizer)
         for owner in (inner, optimizer):
             _check_free(owner)

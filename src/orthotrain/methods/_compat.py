@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 
@@ -124,6 +125,15 @@ def _forget_buckets(state: Any) -> None:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()
         state.iter = min(state.iter, state.start_powerSGD_iter - 2)
+
+
+def fires_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks on the steps of an optimizer are called.
+
+    ``Optimizer.__init__`` sees to it. A subclass that leaves it out has no place for hooks.
+    """
+    hooked = getattr(type(optimizer).step, "hooked", False)
+    return bool(hooked) and hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 def store_of(group: dist.ProcessGroup) -> dist.Store | None:

@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
-from orthotrain.methods._optimizer import is_no_step, rates_are_zero
+from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
+from orthotrain.methods._wrapped_optimizer import step_hooks
 from orthotrain.methods.copies import matching_copy
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
@@ -41,7 +42,6 @@ class Handle:
         self.methods: dict[str, Method] = {}
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
-        self._backward_hook: BackwardHook | None = None
         self._attached = True
         # From the start: a checkpoint may have been loaded before the hooks below were there.
         self._check_shapes = True
@@ -63,6 +63,7 @@ class Handle:
         for bound in bounds:
             if _overrides(bound, "observe"):
                 run.add_observer(bound)
+        self._backward_hook = BackwardHook(self)
         self._register(outer)
 
     def _bind(self, methods: Sequence[Method]) -> None:
@@ -106,15 +107,11 @@ class Handle:
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            optimizer.register_load_state_dict_post_hook(lambda _: self.expect_new_shapes()),
-            optimizer.register_step_pre_hook(self._step_begins),
+            *step_hooks(optimizer, self._step_begins, self._step_ended, self.expect_new_shapes),
         ]
-        if self.auto:
-            self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
-        trained = next((p for p in model.parameters() if p.requires_grad), None)
-        if trained is not None:
-            self._backward_hook = BackwardHook(self)
-            self._backward_hook.put_on(trained)
+        held = groups_of(optimizer)
+        trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
+        self._backward_hook.put_on(trained)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -132,6 +129,7 @@ class Handle:
     # --- around the step ---------------------------------------------------------------------
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._backward_hook.pause()
         if self._check_shapes:
             check_shapes(optimizer)
             self._check_shapes = False
@@ -179,8 +177,9 @@ class Handle:
 
         return evaluate
 
-    def _step_ended(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if not self._skipped:
+    def _step_ended(self) -> None:
+        self._backward_hook.resume(stepped=self.auto)
+        if self.auto and not self._skipped:
             self._run_after()
 
     def _run_before(self) -> None:
@@ -194,9 +193,6 @@ class Handle:
                 "step", [f"step {self.run.step}"], error=StateError,
                 remedy="Load the handle's state on every process",
             )  # fmt: skip
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
         self._run(self._after)
 
     def _run(self, acts: Sequence[_Act]) -> None:
@@ -231,6 +227,7 @@ class Handle:
             StateError: The handle is detached.
         """
         self._require_manual("step")
+        self._backward_hook.resume(stepped=True)
         self._run_after()
 
     def _require_manual(self, name: str) -> None:
@@ -376,9 +373,7 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
+        self._backward_hook.remove()
         for bound in self._bound.values():
             bound.detach()
 
