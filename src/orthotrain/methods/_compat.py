@@ -130,10 +130,12 @@ def _forget_buckets(state: Any) -> None:
 def fires_step_hooks(optimizer: Optimizer) -> bool:
     """Whether hooks on the steps of an optimizer are called.
 
-    ``Optimizer.__init__`` sees to it. A subclass that leaves it out has no place for hooks.
+    ``Optimizer.__init__`` sees to it. A subclass that leaves it out has no place for hooks, or
+    makes some of these places by itself.
     """
     hooked = getattr(type(optimizer).step, "hooked", False)
-    return bool(hooked) and hasattr(optimizer, "_optimizer_step_post_hooks")
+    places = ("step_pre", "step_post", "load_state_dict_post")
+    return bool(hooked) and all(hasattr(optimizer, f"_optimizer_{p}_hooks") for p in places)
 
 
 def store_of(group: dist.ProcessGroup) -> dist.Store | None:
