@@ -125,9 +125,9 @@ def layers_that_differ_later(rank):
 
     def train():
         for step in range(5):
+            optimizer.zero_grad()
             spoil(step)
             if step < 2:
-                optimizer.zero_grad()
                 backward(outer)
             optimizer.step()
 

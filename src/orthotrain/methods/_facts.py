@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from numbers import Number
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ def facts_of(methods: Sequence[Method], model: nn.Module) -> list[str]:
     acting = [method for method in methods if method.phase is not Phase.WATCH]
     lines = [f"methods {', '.join(type(method).__name__ for method in acting) or 'none'}"]
     for number, method in enumerate(acting, 1):
-        settings = fields(method) if is_dataclass(method) else ()
+        settings: tuple[Field[Any], ...] = fields(method) if is_dataclass(method) else ()
         lines += [
             f"{type(method).__name__} ({number}) {field.name}="
             f"{_described(getattr(method, field.name), names)}"

@@ -25,8 +25,9 @@ def stepped_optimizer(what: str, given: object) -> Optimizer:
     Raises:
         ConfigError: There is none, or several that nothing of torch steps together.
     """
-    *around, inner = _chain(what, given)
-    _around[inner] = [weakref.ref(wrapper) for wrapper in around]
+    chain = _chain(what, given)
+    inner: Optimizer = chain[-1]
+    _around[inner] = [weakref.ref(wrapper) for wrapper in chain[:-1]]
     return inner
 
 

@@ -318,6 +318,8 @@ class Handle:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; before or after model and optimizer load.
 
+        On every process alike: the next step compares their step counts.
+
         Raises:
             StateError: The state is not a handle's, or belongs to other methods.
         """

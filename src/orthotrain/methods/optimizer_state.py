@@ -86,7 +86,7 @@ def resize(
     lost: list[str] = []
     around = wrappers_around(optimizer)
     for member in _family(optimizer):
-        kept = "copied" if any(member is wrapper for wrapper in around) else "squared"
+        kept: Kind = "copied" if any(member is wrapper for wrapper in around) else "squared"
         lost += _follow(member, parameter, change, mode, name or "a parameter", kept)
     return lost
 

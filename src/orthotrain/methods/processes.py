@@ -10,7 +10,7 @@ import hashlib
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -132,8 +132,8 @@ class _Exchange:
         self._store.set(self._key(position), message)
         if not wait:
             return ""
-        if not self._arrived([key], self._patience):
-            return self._missing([0])
+        if self._missing({key: 0}, self._patience):
+            return self._too_late([0])
         verdict = _text(self._store.get(key))
         # The last one leaves nothing behind: a later group may count from one again.
         if self._store.add(f"{self._name}/read", 1) == len(self._ranks) - 1:
@@ -142,10 +142,9 @@ class _Exchange:
         return verdict
 
     def _judged(self, ours: bytes) -> str:
-        keys = [self._key(position) for position in range(1, len(self._ranks))]
-        if not self._arrived(keys, _PATIENCE_OF_FIRST * self._patience):
-            there = [self._store.check([key]) for key in keys]
-            return self._missing([i for i, came in enumerate(there, 1) if not came])
+        keys = {self._key(position): position for position in range(1, len(self._ranks))}
+        if missing := self._missing(keys, _PATIENCE_OF_FIRST * self._patience):
+            return self._too_late(missing)
         messages = [ours, *(self._store.get(key) for key in keys)]
         for key in keys:
             self._store.delete_key(key)
@@ -176,33 +175,37 @@ class _Exchange:
             )
         return f"processes that train together must agree, and {what}{more}. {self._remedy}"
 
-    def _missing(self, positions: Sequence[int]) -> str:
-        named = ", ".join(str(self._ranks[i]) for i in positions[:5])
-        more = f" and {len(positions) - 5} more" if len(positions) > 5 else ""
+    def _too_late(self, positions: Sequence[int]) -> str:
         return (
-            f"{_processes(positions)} {named}{more} did not come within the group's timeout of "
+            f"{self._named(positions)} did not come within the group's timeout of "
             f"{self._patience:g} s. Do the same on every process; where they train models of "
             "their own, name those that train one together: attach(..., process_group=...)"
         )
 
-    def _arrived(self, keys: list[str], patience: float) -> bool:
-        """Whether all keys came in time. A blocking wait would lock the store for others."""
+    def _named(self, positions: Sequence[int]) -> str:
+        named = ", ".join(str(self._ranks[i]) for i in positions[:5])
+        more = f" and {len(positions) - 5} more" if len(positions) > 5 else ""
+        return f"process{'es' if len(positions) > 1 else ''} {named}{more}"
+
+    def _missing(self, keys: Mapping[str, int], patience: float) -> list[int]:
+        """Whose keys did not come in time. A blocking wait would lock the store for others."""
         started, pause, warned = time.monotonic(), 0.001, False
-        while not self._store.check(keys):
+        while not self._store.check(list(keys)):
             waited = time.monotonic() - started
-            if waited > patience:
-                return False
-            if waited > _SECONDS_BEFORE_WARNING and not warned:
+            if waited > patience or (waited > _SECONDS_BEFORE_WARNING and not warned):
+                missing = [i for key, i in keys.items() if not self._store.check([key])]
+                if waited > patience:
+                    return missing
                 warned = True
                 warnings.warn(
-                    f"{self._moment}: still waiting for other processes after {waited:.0f} s; "
+                    f"{self._moment}: waiting for {self._named(missing)} since {waited:.0f} s; "
                     "every process has to do the same",
                     OrthotrainWarning,
                     stacklevel=2,
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
-        return True
+        return []
 
 
 def _message(text: str, *, failed: bool = False) -> bytes:
@@ -224,7 +227,3 @@ def _text(message: bytes) -> str:
 def _some(facts: Sequence[str]) -> str:
     more = f" and {len(facts) - 3} more lines" if len(facts) > 3 else ""
     return "; ".join(facts[:3]) + more if facts else "not"
-
-
-def _processes(positions: Sequence[int]) -> str:
-    return "process" if len(positions) == 1 else "processes"
