@@ -37,7 +37,8 @@ from orthotrain.lowrank.sites import (
     require_sites,
     require_supported,
 )
-from orthotrain.methods._optimizer import is_no_step, require_model, unwrap_optimizer
+from orthotrain.methods._optimizer import is_no_step, require_model
+from orthotrain.methods._wrapped_optimizer import outermost_optimizer
 from orthotrain.methods.copies import copy_together, frozen_copy, require_own_parameters
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.select import unwrap
@@ -105,7 +106,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         OrthotrainWarning: ``train_on`` returned neither a number nor None; its loss is left out.
     """
     require_model("sizes", model, optimizer)
-    optimizer, start = unwrap_optimizer("sizes", optimizer), unwrap(model)
+    optimizer, start = outermost_optimizer("sizes", optimizer), unwrap(model)
     rules = _rules(shares)
     selection = chosen_layers("sizes", only=only, skip=skip)
     require_data_for("sizes", data, loss)

@@ -101,6 +101,7 @@ class LowRankTraining(Bound):
             return
         watched = self._schedule.watched(self._run.step)
         if watched and not self._statistics.active:
+            self._agreement.require_same(self._sites)
             self._statistics.open()
         elif not watched and self._statistics.active:
             self._statistics.close()
@@ -120,6 +121,7 @@ class LowRankTraining(Bound):
         """Start an update; what is left of one that is still on its way is done at once."""
         if self._pending is not None:
             self._go_on(at_once=True)
+        self._agreement.require_same(self._sites)
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
         self._statistics.require_data()
@@ -163,6 +165,10 @@ class LowRankTraining(Bound):
             self._record("loss_jump", layer=name, wait_updates=layer.wait_updates)
 
     # --- what is told -------------------------------------------------------------------------
+
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each layer."""
+        return [f"{site.name} ({site.layout})" for site in self._sites]
 
     def _record(self, event: str, **fields: Any) -> None:
         self._run.record(method="adaptive_low_rank", event=event, **fields)

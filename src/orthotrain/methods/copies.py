@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
+from orthotrain.methods._wrapped_optimizer import held_optimizers
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.weak_hook import remove_dead
 
@@ -112,10 +113,9 @@ def _copied_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
         for name, value in vars(optimizer).items()
         if not name.endswith("_hooks") and name not in _OF_THE_ORIGINAL
     }
-    for value in own.values():
-        for held in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(held, Optimizer) and id(held) not in memo:
-                _copied_optimizer(held, memo)
+    for held in held_optimizers(optimizer).values():
+        if id(held) not in memo:
+            _copied_optimizer(held, memo)
     twin.__setstate__(copy.deepcopy(own, memo))
     return twin
 

@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
-from orthotrain.methods._optimizer import is_no_step, rates_are_zero
+from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
+from orthotrain.methods._wrapped_optimizer import step_hooks
 from orthotrain.methods.copies import matching_copy
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
@@ -36,11 +37,11 @@ class Handle:
         self, run: Run, methods: Sequence[Method], *, outer: nn.Module, auto: bool
     ) -> None:
         self.run = run
+        self._compare_step = True
         self.auto = auto
         self.methods: dict[str, Method] = {}
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
-        self._backward_hook: BackwardHook | None = None
         self._attached = True
         # From the start: a checkpoint may have been loaded before the hooks below were there.
         self._check_shapes = True
@@ -62,6 +63,7 @@ class Handle:
         for bound in bounds:
             if _overrides(bound, "observe"):
                 run.add_observer(bound)
+        self._backward_hook = BackwardHook(self)
         self._register(outer)
 
     def _bind(self, methods: Sequence[Method]) -> None:
@@ -73,10 +75,19 @@ class Handle:
                     name = f"{method.name}_{count}"
                 self._bound[name] = method.bind(self.run)
                 self.methods[name] = method
+            self.run.processes.require_same("attach", self._acts_on())
         except BaseException:
             for bound in self._bound.values():
                 bound.detach()
             raise
+
+    def _acts_on(self) -> list[str]:
+        return [
+            f"{name} on {weight}"
+            for name, bound in self._bound.items()
+            if self.methods[name].phase is not Phase.WATCH
+            for weight in bound.acts_on()
+        ]
 
     def _acts(
         self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
@@ -96,15 +107,11 @@ class Handle:
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            optimizer.register_load_state_dict_post_hook(lambda _: self.expect_new_shapes()),
-            optimizer.register_step_pre_hook(self._step_begins),
+            *step_hooks(optimizer, self._step_begins, self._step_ended, self.expect_new_shapes),
         ]
-        if self.auto:
-            self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
-        trained = next((p for p in model.parameters() if p.requires_grad), None)
-        if trained is not None:
-            self._backward_hook = BackwardHook(self)
-            self._backward_hook.put_on(trained)
+        held = groups_of(optimizer)
+        trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
+        self._backward_hook.put_on(trained)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -122,6 +129,7 @@ class Handle:
     # --- around the step ---------------------------------------------------------------------
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._backward_hook.pause()
         if self._check_shapes:
             check_shapes(optimizer)
             self._check_shapes = False
@@ -169,8 +177,9 @@ class Handle:
 
         return evaluate
 
-    def _step_ended(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if not self._skipped:
+    def _step_ended(self) -> None:
+        self._backward_hook.resume(stepped=self.auto)
+        if self.auto and not self._skipped:
             self._run_after()
 
     def _run_before(self) -> None:
@@ -178,9 +187,12 @@ class Handle:
 
     def _run_after(self) -> None:
         self.run.step += 1
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
+        if self._compare_step:
+            self._compare_step = False
+            self.run.processes.require_same(
+                "step", [f"step {self.run.step}"], error=StateError,
+                remedy="Load the handle's state on every process",
+            )  # fmt: skip
         self._run(self._after)
 
     def _run(self, acts: Sequence[_Act]) -> None:
@@ -215,6 +227,7 @@ class Handle:
             StateError: The handle is detached.
         """
         self._require_manual("step")
+        self._backward_hook.resume(stepped=True)
         self._run_after()
 
     def _require_manual(self, name: str) -> None:
@@ -305,6 +318,8 @@ class Handle:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; before or after model and optimizer load.
 
+        On every process alike: the next step compares their step counts.
+
         Raises:
             StateError: The state is not a handle's, or belongs to other methods.
         """
@@ -320,6 +335,7 @@ class Handle:
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
         self.run.step = step
+        self._compare_step = True
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
         self.expect_new_shapes()
@@ -359,9 +375,7 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
+        self._backward_hook.remove()
         for bound in self._bound.values():
             bound.detach()
 

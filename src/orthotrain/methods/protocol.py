@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg.decompose import widest_dtype
+from orthotrain.methods.processes import Processes
 from orthotrain.methods.summary import Row
 
 Record = dict[str, Any]
@@ -80,6 +81,10 @@ class Bound:
         """What will happen at which step, one line each; logged by ``attach``."""
         return []
 
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each weight it acts on; processes that train together compare them."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only, so it loads with ``weights_only``."""
         return {}
@@ -133,6 +138,7 @@ class Run:
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
             there are more than ``keep_records``.
         dropped_records: How many went.
+        processes: Those that train this model together.
     """
 
     def __init__(
@@ -143,8 +149,10 @@ class Run:
         wrapper: DistributedDataParallel | None = None,
         total_steps: int | None = None,
         keep_records: int | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.processes = processes or Processes(None)
         self.step = 0
         self.total_steps = total_steps
         self.tracked: list[nn.Module] = []
