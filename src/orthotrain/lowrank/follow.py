@@ -19,13 +19,14 @@ from orthotrain.layers._factors import (
     is_factored,
     low_rank_class_of,
     pair_name,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.factor_pair import nearest_pair
+from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.sites import Site
-from orthotrain.methods.select import clean_name, named_modules_clean, unwrap
+from orthotrain.methods.select import named_modules_clean
 
 
 class FollowingCopy:
@@ -132,7 +133,7 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
     """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
 
     Ranks and forms follow the checkpoint; values are not copied, ``load_state_dict`` does that.
-    Wrapper prefixes (``module.``, ``_orig_mod.``) on either side do not matter.
+    What wrappers put into names (``module.``, ``_orig_mod.``) does not matter on either side.
 
     Args:
         model: A fresh model, dense or low-rank.
@@ -144,13 +145,13 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
     Raises:
         CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
     """
-    wanted = {clean_name(name): value for name, value in state_dict.items()}
+    wanted = as_names_of(model, state_dict)
     problems: list[str] = []
-    known: set[str] = set()
-    for name, module in unwrap(model).named_modules(remove_duplicate=False):
+    known = {*clean_keys(model)}  # a dense parameter may be called core
+    for name, module in named_modules_clean(model, remove_duplicate=False):
         low_rank_class = low_rank_class_of(module)
         if low_rank_class is not None:
-            prefix = f"{clean_name(name)}." if name else ""
+            prefix = f"{name}." if name else ""
             for weight in low_rank_class.weight_names:
                 known |= {prefix + factor_names(weight)[1], prefix + pair_name(weight)}
             follow_state_dict(module, wanted, prefix, problems)
@@ -178,11 +179,6 @@ def share_tied_factors_(model: nn.Module) -> None:
             shared = owner.factors(owner_weight)
             if shared.u.shape == u.shape and shared.vh.shape == vh.shape:
                 hold_factors_(module, weight, type(module), shared.u, shared.vh)
-
-
-def is_factored_name(name: str) -> bool:
-    """Whether a name of a state dict is that of a core or a pair: ``core``, ``in_proj_pair``."""
-    return name.rpartition(".")[2].rpartition("_")[2] in ("core", "pair")
 
 
 def factored_weights(model: nn.Module) -> list[tuple[LowRankModule, str]]:

@@ -11,9 +11,9 @@ from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
     holds_pair,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.follow import factored_weights
