@@ -79,7 +79,9 @@ def _readings(given: Iterable[str], known: Iterable[str]) -> Iterator[Callable[[
     """Ways to read the names of a state dict, the most literal first."""
     parts = {name: name.split(".") for name in given}
     front = 0  # so many parts stand before all names
-    while len(heads := {each[front] for each in parts.values()}) == 1 and heads <= WRAPPER_NAMES:
+    while len(heads := {".".join(each[front:-1][:1]) for each in parts.values()}) == 1:
+        if not heads <= WRAPPER_NAMES:
+            break
         front += 1
     shortened = [
         {name: ".".join(each[n:]) for name, each in parts.items()} for n in range(front + 1)

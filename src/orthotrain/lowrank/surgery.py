@@ -29,8 +29,8 @@ def to_dense(model: nn.Module) -> nn.Module:
     """Merge every low-rank layer into a plain dense one, in place.
 
     The modules keep their identity and return to their own class; the Parameter object of the
-    core or the pair becomes the dense weight. Meant for after training: optimizer state is not
-    carried over.
+    core or the pair becomes the dense weight. Meant for after training: an optimizer that goes
+    on drops its state of these weights at its next step, with a warning.
 
     Args:
         model: A model with or without low-rank layers.

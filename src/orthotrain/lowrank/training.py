@@ -21,6 +21,7 @@ from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
+from orthotrain.methods._state_check import STATE_IS_MISSING
 from orthotrain.methods.optimizer_state import check_shapes
 
 
@@ -59,6 +60,8 @@ class LowRankTraining(Bound):
                 run.optimizer, site, shape=site.layout.factor_shapes(1)[1],
                 what="AdaptiveLowRank cannot convert",
             )  # fmt: skip
+        self._low_rank_before = {site.name for site in sites if site.factored}
+        self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
         if schedule.first == 0:
             self._begin()
@@ -67,15 +70,12 @@ class LowRankTraining(Bound):
         self._load_hooks = follow_checkpoints(run.model)
 
     def before_step(self) -> None:
-        """Refuse to step on optimizer state of another shape.
-
-        After a change this method did not make: a part of the model was loaded by itself, or
-        someone called ``to_dense`` or ``compress`` in the middle of training.
-        """
-        shapes = self._present_shapes()
-        if shapes != self._shapes:
-            check_shapes(self._run.optimizer)
-            self._shapes = shapes
+        """Refuse a run that was resumed in part; remember what the step is about to change."""
+        if self._state_is_missing:
+            raise StateError(
+                "AdaptiveLowRank: the model that was loaded is low-rank, and its schedule is at "
+                f"its start; {STATE_IS_MISSING}"
+            )
         self._step_scale.step_begins()
 
     def _present_shapes(self) -> list[torch.Size]:
@@ -108,6 +108,9 @@ class LowRankTraining(Bound):
 
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
+        if not self._updates and not self._has_state:
+            low_rank = {site.name for site in self._sites if site.factored}
+            self._state_is_missing = not low_rank <= self._low_rank_before
         share_tied_factors_(self._run.model)
         self._agreement.model_loaded()
 
@@ -209,6 +212,7 @@ class LowRankTraining(Bound):
                 f"{len(theirs)} layers that differ in {odd}. Attach with the settings that the "
                 "state was saved with: skip, dense_first, dense_last"
             )
+        self._has_state, self._state_is_missing = True, False
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in self._layers}
         self._updates = int(state["updates"])
         self._guard.load_state_dict(state["guard"])

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
 from orthotrain.methods._optimizer import is_no_step, rates_are_zero
+from orthotrain.methods._state_check import StateCheck
 from orthotrain.methods.copies import matching_copy
-from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.summary import Summary, summarize
 from orthotrain.methods.weak_hook import remove_dead
@@ -42,8 +43,7 @@ class Handle:
         self._hooks: list[RemovableHandle] = []
         self._backward_hook: BackwardHook | None = None
         self._attached = True
-        # From the start: a checkpoint may have been loaded before the hooks below were there.
-        self._check_shapes = True
+        self._state_check = StateCheck()
         self._skipped = False
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
@@ -96,9 +96,10 @@ class Handle:
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            optimizer.register_load_state_dict_post_hook(lambda _: self.expect_new_shapes()),
+            optimizer.register_load_state_dict_post_hook(self._optimizer_loaded),
             optimizer.register_step_pre_hook(self._step_begins),
         ]
+        looked_after.add(optimizer)
         if self.auto:
             self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
         trained = next((p for p in model.parameters() if p.requires_grad), None)
@@ -122,9 +123,7 @@ class Handle:
     # --- around the step ---------------------------------------------------------------------
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._check_shapes:
-            check_shapes(optimizer)
-            self._check_shapes = False
+        self._state_check.before_step(optimizer, ", ".join(self.methods))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
             self._needs_gradients or (self.auto and rates_are_zero(optimizer))
@@ -238,13 +237,12 @@ class Handle:
         """
         self.run.observe(loss)
 
-    def expect_new_shapes(self) -> None:
-        """Compare the optimizer's state with its parameters before the next step."""
-        self._check_shapes = True
+    def _optimizer_loaded(self, optimizer: Optimizer) -> None:
+        self._state_check.optimizer_loaded(optimizer, at_start=not self.run.step)
 
     def model_loaded(self) -> None:
         """Tell the methods that the model took values, and perhaps shapes, from a state dict."""
-        self.expect_new_shapes()
+        self._state_check.expect()
         for act in self._loaded:
             act()
 
@@ -319,10 +317,10 @@ class Handle:
                 f"Handle.load_state_dict: attached are {sorted(self._bound)}, the state is of "
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
+        self._state_check.handle_loaded()
         self.run.step = step
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
-        self.expect_new_shapes()
 
     def track(self, model: nn.Module) -> None:
         """Let ``model``, an averaged or other copy, follow every change of structure.
@@ -359,6 +357,8 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if (optimizer := self.run._optimizer()) is not None:
+            looked_after.discard(optimizer)
         if self._backward_hook is not None:
             self._backward_hook.remove()
             self._backward_hook = None

@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
+from orthotrain._resized import earlier_shapes
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods.basis_change import (
     BasisChange,
     CoordinateChange,
+    described,
     expected_shapes,
     is_shapeless,
     moved_entries,
     unknown_entries,
 )
 
-__all__ = ["BasisChange", "StateMode", "check_shapes", "check_supported", "resize", "state_bytes"]
+__all__ = [
+    "BasisChange",
+    "StateMode",
+    "check_shapes",
+    "check_supported",
+    "drop_outlived",
+    "resize",
+    "state_bytes",
+]
 
 StateMode = Literal["rotate", "slice", "reset"]
 
@@ -127,6 +137,67 @@ def check_shapes(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__}: state does not fit the model: {'; '.join(misfits[:3])}"
             f"{more}. Load model and optimizer from the same checkpoint"
         )
+
+
+def drop_outlived(optimizer: Optimizer) -> None:
+    """Let state start again that has the shape its parameter had before.
+
+    ``to_dense``, ``to_factored``, ``compress`` and ``restore_structure`` change the parameters and
+    know nothing of optimizers, nor does a layer that follows a checkpoint. Expanding such state,
+    ``u m vh``, would leave second moments of nearly zero wherever the old basis did not reach,
+    and the first steps there several times too long. So its step count starts again, too.
+
+    Warns:
+        OrthotrainWarning: Some did; names the first.
+    """
+    outlived: list[str] = []
+    for member in _family(optimizer):
+        drop = _drop_flat if isinstance(member, LBFGS) else _drop_each
+        outlived += drop(member)
+    if outlived:
+        more = f" and of {len(outlived) - 1} more" if len(outlived) > 1 else ""
+        warnings.warn(
+            f"{type(optimizer).__name__}: state of {outlived[0]}{more} starts again: the model "
+            "changed its form, and what was kept has the shape from before",
+            OrthotrainWarning,
+            stacklevel=4,  # who calls step
+        )
+
+
+def _drop_each(member: Optimizer) -> list[str]:
+    outlived = []
+    for i, group in enumerate(member.param_groups):
+        for j, parameter in enumerate(group["params"]):
+            earlier = earlier_shapes(parameter)
+            state = member.state.get(parameter) or {} if earlier else {}
+            keys = [key for key in state if _is_outlived(key, state[key], parameter, earlier)]
+            if keys:
+                was, now = described(state[keys[0]]), tuple(parameter.shape)
+                name = f"param_groups[{i}]['params'][{j}]"
+                outlived.append(f"{name}, {keys[0]!r} {was} for {now},")
+                _restart(member, parameter)
+    return outlived
+
+
+def _drop_flat(member: LBFGS) -> list[str]:
+    if not any(map(earlier_shapes, member.param_groups[0]["params"])):
+        return []
+    if found := _flat_misfits(member):
+        _restart_history(member, "reset", "")
+    return found
+
+
+def _is_outlived(
+    key: str, value: object, parameter: nn.Parameter, earlier: Iterable[tuple[int, ...]]
+) -> bool:
+    """Whether an entry belongs to one of the earlier shapes of its parameter."""
+
+    def expected(shape: Sequence[int]) -> tuple[int, ...]:
+        return expected_shapes(shape).get(key, tuple(shape))
+
+    has = [tuple(tensor.shape) for tensor in _tensors([value]) if tensor.numel() > 1]
+    possible = {form for shape in earlier for form in (expected(shape), (math.prod(shape),))}
+    return not possible.isdisjoint(each for each in has if each != expected(parameter.shape))
 
 
 def state_bytes(optimizer: Optimizer) -> int:
