@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
 from orthotrain.layers._factors import (
     LowRankModule,
     factor_names,
@@ -33,22 +34,47 @@ class FollowingCopy:
     """A copy of a model whose layers take over the basis of the original's."""
 
     def __init__(self, copy: nn.Module, model: nn.Module, sites: Sequence[Site]) -> None:
-        theirs = dict(named_modules_clean(copy))
-        names = {id(module): name for name, module in named_modules_clean(model)}
+        self._copy, self._model = copy, model
         self._owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for site in sites:
-            owners = []
-            for module, weight in site.owners:
-                name = names[id(module)]
-                twin = theirs.get(name)
-                if twin is None or low_rank_class_of(twin) is not low_rank_class_of(module):
-                    raise ConfigError(
-                        f"track needs a copy of the attached model, got one without a "
-                        f"{type(module).__name__} named {name!r}; pass copy.deepcopy(model) or "
-                        "torch.optim.swa_utils.AveragedModel(model)"
-                    )
-                owners.append((twin, weight))
-            self._owners[id(site)] = owners
+            self._owners[id(site)] = self._owners_of(site)
+
+    def take(self, sites: Sequence[Site]) -> None:
+        """Follow these sites from now on: layers of the model came, went or were replaced.
+
+        Warns:
+            OrthotrainWarning: The copy has no such layer, and stays as it is there.
+        """
+        known = self._owners
+        self._owners = {}
+        for site in sites:
+            try:
+                self._owners[id(site)] = known.get(id(site)) or self._owners_of(site)
+            except ConfigError as error:
+                warnings.warn(
+                    f"{site.name} is not followed: {error}", OrthotrainWarning, stacklevel=2
+                )
+
+    def _owners_of(self, site: Site) -> list[tuple[nn.Module, str]]:
+        theirs = dict(named_modules_clean(self._copy))
+        names = {id(module): name for name, module in named_modules_clean(self._model)}
+        owners = []
+        for module, weight in site.owners:
+            name = names[id(module)]
+            twin, low_rank_class = theirs.get(name), low_rank_class_of(module)
+            if (
+                twin is None
+                or low_rank_class is None
+                or low_rank_class_of(twin) is not low_rank_class
+                or low_rank_class.layout(twin, weight).shape != site.layout.shape
+            ):
+                raise ConfigError(
+                    f"track needs a copy of the attached model, got one without a "
+                    f"{type(module).__name__} named {name!r} of its shape; pass "
+                    "copy.deepcopy(model) or torch.optim.swa_utils.AveragedModel(model)"
+                )
+            owners.append((twin, weight))
+        return owners
 
     @torch.no_grad()
     def follow(self, site: Site, *, changed: bool = True) -> None:
@@ -61,7 +87,7 @@ class FollowingCopy:
         Of a pair, whose bases move all the time, the projection becomes the pair nearest to the
         site's. Where the site did not change, a copy with a pair of that shape is left as it is.
         """
-        if not site.factored:
+        if not site.factored or id(site) not in self._owners:
             return
         if site.trains_bases:
             self._follow_pair(site, changed=changed)

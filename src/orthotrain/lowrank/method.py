@@ -183,7 +183,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         if self.spread:
             self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
-        return LowRankTraining(self, schedule, run, sites, refusals)
+        return LowRankTraining(self, schedule, run, sites, refusals, selection)
 
     def _require_room(self, schedule: Schedule, layers: int, total: int | None) -> None:
         """Refuse updates that would not end before the next one, or before the run."""
