@@ -31,13 +31,14 @@ def shape_changed(parameter: nn.Parameter, before: torch.Size) -> None:
     if not _changes:
         register_optimizer_step_pre_hook(_before_any_step)
     _changes += 1
-    parameter.__dict__.setdefault(_EARLIER, set()).add(tuple(before))
+    earlier = parameter.__dict__.setdefault(_EARLIER, [])  # which pickle takes along
+    if tuple(before) not in earlier:
+        earlier.append(tuple(before))
 
 
 def earlier_shapes(parameter: nn.Parameter) -> set[tuple[int, ...]]:
     """The shapes that a Parameter had before this one; often none."""
-    shapes: set[tuple[int, ...]] = parameter.__dict__.get(_EARLIER, set())
-    return shapes - {tuple(parameter.shape)}
+    return {*parameter.__dict__.get(_EARLIER, ())} - {tuple(parameter.shape)}
 
 
 def must_look_at(optimizer: Optimizer) -> bool:
@@ -52,4 +53,5 @@ def _before_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None
     if torch.compiler.is_compiling() or optimizer in looked_after or not must_look_at(optimizer):
         return
     # By name: layers change shapes, and methods, beside them, know what is in optimizer state.
-    import_module("orthotrain.methods.optimizer_state").drop_outlived(optimizer)
+    state = import_module("orthotrain.methods.optimizer_state")
+    state.drop_outlived(optimizer, every_misfit=True)

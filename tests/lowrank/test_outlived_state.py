@@ -141,6 +141,17 @@ def test_two_optimizers_of_one_model_are_both_looked_at():
             steps(model, optimizer)
 
 
+def test_copies_made_before_the_next_step_are_looked_at_too():
+    model = low_rank(mlp(10))
+    optimizer = OPTIMIZERS["fused adam"](model.parameters())
+    steps(model, optimizer)
+    to_dense(model)
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    with pytest.warns(OrthotrainWarning, match="starts again"):
+        steps(twin, its_optimizer)
+    assert shapes_fit(its_optimizer)
+
+
 def test_a_training_run_is_neither_warned_nor_changed():
     """Updates of a method, resumed runs and other models' changes leave state alone."""
     model = mlp(10)

@@ -239,6 +239,14 @@ def test_a_resumed_run_without_the_state_of_its_handle_is_refused(missing, optim
     assert again[2].run.step == steps + 1
 
 
+def test_state_of_a_run_that_has_not_begun_may_be_loaded():
+    """As Accelerate does where it prepares an optimizer."""
+    parts = start(lambda: mlp(10), lambda p: torch.optim.Adagrad(p, lr=0.01), **SCHEDULE)
+    assert parts[1].state
+    parts[1].load_state_dict(parts[1].state_dict())
+    go_on(parts, [0], mlp_loss)
+
+
 def test_a_state_that_is_loaded_before_attach_or_in_the_middle_is_taken():
     parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
     go_on(parts, range(6), mlp_loss)

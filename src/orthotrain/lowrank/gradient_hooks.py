@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from orthotrain.methods.weak_hook import WeakHook
 
-_SUBSCRIPTS: Final = ("SUBSCR", "SLICE")
 # Methods of a tensor whose arguments are places or sizes.
 _BY_PLACE: Final = frozenset(
     {
@@ -37,16 +36,18 @@ def hook_that_needs_the_shape(parameter: nn.Parameter) -> str | None:
     on_gradient: Mapping[int, Any] = parameter._backward_hooks or {}
     on_parameter: Mapping[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
     for hook in (*on_gradient.values(), *on_parameter.values()):
-        if not isinstance(hook, WeakHook) and (reason := _reason(hook, _DEPTH)) is not None:
+        if isinstance(hook, WeakHook):
+            continue
+        if (reason := _reason(hook, parameter, _DEPTH)) is not None:
             name = getattr(hook, "__qualname__", type(hook).__qualname__)
             return f"its gradient has a hook, {name}, that {reason}, so it needs the dense shape"
     return None
 
 
-def _reason(function: Any, depth: int) -> str | None:
+def _reason(function: Any, own: Tensor, depth: int) -> str | None:
     code, held = _code_of(function), list(_held_by(function))
     for value in held:
-        if isinstance(value, Tensor) and value.numel() > 1:
+        if isinstance(value, Tensor) and value is not own and value.numel() > 1:
             return f"holds a tensor of shape {tuple(value.shape)}"
     if code is not None:
         if by_place := sorted(_BY_PLACE.intersection(code.co_names)):
@@ -54,9 +55,8 @@ def _reason(function: Any, depth: int) -> str | None:
         if _takes_places(code, containers=any(isinstance(v, dict | list) for v in held)):
             return "takes a part of what it is given"
     called = [v for v in held if isinstance(v, FunctionType | MethodType | functools.partial)]
-    if depth and (reasons := [r for v in called if (r := _reason(v, depth - 1)) is not None]):
-        return reasons[0]
-    return None
+    reasons = (_reason(each, own, depth - 1) for each in (called if depth else ()))
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _takes_places(code: CodeType, *, containers: bool) -> bool:

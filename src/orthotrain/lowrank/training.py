@@ -212,10 +212,10 @@ class LowRankTraining(Bound):
     def notes(self) -> list[str]:
         """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
         present = self._present()
-        late = self._schedule.every is None and self._updates > 0
-        then = "no update is due any more, so it stays dense" if late else "the next one takes it"
+        late = self._schedule.every is None and (self._updates > 0 or self._statistics.active)
+        then = "no later one is due, so it stays dense" if late else "a later one takes it"
         new = [
-            Refusal(site.name, f"it came or changed since the last update; {then}")
+            Refusal(site.name, f"it came or changed after the layers of an update were set; {then}")
             for site in present.new
         ]
         return notes_on(

@@ -36,7 +36,7 @@ class StateCheck:
         """Take notice of a loaded state, and whether the handle is at step 0."""
         self.expect()
         if at_start and not self._has_own:
-            self._lacks_own = bool(optimizer.state)
+            self._lacks_own = _has_begun(optimizer)
 
     def handle_loaded(self) -> None:
         """Take notice that the handle has its own part of a checkpoint."""
@@ -60,3 +60,9 @@ class StateCheck:
                 f"{methods}: {type(optimizer).__name__} took the state of a run that has begun, "
                 f"and the handle is at step 0; {STATE_IS_MISSING}"
             )
+
+
+def _has_begun(optimizer: Optimizer) -> bool:
+    """Whether there is state of a step; Adagrad and others have some before the first."""
+    states = [state for state in optimizer.state.values() if state]
+    return any(bool(state.get("step", 1)) for state in states)

@@ -18,6 +18,7 @@ from orthotrain.methods._state_check import StateCheck
 from orthotrain.methods.copies import matching_copy
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.summary import Summary, summarize
+from orthotrain.methods.targets import left_the_model
 from orthotrain.methods.weak_hook import remove_dead
 
 # A method's name and what of it is called.
@@ -253,6 +254,12 @@ class Handle:
         self.run.deliver_losses()
         bounds = self._bound.values()
         notes = [note for bound in bounds for note in bound.notes()]
+        for name, bound in self._bound.items():
+            if gone := left_the_model(bound._targets, self.run.model):
+                notes.append(
+                    f"{name}: {', '.join(gone)} left the model after attach, so it acts on nothing "
+                    "there; detach, and attach again for what took the place"
+                )
         if dropped := self.run.dropped_records:
             notes.append(
                 f"the oldest {dropped:,} records were dropped; attach(..., records=None) keeps "

@@ -139,7 +139,7 @@ def check_shapes(optimizer: Optimizer) -> None:
         )
 
 
-def drop_outlived(optimizer: Optimizer) -> None:
+def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
     """Let state start again that has the shape its parameter had before.
 
     ``to_dense``, ``to_factored``, ``compress`` and ``restore_structure`` change the parameters and
@@ -147,13 +147,18 @@ def drop_outlived(optimizer: Optimizer) -> None:
     ``u m vh``, would leave second moments of nearly zero wherever the old basis did not reach,
     and the first steps there several times too long. So its step count starts again, too.
 
+    Args:
+        optimizer: About to step.
+        every_misfit: Also state that does not fit for another reason, where it is torch's: a
+            copied parameter does not know what shapes it had.
+
     Warns:
         OrthotrainWarning: Some did; names the first.
     """
     outlived: list[str] = []
     for member in _family(optimizer):
         drop = _drop_flat if isinstance(member, LBFGS) else _drop_each
-        outlived += drop(member)
+        outlived += drop(member, every_misfit)
     if outlived:
         more = f" and of {len(outlived) - 1} more" if len(outlived) > 1 else ""
         warnings.warn(
@@ -164,13 +169,15 @@ def drop_outlived(optimizer: Optimizer) -> None:
         )
 
 
-def _drop_each(member: Optimizer) -> list[str]:
+def _drop_each(member: Optimizer, every_misfit: bool) -> list[str]:
     outlived = []
+    every_misfit = every_misfit and _is_torchs(member)
     for i, group in enumerate(member.param_groups):
         for j, parameter in enumerate(group["params"]):
-            earlier = earlier_shapes(parameter)
-            state = member.state.get(parameter) or {} if earlier else {}
-            keys = [key for key in state if _is_outlived(key, state[key], parameter, earlier)]
+            earlier, state = earlier_shapes(parameter), member.state.get(parameter) or {}
+            keys = list(_misfitting(state, parameter.shape)) if every_misfit else []
+            if earlier:
+                keys += [key for key in state if _is_outlived(key, state[key], parameter, earlier)]
             if keys:
                 was, now = described(state[keys[0]]), tuple(parameter.shape)
                 name = f"param_groups[{i}]['params'][{j}]"
@@ -179,8 +186,8 @@ def _drop_each(member: Optimizer) -> list[str]:
     return outlived
 
 
-def _drop_flat(member: LBFGS) -> list[str]:
-    if not any(map(earlier_shapes, member.param_groups[0]["params"])):
+def _drop_flat(member: LBFGS, every_misfit: bool) -> list[str]:
+    if not every_misfit and not any(map(earlier_shapes, member.param_groups[0]["params"])):
         return []
     if found := _flat_misfits(member):
         _restart_history(member, "reset", "")
@@ -290,7 +297,7 @@ def _flat_misfits(member: LBFGS) -> list[str]:
 
 
 def _misfits(member: Optimizer) -> list[str]:
-    ours = type(member).__module__.startswith("torch.optim.")
+    ours = _is_torchs(member)
     found = []
     for i, group in enumerate(member.param_groups):
         for j, parameter in enumerate(group["params"]):
@@ -299,13 +306,25 @@ def _misfits(member: Optimizer) -> list[str]:
                 continue
             found += [
                 f"param_groups[{i}]['params'][{j}] has shape {tuple(parameter.shape)}, its "
-                f"{key!r} {tuple(value.shape)}"
-                for key, shape in expected_shapes(parameter.shape).items()
-                if isinstance(value := state.get(key), Tensor) and value.ndim
-                if tuple(value.shape) != shape
-                if ours or value.numel() != math.prod(shape)
+                f"{key!r} {tuple(state[key].shape)}"
+                for key, size in _misfitting(state, parameter.shape).items()
+                if ours or state[key].numel() != size
             ]
     return found
+
+
+def _misfitting(state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, int]:
+    """Keys of known names whose tensors have another shape, and how many numbers they need."""
+    return {
+        key: math.prod(needed)
+        for key, needed in expected_shapes(shape).items()
+        if isinstance(value := state.get(key), Tensor) and value.ndim
+        if tuple(value.shape) != needed
+    }
+
+
+def _is_torchs(member: Optimizer) -> bool:
+    return type(member).__module__.startswith("torch.optim.")
 
 
 def _keeps_objects(state: Mapping[str, Any]) -> bool:
