@@ -117,17 +117,17 @@ class LowRankModule(nn.Module):
         matrix = self.layout(self, weight).matrix(dense)
         if matrix.is_meta:
             return
-        pair = holds_pair(self, weight)
-        u, core, vh = (None,) * 3 if pair else self.factors(weight)
-        if u is not None and are_orthonormal(u.mT) and are_orthonormal(vh):
-            core.copy_(u.mT @ matrix @ vh.mT)
-            return
+        if not holds_pair(self, weight):
+            u, core, vh = self.factors(weight)
+            if are_orthonormal(u.mT) and are_orthonormal(vh):
+                core.copy_(u.mT @ matrix @ vh.mT)
+                return
         k, (p, s, qh) = self.rank_of(weight), thin_svd(matrix)
         p, s, qh = p[..., :k], s[..., :k], qh[..., :k, :]
-        if pair:
+        if holds_pair(self, weight):
             getattr(self, pair_name(weight)).copy_(balanced_pair(p, s, qh))
             return
-        for held, value in ((u, p), (core, torch.diag_embed(s)), (vh, qh)):
+        for held, value in zip(self.factors(weight), (p, torch.diag_embed(s), qh), strict=True):
             held.copy_(value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -231,15 +231,20 @@ def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str)
     by_reason: dict[str, list[str]] = {}
     for refusal in refusals:
         by_reason.setdefault(refusal.reason, []).append(refusal.name or "the model")
-    shown = "; ".join(
-        f"{', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}: {reason}"
-        for reason, names in by_reason.items()
-    )
+    shown = "; ".join(_said(reason, names) for reason, names in by_reason.items())
     raise ConfigError(
         f"{what} needs at least one eligible layer (Linear, Conv1d/2d/3d, MultiheadAttention), "
         f"got a model with none{': ' + shown if shown else ''}; loosen skip, dense_first and "
         "dense_last, or attach to the module that holds the layers"
     )
+
+
+def _said(reason: str, names: Sequence[str], most: int = 8) -> str:
+    """A reason with the names of the layers that it holds for."""
+    first, *others = names
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    also = f" (also {', '.join(others[: most - 1])}{more})" if others else ""
+    return f"{first}: {reason}{also}"
 
 
 def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:

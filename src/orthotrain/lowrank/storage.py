@@ -98,7 +98,8 @@ def _give_memory(model: nn.Module) -> None:
     memory: dict[int, Tensor] = {}
     for module in model.modules():
         kept_out = module._non_persistent_buffers_set
-        for held in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in tables:
             for name, tensor in held.items():
                 if tensor is None or not tensor.is_meta or name in kept_out:
                     continue

@@ -157,8 +157,10 @@ def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
     """
     outlived: list[str] = []
     for member in _family(optimizer):
-        drop = _drop_flat if isinstance(member, LBFGS) else _drop_each
-        outlived += drop(member, every_misfit)
+        if isinstance(member, LBFGS):
+            outlived += _drop_flat(member, every_misfit)
+        else:
+            outlived += _drop_each(member, every_misfit)
     if outlived:
         more = f" and of {len(outlived) - 1} more" if len(outlived) > 1 else ""
         warnings.warn(
