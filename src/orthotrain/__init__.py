@@ -10,6 +10,7 @@ Importing this package imports nothing else: every public name is loaded on firs
     sizes, rate_after_cut                     several sizes from one model, each trained on
     frozen_copy, teacher_loss                 the model itself as the teacher of a smaller one
     restore_structure, save, load             checkpoints that know their ranks
+    dense_parameters                          names and weights as of the dense model
     BasisStability                            watch the bases settle
     ConditionMonitor                          watch rank and condition, in four senses
     NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Relative,
         StoredBudget,
         compress,
+        dense_parameters,
         load,
         rate_after_cut,
         restore_structure,
@@ -83,6 +85,7 @@ __all__ = [
     "attach",
     "compress",
     "data",
+    "dense_parameters",
     "diagnostics",
     "disentangle",
     "frozen_copy",
@@ -117,6 +120,7 @@ _HOME = {
     "StoredBudget": "orthotrain.lowrank",
     "attach": "orthotrain.methods",
     "compress": "orthotrain.lowrank",
+    "dense_parameters": "orthotrain.lowrank",
     "frozen_copy": "orthotrain.methods",
     "load": "orthotrain.lowrank",
     "rate_after_cut": "orthotrain.lowrank",

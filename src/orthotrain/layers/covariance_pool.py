@@ -73,8 +73,6 @@ class GlobalCovariancePool(nn.Module):
         torch.Size([2, 10])
     """
 
-    _triangle: Tensor
-
     def __init__(  # noqa: PLR0913 - the settings of a pool and of a root, all by name
         self,
         in_channels: int,
@@ -122,8 +120,6 @@ class GlobalCovariancePool(nn.Module):
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             )
-        rows, columns = torch.triu_indices(channels, channels)
-        self.register_buffer("_triangle", rows * channels + columns, persistent=False)
 
     @property
     def out_features(self) -> int:
@@ -144,7 +140,9 @@ class GlobalCovariancePool(nn.Module):
             )  # fmt: skip
             root = root * ~dead
             dtype = torch.promote_types(x.dtype, torch.float32)
-            return root.flatten(1).index_select(1, self._triangle).to(dtype)
+            rows, columns = torch.triu_indices(self.channels, self.channels, device=x.device)
+            upper = rows * self.channels + columns
+            return root.flatten(1).index_select(1, upper).to(dtype)
 
     def covariance(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d d"]:
         """Covariance that enters the root: reduced, centred, biased, shrunk, without ridges."""

@@ -15,6 +15,7 @@ from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank
 from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import (
     LowRankModule,
+    become_,
     factorize_,
     holds_pair,
     low_rank_class_of,
@@ -37,13 +38,12 @@ class _SingleWeight(LowRankModule):
     weight: Tensor = readable("weight")
     pair: nn.Parameter  # with trained bases only
 
-    def _become(self, dense: nn.Module, rank: int | None) -> None:
-        self.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
-        factorize_(self, "weight", type(self), rank=rank)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw a fresh dense weight and bias as torch does; keep its part inside the basis."""
+        """Draw a fresh dense weight and bias as torch does; keep its part inside the basis.
+
+        After ``to_empty`` there is no basis: the weight's best approximation of this rank is kept.
+        """
         fresh = self._fresh()
         weight, bias = fresh._parameters["weight"], self._parameters["bias"]
         assert weight is not None
@@ -105,7 +105,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
+        become_(self, nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
     def from_linear(
@@ -143,16 +143,73 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         )
 
 
-@register_low_rank("transformers.pytorch_utils.Conv1D")
+class TransposedLinear(nn.Module):
+    """Linear layer with a weight of ``(in, out)``, as the ``Conv1D`` of Transformers keeps it.
+
+    What a ``LowRankTransposedLinear`` that was built directly becomes when it is made dense.
+
+    Args:
+        nf: Width of the output.
+        nx: Width of the input.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(
+        self, nf: int, nx: int, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.empty(nx, nf, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(nf, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight as Transformers does, ``N(0, 0.02^2)``; the bias is zero."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
+        """``x @ weight + bias``."""
+        return F.linear(x, self.weight.mT, self.bias)
+
+
+@register_low_rank(
+    "transformers.pytorch_utils.Conv1D", "orthotrain.layers.low_rank.TransposedLinear"
+)
 class LowRankTransposedLinear(_SingleWeight):
     """Low-rank form of the ``Conv1D`` of Transformers: a linear layer with weight ``(in, out)``.
 
-    Made in place out of that class, so Transformers is never imported here.
+    Made in place out of that class, so Transformers is never imported here; or built directly,
+    with the arguments in that class's order.
+
+    Args:
+        nf: Width of the output.
+        nx: Width of the input.
+        rank: ``k``, from 1 to ``min(nx, nf)``; None is full rank.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
+
+    Raises:
+        RankError: ``rank`` is out of range.
     """
 
     nx: int
     nf: int
     bias: nn.Parameter
+
+    def __init__(
+        self,
+        nf: int,
+        nx: int,
+        *,
+        rank: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        become_(self, TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -242,7 +299,7 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv1d(*args, **kwargs), rank)
+        become_(self, nn.Conv1d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c w"]) -> Float[Tensor, "*batch m out_w"]:
         """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
@@ -280,7 +337,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv2d(*args, **kwargs), rank)
+        become_(self, nn.Conv2d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
@@ -292,7 +349,7 @@ class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv3d(*args, **kwargs), rank)
+        become_(self, nn.Conv3d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c d h w"]

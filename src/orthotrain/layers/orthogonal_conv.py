@@ -138,9 +138,10 @@ class OrthogonalConv2d(nn.Module):
         if self.bias is not None:
             bound = (self.in_channels * self.kernel_size[0] * self.kernel_size[1]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound, generator=generator)
-        flat, rows = conv_spectral_bound(self.weight, rounds=0, skew=True).left
-        self.left_flat.copy_(flat)
-        self.left_rows.copy_(rows)
+        if not self.weight.is_meta:
+            flat, rows = conv_spectral_bound(self.weight, rounds=0, skew=True).left
+            self.left_flat.copy_(flat)
+            self.left_rows.copy_(rows)
         self.passes.zero_()
         self._passes = 0
 
@@ -193,7 +194,7 @@ class OrthogonalConv2d(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._passes = int(self.passes)
+        self._passes = 0 if self.passes.is_meta else int(self.passes)
 
     def extra_repr(self) -> str:
         """Sizes as a convolution names them."""

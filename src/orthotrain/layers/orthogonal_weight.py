@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partialmethod
 from typing import Any, TypeVar
 
 import torch
@@ -41,7 +43,8 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         methods select it by that name, for instance ``"conv1.parametrizations.weight.original"``.
         ``module.weight`` is computed at each use, in float32 for half precision.
         ``torch.nn.utils.parametrize.remove_parametrizations(module, "weight")`` makes it a plain
-        Parameter again, with the value it has.
+        Parameter again, with the value it has. ``module.reset_parameters()``, where there is one,
+        draws anew and starts from the polar factor of that.
 
     Raises:
         ConfigError: No such parameter, one that is computed or parametrized already, or one that
@@ -75,8 +78,20 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         else WeightLayout.of_blocks(weight.shape)
     )
     flat = _FlatOrthogonal(weight, layout)
+    draw = getattr(type(module), "reset_parameters", None)
     parametrize.register_parametrization(module, name, flat)
+    if draw is not None:  # torch has made a class for this one module
+        setattr(type(module), "reset_parameters", partialmethod(_reset, name, draw))  # noqa: B010
     return module
+
+
+@torch.no_grad()
+def _reset(module: nn.Module, name: str, draw: Callable[[nn.Module], None]) -> None:
+    """Draw what the layer's own class draws, and take the polar factor for the weight."""
+    with parametrize.cached():  # so that the class writes into the weight that is read below
+        draw(module)
+        drawn = getattr(module, name)
+    setattr(module, name, drawn)
 
 
 class _FlatOrthogonal(nn.Module):
@@ -110,6 +125,8 @@ class _FlatOrthogonal(nn.Module):
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Householder vectors of the polar factor of a weight."""
+        if weight.is_meta:
+            return weight
         q = polar_factor(self._flat(weight), complete=True)
         flat = self.reflections.right_inverse(q)
         signs = flat.diagonal(dim1=-2, dim2=-1)

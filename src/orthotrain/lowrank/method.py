@@ -189,7 +189,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         if self.spread:
             self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
-        training = LowRankTraining(self, schedule, run, sites, refusals)
+        training = LowRankTraining(self, schedule, run, sites, refusals, selection)
         if self.bases == "trained" and orthogonalizes(run.optimizer):
             warnings.warn(
                 "Muon sees the two trained factors of a layer as one matrix, side by side, so its "

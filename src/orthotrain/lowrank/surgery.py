@@ -11,9 +11,9 @@ from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
     holds_pair,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.follow import factored_weights
@@ -29,8 +29,8 @@ def to_dense(model: nn.Module) -> nn.Module:
     """Merge every low-rank layer into a plain dense one, in place.
 
     The modules keep their identity and return to their own class; the Parameter object of the
-    core or the pair becomes the dense weight. Meant for after training: optimizer state is not
-    carried over.
+    core or the pair becomes the dense weight. Meant for after training: an optimizer that goes
+    on drops its state of these weights at its next step, with a warning.
 
     Args:
         model: A model with or without low-rank layers.

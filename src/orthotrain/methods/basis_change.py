@@ -225,7 +225,7 @@ def unknown_entries(state: Mapping[str, Any], change: CoordinateChange) -> list[
     """Entries no rule covers, each with its key, shape and dtype or its type."""
     factors = {key for f in _factors_in(state, change) for key in (f.row, f.col)}
     return [
-        f"{key!r} {_described(value)}"
+        f"{key!r} {described(value)}"
         for key, value in state.items()
         if key not in factors and not _moves(value, change) and not is_shapeless(value)
     ]
@@ -321,7 +321,8 @@ def is_shapeless(value: object) -> bool:
             return value is None or isinstance(value, bool | int | float | complex | str)
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """An entry of a state in words: shape and dtype, or its type."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return f"of type {type(value).__name__}"

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
 from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
+from orthotrain.methods._state_check import StateCheck
 from orthotrain.methods._wrapped_optimizer import step_hooks
 from orthotrain.methods.copies import matching_copy
-from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.summary import Summary, summarize
+from orthotrain.methods.targets import left_the_model
 from orthotrain.methods.weak_hook import remove_dead
 
 # A method's name and what of it is called.
@@ -43,8 +45,7 @@ class Handle:
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
         self._attached = True
-        # From the start: a checkpoint may have been loaded before the hooks below were there.
-        self._check_shapes = True
+        self._state_check = StateCheck()
         self._skipped = False
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
@@ -107,8 +108,9 @@ class Handle:
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            *step_hooks(optimizer, self._step_begins, self._step_ended, self.expect_new_shapes),
+            *step_hooks(optimizer, self._step_begins, self._step_ended, self._optimizer_loaded),
         ]
+        looked_after.add(optimizer)
         held = groups_of(optimizer)
         trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
         self._backward_hook.put_on(trained)
@@ -130,9 +132,7 @@ class Handle:
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._backward_hook.pause()
-        if self._check_shapes:
-            check_shapes(optimizer)
-            self._check_shapes = False
+        self._state_check.before_step(optimizer, ", ".join(self.methods))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
             self._needs_gradients or (self.auto and rates_are_zero(optimizer))
@@ -251,13 +251,12 @@ class Handle:
         """
         self.run.observe(loss)
 
-    def expect_new_shapes(self) -> None:
-        """Compare the optimizer's state with its parameters before the next step."""
-        self._check_shapes = True
+    def _optimizer_loaded(self) -> None:
+        self._state_check.optimizer_loaded(self.run.optimizer, at_start=not self.run.step)
 
     def model_loaded(self) -> None:
         """Tell the methods that the model took values, and perhaps shapes, from a state dict."""
-        self.expect_new_shapes()
+        self._state_check.expect()
         for act in self._loaded:
             act()
 
@@ -268,6 +267,12 @@ class Handle:
         self.run.deliver_losses()
         bounds = self._bound.values()
         notes = [note for bound in bounds for note in bound.notes()]
+        for name, bound in self._bound.items():
+            if gone := left_the_model(bound._targets, self.run.model):
+                notes.append(
+                    f"{name}: {', '.join(gone)} left the model after attach, so it acts on nothing "
+                    "there; detach, and attach again for what took the place"
+                )
         if dropped := self.run.dropped_records:
             notes.append(
                 f"the oldest {dropped:,} records were dropped; attach(..., records=None) keeps "
@@ -334,11 +339,11 @@ class Handle:
                 f"Handle.load_state_dict: attached are {sorted(self._bound)}, the state is of "
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
+        self._state_check.handle_loaded()
         self.run.step = step
         self._compare_step = True
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
-        self.expect_new_shapes()
 
     def track(self, model: nn.Module) -> None:
         """Let ``model``, an averaged or other copy, follow every change of structure.
@@ -376,6 +381,8 @@ class Handle:
             hook.remove()
         self._hooks = []
         self._backward_hook.remove()
+        if (optimizer := self.run._optimizer()) is not None:
+            looked_after.discard(optimizer)
         for bound in self._bound.values():
             bound.detach()
 

@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
+from orthotrain._resized import earlier_shapes
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods._wrapped_optimizer import held_optimizers, wrappers_around
 from orthotrain.methods.basis_change import (
     BasisChange,
     CoordinateChange,
     Kind,
+    described,
     expected_shapes,
     is_shapeless,
     moved_entries,
     unknown_entries,
 )
 
-__all__ = ["BasisChange", "StateMode", "check_shapes", "check_supported", "resize", "state_bytes"]
+__all__ = [
+    "BasisChange",
+    "StateMode",
+    "check_shapes",
+    "check_supported",
+    "drop_outlived",
+    "resize",
+    "state_bytes",
+]
 
 StateMode = Literal["rotate", "slice", "reset"]
 
@@ -146,6 +156,76 @@ def check_shapes(optimizer: Optimizer) -> None:
         )
 
 
+def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
+    """Let state start again that has the shape its parameter had before.
+
+    ``to_dense``, ``to_factored``, ``compress`` and ``restore_structure`` change the parameters and
+    know nothing of optimizers, nor does a layer that follows a checkpoint. Expanding such state,
+    ``u m vh``, would leave second moments of nearly zero wherever the old basis did not reach,
+    and the first steps there several times too long. So its step count starts again, too.
+
+    Args:
+        optimizer: About to step.
+        every_misfit: Also state that does not fit for another reason, where it is torch's: a
+            copied parameter does not know what shapes it had.
+
+    Warns:
+        OrthotrainWarning: Some did; names the first.
+    """
+    outlived: list[str] = []
+    for member in _family(optimizer):
+        if isinstance(member, LBFGS):
+            outlived += _drop_flat(member, every_misfit)
+        else:
+            outlived += _drop_each(member, every_misfit)
+    if outlived:
+        more = f" and of {len(outlived) - 1} more" if len(outlived) > 1 else ""
+        warnings.warn(
+            f"{type(optimizer).__name__}: state of {outlived[0]}{more} starts again: the model "
+            "changed its form, and what was kept has the shape from before",
+            OrthotrainWarning,
+            stacklevel=4,  # who calls step
+        )
+
+
+def _drop_each(member: Optimizer, every_misfit: bool) -> list[str]:
+    outlived = []
+    every_misfit = every_misfit and _is_torchs(member)
+    for i, group in enumerate(member.param_groups):
+        for j, parameter in enumerate(group["params"]):
+            earlier, state = earlier_shapes(parameter), member.state.get(parameter) or {}
+            keys = list(_misfitting(state, parameter.shape)) if every_misfit else []
+            if earlier:
+                keys += [key for key in state if _is_outlived(key, state[key], parameter, earlier)]
+            if keys:
+                was, now = described(state[keys[0]]), tuple(parameter.shape)
+                name = f"param_groups[{i}]['params'][{j}]"
+                outlived.append(f"{name}, {keys[0]!r} {was} for {now},")
+                _restart(member, parameter)
+    return outlived
+
+
+def _drop_flat(member: LBFGS, every_misfit: bool) -> list[str]:
+    if not every_misfit and not any(map(earlier_shapes, member.param_groups[0]["params"])):
+        return []
+    if found := _flat_misfits(member):
+        _restart_history(member, "reset", "")
+    return found
+
+
+def _is_outlived(
+    key: str, value: object, parameter: nn.Parameter, earlier: Iterable[tuple[int, ...]]
+) -> bool:
+    """Whether an entry belongs to one of the earlier shapes of its parameter."""
+
+    def expected(shape: Sequence[int]) -> tuple[int, ...]:
+        return expected_shapes(shape).get(key, tuple(shape))
+
+    has = [tuple(tensor.shape) for tensor in _tensors([value]) if tensor.numel() > 1]
+    possible = {form for shape in earlier for form in (expected(shape), (math.prod(shape),))}
+    return not possible.isdisjoint(each for each in has if each != expected(parameter.shape))
+
+
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of memory that the optimizer's state holds, each storage counted once."""
     sizes: dict[tuple[torch.device, int], int] = {}
@@ -257,7 +337,7 @@ def _flat_misfits(member: LBFGS) -> list[str]:
 
 
 def _misfits(member: Optimizer) -> list[str]:
-    ours = type(member).__module__.startswith("torch.optim.")
+    ours = _is_torchs(member)
     found = []
     for i, group in enumerate(getattr(member, "param_groups", ())):
         for j, parameter in enumerate(group["params"]):
@@ -266,13 +346,25 @@ def _misfits(member: Optimizer) -> list[str]:
                 continue
             found += [
                 f"param_groups[{i}]['params'][{j}] has shape {tuple(parameter.shape)}, its "
-                f"{key!r} {tuple(value.shape)}"
-                for key, shape in expected_shapes(parameter.shape).items()
-                if isinstance(value := state.get(key), Tensor) and value.ndim
-                if tuple(value.shape) != shape
-                if ours or value.numel() != math.prod(shape)
+                f"{key!r} {tuple(state[key].shape)}"
+                for key, size in _misfitting(state, parameter.shape).items()
+                if ours or state[key].numel() != size
             ]
     return found
+
+
+def _misfitting(state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, int]:
+    """Keys of known names whose tensors have another shape, and how many numbers they need."""
+    return {
+        key: math.prod(needed)
+        for key, needed in expected_shapes(shape).items()
+        if isinstance(value := state.get(key), Tensor) and value.ndim
+        if tuple(value.shape) != needed
+    }
+
+
+def _is_torchs(member: Optimizer) -> bool:
+    return type(member).__module__.startswith("torch.optim.")
 
 
 def _keeps_objects(state: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -49,6 +49,7 @@ class Bound:
     """
 
     forward_seconds: float = 0.0
+    _targets: Sequence[Any] = ()  # of methods that act on weights one by one
 
     def before_step(self) -> None:
         """Act when gradients are ready and parameters are not yet updated."""

@@ -137,6 +137,12 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
     return places
 
 
+def left_the_model(targets: Sequence[Target], model: nn.Module) -> list[str]:
+    """Names of targets whose parameter the model has no longer: their layer was replaced."""
+    there = {id(parameter) for parameter in model.parameters()}
+    return [target.name for target in targets if id(target.parameter) not in there]
+
+
 def counted(targets: Sequence[Target]) -> str:
     """``1 weight`` or ``3 weights``."""
     return f"{len(targets)} weight{'s' if len(targets) != 1 else ''}"
