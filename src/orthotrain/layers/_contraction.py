@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain._checks import require_tensor
 from orthotrain.errors import ShapeError
 from orthotrain.layers._cost import cheapest_form
 
@@ -252,6 +253,7 @@ def require_width(x: Tensor, n: int, m: int) -> None:
     Raises:
         ShapeError: The last dimension of ``x`` is not ``n``.
     """
+    require_tensor("a low-rank linear layer", "x", x)
     if x.ndim == 0 or x.shape[-1] != n:
         raise ShapeError(
             f"a low-rank linear layer of {n} inputs and {m} outputs needs x of shape (..., {n}), "

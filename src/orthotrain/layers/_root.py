@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +23,3 @@ def root_in_layer(
         raise type(error)(
             f"{layer} cannot take the root of the covariance of its input: {error}"
         ) from error
-
-
-def number_or_nan(value: Any) -> float:
-    """``value`` as a float; NaN, which lies in no range, where it is no number."""
-    try:
-        return math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from orthotrain._checks import require_number, require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._channel_groups import (
     Layout,
@@ -16,7 +18,7 @@ from orthotrain.layers._channel_groups import (
     affine_map,
     centred_covariance,
 )
-from orthotrain.layers._root import number_or_nan, root_in_layer
+from orthotrain.layers._root import root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_checks import require_root_settings
 
@@ -47,7 +49,7 @@ class DecorrelatedBatchNorm(nn.Module):
         iterations: int | None = None,
         synchronize: bool = False,
         process_group: Any = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -101,6 +103,7 @@ class DecorrelatedBatchNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
+    @checked
     def forward(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "batch c *space"]:
         """Whitened activation of the same shape, dtype and memory format."""
         self._require_shape(x)
@@ -237,16 +240,9 @@ class DecorrelatedBatchNorm(nn.Module):
 
     def _require_settings(self) -> None:
         require_root_settings(self._name(), self.method, self.gradient, self.iterations)
-        if not 0 <= number_or_nan(self.ridge) < float("inf"):
-            raise ConfigError(
-                f"{self._name()} needs a finite ridge >= 0, got {self.ridge!r}; it is added to "
-                f"the variance of every direction"
-            )
-        if self.momentum is not None and not 0 <= number_or_nan(self.momentum) <= 1:
-            raise ConfigError(
-                f"{self._name()} needs momentum in [0, 1] or None, got {self.momentum!r}; it is "
-                f"the share of the new batch, None averages over all batches"
-            )
+        require_number(self._name(), "ridge", self.ridge, least=0)
+        if self.momentum is not None:
+            require_share(self._name(), "momentum", self.momentum, zero=True, one=True)
 
     def _require_shape(self, x: Tensor) -> None:
         dims = {len(shape.split(", ")) for shape in self.accepts}
@@ -255,11 +251,6 @@ class DecorrelatedBatchNorm(nn.Module):
             raise ShapeError(
                 f"{self._name()} needs x of shape {shapes} with c = {self.num_features}, got "
                 f"{tuple(x.shape)}; check the layer before it"
-            )
-        if not x.is_floating_point():
-            raise ConfigError(
-                f"{self._name()} needs real floating-point numbers, got {x.dtype}; convert them "
-                f"first, for instance with x.float()"
             )
 
     def _require_samples(self, samples: int, layout: Layout) -> None:
@@ -277,12 +268,14 @@ class DecorrelatedBatchNorm(nn.Module):
             )
 
 
+@checked
 class DecorrelatedBatchNorm1d(DecorrelatedBatchNorm):
     """Decorrelated batch norm of ``(N, C)`` or ``(N, C, L)``; see ``DecorrelatedBatchNorm2d``."""
 
     accepts = ("n, c", "n, c, l")
 
 
+@checked
 class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
     r"""Decorrelated batch norm (DBN, ZCA whitening) of ``(N, C, H, W)``.
 
@@ -350,6 +343,7 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
     accepts = ("n, c, h, w",)
 
 
+@checked
 class DecorrelatedBatchNorm3d(DecorrelatedBatchNorm):
     """Decorrelated batch norm of ``(N, C, D, H, W)``; see ``DecorrelatedBatchNorm2d``."""
 

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count, require_tensor
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._cost import Bases
@@ -62,6 +64,7 @@ class _SingleWeight(LowRankModule):
 @register_low_rank(
     "torch.nn.modules.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 )
+@checked
 class LowRankLinear(_SingleWeight, nn.Linear):
     """Linear layer with the weight ``u @ core @ vh``; only ``core`` and ``bias`` are trained.
 
@@ -102,12 +105,15 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         *,
         rank: int,
         bias: bool = True,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        require_count("LowRankLinear", "in_features", in_features)
+        require_count("LowRankLinear", "out_features", out_features)
         self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
+    @checked
     def from_linear(
         cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None, bases: Bases = "frozen"
     ) -> _Layer:
@@ -184,6 +190,7 @@ class _LowRankConv(_SingleWeight):
         return (weight_layout(module, weight, shape),)
 
     @classmethod
+    @checked
     def from_conv(
         cls: type[_Layer],
         conv: nn.modules.conv._ConvNd,
@@ -207,6 +214,7 @@ class _LowRankConv(_SingleWeight):
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
         dims = len(self.kernel_size)
+        require_tensor(type(self).__name__, "x", x)
         if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
             sizes = ", ".join((str(self.in_channels), *"dhw"[-dims:]))
             raise ShapeError(
@@ -237,6 +245,7 @@ class _LowRankConv(_SingleWeight):
         )  # fmt: skip
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv1d")
 class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
@@ -249,6 +258,7 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv2d")
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """2-D convolution with the weight ``u @ core @ vh`` of each group.
@@ -287,6 +297,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv3d")
 class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""

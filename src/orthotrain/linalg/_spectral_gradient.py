@@ -12,6 +12,7 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor
 
+from orthotrain._checks import known
 from orthotrain.errors import NumericalWarning
 
 SpectralGradient = Literal["exact", "taylor", "pade", "truncated", "top_n", "power_iteration"]
@@ -96,7 +97,7 @@ def _exact(function: str, pairs: _Pairs, values: Tensor) -> Tensor:
     size = values.detach().abs().amax(dim=-1)[..., None, None]
     tied = pairs.difference <= _TIE * torch.finfo(values.dtype).eps * size
     tied = tied.triu(1)
-    if _known(tied.any()):
+    if known(tied.any()):
         warnings.warn(
             f"{function}: {int(tied.sum())} pairs of values are equal up to rounding, and their "
             f"vectors have no derivative there; it was set to zero between them. For a matrix root "
@@ -105,14 +106,6 @@ def _exact(function: str, pairs: _Pairs, values: Tensor) -> Tensor:
             stacklevel=2,
         )
     return torch.where(tied, 0.0, 1 / torch.where(tied, 1.0, pairs.gap))
-
-
-def _known(flag: Tensor) -> bool:
-    """The flag; false where nobody can know, under ``torch.vmap``."""
-    try:
-        return bool(flag)
-    except RuntimeError:
-        return False
 
 
 def _geometric(pairs: _Pairs, terms: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConvergenceError, NumericalWarning
 from orthotrain.linalg._inputs import require_matrix, without_autocast
 
@@ -20,6 +21,7 @@ from orthotrain.linalg._inputs import require_matrix, without_autocast
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
+@checked
 def working_dtype(a: Tensor) -> torch.dtype:
     """The dtype in which ``a`` is decomposed: float64 on CPU, float32 on an accelerator.
 
@@ -39,6 +41,7 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@checked
 def thin_svd(
     a: Float[Tensor, "*batch m n"],
 ) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k n"]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NumericalWarning
 from orthotrain.linalg._inputs import without_autocast
 from orthotrain.linalg._root_backward import (
@@ -35,6 +36,7 @@ from orthotrain.linalg._symmetric import eigh_each, require_square, symmetric_pa
 from orthotrain.linalg.decompose import working_dtype
 
 
+@checked
 def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,
@@ -120,6 +122,7 @@ def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     return _root(a, plan)
 
 
+@checked
 def spd_inv_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,

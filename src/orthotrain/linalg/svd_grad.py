@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_finite, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError
 from orthotrain.linalg._inputs import (
-    require_finite,
     require_matrix,
-    require_real_floating,
     without_autocast,
 )
 from orthotrain.linalg._spectral_gradient import (
@@ -26,6 +26,7 @@ from orthotrain.linalg._symmetric import eigh_each, require_square, rounding, sy
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 
 
+@checked
 def eigh(
     a: Float[Tensor, "*batch n n"],
     *,
@@ -92,6 +93,7 @@ def eigh(
         return values.to(a.dtype), vectors.to(a.dtype)
 
 
+@checked
 def svd(
     a: Float[Tensor, "*batch m n"],
     *,
@@ -136,7 +138,7 @@ def svd(
     """
     if a.ndim < 2 or 0 in a.shape[-2:]:
         require_matrix("svd", a)
-    require_real_floating("svd", a)
+    require_values("svd", "a", a)
     plan = _plan("svd", a, gradient, drop_last)
     u: Tensor
     s: Tensor
@@ -154,11 +156,6 @@ class _Plan(NamedTuple):
 
 
 def _plan(function: str, a: Tensor, gradient: SpectralGradient, drop_last: int) -> _Plan:
-    if gradient not in get_args(SpectralGradient):
-        raise ConfigError(
-            f"{function} needs gradient to be one of {', '.join(get_args(SpectralGradient))}, got "
-            f"{gradient!r}; take 'exact' unless you compare them"
-        )
     size = min(a.shape[-2:])
     if gradient == "top_n" and not 0 <= drop_last < size:
         raise ConfigError(
@@ -246,7 +243,7 @@ class _Svd(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
         # Here and not before, so that torch.vmap does not meet a decision on numbers.
-        require_finite(plan.function, a)
+        require_finite(plan.function, "a", a)
         # In the dtype of the input, whose rounding decides the route.
         u, s, vh = thin_svd(a.to(plan.dtype))
         return u, s, vh

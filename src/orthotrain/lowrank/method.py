@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from orthotrain._checks import require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
@@ -28,6 +29,7 @@ from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLowRank(LowRankSettings, Method):
     """Low-rank training from a dense start: the weights are cut where the loss feels it least.

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
 from orthotrain.lowrank.follow import is_factored_name, restore_structure
@@ -17,6 +18,7 @@ from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import clean_name, unwrap
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's parameters and buffers, the rank of each low-rank weight, and a hash.
 
@@ -46,6 +48,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+@checked
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Shape a model like a saved one and take over its values, in place.
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain._checks import require_count, require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.methods._optimizer import require_model, unwrap_optimizer
 from orthotrain.methods.handle import Handle
@@ -25,6 +26,7 @@ _attached: weakref.WeakKeyDictionary[nn.Module | Optimizer, weakref.ref[Handle]]
 )
 
 
+@checked
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
