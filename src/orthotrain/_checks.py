@@ -59,9 +59,10 @@ def require_tensor(
         )
     assert dtypes is not None
     kind, way = _kind_of(dtypes)
+    pixels = "; bytes of images become [0, 1] by x / 255" if value.dtype == torch.uint8 else ""
     raise ConfigError(
         f"{function} needs a {kind} tensor, got {name} of dtype {value.dtype}; convert it first, "
-        f"for instance with {name}.to({way})"
+        f"for instance with {name}.to({way}){pixels}"
     )
 
 
@@ -203,7 +204,7 @@ def require_number(
         words = " and ".join(f"{text} {bound:g}" for text, bound in bounds if bound is not None)
         raise ConfigError(
             f"{owner} needs {name} to be a finite number{f' {words}' * bool(words)}, got "
-            f"{described(value)}; computed ones may have overflowed, read ones may still be text"
+            f"{described(value)}; leave it out for its default"
         )
 
 
@@ -224,5 +225,5 @@ def require_share(
         return
     interval = ("[" if zero else "(") + "0, 1" + ("]" if one else ")")
     raise ConfigError(
-        f"{owner} needs {name} to be a share in {interval}, got {described(value)}; 0.1 is a tenth"
+        f"{owner} needs {name} to be a share in {interval}, got {described(value)}; a tenth is 0.1"
     )

@@ -182,7 +182,8 @@ def _instance_of(hint: Any) -> _Kind | None:
     if issubclass(hint, Tensor | jaxtyping.AbstractArray):
         return _tensor_kind(hint)
     words = f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"
-    return _Kind(lambda value: isinstance(value, hint), words, "pass an instance of it")
+    way = getattr(hint, "how_to_choose", "pass an instance of it")
+    return _Kind(lambda value: isinstance(value, hint), words, way)
 
 
 def _tensor_kind(hint: Any) -> _Kind:
@@ -201,7 +202,7 @@ def _choice_of(choices: tuple[Any, ...]) -> _Kind:
         return any(type(value) is type(choice) and value == choice for choice in choices)
 
     words = f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else repr(choices[0])
-    return _Kind(holds, words, "leave it out for the default")
+    return _Kind(holds, words, "leave it out, or spell it so")
 
 
 def _any_of(kinds: list[_Kind | None]) -> _Kind | None:

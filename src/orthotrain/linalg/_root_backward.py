@@ -111,6 +111,7 @@ class _LyapunovSolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         root, _, vectors, s = inputs
         ctx.save_for_backward(root, output, vectors, s)
+        ctx.save_for_forward(root, output, vectors, s)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -119,6 +120,12 @@ class _LyapunovSolution(torch.autograd.Function):
             y = _solve(root, h, vectors, s)
             product = y @ x
             return -(product + product.mT), y, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_root: Tensor, dg: Tensor, *_: None) -> Tensor:
+        root, x, vectors, s = ctx.saved_tensors
+        with without_autocast(dg):
+            return _solve(root, dg - d_root @ x - x @ d_root, vectors, s)
 
 
 def lyapunov_gradient(g: Tensor, p: Tensor, root: Tensor, *, inverse: bool) -> Tensor:

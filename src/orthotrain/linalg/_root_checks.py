@@ -187,6 +187,11 @@ class PreparedMatrix(torch.autograd.Function):
         return with_ridge_gradient(symmetric, ctx.plan), None  # type: ignore[attr-defined]
 
     @staticmethod
+    def jvp(ctx: object, da: Tensor, _: None) -> Tensor:
+        """The same linear map, which is its own adjoint."""
+        return with_ridge_gradient((da + da.mT) / 2, ctx.plan)  # type: ignore[attr-defined]
+
+    @staticmethod
     def vmap(
         info: object, in_dims: tuple[Any, ...], a: Tensor, plan: RootPlan
     ) -> tuple[Tensor, int]:

@@ -118,11 +118,17 @@ def _geometric(pairs: _Pairs, terms: int) -> Tensor:
 class FirstDerivative(torch.autograd.Function):
     """Ties an approximate gradient to what it depends on, so that a second one is refused."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, function: str, gradient: Tensor, *needs: Tensor | None) -> Tensor:
+    def forward(function: str, gradient: Tensor, *needs: Tensor | None) -> Tensor:
         """The gradient as it is."""
-        ctx.function, ctx.count = function, len(needs)
         return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the name for the message."""
+        ctx.function = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -131,3 +137,5 @@ class FirstDerivative(torch.autograd.Function):
             f"{ctx.function} has a second derivative for gradient='exact' only, and this call "
             f"chose another gradient; drop create_graph, or take 'exact'"
         )
+
+    jvp = backward

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain._checks import require_count, require_share
+from orthotrain._checks import require_count, require_share, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.linalg._coefficients import POLAR_EXPRESS_STEPS
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
-    require_matrix,
+    require_matrix_shape,
     result_dtype,
     without_autocast,
 )
@@ -110,7 +110,8 @@ def polar_factor(
         >>> polar_factor(torch.tensor([[0.0, -3.0], [2.0, 0.0]])).tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
-    require_matrix("polar_factor", a)
+    require_matrix_shape("polar_factor", a)
+    require_values("polar_factor", "a", a)
     rule = _rule(a, method, rtol, complete, max_iters)
     # The Gram route widens by itself, in parts, what no derivative is asked of.
     differentiable = a.requires_grad and torch.is_grad_enabled()

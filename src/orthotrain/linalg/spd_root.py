@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg._inputs import without_autocast
+from orthotrain.linalg._inputs import asks_for_transforms, without_autocast
 from orthotrain.linalg._root_backward import (
     EigenBasis,
     differentiable_gradient,
@@ -260,8 +260,7 @@ def _eigh_root(a: Tensor, plan: RootPlan) -> Tensor:
     try:
         root = _PlainEighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        # Under torch.vmap and torch.func torch asks for a Function with setup_context.
-        if "setup_context" not in str(error):
+        if not asks_for_transforms(error):
             raise
         root, _, _ = _EighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
     return root
@@ -290,6 +289,7 @@ class _EighRoot(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None]:
@@ -299,6 +299,15 @@ class _EighRoot(torch.autograd.Function):
         basis = EigenBasis(w, s, ctx.plan.inverse)
         x = _exact(g, root, basis, ctx.plan, dtype=_product_dtype(root))
         return with_ridge_gradient(x, ctx.plan).to(root.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, None, None]:
+        # The map from a change of the matrix to one of its root is its own adjoint.
+        root, w, s = ctx.saved_tensors
+        change = with_ridge_gradient((da + da.mT) / 2, ctx.plan)
+        basis = EigenBasis(w, s, ctx.plan.inverse)
+        x = _exact(change, root, basis, ctx.plan, dtype=_product_dtype(root))
+        return x.to(root.dtype), None, None
 
     @staticmethod
     def vmap(
@@ -353,6 +362,7 @@ class _RootOfPrepared(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, RootPlan], output: Tensor) -> None:
         p, ctx.plan = inputs
         ctx.save_for_backward(p, output)
+        ctx.save_for_forward(p, output)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -363,6 +373,10 @@ class _RootOfPrepared(torch.autograd.Function):
         with torch.no_grad():
             basis = _without_null(_basis_of_prepared(p, plan), plan)
         return _exact(g, root, basis, plan, dtype=p.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, dp: Tensor, _: None) -> Tensor:
+        return _RootOfPrepared.backward(ctx, (dp + dp.mT) / 2)[0]
 
 
 def _forward(p: Tensor, plan: RootPlan) -> Tensor:

@@ -80,6 +80,10 @@ class RankRule(ABC):
 
     sees_all_layers: ClassVar[bool] = True
     one_cut: ClassVar[bool] = False
+    how_to_choose: ClassVar[str] = (
+        "choose one of rank=Relative(...), rank=Energy(...), rank=StoredBudget(...), or one of the "
+        "short forms rank_rtol=, energy=, stored_budget="
+    )
 
     @abstractmethod
     def ranks(

@@ -32,7 +32,7 @@ class Relative(LayerRule):
     rtol: float
 
     def __post_init__(self) -> None:
-        require_share("Relative", "rtol", self.rtol, zero=True)
+        require_share("Relative", "rtol (short form rank_rtol)", self.rtol, zero=True)
 
     def rank(self, layer: Candidate) -> int:
         """The most that a block of the layer needs."""
@@ -57,7 +57,7 @@ class Energy(LayerRule):
     share: float
 
     def __post_init__(self) -> None:
-        require_share("Energy", "share", self.share, one=True)
+        require_share("Energy", "share (short form energy)", self.share, one=True)
 
     def rank(self, layer: Candidate) -> int:
         """The most that a block of the layer needs."""
@@ -90,7 +90,7 @@ class StoredBudget(RankRule):
     share: float
 
     def __post_init__(self) -> None:
-        require_share("StoredBudget", "share", self.share, one=True)
+        require_share("StoredBudget", "share (short form stored_budget)", self.share, one=True)
 
     def ranks(
         self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int

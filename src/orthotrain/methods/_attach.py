@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain._checks import require_count, require_steps
-from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.methods._optimizer import require_model, unwrap_optimizer
 from orthotrain.methods.handle import Handle
@@ -26,7 +25,6 @@ _attached: weakref.WeakKeyDictionary[nn.Module | Optimizer, weakref.ref[Handle]]
 )
 
 
-@checked
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
@@ -67,6 +65,8 @@ def attach(
     """
     require_model("attach", model, optimizer)
     _check_methods(methods)
+    if not isinstance(auto, bool):
+        raise ConfigError(f"attach needs auto to be True or False, got {auto!r}; leave it out")
     if total_steps is not None:
         require_steps("attach", "total_steps", total_steps)
     if records is not None:
