@@ -24,6 +24,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._pair_contraction import pair_conv, pair_linear
 from orthotrain.layers._readable import readable, readable_factor
+from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 # Not Self: the runtime type check of the tests cannot resolve that in a class method.
@@ -138,6 +139,8 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
@@ -167,6 +170,8 @@ class LowRankTransposedLinear(_SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
@@ -213,6 +218,8 @@ class _LowRankConv(_SingleWeight):
 
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         dims = len(self.kernel_size)
         require_tensor(type(self).__name__, "x", x)
         if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
@@ -222,7 +229,7 @@ class _LowRankConv(_SingleWeight):
                 f"{tuple(x.shape)}; check the layer before it"
             )
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
-        channels_last = batch.stride(1) == 1 and not batch.is_contiguous()
+        channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
         lead = () if self.groups > 1 else (1,)

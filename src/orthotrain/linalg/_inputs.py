@@ -9,8 +9,10 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from orthotrain._checks import require_finite
+from orthotrain._checks import known, require_finite
 from orthotrain.errors import ConfigError, ShapeError
 
 
@@ -28,7 +30,7 @@ def require_spectrum(function: str, s: Tensor, *, name: str = "s") -> None:
             f"pass the singular values of a matrix, for instance torch.linalg.svdvals(a)"
         )
     require_finite(function, name, s)
-    if bool((s < 0).any()):
+    if known((s < 0).any()):
         raise ConfigError(
             f"{function} needs non-negative {name}, got a smallest value of "
             f"{float(s.min()):.3g}; eigenvalues can be negative, singular values cannot: "
@@ -70,6 +72,21 @@ def asks_for_transforms(error: RuntimeError) -> bool:
     a Function costs 20 to 100 us more, so it is the second choice.
     """
     return "setup_context" in str(error) or "jvp function" in str(error)
+
+
+def refuse_nested_forward(function: str) -> None:
+    """Raise NotImplementedError in forward mode over forward mode.
+
+    Torch runs the ``jvp`` of a Function with forward mode off, so the outer derivative would be
+    zero without a word.
+    """
+    levels = retrieve_all_functorch_interpreters()
+    if sum(level.key() == TransformType.Jvp for level in levels) > 1:
+        raise NotImplementedError(
+            f"{function} has no derivative in forward mode over forward mode, such as "
+            f"jacfwd(jacfwd(f)) or jvp of jvp; take torch.func.hessian, which is "
+            f"jacfwd(jacrev(f)), or jacrev(jacrev(f))"
+        )
 
 
 def require_matrix_shape(function: str, a: Tensor, *, name: str = "a") -> None:

@@ -17,7 +17,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from orthotrain._checks import require_finite
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg._inputs import asks_for_transforms, without_autocast
+from orthotrain.linalg._inputs import asks_for_transforms, refuse_nested_forward, without_autocast
 from orthotrain.linalg._polar_iterations import (
     newton_schulz_route,
     polar_express_route,
@@ -105,6 +105,7 @@ class _TransformedPolar(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+        refuse_nested_forward("polar_factor")
         with without_autocast(da):
             return _forward_derivative(da, *ctx.saved_tensors), None, None, None
 

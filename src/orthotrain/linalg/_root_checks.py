@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError
+from orthotrain.linalg._inputs import refuse_nested_forward
 from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS
 from orthotrain.linalg._symmetric import eigh_each, rounding, symmetric_part
 
@@ -189,6 +190,7 @@ class PreparedMatrix(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: object, da: Tensor, _: None) -> Tensor:
         """The same linear map, which is its own adjoint."""
+        refuse_nested_forward(ctx.plan.function)  # type: ignore[attr-defined]
         return with_ridge_gradient((da + da.mT) / 2, ctx.plan)  # type: ignore[attr-defined]
 
     @staticmethod

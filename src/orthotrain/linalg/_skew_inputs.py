@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthotrain._checks import require_finite
+from orthotrain._checks import known, require_finite
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg._symmetric import rounding
 from orthotrain.linalg.decompose import working_dtype
@@ -26,7 +26,7 @@ def skew_in_working_dtype(function: str, a: Tensor) -> Tensor:
     require_finite(function, "a", a)
     work = a.to(working_dtype(a))
     gap = (work + work.mT).detach().abs().amax(dim=(-2, -1))
-    if bool((gap > 2 * rounding(a.dtype) * work.detach().abs().amax(dim=(-2, -1))).any()):
+    if known((gap > 2 * rounding(a.dtype) * work.detach().abs().amax(dim=(-2, -1))).any()):
         raise ConfigError(
             f"{function} needs a skew matrix, a^T = -a, got max|a + a^T| of "
             f"{float(gap.max()):.3g} in a of shape {tuple(a.shape)}; take its skew_part first"
@@ -34,7 +34,7 @@ def skew_in_working_dtype(function: str, a: Tensor) -> Tensor:
     # Angles are known to norm * eps: from here on less than half of the digits would be right.
     most = torch.finfo(work.dtype).eps ** -0.5
     norm = torch.linalg.matrix_norm(work.detach())
-    if bool((norm > most).any()):
+    if known((norm > most).any()):
         raise ConfigError(
             f"{function} needs matrices of a norm up to {most:.2g} in {work.dtype}, got one of "
             f"{float(norm.max()):.3g}; it turns by that many radians, of which rounding leaves "

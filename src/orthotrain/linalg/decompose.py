@@ -22,7 +22,7 @@ LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-
 
 
 @checked
-def working_dtype(a: Tensor) -> torch.dtype:
+def working_dtype(a: Float[Tensor, "*shape"]) -> torch.dtype:
     """The dtype in which ``a`` is decomposed: float64 on CPU, float32 on an accelerator.
 
     Float64 input stays float64 everywhere. Half precision is never decomposed as such.

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from orthotrain._checks import require_share
+from orthotrain._checks import known, require_share
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, RankError
 from orthotrain.linalg._inputs import (
@@ -121,7 +121,7 @@ def numerical_rank(
     """
     require_spectrum("numerical_rank", s)
     s = s.detach().to(result_dtype(s.dtype))
-    if bool((s[..., 1:] > s[..., :-1]).any()):
+    if known((s[..., 1:] > s[..., :-1]).any()):
         raise ConfigError(
             f"numerical_rank needs s sorted from large to small, got an unsorted spectrum of "
             f"shape {tuple(s.shape)}; sort it with s.sort(dim=-1, descending=True).values"

@@ -13,6 +13,7 @@ from orthotrain._checks import require_finite, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError
 from orthotrain.linalg._inputs import (
+    refuse_nested_forward,
     require_matrix_shape,
     without_autocast,
 )
@@ -203,6 +204,7 @@ class _Eigh(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        refuse_nested_forward("eigh")
         values, vectors = ctx.saved_tensors
         plan: _Plan = ctx.plan
         with without_autocast(values):
@@ -281,6 +283,7 @@ class _Svd(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_nested_forward("svd")
         u, s, vh = ctx.saved_tensors
         with without_autocast(s):
             k = _factors(s, ctx.plan).mT

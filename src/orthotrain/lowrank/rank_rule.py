@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from orthotrain._checks import require_share
@@ -39,7 +40,7 @@ class Candidate:
         name: Its name, for messages.
     """
 
-    spectrum: Tensor
+    spectrum: Float[Tensor, "blocks r"]
     cut_energy: Sequence[float]
     ceiling: int
     m: int
