@@ -452,7 +452,7 @@ def test_a_size_that_is_not_smaller_than_a_low_rank_start_is_refused():
 @pytest.mark.bad_input
 def test_model_and_optimizer_that_do_not_fit_are_refused():
     model, optimizer = start()
-    with pytest.raises(ConfigError, match="sizes needs model to be a Module, got a torch.optim"):
+    with pytest.raises(ConfigError, match=r"sizes needs model to be a Module, got a torch\.optim"):
         sizes(optimizer, model, [0.5], train_on=print)
     with pytest.raises(ConfigError, match=r"sizes: need a torch\.optim.Optimizer, got str"):
         sizes(model, "adam", [0.5], train_on=print)

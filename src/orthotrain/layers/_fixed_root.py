@@ -52,9 +52,13 @@ class FixedRoot(nn.Module):
         covariance = getattr(self, "running_covariance", None)
         if self.training or covariance is None or torch.compiler.is_compiling():
             return
-        off = torch.autocast(device_type=covariance.device.type, enabled=False)
+        place = covariance.device.type
         # Without a root, or without values, evaluation says what is wrong when it is asked for.
-        with suppress(OrthotrainError, RuntimeError), torch.no_grad(), off:
+        with (
+            suppress(OrthotrainError, RuntimeError),
+            torch.no_grad(),
+            torch.autocast(device_type=place, enabled=False),
+        ):
             self._running_root(torch.promote_types(covariance.dtype, torch.float32))
 
     def train(self, mode: bool = True) -> Self:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain._checks import require_number, require_share
+from orthotrain._checks import require_number, require_share, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._root import root_in_layer
@@ -127,6 +127,7 @@ class GlobalCovariancePool(nn.Module):
     @checked
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
         """Upper triangles of the roots, row by row: ``S_11, S_12, ..., S_1d, S_22, ...``."""
+        require_values(self._name(), "x", x)
         autocast = torch.is_autocast_enabled(x.device.type)
         p = self.covariance(x)
         with torch.autocast(device_type=x.device.type, enabled=False):

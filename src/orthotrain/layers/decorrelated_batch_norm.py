@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain._checks import require_number, require_share
+from orthotrain._checks import require_number, require_share, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._channel_groups import (
@@ -256,6 +256,7 @@ class DecorrelatedBatchNorm(FixedRoot):
             require_share(self._name(), "momentum", self.momentum, zero=True, one=True)
 
     def _require_shape(self, x: Tensor) -> None:
+        require_values(self._name(), "x", x)
         dims = {len(shape.split(", ")) for shape in self.accepts}
         if x.ndim not in dims or x.shape[1] != self.num_features:
             shapes = " or ".join(f"({shape})" for shape in self.accepts)

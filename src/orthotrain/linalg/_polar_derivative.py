@@ -87,7 +87,8 @@ class _TransformedPolar(torch.autograd.Function):
         q, v, s, kept = _route(a, rule)
         if v is None or s is None or kept is None:
             v, s, kept = _spectrum(a, q, rule.rtol)
-        return q, v, s, kept
+        # Forward mode takes no output that is a view.
+        return q.clone(), v.clone(), s, kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Rule], output: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Roots of matrices that were checked and have their ridge, by the methods that see no eigenvalues."""
+"""Roots of matrices that were checked and have their ridge, by methods that see no eigenvalues."""
 
 from __future__ import annotations
 
