@@ -260,7 +260,7 @@ def test_wrong_dtype(dtype):
         (4, {"gradient": "bogus"}, "gradient to be one of exact, lyapunov, .*got 'bogus'"),
         (4, {"gradient": "newton_schulz"}, "method='newton_schulz' for gradient"),
         (4, {"iterations": 3}, "iterations=3 with method='auto'"),
-        (4, {"iterations": 1.5, "method": "newton_schulz"}, "iterations=1.5"),
+        (4, {"iterations": 1.5, "method": "newton_schulz"}, "iterations to be a whole number"),
     ],
     ids=str,
 )

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count, require_tensor
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._cost import Bases
@@ -23,6 +25,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._pair_contraction import pair_conv, pair_linear
 from orthotrain.layers._readable import readable, readable_factor
+from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 # Not Self: the runtime type check of the tests cannot resolve that in a class method.
@@ -62,6 +65,7 @@ class _SingleWeight(LowRankModule):
 @register_low_rank(
     "torch.nn.modules.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 )
+@checked
 class LowRankLinear(_SingleWeight, nn.Linear):
     """Linear layer with the weight ``u @ core @ vh``; only ``core`` and ``bias`` are trained.
 
@@ -102,12 +106,15 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         *,
         rank: int,
         bias: bool = True,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        require_count("LowRankLinear", "in_features", in_features)
+        require_count("LowRankLinear", "out_features", out_features)
         become_(self, nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
+    @checked
     def from_linear(
         cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None, bases: Bases = "frozen"
     ) -> _Layer:
@@ -132,6 +139,8 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
@@ -218,6 +227,8 @@ class LowRankTransposedLinear(_SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
@@ -241,6 +252,7 @@ class _LowRankConv(_SingleWeight):
         return (weight_layout(module, weight, shape),)
 
     @classmethod
+    @checked
     def from_conv(
         cls: type[_Layer],
         conv: nn.modules.conv._ConvNd,
@@ -263,7 +275,10 @@ class _LowRankConv(_SingleWeight):
 
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         dims = len(self.kernel_size)
+        require_tensor(type(self).__name__, "x", x)
         if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
             sizes = ", ".join((str(self.in_channels), *"dhw"[-dims:]))
             raise ShapeError(
@@ -271,7 +286,7 @@ class _LowRankConv(_SingleWeight):
                 f"{tuple(x.shape)}; check the layer before it"
             )
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
-        channels_last = batch.stride(1) == 1 and not batch.is_contiguous()
+        channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
         lead = () if self.groups > 1 else (1,)
@@ -294,6 +309,7 @@ class _LowRankConv(_SingleWeight):
         )  # fmt: skip
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv1d")
 class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
@@ -306,6 +322,7 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv2d")
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """2-D convolution with the weight ``u @ core @ vh`` of each group.
@@ -344,6 +361,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv3d")
 class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""

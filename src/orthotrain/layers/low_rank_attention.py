@@ -22,6 +22,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._readable import readable
+from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -91,6 +92,10 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             ConfigError: A mask is neither boolean nor floating-point, or ``is_causal`` is set
                 without ``attn_mask``, which torch needs too.
         """
+        if isinstance(query, torch.fx.Proxy):
+            given = (query, key, value, key_padding_mask, need_weights, attn_mask)
+            both: Any = leaf(self, *given, average_attn_weights, is_causal)
+            return both[0], both[1]
         if is_causal and attn_mask is None:
             raise ConfigError(
                 "MultiheadAttention needs attn_mask when is_causal is True, got None; pass "

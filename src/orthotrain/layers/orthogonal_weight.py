@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import polar_factor
 from orthotrain.linalg._inputs import result_dtype
@@ -19,6 +20,7 @@ from orthotrain.linalg.matrices import WeightLayout, weight_layout
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
+@checked
 def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     """Keep a weight orthonormal while it is trained, as a matrix of outputs by all the rest.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
 from orthotrain.layers._factors import (
     LowRankModule,
@@ -155,6 +156,7 @@ def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
     ]
 
 
+@checked
 def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
 

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from orthotrain._checks import require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
@@ -30,6 +31,7 @@ from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import orthogonalizes
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLowRank(LowRankSettings, Method):
     """Low-rank training from a dense start: the weights are cut where the loss feels it least.

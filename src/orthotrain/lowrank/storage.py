@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
 from orthotrain.lowrank.follow import restore_structure
@@ -19,6 +20,7 @@ from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import unwrap
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's parameters and buffers, the rank of each low-rank weight, and a hash.
 
@@ -50,6 +52,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+@checked
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Shape a model like a saved one and take over its values, in place.
 

@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
@@ -25,6 +26,7 @@ _READS_WEIGHTS_BY_NAME = (
 )
 
 
+@checked
 def to_dense(model: nn.Module) -> nn.Module:
     """Merge every low-rank layer into a plain dense one, in place.
 
@@ -52,6 +54,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     return model
 
 
+@checked
 def to_factored(model: nn.Module) -> nn.Module:
     """Turn low-rank layers into two plain layers each, for deployment, in place.
 

@@ -82,6 +82,8 @@ def attach(
     with processes.told_of_failure("attach"):
         require_model("attach", model, optimizer)
         _check_methods(methods)
+        if not isinstance(auto, bool):
+            raise ConfigError(f"attach needs auto to be True or False, got {auto!r}; leave it out")
         if total_steps is not None:
             require_steps("attach", "total_steps", total_steps)
         if records is not None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.methods._wrapped_optimizer import held_optimizers
 from orthotrain.methods.select import named_parameters_clean, unwrap
@@ -18,6 +19,7 @@ from orthotrain.methods.weak_hook import remove_dead
 _OF_THE_ORIGINAL: Final = ("step", "_opt_called")
 
 
+@checked
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of a model as it is now: evaluation mode, no gradients, nothing attached.
 

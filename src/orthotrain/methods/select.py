@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 
 #: What a user may name: an fnmatch pattern, a module or a parameter.
@@ -60,6 +61,7 @@ def wrappers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+@checked
 def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, inside DDP, DataParallel, FSDP, ``torch.compile`` and averaged copies."""
     while (inner := _inner(model)) is not None:
@@ -188,6 +190,7 @@ def _parameters_by_name(
     return chosen
 
 
+@checked
 def select_parameters(
     model: nn.Module, patterns: Pattern | Sequence[Pattern]
 ) -> list[tuple[str, nn.Parameter]]:
@@ -231,6 +234,7 @@ def select_parameters(
     return [pair for pair in named_parameters_clean(model) if pair[1] in chosen]
 
 
+@checked
 def select_modules(
     model: nn.Module, patterns: Pattern | Sequence[Pattern]
 ) -> list[tuple[str, nn.Module]]:

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import LBFGS
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 from orthotrain.methods.protocol import Run
@@ -47,6 +48,7 @@ class Target:
         return f"{self.name} ({self.layout})"
 
 
+@checked
 def find_targets(
     method: str, run: Run, params: Pattern | Sequence[Pattern], *, reads_gradient: bool
 ) -> list[Target]:

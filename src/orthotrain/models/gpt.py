@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.errors import ShapeError
 from orthotrain.models.transformer import Block, check_sizes
 
@@ -15,6 +16,7 @@ from orthotrain.models.transformer import Block, check_sizes
 INITIAL_STD = 0.02
 
 
+@checked
 class GPT(nn.Module):
     """Decoder-only transformer over a small alphabet, such as the 256 bytes.
 
@@ -77,6 +79,7 @@ class GPT(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
+    @checked
     def forward(
         self, symbols: Int64[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens vocabulary"]:
