@@ -604,6 +604,18 @@ def test_steps_that_grad_scaler_skips_are_not_the_end_of_training():
     assert handle.run.step == 1
 
 
+def test_a_handle_that_was_replaced_by_a_new_one_says_nothing():
+    model, optimizer, handle = make(Diary())
+    passes(model, optimizer, 2)
+    del optimizer, handle
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary())
+    passes(model, optimizer, 30)
+    assert handle.run.step == 30
+    handle.detach()
+    passes(model, optimizer, 30)
+
+
 def test_only_what_the_optimizer_holds_is_looked_at():
     """Another optimizer over the rest of the model may step as often as it likes."""
     model = small_model()

@@ -11,7 +11,16 @@ from torch import nn
 
 from lowrank.nets import as_published
 from methods.doubles import Diary, Idle, backward, hook_counts, small_model
-from methods.wrappers import SAM, BareLookahead, EverySecond, Listed, Lookahead, Mixture, Two
+from methods.wrappers import (
+    SAM,
+    BareLookahead,
+    EverySecond,
+    Listed,
+    Lookahead,
+    Mixture,
+    Slotted,
+    Two,
+)
 from orthotrain import sizes
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.layers import LowRankLinear
@@ -53,7 +62,7 @@ def train(model, optimizer, *, steps):
 # --- whose steps count ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapper", [Lookahead, BareLookahead, EverySecond, Listed])
+@pytest.mark.parametrize("wrapper", [Lookahead, BareLookahead, EverySecond, Listed, Slotted])
 def test_the_steps_of_the_optimizer_inside_count_once(wrapper):
     model = small_model()
     inner = sgd(model)

@@ -96,6 +96,18 @@ class Listed:
         self.optimizer.step()
 
 
+class Slotted:
+    """Has room for nothing but the optimizer."""
+
+    __slots__ = ("optimizer",)
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
 class Mixture(Optimizer):
     """Steps matrices itself and leaves the rest to an optimizer that it holds."""
 

@@ -89,7 +89,8 @@ class BackwardHook(WeakHook[Hooked]):
             self._passes = self._changes = 0
 
     def __call__(self, parameter: Tensor) -> None:
-        if self._paused:
+        # Compiled autograd traces through here, and counters would compile it anew at each pass.
+        if torch.compiler.is_compiling() or self._paused:
             return
         self._passes += 1
         version = parameter._version

@@ -27,7 +27,9 @@ def stepped_optimizer(what: str, given: object) -> Optimizer:
     """
     chain = _chain(what, given)
     inner: Optimizer = chain[-1]
-    _around[inner] = [weakref.ref(wrapper) for wrapper in chain[:-1]]
+    # Classes with slots alone bear no weak reference, and have no state of their own to follow.
+    around = [each for each in chain[:-1] if type(each).__weakrefoffset__]
+    _around[inner] = [weakref.ref(wrapper) for wrapper in around]
     return inner
 
 

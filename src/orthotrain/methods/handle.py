@@ -105,6 +105,8 @@ class Handle:
         for module in {outer, model}:
             remove_dead(module._forward_hooks)
             remove_dead(module._load_state_dict_post_hooks)
+        for parameter in model.parameters():
+            remove_dead(parameter._post_accumulate_grad_hooks or {})
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
