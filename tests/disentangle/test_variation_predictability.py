@@ -216,9 +216,13 @@ def test_network_draws_from_its_generator_alone():
 )
 def test_wrong_budget(settings, message):
     needs = rf"(variation_predictability|ClassifierBudget) needs .*{message}"
-    with pytest.raises(ConfigError, match=needs):
+
+    def run() -> None:
         budget = ClassifierBudget(**({"epochs": 1, "width": 2} | settings))
         variation_predictability(disjoint, 3, seed=0, budget=budget)
+
+    with pytest.raises(ConfigError, match=needs):
+        run()
 
 
 @pytest.mark.bad_input
