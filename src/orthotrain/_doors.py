@@ -179,11 +179,12 @@ def _instance_of(hint: Any) -> _Kind | None:
     """A tensor, or an instance of another class."""
     if not isinstance(hint, type) or getattr(hint, "_is_protocol", False):
         return None
+    if getattr(hint, "checked_by_taker", False):
+        return None
     if issubclass(hint, Tensor | jaxtyping.AbstractArray):
         return _tensor_kind(hint)
     words = f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"
-    way = getattr(hint, "how_to_choose", "pass an instance of it")
-    return _Kind(lambda value: isinstance(value, hint), words, way)
+    return _Kind(lambda value: isinstance(value, hint), words, "pass an instance of it")
 
 
 def _tensor_kind(hint: Any) -> _Kind:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from orthotrain._checks import known, require_finite
+from orthotrain._checks import known, require_finite, require_tensor
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, RankError, ShapeError
 from orthotrain.linalg import eigh, thin_svd
@@ -91,6 +91,7 @@ def latent_matrix(
             f"{function} needs latent_axis to be an axis of the weight, got {latent_axis} for "
             f"shape {tuple(weight.shape)}; 1 for nn.Linear, 0 for a transposed convolution"
         )
+    require_tensor(function, "weight", weight)
     require_finite(function, "weight", weight)
     return weight.movedim(axis, 0).flatten(1)
 

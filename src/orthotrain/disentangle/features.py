@@ -274,7 +274,7 @@ def file_features(
 
 
 @checked
-def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Float[Tensor, ...]:
+def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Float[Tensor, "*shape"]:
     """Images as every feature space takes them: floating-point in [-1, 1].
 
     Args:

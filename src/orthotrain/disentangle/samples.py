@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from orthotrain._checks import require_count, require_finite, require_values
+from orthotrain._checks import require_count, require_finite, require_tensor, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning, ShapeError
 from orthotrain.linalg._inputs import (
@@ -142,6 +142,7 @@ def require_codes(function: str, codes: Tensor, *, name: str) -> None:
             f"one row per sample: flatten with .flatten(1), and take codes[:, None] for a single "
             f"dimension"
         )
+    require_tensor(function, name, codes)
     require_finite(function, name, codes)
 
 

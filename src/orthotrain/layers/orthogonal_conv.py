@@ -115,7 +115,7 @@ class OrthogonalConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(kernel_size, tuple) and len(kernel_size) != 2:
+        if not isinstance(kernel_size, int) and len(kernel_size) != 2:
             raise ConfigError(
                 f"OrthogonalConv2d needs kernel_size as one number or a height and a width, got "
                 f"{kernel_size}; a single number is both"

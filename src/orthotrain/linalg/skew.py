@@ -259,6 +259,11 @@ def conv_exponential(
             f"conv_exponential needs x of shape (n, in, h, w) with 1 <= in <= {channels}, got "
             f"{tuple(x.shape)}; the kernel needs as many channels as the larger of in and out"
         )
+    if kernel.device != x.device:
+        raise ConfigError(
+            f"conv_exponential needs x and kernel on one device, got {x.device} and "
+            f"{kernel.device}; move one with .to"
+        )
     if terms < 1 or not 1 <= out <= channels:
         raise ConfigError(
             f"conv_exponential needs terms >= 1 and 1 <= out_channels <= {channels}, got terms "

@@ -81,10 +81,8 @@ class RankRule(ABC):
 
     sees_all_layers: ClassVar[bool] = True
     one_cut: ClassVar[bool] = False
-    how_to_choose: ClassVar[str] = (
-        "choose one of rank=Relative(...), rank=Energy(...), rank=StoredBudget(...), or one of the "
-        "short forms rank_rtol=, energy=, stored_budget="
-    )
+    # Whoever takes a rule takes its short forms, too, and says what is wrong with all of them.
+    checked_by_taker: ClassVar[bool] = True
 
     @abstractmethod
     def ranks(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
-from orthotrain.errors import ShapeError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models.transformer import Block, check_sizes
 
 # Standard deviation of all weights, as in Radford et al. (2019).
@@ -92,6 +92,11 @@ class GPT(nn.Module):
             raise ShapeError(
                 f"GPT: got symbols {tuple(symbols.shape)}, need (batch, tokens) with 1 to "
                 f"{self.context} tokens"
+            )
+        if symbols.device != self.position.device:
+            raise ConfigError(
+                f"GPT: got symbols on {symbols.device}, need them on {self.position.device}, where "
+                f"the model is; move them with .to"
             )
         x = self.embedding(symbols) + self.position[: symbols.shape[1]]
         for block in self.blocks:
