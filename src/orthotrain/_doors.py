@@ -189,7 +189,7 @@ def _instance_of(hint: Any) -> _Kind | None:
 
 def _tensor_kind(hint: Any) -> _Kind:
     """A dense tensor; of an array annotation, of its kind of numbers."""
-    named = {getattr(torch, name, None) for name in getattr(hint, "dtypes", ())}
+    named: set[Any] = {getattr(torch, name, None) for name in getattr(hint, "dtypes", ())}
     # Not those of eight bits, with which nothing can be computed.
     dtypes = frozenset(named & {*REAL_DTYPES, *WHOLE_DTYPES, torch.bool}) or None
     return _Kind(

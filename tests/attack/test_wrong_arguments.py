@@ -14,7 +14,7 @@ SAMPLE = (
     "AdaptiveLowRank", "Budget", "LowRankLinear", "LowRankLinear.forward", "attach", "mig",
     "polar_factor", "slerp", "spd_sqrt",
 )  # fmt: skip
-CEILING = {"raw": 20, "silent": 0, "hang": 0, "crash": 0}
+CEILING = {"raw": 10, "silent": 0, "hang": 0, "crash": 0}
 
 
 def held(names: list[str], ceiling: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:

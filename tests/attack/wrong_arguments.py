@@ -775,6 +775,7 @@ def _one_child(
         timer = threading.Timer(seconds, stop)
         timer.start()
     timer.cancel()
+    process.stdout.close()
     process.wait()
     if not open_case and process.returncode == 0:
         return last, "finished"

@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_finite
 from orthotrain._doors import checked
 from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ShapeError
 from orthotrain.linalg import spd_sqrt
-from orthotrain.linalg._inputs import require_finite
 
 # Rows of a distance matrix at a time: 8 MB for 1,000 columns in float64.
 _ROWS = 1024

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain._checks import known, require_count, require_share
+from orthotrain._checks import known, require_count, require_share, require_values
 from orthotrain._doors import checked
 from orthotrain.disentangle.features import FeatureSpace
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
@@ -158,6 +158,8 @@ def slerp(
             f"slerp needs a and b of one shape (*batch, d) and t of shape (*batch), got "
             f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(t.shape)}; give t for each pair"
         )
+    for name, x in (("a", a), ("b", b), ("t", t)):
+        require_values("slerp", name, x)
     (p, from_radius), (q, to_radius) = _polar(a), _polar(b)
     t = t.unsqueeze(-1)
     # Half the chord and half its complement: exact where the arc cosine loses half the digits.

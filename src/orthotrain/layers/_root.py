@@ -28,7 +28,8 @@ def root_in_layer(
     """
     if exporting():
         return _recorded_root(covariance, inverse=root is spd_inv_sqrt, **settings)
-    return _root_now(layer, root, covariance, **settings)
+    found: Tensor = _root_now(layer, root, covariance, **settings)
+    return found
 
 
 def _recorded_root(

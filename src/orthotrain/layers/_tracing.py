@@ -14,7 +14,8 @@ def exporting() -> bool:
     Then nothing may be decided by the size of a batch: the decision, and with it the size, would
     be part of what is recorded.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    tracing: bool = torch._C._get_tracing_state() is not None
+    return torch.compiler.is_exporting() or tracing
 
 
 def leaf(module: nn.Module, *args: Any) -> Tensor:

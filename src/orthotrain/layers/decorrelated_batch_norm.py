@@ -68,7 +68,7 @@ class DecorrelatedBatchNorm(FixedRoot):
         self.process_group = process_group
         self._require_settings()
         self.ridge = float(ridge)
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         size = self.group_size
         self.weight = nn.Parameter(torch.empty(num_features, **made)) if affine else None
         self.bias = nn.Parameter(torch.empty(num_features, **made)) if affine else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -86,7 +87,7 @@ class EigenSubspace(nn.Module):
                 f"EigenSubspace needs num_basis from 1 to prod(out_shape) = {size}, got "
                 f"{num_basis}; no more rows than that can be orthonormal"
             )
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.u = nn.Parameter(torch.empty(num_basis, size, **made))
         self.scale = nn.Parameter(torch.empty(num_basis, **made))
         self.mean = nn.Parameter(torch.empty(size, **made))

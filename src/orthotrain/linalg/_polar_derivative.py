@@ -256,7 +256,8 @@ class _Inverse(torch.autograd.Function):
     def jvp(ctx: Any, dh: Tensor, *_: None) -> Tensor:
         (inverse,) = ctx.saved_tensors
         with without_autocast(dh):
-            return -(inverse @ dh @ inverse)
+            change: Tensor = -(inverse @ dh @ inverse)
+            return change
 
 
 def _warn_null(kept: Tensor) -> None:

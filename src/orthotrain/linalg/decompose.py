@@ -21,7 +21,6 @@ from orthotrain.linalg._inputs import require_matrix, without_autocast
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
-@checked
 def working_dtype(a: Float[Tensor, "*shape"]) -> torch.dtype:
     """The dtype in which ``a`` is decomposed: float64 on CPU, float32 on an accelerator.
 
