@@ -73,7 +73,7 @@ class BasisStability(Method):
 
     every_steps: int
     lag: int = 1
-    params: Sequence[Pattern] = ("*",)
+    params: Pattern | Sequence[Pattern] = ("*",)
 
     phase: ClassVar[Phase] = Phase.WATCH
     name: ClassVar[str] = _NAME

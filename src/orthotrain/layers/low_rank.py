@@ -45,7 +45,7 @@ class _SingleWeight(LowRankModule):
     def reset_parameters(self) -> None:
         """Draw a fresh dense weight and bias as torch does; keep its part inside the basis.
 
-        After ``to_empty`` there is no basis: the weight's best approximation of this rank is kept.
+        After ``to_empty`` there is none: the best approximation of this rank is kept.
         """
         fresh = self._fresh()
         weight, bias = fresh._parameters["weight"], self._parameters["bias"]
@@ -153,9 +153,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
 
 class TransposedLinear(nn.Module):
-    """Linear layer with a weight of ``(in, out)``, as the ``Conv1D`` of Transformers keeps it.
-
-    What a ``LowRankTransposedLinear`` that was built directly becomes when it is made dense.
+    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``.
 
     Args:
         nf: Width of the output.

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.layers._factors import LowRankModule, is_factored, parameter_name
 from orthotrain.methods.select import named_modules_clean
 
 
+@checked
 def dense_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values as ``named_parameters()`` of the dense model gives them.
 
