@@ -11,6 +11,7 @@ Importing this package imports nothing else: every public name is loaded on firs
     frozen_copy, teacher_loss                 the model itself as the teacher of a smaller one
     restore_structure, save, load             checkpoints that know their ranks
     follow                                    a model takes the structure of what it loads
+    dense_parameters                          names and weights as of the dense model
     BasisStability                            watch the bases settle
     ConditionMonitor                          watch rank and condition, in four senses
     NearestOrthogonalGradient                 orthogonal gradients or updates (NOG)
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         Relative,
         StoredBudget,
         compress,
+        dense_parameters,
         follow,
         load,
         rate_after_cut,
@@ -85,6 +87,7 @@ __all__ = [
     "attach",
     "compress",
     "data",
+    "dense_parameters",
     "diagnostics",
     "disentangle",
     "follow",
@@ -120,6 +123,7 @@ _HOME = {
     "StoredBudget": "orthotrain.lowrank",
     "attach": "orthotrain.methods",
     "compress": "orthotrain.lowrank",
+    "dense_parameters": "orthotrain.lowrank",
     "follow": "orthotrain.lowrank",
     "frozen_copy": "orthotrain.methods",
     "load": "orthotrain.lowrank",

@@ -11,9 +11,36 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_REMEDIES: Final = {
+    errno.ENOENT: "make the folder it lies in, or correct the path",
+    errno.ENOTDIR: "a file stands where the path needs a folder; move it away or correct the path",
+    errno.EACCES: "get the permission for it, or choose another place",
+    errno.EPERM: "get the permission for it, or choose another place",
+    errno.EROFS: "the file system can only be read; choose another one",
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "your share of the disk is used up; free some space, or choose another disk",
+    errno.EFBIG: "files here may not grow so large; raise the limit (ulimit -f), or choose another "
+    "disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EINVAL: "the file system does not take this name; choose another one",
+    errno.EILSEQ: "the file system does not take this name; choose another one",
+    errno.EISDIR: "a folder has this name; move it away, or choose another name",
+    errno.EEXIST: "something else has this name; move it away, or choose another name",
+    errno.ELOOP: "its links lead in a circle; correct them, or choose another place",
+    errno.EMFILE: "close some files, or raise the limit (ulimit -n)",
+    errno.ENFILE: "close some files, or raise the limit (ulimit -n)",
+    errno.EIO: "the disk reports a fault; choose another one",
+}
 _TEMPORARY: Final = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+# Characters of a file's name in that of its temporary one, which has to fit, too.
+_NAMED: Final = 60
 # Nobody writes that long at one file without a change to it.
 _ABANDONED_SECONDS: Final = 24 * 3600
+
+
+def remedy(error: OSError) -> str:
+    """What to try, by the cause that the system gives and no other one."""
+    return _REMEDIES.get(error.errno or 0, "mend that, or choose another place")
 
 
 def write_atomically(
@@ -37,12 +64,10 @@ def write_atomically(
             file; it is as before.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        # Moving a file there would take the place of a device or a pipe, as root even /dev/null.
-        raise OSError(errno.EEXIST, "exists and is no regular file", str(path))
+    _require_no_other(path)
     remove_abandoned(path.parent, name=path.name, seconds=_ABANDONED_SECONDS, below=False)
     moved = False
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:_NAMED]}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -58,6 +83,14 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _require_no_other(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        # Moving a file there would take the place of a device or a pipe, as root even /dev/null.
+        raise FileExistsError(errno.EEXIST, "exists and is no regular file", str(path))
 
 
 def remove_abandoned(
@@ -77,7 +110,7 @@ def remove_abandoned(
     removed = []
     for path in folder.rglob(".*.tmp") if below else folder.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found is None or name not in (None, found["name"]):
+        if found is None or (name is not None and found["name"] != name[:_NAMED]):
             continue
         # Another process may remove it, too, or be the one that writes it.
         with suppress(OSError):

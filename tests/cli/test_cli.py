@@ -143,6 +143,7 @@ def test_commands_are_the_frozen_set():
         (["fly"], "invalid choice: 'fly'"),
         (["train", "digits-minivit", "latent-linear"], "need one recipe, got digits-minivit and"),
         (["train", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
+        (["train", "--recipe", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
         (["train", "--resum", "latent-linear", "--jobs", "9"], "unrecognized arguments: --resum"),
         (["train", "nope"], "recipe 'nope' does not exist; choose from stdlib-gpt"),
         (
@@ -171,11 +172,24 @@ def test_commands_are_the_frozen_set():
         (["train", "--resume"], "--resume needs the folder"),
         (["train", "--resume", "--run-dir", "/does/not/exist"], "does not exist"),
         (["train", "--resume", "--run-dir", "x", "--config", "y"], "leave --config out"),
-        (["tune", "--output", "/does/not/exist/x.json"], "create it first"),
+        (["tune", "--output", "/does/not/exist/x.json"], "make the folder"),
+        (["tune", "--output", "/"], "a folder has this name"),
+        (["tune", "--run-dir", "a", "--output", "a/run.json"], "file of the search itself"),
         (["report"], "required: RUN"),
         (["report", "/does/not/exist"], "/does/not/exist"),
         (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
         (["inspect", "/does/not/exist.safetensors"], "does not exist"),
+        (["inspect", "/"], "cannot be read ([Errno 21] Is a directory"),
+        (["inspect", "x" * 300], "choose a shorter name"),
+        (["inspect", f"{'x' * 300}.safetensors"], "choose a shorter name"),
+        (["compress", "x" * 300, "--rank", "energy=.9", "-o", "y"], "choose a shorter name"),
+        (["compress", "x", "--rank", "energy=.9", "-o", "y" * 300], "choose a shorter name"),
+        (["compress", "x", "--rank", "energy=.9", "-o", "/does/not/exist/y"], "make the folder"),
+        (["compress", "x", "--rank", "energy=.9", "-o", "/dev/null/y"], "needs a folder"),
+        (["compress", "x", "--rank", "energy=.9", "-o", "/"], "a folder has this name"),
+        (["report", "x" * 300], "choose a shorter name"),
+        (["train", "--config", "x" * 300], "choose a shorter name"),
+        (["train", "--config", "/"], "cannot be read ([Errno 21] Is a directory"),
         (["compress", "/x.pt", "-o", "/y"], "rank"),
         (
             ["compress", "/x.safetensors", "--rank", "energy=.9", "-o", "/y"],
@@ -201,6 +215,10 @@ def test_mistakes_are_one_clear_line(capsys, tmp_path, monkeypatch, arguments, m
         ("nope: 1\n", "nope"),
         ("optim: 5\n", "optim: 5 is no group of settings"),
         ("optim: [5]\n", "no group of settings"),
+        ("1: 2\n", "names that are no text"),
+        ("recipe: [1]\n", "recipe: [1] is no name"),
+        ("scale: {a: 1}\n", "scale: {'a': 1} is no name"),
+        ("recipe: stdlib-gpt\n", "need one recipe, got digits-minivit and stdlib-gpt"),
     ],
 )
 def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
@@ -208,7 +226,9 @@ def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
 ):
     path = tmp_path / "config.yaml"
     path.write_text(content)
-    assert message in fails(capsys, "train", "--config", path, "--run-dir", tmp_path / "run")
+    name = ["digits-minivit"] if content.startswith("recipe: std") else []
+    line = [*name, "--config", path, "--run-dir", tmp_path / "run"]
+    assert message in fails(capsys, "train", *line)
     assert not (tmp_path / "run").exists()
 
 
@@ -233,12 +253,97 @@ def test_what_the_machine_cannot_do_is_one_clear_line(
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\x00\xff\xfe", "is damaged"), (b"optim: [1,", "is damaged"), (b"- 1", "no settings")],
+    [
+        (b"\x00\xff\xfe", "no configuration"),
+        (b"optim: [1,", "no configuration"),
+        (b"- 1", "need settings by name"),
+    ],
 )
 def test_a_run_folder_with_garbage_in_its_settings_is_refused(capsys, tmp_path, content, message):
     (tmp_path / "config.yaml").write_bytes(content)
     assert message in fails(capsys, "train", *QUICK, "--run-dir", tmp_path)
     assert (tmp_path / "config.yaml").read_bytes() == content
+
+
+def make_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+
+
+def write(content):
+    def put(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    return put
+
+
+# What lies in a run folder in place of a file of the run, and what the one line says of it.
+GARBAGE = {
+    "run.json": [(write("{"), "need a JSON file"), (make_folder, "Is a directory")],
+    "config.yaml": [(make_folder, "Is a directory")],
+    ".lock": [(make_folder, "a folder has this name")],
+    "variants": [(write(""), "a file stands where")],
+    "variants/dense/seed-0": [(write(""), "something else has this name")],
+    "variants/dense/seed-0/metrics.jsonl": [(make_folder, "a folder has this name")],
+    "variants/dense/seed-0/checkpoint.pt": [
+        (make_folder, "a folder has this name"),
+        (write("PK"), "is damaged"),
+    ],
+    "variants/dense/seed-0/result.json": [
+        (make_folder, "Is a directory"),
+        (write("{}"), "is not the result of dense with seed 0"),
+        (write('{"variant": "dense", "seed": 1, "steps": 3}'), "is not the result of dense"),
+        (write('{"variant": "dense", "seed": 0, "steps": "3"}'), "is not the result of dense"),
+        (write("[" * 100_000), "need a JSON file"),
+    ],
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "put", "message"),
+    [(name, *one) for name, several in GARBAGE.items() for one in several],
+)
+def test_garbage_in_a_run_folder_is_one_clear_line_before_anything_trains(
+    capsys, tmp_path, monkeypatch, name, put, message
+):
+    def trained(*arguments, **options):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(
+        "orthotrain.lab.experiments.classifier.trainer.ClassifierTrainer.step", trained
+    )
+    line = [*QUICK, "--variants", "dense", "--seeds", "0", "--run-dir", tmp_path]
+    put(tmp_path / name)
+    assert message in fails(capsys, "train", *line)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", ["same", "link", "hard link"])
+def test_compress_does_not_write_over_what_it_reads(capsys, tmp_path, kind):
+    path, output = tmp_path / "checkpoint.pt", tmp_path / "out.safetensors"
+    path.write_bytes(b"weights")
+    if kind == "same":
+        output = tmp_path / "x" / ".." / "checkpoint.pt"
+        (tmp_path / "x").mkdir()
+    elif kind == "link":
+        output.symlink_to(path)
+    else:
+        output.hardlink_to(path)
+    error = fails(capsys, "compress", path, "--rank", "energy=.9", "-o", output)
+    assert "is the file that is read" in error
+    assert path.read_bytes() == b"weights"
+
+
+@pytest.mark.bad_input
+def test_a_report_does_not_go_among_the_files_of_a_run(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for output in ("run", "link"):
+        error = fails(capsys, "report", tmp_path / "run", "-o", tmp_path / output)
+        assert "is the folder of a run" in error
 
 
 @pytest.mark.bad_input

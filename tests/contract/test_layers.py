@@ -28,9 +28,9 @@ from orthotrain.layers._factors import (
     low_rank_class_of,
     pair_name,
     parameter_name,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.lowrank.surgery import _two_layers
 from reference.matrices import generator
 

@@ -9,7 +9,7 @@ from PIL import Image
 from data.packed import write_folder
 from orthotrain.data import image_folder
 from orthotrain.data.batches import BatchStream
-from orthotrain.data.image_folder import load_image_folder
+from orthotrain.data.image_folder import lazy_folder, load_image_folder
 from orthotrain.data.lazy import ImageFiles, LazyImages
 from orthotrain.errors import ConfigError, DataError
 
@@ -226,3 +226,16 @@ def test_a_class_too_small_to_hold_out_from_is_refused(tmp_path):
     write_folder(tmp_path, per_class=2)
     with pytest.raises(DataError, match="class 0 has 2 samples"):
         load(tmp_path)
+
+
+def test_the_twins_that_macos_leaves_beside_images_are_left_out_by_both_readers(tmp_path):
+    for part in ("train", "val"):
+        for name in "ab":
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(12):
+                Image.new("RGB", (8, 8), (i * 9, 0, 0)).save(folder / f"{i}.png")
+                (folder / f"._{i}.png").write_bytes(b"\0\5\x16\7")
+    whole = load_image_folder(str(tmp_path), image_size=8)
+    assert len(whole.train.labels) + len(whole.validation.labels) == 24
+    assert len(lazy_folder(str(tmp_path), image_size=8, part="test")[1]) == 24

@@ -352,8 +352,8 @@ def test_sprites_by_name_have_the_size_asked_for():
 @pytest.mark.parametrize(
     ("source", "settings", "message"),
     [
-        ("celeba", {}, "got 'celeba', need one of faces, clothing"),
-        ("faces", {"part": "all"}, "part='all' must be one of train, validation, test"),
+        ("celeba", {}, "source to be one of faces, clothing.*got 'celeba'"),
+        ("faces", {"part": "all"}, "part to be one of train, validation, test, got 'all'"),
         ("faces", {"image_size": 65}, "image_size=65 must lie between 1 and 64"),
         ("cifar10", {"image_size": 0}, "image_size=0 must lie between 1 and 32"),
         ("faces", {"channels": 1}, "the images of faces have 3"),
@@ -365,7 +365,7 @@ def test_sprites_by_name_have_the_size_asked_for():
             {"channels": 1},
             "got channels=1, its images have 3",
         ),
-        (Sprites(16, held={"x": 0, "y": 0}), {"channels": 2}, "channels=2"),
+        (Sprites(16, held={"x": 0, "y": 0}), {"channels": 2}, "channels to be one of 1, 3, got 2"),
         ("sprites", {"image_size": 128}, "size=128 must be a whole number from 16 to 64"),
     ],
 )

@@ -169,6 +169,14 @@ def test_inconsistent_arrays_are_damaged(tmp_path, changes, found):
 
 
 @pytest.mark.bad_input
+def test_an_array_in_place_of_an_archive_is_damaged(tmp_path):
+    with (tmp_path / CLOTHING.file_name).open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="is damaged"):
+        load_clothing(data=str(tmp_path))
+
+
+@pytest.mark.bad_input
 def test_offsets_that_go_back_are_damaged(tmp_path):
     folder = one_image(tmp_path, CLOTHING, Image.new("RGB", (128, 128)))
     with np.load(tmp_path / CLOTHING.file_name) as packed:

@@ -326,7 +326,7 @@ def test_correlated_images_show_correlated_values():
     [
         ({"size": 15}, "size=15 must be a whole number from 16 to 64"),
         ({"size": 65}, "size=65"),
-        ({"size": 32.0}, r"size=32\.0"),
+        ({"size": 32.0}, "size to be a whole number, got 32.0"),
         ({"supersample": 0}, "supersample=0"),
         ({"supersample": 9}, "supersample=9"),
         ({"held": {"hue": 0}}, "'hue' is no factor here; need one of shape, scale"),

@@ -284,7 +284,7 @@ def test_wrong_settings():
     [
         ({"labels": torch.zeros(19).long()}, ShapeError, "a label for each"),
         ({"labels": torch.zeros(20, 1).long()}, ShapeError, "a label for each"),
-        ({"labels": torch.zeros(20)}, ConfigError, "int64"),
+        ({"labels": torch.zeros(20)}, ConfigError, "whole-number labels"),
         ({"labels": torch.zeros(20).long()}, ConfigError, "two classes"),
         ({"labels": torch.arange(20) - 1}, ConfigError, "from 0"),
         ({"images": torch.zeros(9, 1, 8, 8), "labels": torch.arange(9)}, ShapeError, "at least 10"),

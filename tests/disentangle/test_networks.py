@@ -70,7 +70,7 @@ def test_coordinates_beyond_the_factors_are_noise(encoder):
     [
         ({"steps": 0}, "steps"),
         ({"held_out": 1}, "held_out"),
-        ({"lr": 0.0}, "lr > 0"),
+        ({"lr": 0.0}, "needs lr"),
         ({"batch_size": 1}, "batch_size"),
     ],
 )

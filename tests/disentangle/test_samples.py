@@ -237,7 +237,9 @@ def test_bad_numbers_are_named(score: Score):
     with pytest.raises(ConfigError, match="real floating-point"):
         score.call(factors, factors)
     for dtype in (torch.float32, torch.bool, torch.complex64):
-        with pytest.raises(ConfigError, match=f"{score.function} needs factors of an integer"):
+        with pytest.raises(
+            ConfigError, match=f"{score.function} needs a whole-number tensor, got factors"
+        ):
             score.call(codes, factors.to(dtype))
 
 

@@ -150,8 +150,10 @@ def test_a_rank_outside_its_range(rank):
 @pytest.mark.bad_input
 def test_a_layer_that_is_not_the_plain_one():
     advice = "needs the plain torch layer that it replaces.*orthotrain.to_dense"
-    for wrong in (LowRankLinear(8, 6, rank=2), nn.Bilinear(2, 2, 2), nn.Conv2d(4, 6, 3)):
-        with pytest.raises(ConfigError, match=advice):
+    with pytest.raises(ConfigError, match=advice):
+        LowRankLinear.from_linear(LowRankLinear(8, 6, rank=2))
+    for wrong in (nn.Bilinear(2, 2, 2), nn.Conv2d(4, 6, 3)):
+        with pytest.raises(ConfigError, match="needs linear to be a Linear"):
             LowRankLinear.from_linear(wrong)
     with pytest.raises(ConfigError, match=advice):
         LowRankConv2d.from_conv(nn.Conv1d(4, 6, 3))

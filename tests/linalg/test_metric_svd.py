@@ -199,7 +199,7 @@ def test_a_weight_of_low_rank_is_given_back():
         ({"b": torch.zeros(6, 6)}, NotPositiveDefiniteError, "positive trace"),
         ({"a": torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0]))}, NotPositiveDefiniteError, "ridge"),
         ({"ridge": -1.0}, ConfigError, "ridge of 0 or more"),
-        ({"ridge": float("nan")}, ConfigError, "ridge of 0 or more"),
+        ({"ridge": float("nan")}, ConfigError, "ridge to be a number, got nan"),
         ({"a": torch.eye(4, dtype=torch.int64)}, ConfigError, "real floating-point"),
     ],
 )

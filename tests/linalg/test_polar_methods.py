@@ -309,7 +309,7 @@ def test_derivative_of_float32_is_right_whatever_the_method(
 @pytest.mark.parametrize("max_iters", [0, -1, 2.5, True])
 @pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
 def test_max_iters_that_counts_nothing_is_refused(method: PolarMethod, max_iters: object):
-    with pytest.raises(ConfigError, match="polar_factor needs max_iters as a whole number"):
+    with pytest.raises(ConfigError, match="polar_factor needs max_iters to be a whole number"):
         polar_factor(torch.eye(2), method=method, max_iters=max_iters)
 
 

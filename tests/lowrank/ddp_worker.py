@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowrank.nets import as_published
 from orthotrain import attach
-from orthotrain.errors import OrthotrainWarning
+from orthotrain.errors import OrthotrainWarning, StateError
 from orthotrain.lowrank import look
 from orthotrain.lowrank.agree import Agreement
 
@@ -358,15 +358,17 @@ def failure_of_the_first(rank):
 
 
 def another_step(rank):
-    """With nothing to change, so that the first process is not left waiting."""
-    method = as_published(delay_steps=2, every_steps=2, rank_rtol=0.0)
+    """At the first step, and at an update after someone wrote into the count."""
+    method = as_published(delay_steps=2, every_steps=20, rank_rtol=0.0)
     _, wrapper, optimizer, handle = wrapped(rank, method=method)
-    handle.run.step = 10 * rank
-    try:
-        train(wrapper, optimizer, steps=2, rank=rank)
-    except Exception as error:  # what is raised is the outcome
-        return {"error": str(error)}
-    return {"error": None}
+    errors = []
+    for count in (10 * rank, 1 + 20 * rank):
+        handle.run.step = count
+        try:
+            train(wrapper, optimizer, steps=1, rank=rank)
+        except StateError as error:  # what is raised is the outcome
+            errors.append(str(error))
+    return {"errors": errors}
 
 
 def uneven_inputs(rank):

@@ -180,8 +180,12 @@ def test_a_failure_of_the_first_process_is_told_to_the_others(both):
 
 
 def test_processes_at_different_steps_are_noticed(both):
-    assert both[0]["another step"]["error"] is None
-    assert "same step. This one is at 12, the first one at 2" in both[1]["another step"]["error"]
+    for outcomes in both:
+        first, later = outcomes["another step"]["errors"]
+        assert "step: processes that train together must agree" in first
+        assert "process 0 has step 1, process 1 has step 11." in first
+        assert "AdaptiveLowRank: processes that train together must agree" in later
+        assert "process 0 has step 2, process 1 has step 22." in later
 
 
 @pytest.mark.bad_input

@@ -20,8 +20,8 @@ from lowrank.nets import (
     train,
 )
 from methods.doubles import same
-from orthotrain.errors import StateError
-from orthotrain.lowrank import to_dense
+from orthotrain.errors import OrthotrainWarning, StateError
+from orthotrain.lowrank import restore_structure
 
 ORDERS = list(itertools.permutations(["model", "optimizer", "handle"]))
 OPTIMIZERS = {
@@ -200,10 +200,10 @@ def test_optimizer_state_of_cores_on_dense_weights_is_refused_at_the_step():
     with pytest.raises(StateError, match="exp_avg"):
         go_on(again, [0], mlp_loss)
     again[0].load_state_dict(state["model"])  # the order does not matter, so this repairs it
+    again[2].load_state_dict(state["handle"])
     go_on(again, [0], mlp_loss)
 
 
-@pytest.mark.bad_input
 def test_a_load_of_one_part_of_the_model_does_not_reach_the_optimizer():
     parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
     model, _, _ = parts
@@ -211,17 +211,55 @@ def test_a_load_of_one_part_of_the_model_does_not_reach_the_optimizer():
     go_on(parts, range(6), mlp_loss)
     model[0].load_state_dict(dense)
     assert type(model[0]) is nn.Linear
-    with pytest.raises(StateError, match="shape"):
+    with pytest.warns(OrthotrainWarning, match=r"'exp_avg' \(8, 8\) float64 for \(10, 10\)"):
         go_on(parts, [6], mlp_loss)
 
 
 @pytest.mark.bad_input
-def test_merging_in_the_middle_of_training_does_not_reach_the_optimizer():
-    parts = start(lambda: mlp(10), OPTIMIZERS["fused adamw"], **SCHEDULE)
+@pytest.mark.parametrize("missing", ["handle", "handle and optimizer"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_resumed_run_without_the_state_of_its_handle_is_refused(missing, optimizer, steps):
+    parts = start(lambda: mlp(10), OPTIMIZERS[optimizer], **SCHEDULE)
+    go_on(parts, range(steps), mlp_loss)
+    state = state_of(parts)
+    again = start(lambda: mlp(10), OPTIMIZERS[optimizer], **SCHEDULE)
+    again[0].load_state_dict(state["model"])
+    if missing == "handle":
+        again[1].load_state_dict(state["optimizer"])
+    elif steps == 2:
+        return  # weights of a dense model: perhaps a pretrained one
+    before = [p.detach().clone() for p in again[0].parameters()]
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"add handle\.load_state_dict\("):
+            go_on(again, [steps], mlp_loss)
+    assert all(torch.equal(p, b) for p, b in zip(again[0].parameters(), before, strict=True))
+    again[2].load_state_dict(state["handle"])
+    go_on(again, [steps], mlp_loss)
+    assert again[2].run.step == steps + 1
+
+
+def test_state_of_a_run_that_has_not_begun_may_be_loaded():
+    """As Accelerate does where it prepares an optimizer."""
+    parts = start(lambda: mlp(10), lambda p: torch.optim.Adagrad(p, lr=0.01), **SCHEDULE)
+    assert parts[1].state
+    parts[1].load_state_dict(parts[1].state_dict())
+    go_on(parts, [0], mlp_loss)
+
+
+def test_a_state_that_is_loaded_before_attach_or_in_the_middle_is_taken():
+    parts = start(lambda: mlp(10), OPTIMIZERS["adamw"], **SCHEDULE)
     go_on(parts, range(6), mlp_loss)
-    to_dense(parts[0])
-    with pytest.raises(StateError, match="shape"):
-        go_on(parts, [6], mlp_loss)
+    state = state_of(parts)
+    parts[1].load_state_dict(state["optimizer"])  # as a loop that goes back a few steps does
+    go_on(parts, [6], mlp_loss)
+    model = restore_structure(mlp(10), state["model"])
+    model.load_state_dict(state["model"])
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    optimizer.load_state_dict(state["optimizer"])
+    again = (model, *attached(model, optimizer, **SCHEDULE))
+    go_on(again, [6], mlp_loss)
+    assert again[2].run.step == 1
 
 
 def test_shapes_are_checked_after_every_resize(monkeypatch):

@@ -438,13 +438,13 @@ def with_criterion(model):
     ("shares", "given", "error", "message"),
     [
         ([], {}, ConfigError, "one share or more"),
-        (0.5, {}, ConfigError, "one share or more in a list"),
-        ("0.5", {}, ConfigError, "one share or more in a list"),
+        (0.5, {}, ConfigError, "shares to be a sequence, each a number"),
+        ("0.5", {}, ConfigError, "shares to be a sequence, each a number"),
         ([0.5, 1.0], {}, ConfigError, r"share in \(0, 1\), got 1.0"),
         ([0.5, 1.5], {}, ConfigError, r"share in \(0, 1\), got 1.5"),
         ([0.0], {}, ConfigError, r"share in \(0, 1\), got 0.0"),
-        ([float("nan")], {}, ConfigError, r"share in \(0, 1\), got nan"),
-        (["0.5"], {}, ConfigError, r"share in \(0, 1\), got '0.5'"),
+        ([float("nan")], {}, ConfigError, r"shares\[0\] to be a number, got nan"),
+        (["0.5"], {}, ConfigError, r"shares\[0\] to be a number, got '0.5'"),
         ([0.5, 0.7, 0.5], {}, ConfigError, "each share once"),
         ([0.8, 0.2], {}, ConfigError, r"stored_budget=0.2 .*\(0: 16, 2: 16, 4: 16\)"),
         ([0.7], {"loss": squares}, ConfigError, "sizes needs data to measure"),
@@ -485,7 +485,7 @@ def test_a_size_that_is_not_smaller_than_a_low_rank_start_is_refused():
 @pytest.mark.bad_input
 def test_model_and_optimizer_that_do_not_fit_are_refused():
     model, optimizer = start()
-    with pytest.raises(ConfigError, match=r"sizes: need a torch.nn.Module.* swapped"):
+    with pytest.raises(ConfigError, match=r"sizes needs model to be a Module, got a torch\.optim"):
         sizes(optimizer, model, [0.5], train_on=print)
     with pytest.raises(ConfigError, match=r"sizes: need a torch\.optim.Optimizer, got str"):
         sizes(model, "adam", [0.5], train_on=print)

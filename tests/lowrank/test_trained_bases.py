@@ -310,7 +310,7 @@ def test_a_layer_stays_dense_until_two_factors_hold_fewer_numbers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bases": "both"}, "bases must be"),
+        ({"bases": "both"}, "bases to be one of"),
         ({"bases": "trained", "optimizer_state": "slice"}, "no leading block"),
     ],
 )

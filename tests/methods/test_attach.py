@@ -471,7 +471,14 @@ def test_a_loss_must_be_scalar():
         handle.observe(torch.ones(2))
 
 
-# --- the step that never comes --------------------------------------------------------------------
+# --- the step that never comes, or no more --------------------------------------------------------
+
+
+def passes(model, optimizer, count):
+    for _ in range(count):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
 
 
 @pytest.mark.parametrize(
@@ -494,14 +501,132 @@ def test_warns_once_when_no_step_is_seen(monkeypatch, auto, keep, remedy):
     assert not model[0].weight._post_accumulate_grad_hooks
 
 
-def test_does_not_warn_after_the_first_step(monkeypatch):
-    monkeypatch.setattr(hooks, "_BACKWARDS_BEFORE_WARNING", 3)
-    model, optimizer, _handle = make(Diary())
+@pytest.mark.parametrize(
+    ("auto", "keep", "remedy"),
+    [
+        (True, True, "another optimizer .* than the SGD.*Attach to the one that steps"),
+        (False, True, "handle.step"),
+        (True, False, "the SGD given to attach was deleted"),
+    ],
+)
+def test_warns_once_when_the_optimizer_is_not_stepped_any_more(auto, keep, remedy):
+    model, optimizer, handle = make(Diary(), auto=auto)
+    for _ in range(3):
+        backward(model)
+        optimizer.step()
+        if not auto:
+            handle.step()
+    if not keep:
+        del optimizer, handle
+    other = torch.optim.AdamW(model.parameters())
+    with pytest.warns(OrthotrainWarning, match=f"since the last step of SGD.*{remedy}") as caught:
+        passes(model, other, 30)
+    assert len(caught) == 1
+    assert "11 backward passes" in str(caught[0].message)
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+def test_warns_after_a_few_passes_when_another_optimizer_steps_from_the_start():
+    model, _optimizer, _handle = make(Diary())
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(OrthotrainWarning, match="11 backward passes and not one"):
+        passes(model, other, 11)
+
+
+def test_a_call_of_handle_step_that_stopped_is_noticed():
+    model, optimizer, handle = make(Diary(), auto=False)
     backward(model)
     optimizer.step()
-    for _ in range(5):
+    handle.step()
+    with pytest.warns(OrthotrainWarning, match=r"since the last step .* handle.step"):
+        passes(model, optimizer, 12)
+
+
+def test_passes_that_change_nothing_are_accumulation_whatever_their_number(monkeypatch):
+    monkeypatch.setattr(hooks, "_BACKWARDS_BEFORE_WARNING", 100)
+    model, optimizer, handle = make(Diary())
+    for accumulated in (99, 300, 1):  # the limit grows with what was seen: 4 * 99
+        for _ in range(accumulated):
+            backward(model)
+        optimizer.step()
+    assert handle.run.step == 3
+    for _ in range(1199):
         backward(model)
-    assert not model[0].weight._post_accumulate_grad_hooks
+    with pytest.warns(OrthotrainWarning, match="1200 backward passes since the last step of SGD"):
+        backward(model)
+
+
+def test_changes_between_the_passes_of_one_step_raise_the_limit():
+    """As SAM's many-step kin do: uphill several times per step."""
+    model, optimizer, handle = make(Diary())
+    for changes in (9, 30):
+        for _ in range(changes):
+            backward(model)
+            with torch.no_grad():
+                model[0].weight.add_(0.0)
+        backward(model)
+        optimizer.step()
+    assert handle.run.step == 2
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_passes_of_a_closure_do_not_count(auto):
+    model = small_model()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1e-3, max_iter=40, tolerance_change=0)
+    handle = attach(model, optimizer, Diary(), auto=auto)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        return backward(model)
+
+    for _ in range(3):
+        optimizer.step(closure)
+        if not auto:
+            handle.step()
+    assert len(calls) > 60
+    assert handle.run.step == 3
+
+
+def test_steps_that_grad_scaler_skips_are_not_the_end_of_training():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for step in range(40):
+        optimizer.zero_grad()
+        scaler.scale((model(torch.ones(2, 3)) ** 2).mean()).backward()
+        if step:
+            model[0].weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+    assert handle.run.step == 1
+
+
+def test_a_handle_that_was_replaced_by_a_new_one_says_nothing():
+    model, optimizer, handle = make(Diary())
+    passes(model, optimizer, 2)
+    del optimizer, handle
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary())
+    passes(model, optimizer, 30)
+    assert handle.run.step == 30
+    handle.detach()
+    passes(model, optimizer, 30)
+
+
+def test_only_what_the_optimizer_holds_is_looked_at():
+    """Another optimizer over the rest of the model may step as often as it likes."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    attach(model, optimizer, Diary())
+    other = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    backward(model)
+    optimizer.step()
+    for _ in range(30):
+        backward(model)
+        other.step()
 
 
 # --- state ----------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_the_quartic_stands_gradients_of_any_size(scale):
 def test_bad_intervals_and_vectors():
     w = torch.eye(2)
     for interval in ({"at_least": -1.0}, {"at_least": 2.0, "at_most": 1.0}, {"at_most": math.nan}):
-        with pytest.raises(ConfigError, match="at_least <= at_most"):
+        with pytest.raises(ConfigError, match=r"at_least <= at_most|to be a number, got nan"):
             optimal_lr_matrix(w, w, **interval)
     with pytest.raises(ShapeError, match="batch"):
         optimal_lr_matrix(torch.ones(3), torch.ones(3))
@@ -332,8 +332,8 @@ def test_only_the_named_weight_is_shortened():
     [
         ({"target": "norm"}, "target to be one of vector, matrix"),
         ({"direction": "momentum"}, "direction to be one of gradient, update"),
-        ({"floor": 1.0}, r"floor in \[0, 1\)"),
-        ({"floor": -0.1}, r"floor in \[0, 1\)"),
+        ({"floor": 1.0}, r"floor to be a share in \[0, 1\)"),
+        ({"floor": -0.1}, r"floor to be a share in \[0, 1\)"),
     ],
     ids=str,
 )

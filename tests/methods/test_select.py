@@ -191,5 +191,7 @@ def test_objects_of_another_model(select, stranger):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("select", [select_modules, select_parameters])
 def test_an_index_is_no_name(select):
-    with pytest.raises(ConfigError, match="got 2; a layer of"):
+    with pytest.raises(
+        ConfigError, match=r"patterns\[0\] to be text or a Module or a tensor, got 2"
+    ):
         select(nn.Sequential(nn.Linear(2, 2)), [2])

@@ -183,7 +183,7 @@ def test_a_channels_last_weight_keeps_its_format():
 @pytest.mark.bad_input
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_penalty_needs_a_positive_weight(weight):
-    with pytest.raises(ConfigError, match="positive, finite weight"):
+    with pytest.raises(ConfigError, match="OrthogonalPenalty needs weight to be a"):
         OrthogonalPenalty("0", weight=weight)
 
 

@@ -230,7 +230,7 @@ def test_a_tracked_average_follows_the_structure_of_the_model():
     [
         ({"half_life_images": 0.0}, "half_life_images, got 0.0"),
         ({"half_life_images": math.inf}, "half_life_images, got inf"),
-        ({"half_life_images": math.nan}, "half_life_images, got nan"),
+        ({"half_life_images": math.nan}, "half_life_images to be a number, got nan"),
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
         ({"warmup": -0.1}, "warmup of at least 0, got -0.1"),
         ({"warmup": math.inf}, "warmup of at least 0, got inf"),

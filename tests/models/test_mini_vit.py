@@ -110,7 +110,7 @@ def test_state_dict_and_deepcopy_keep_the_outputs():
         ({"patch_size": 3}, "patch_size=3 does not divide image_size=8"),
         ({"width": 13}, "width=13 is no multiple of heads=3"),
         ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"mlp_ratio": 0.0}, "leaves no hidden unit"),
+        ({"mlp_ratio": 0.0}, "needs mlp_ratio"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(changes, message):

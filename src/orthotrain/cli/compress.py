@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotrain.cli.command import Command
+from orthotrain.cli.places import require_place
 from orthotrain.errors import CheckpointError
 
 
@@ -17,6 +18,8 @@ def run_compress(command: Command) -> int:
             f"compress: {source} holds weights but not the network they belong to; give the "
             "checkpoint.pt of a run folder, or call orthotrain.compress(model, ...) in Python"
         )
+
+    require_place(output, read=source)
 
     from orthotrain.lab.run.restore import read_network
     from orthotrain.lowrank import compress, read_rule, save

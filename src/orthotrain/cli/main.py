@@ -17,6 +17,7 @@ from orthotrain._version import __version__
 from orthotrain.cli.command import Command, Parser
 from orthotrain.cli.output import drop_output, print_what_it_can, steady_output
 from orthotrain.errors import ConfigError, OrthotrainError
+from orthotrain.files import remedy
 
 ERROR_EXIT: Final = 2
 # What a shell reports for a process that ended by Ctrl-C.
@@ -59,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except (OrthotrainError, ArgumentError) as error:
-        message = error.message if isinstance(error, ArgumentError) else str(error)
-        print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
-        return ERROR_EXIT
+        return _failed(error.message if isinstance(error, ArgumentError) else str(error))
     except BrokenPipeError:
         drop_output(sys.stdout)  # the reader, such as head, has closed it
         return ERROR_EXIT
+    except OSError as error:  # of the files that were named, or of the disk
+        return _failed(f"{error}; {remedy(error)}")
     except KeyboardInterrupt as stop:
         print(
             "\northotrain: stopped; the same command goes on from the last checkpoint",
@@ -72,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         # A training that was stopped by a signal says by which.
         return 128 + stop.args[0] if stop.args else INTERRUPTED_EXIT
+
+
+def _failed(message: str) -> int:
+    print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
+    return ERROR_EXIT
 
 
 def _dispatch(arguments: list[str]) -> int:

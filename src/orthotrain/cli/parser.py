@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from orthotrain.cli.command import Parser, RunCommand
@@ -20,7 +19,7 @@ from orthotrain.lab.experiments.catalog import (
     recipe_names,
 )
 from orthotrain.lab.run.config import RunConfig, Scale
-from orthotrain.lab.run.record import RunFolder
+from orthotrain.lab.run.record import RunFolder, read_settings
 
 # Settings with an option that is made by hand.
 _APART: Final = {"recipe", "scale", "variants", "seeds"}
@@ -35,7 +34,7 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     """
     first = _look_ahead(arguments)
     file = _file(first)
-    content = {} if file is None else _read(file)
+    content = {} if file is None else read_settings(file)
     base = _base(first, content)
     parser = run_parser(name, base, given_names(content, vars(first)))
     words = ["--config", str(file), *arguments] if first.resume else arguments
@@ -92,7 +91,8 @@ def _look_ahead(arguments: list[str]) -> Namespace:
     """What decides the settings that there are; of all other options only the names."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("recipe_name", nargs="*")
-    for option in ("--recipe", "--scale", "--config", "--run-dir"):
+    parser.add_argument("--recipe", action="append", default=[])
+    for option in ("--scale", "--config", "--run-dir"):
         parser.add_argument(option)
     for option in ("--resume", "--help", "-h"):
         parser.add_argument(option, action="store_true")
@@ -116,29 +116,24 @@ def _file(first: Namespace) -> Path | None:
     return RunFolder(Path(first.run_dir)).config
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; need a YAML file of settings")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no configuration ({error}); need YAML") from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ConfigError(f"{path} is no configuration (a {kind}); need settings by name")
-    return content
-
-
 def _base(first: Namespace, content: dict[str, Any]) -> RunConfig:
     """The run with the defaults: the recipe at its scale."""
-    named = {*first.recipe_name, *([] if first.recipe is None else [first.recipe])}
-    if len(named) > 1:
-        raise ConfigError(f"need one recipe, got {' and '.join(sorted(named))}")
-    recipe = next(iter(named), None)
+    for name in ("recipe", "scale"):
+        if not isinstance(content.get(name, ""), str):
+            raise ConfigError(f"{name}: {content[name]!r} is no name; correct the file of settings")
+    saved = content.get("recipe")
+    named = {*first.recipe_name, *first.recipe}
     if first.resume:
-        for given, saved in ((recipe, content.get("recipe")), (first.scale, content.get("scale"))):
-            if given not in (None, saved):
-                raise ConfigError(f"--resume: {first.run_dir} is a run of {saved}, not of {given}")
-    name = recipe or content.get("recipe", DEFAULT_RECIPE)
+        for given, there in ((named, saved), ({first.scale} - {None}, content.get("scale"))):
+            for other in given - {there}:
+                raise ConfigError(f"--resume: {first.run_dir} is a run of {there}, not of {other}")
+    if saved is not None:
+        named.add(saved)
+    if len(named) > 1:
+        raise ConfigError(
+            f"need one recipe, got {' and '.join(sorted(named))}; leave the others out, also "
+            "'recipe' in a file of settings"
+        )
+    name = next(iter(named), DEFAULT_RECIPE)
     scale = first.scale or content.get("scale") or find_recipe(name).default_scale
     return recipe_config(name, scale)

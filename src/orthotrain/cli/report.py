@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotrain.cli.command import Command
+from orthotrain.cli.places import require_no_run
 
 
 def run_report(command: Command) -> int:
@@ -12,6 +13,8 @@ def run_report(command: Command) -> int:
     from orthotrain.lab.report import write_report
 
     output = command.arguments.output
+    if output is not None:
+        require_no_run(Path(output))
     page = write_report(
         [Path(run) for run in command.arguments.runs], None if output is None else Path(output)
     )

@@ -48,17 +48,18 @@ def train_variants(
     from orthotrain.lab.run.reproducibility import environment, resolve_device
 
     device = resolve_device(config.device)
-    folder.open(config)
-    print(f"run folder: {folder.path.resolve()}", flush=True)
-    folder.describe(
-        experiment,
-        config,
-        variants=variants,
-        environment=environment(command=command.line, device=device, threads=config.threads),
-    )
-    with shown_progress(len(variants) * len(config.seeds)) as on_progress:
-        run = Run(experiment.build, config, folder, read_test)
-        run_all(run, variants, workers=workers, on_progress=on_progress)
+    with folder.locked():
+        folder.open(config)
+        print(f"run folder: {folder.path.resolve()}", flush=True)
+        folder.describe(
+            experiment,
+            config,
+            variants=variants,
+            environment=environment(command=command.line, device=device, threads=config.threads),
+        )
+        with shown_progress(len(variants) * len(config.seeds)) as on_progress:
+            run = Run(experiment.build, config, folder, read_test)
+            run_all(run, variants, workers=workers, on_progress=on_progress)
 
 
 def worker_count(jobs: int | None, *, device: str, threads: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotrain.cli.command import RunCommand
+from orthotrain.cli.places import require_place
 from orthotrain.cli.train import train_variants
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe
@@ -19,11 +20,15 @@ def run_tune(command: RunCommand) -> int:
     config, variants = search.config(command.config), search.variants()
     folder = RunFolder(Path(arguments.run_dir or f"runs/{experiment.name}-{config.scale}-tune"))
     output = Path(arguments.output) if arguments.output else folder.path / "tuned.json"
-    if not output.parent.is_dir() and output.parent != folder.path:
-        raise ConfigError(f"--output: the folder {output.parent} does not exist; create it first")
+    record = folder.path / "tune.json"
+    if output.parent != folder.path or folder.path.is_dir():
+        for file in arguments.config or [None]:
+            require_place(output, read=None if file is None else Path(str(file)))
+    if output.resolve() in {path.resolve() for path in (folder.config, folder.run, record)}:
+        raise ConfigError(f"--output: {output} is a file of the search itself; choose another name")
     train_variants(command, experiment, config, variants, folder=folder, read_test=False)
     choice = search.choice(config, {v.name: folder.results(v.name, config.seeds) for v in variants})
-    write_json(folder.path / "tune.json", choice.record)
+    write_json(record, choice.record)
     write_json(output, choice.settings)
     print(choice.table)
     print(f"chosen: {choice.name}, written to {output.resolve()}")

@@ -70,8 +70,8 @@ def load_image_folder(
 
     Returns:
         Images ``(n, 3, image_size, image_size)`` uint8, named after the folder. The test part
-        is read when it is asked for. Files whose suffix is none of jpg, jpeg, png, bmp and webp
-        are left out.
+        is read when it is asked for. Hidden files, and those whose suffix is none of jpg, jpeg,
+        png, bmp and webp, are left out.
 
     Raises:
         ConfigError: ``image_size`` is below one.
@@ -173,9 +173,15 @@ def _unlabelled(folder: Path) -> dict[Part, tuple[Path, ...]]:
 
 
 def _images_below(folder: Path) -> tuple[Path, ...]:
-    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if _is_image(p)}
     shown = (p for p in found if not any(name.startswith(".") for name in p.parts))
-    return tuple(found[p] for p in sorted(shown) if found[p].is_file())
+    return tuple(found[p] for p in sorted(shown))
+
+
+def _is_image(path: Path) -> bool:
+    """A visible file by its suffix: macOS leaves a hidden ``._name.jpg`` beside each image."""
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _class_folders(part: Path) -> list[Path]:
@@ -190,7 +196,7 @@ def _list_part(part: Path) -> _Part:
     labels: list[int] = []
     folders = _class_folders(part)
     for label, folder in enumerate(folders):
-        found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+        found = [p for p in folder.iterdir() if _is_image(p)]
         if not found:
             raise DataError(
                 f"image folder: {folder} holds no image; need files that end in "

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.data.cifar10 import CIFAR10
 from orthotrain.data.clothing import CLOTHING
 from orthotrain.data.faces import FACES
@@ -71,6 +72,7 @@ class ImageSet:
         return Split(self.images, labels)
 
 
+@checked
 def image_set(
     source: ImageSetName | Sprites,
     *,
@@ -113,8 +115,6 @@ def image_set(
         >>> len(sprites), sprites[torch.tensor([5, 0])].shape
         (73728, torch.Size([2, 3, 32, 32]))
     """
-    if part not in get_args(Part):
-        raise ConfigError(f"image_set: part={part!r} must be one of {', '.join(get_args(Part))}")
     if isinstance(source, Sprites) or source == "sprites":
         sprites = _sprites(source, image_size)
         index = random_parts(len(sprites), parts=get_args(Part), title=sprites.title)[part]

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
+from orthotrain._checks import require_finite
+from orthotrain._doors import checked
+from orthotrain.errors import ShapeError
 
 # As many images of 64 pixels as stay in cache: 4,500 images per second on one thread, where a
 # thousand at once make it 280.
@@ -40,6 +42,7 @@ class SpriteMoments:
         return torch.stack([self.area, self.x, self.y, self.major, self.minor], dim=1)
 
 
+@checked
 def sprite_moments(
     images: Float[Tensor, "n c height width"], *, threshold: float = 0.5
 ) -> SpriteMoments:
@@ -71,12 +74,7 @@ def sprite_moments(
         raise ShapeError(
             f"sprite_moments: got shape {tuple(images.shape)}, need (n, c, height, width)"
         )
-    if not images.is_floating_point():
-        raise ConfigError(
-            f"sprite_moments: got {images.dtype}, need floats in [0, 1]; divide bytes by 255"
-        )
-    if not images.isfinite().all():
-        raise NonFiniteError("sprite_moments: images hold NaN or infinity; need values in [0, 1]")
+    require_finite("sprite_moments", "images", images)
     height, width = images.shape[2:]
     blob = largest_blob(images.amax(dim=1) > threshold).to(torch.float64)
     column = torch.arange(width, dtype=blob.dtype, device=blob.device)

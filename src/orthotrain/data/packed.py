@@ -282,7 +282,15 @@ def _open_archive(source: PackedSource, path: Path) -> _Archive:
                 label=label,
                 split=packed["split"].astype(np.int64) if marks is None else marks(label),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise _damaged(source, path, f"{type(error).__name__}: {error}") from error
     count = len(label)
     if len(archive.offsets) != count + 1 or len(archive.split) != count:

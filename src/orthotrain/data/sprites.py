@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.data._correlated import correlated_uniforms
 from orthotrain.data._sprite_factors import (
     FACTORS,
@@ -30,6 +31,7 @@ MIN_SIZE, MAX_SIZE = 16, 64
 MAX_SUPERSAMPLE = 8
 
 
+@checked
 class Sprites:
     """The published grid of a white shape on black, drawn from its geometry as it is indexed.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from orthotrain._checks import require_steps
+from orthotrain._doors import checked
 from orthotrain.diagnostics._layer_covariance import (
     Covariance,
     covariance_of,
@@ -30,6 +31,7 @@ from orthotrain.methods.targets import Target, dense_gradient, find_targets
 _NAME: Final = "condition_monitor"
 
 
+@checked
 @dataclass(frozen=True)
 class ConditionMonitor(Method):
     """Record how well conditioned the covariances, weights, gradients and steps of layers are.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from orthotrain._checks import require_count, require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import (
     basis_stability_from_polar,
@@ -28,6 +29,7 @@ from orthotrain.methods.select import Pattern, select_modules, select_parameters
 _NAME = "basis_stability"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class BasisStability(Method):
     """Record how far the basis of every weight moved since an earlier look.
@@ -71,7 +73,7 @@ class BasisStability(Method):
 
     every_steps: int
     lag: int = 1
-    params: Sequence[Pattern] = ("*",)
+    params: Pattern | Sequence[Pattern] = ("*",)
 
     phase: ClassVar[Phase] = Phase.WATCH
     name: ClassVar[str] = _NAME

@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import write_atomically
 from orthotrain.methods.handle import Handle
@@ -32,6 +33,7 @@ _ONE_METHOD: Final = frozenset({"stability", "condition"})
 _OWN: Final = frozenset({"step", "eval", "size", "rank", *KINDS.values()})
 
 
+@checked
 class JsonlWriter:
     """Writes each record of a run from now on as a line of JSON, and sizes and ranks at a change.
 
@@ -92,6 +94,7 @@ class Scalars(Protocol):
         ...
 
 
+@checked
 class TensorBoardWriter:
     """Gives each number of each record from now on to a TensorBoard.
 

@@ -9,19 +9,19 @@ predictors and numbers of samples follow Locatello et al. (2019), arXiv:1811.123
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, assert_never
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.disentangle.samples import (
     Samples,
     bin_indices,
     checked_samples,
     concentration,
-    require_choice,
 )
 from orthotrain.errors import ShapeError
 from orthotrain.extras import optional_module
@@ -37,6 +37,7 @@ _ZERO_NATS = 1e-12
 _SVM_C = 0.01
 
 
+@checked
 def mutual_information(
     codes: Float[Tensor, "n d"], factors: Integer[Tensor, "n f"], *, bins: int = _BINS
 ) -> Float[Tensor, "d f"]:
@@ -73,6 +74,7 @@ def mutual_information(
     return _information(name, checked_samples(name, codes, factors), bins)
 
 
+@checked
 def mig(
     codes: Float[Tensor, "n d"], factors: Integer[Tensor, "n f"], *, bins: int = _BINS
 ) -> float:
@@ -113,6 +115,7 @@ def mig(
     return sum(shares) / len(shares)
 
 
+@checked
 def modularity(
     codes: Float[Tensor, "n d"], factors: Integer[Tensor, "n f"], *, bins: int = _BINS
 ) -> float:
@@ -160,6 +163,7 @@ def modularity(
     return float((1 - others).mean())
 
 
+@checked
 def sap(
     codes: Float[Tensor, "n d"],
     factors: Integer[Tensor, "n f"],
@@ -209,7 +213,6 @@ def sap(
         >>> round(sap(2.0 * factors - 1, factors), 6)
         1.0
     """
-    require_choice("sap", "kind", kind, get_args(SapKind))
     samples = checked_samples("sap", codes, factors).varying("sap")
     if len(samples.codes) < 3:
         raise ShapeError(
@@ -251,6 +254,7 @@ class DciScore:
     importance: Float[Tensor, "d f"]
 
 
+@checked
 def dci(
     codes: Float[Tensor, "n d"],
     factors: Integer[Tensor, "n f"],
@@ -294,7 +298,6 @@ def dci(
         >>> score.disentanglement, score.completeness, score.informativeness
         (1.0, 1.0, 1.0)
     """
-    require_choice("dci", "model", model, get_args(DciModel))
     samples = checked_samples("dci", codes, factors).varying("dci", least=2)
     train, test = samples.split("dci", seed=seed)
     # A dead dimension would still take part in the models' draws.

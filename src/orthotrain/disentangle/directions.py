@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never, get_args
+from typing import Literal, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from orthotrain.disentangle.samples import require_choice
+from orthotrain._checks import known, require_finite, require_tensor
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, RankError, ShapeError
 from orthotrain.linalg import eigh, thin_svd
-from orthotrain.linalg._inputs import require_finite, require_real_floating
+from orthotrain.linalg._inputs import power_of_two_scale
 
 # Entries nearer than this to the largest count as equal to it, so that rounding does not choose.
 _TIE = 1e-6
@@ -21,6 +22,7 @@ _TIE = 1e-6
 Scales = Literal["one", "mean", "singular"]
 
 
+@checked
 def sefa_directions(
     weight: Float[Tensor, "*shape"], *, latent_axis: int | None = None
 ) -> tuple[Float[Tensor, "d d"], Float[Tensor, " d"]]:
@@ -83,14 +85,14 @@ def latent_matrix(
             f"{function} needs a weight (out, in) or (in, out, ...), got {tuple(weight.shape)}; "
             f"pass the weight that multiplies the latent"
         )
-    require_real_floating(function, weight, name="weight")
     axis = axis_of_latent(tuple(weight.shape), latent_axis)
     if axis is None or isinstance(latent_axis, bool) or not 0 <= axis < weight.ndim:
         raise ConfigError(
             f"{function} needs latent_axis to be an axis of the weight, got {latent_axis} for "
             f"shape {tuple(weight.shape)}; 1 for nn.Linear, 0 for a transposed convolution"
         )
-    require_finite(function, weight, name="weight")
+    require_tensor(function, "weight", weight)
+    require_finite(function, "weight", weight)
     return weight.movedim(axis, 0).flatten(1)
 
 
@@ -111,6 +113,7 @@ def _fixed_signs(directions: Tensor) -> Tensor:
     return directions * signs
 
 
+@checked
 def reflection_product(
     vectors: Float[Tensor, "n k"], *, columns: int | None = None
 ) -> Float[Tensor, "n r"]:
@@ -125,6 +128,7 @@ def reflection_product(
 
     Raises:
         ShapeError: Not a matrix, or ``columns`` outside ``[1, n]``.
+        ConfigError: A vector is zero.
 
     Note:
         Differentiable any number of times.
@@ -141,13 +145,28 @@ def reflection_product(
             f"reflection_product needs columns between 1 and {n}, got {columns} for vectors of "
             f"shape {tuple(vectors.shape)}; a product has no more columns than rows"
         )
-    unit = vectors / vectors.norm(dim=0, keepdim=True)
+    if known((vectors == 0).all(dim=0).any()):
+        raise ConfigError(
+            f"reflection_product needs vectors that are not zero, got a zero column in vectors of "
+            f"shape {tuple(vectors.shape)}; a zero vector has no plane to reflect in: drop it"
+        )
+    return _reflected(vectors, columns)
+
+
+def _reflected(vectors: Float[Tensor, "n k"], columns: int) -> Float[Tensor, "n r"]:
+    """The product, without a look at the numbers; a zero vector reflects nothing."""
+    n = len(vectors)
+    # Powers of two are exact, and keep squares within the dtype.
+    scaled = vectors / power_of_two_scale(vectors.mT.unsqueeze(-2)).squeeze(-1).mT
+    norms = scaled.norm(dim=0, keepdim=True)
+    unit = scaled / torch.where(norms > 0, norms, 1.0)
     product = torch.eye(n, columns, dtype=vectors.dtype, device=vectors.device)
     for v in unit.unbind(1)[::-1]:
         product = product - 2 * torch.outer(v, v @ product)
     return product
 
 
+@checked
 class HouseholderProjector(nn.Module):
     """Parametrisation of a weight as ``U diag(s) V^T``, ``U`` and ``V`` products of reflections.
 
@@ -170,7 +189,6 @@ class HouseholderProjector(nn.Module):
         self, *, rank: int | None = None, scales: Scales = "one", latent_axis: int | None = None
     ) -> None:
         super().__init__()
-        require_choice("HouseholderProjector", "scales", scales, get_args(Scales))
         self.rank = rank
         self.kind: Scales = scales
         self.latent_axis = latent_axis
@@ -181,8 +199,8 @@ class HouseholderProjector(nn.Module):
         self, feature_vectors: Float[Tensor, "m r"], latent_vectors: Float[Tensor, "d r"]
     ) -> Float[Tensor, "*shape"]:
         """The weight, in its own shape."""
-        u = reflection_product(feature_vectors)
-        v = reflection_product(latent_vectors)
+        u = _reflected(feature_vectors, feature_vectors.shape[1])
+        v = _reflected(latent_vectors, latent_vectors.shape[1])
         return _as_weight((v * self.scales.to(v.dtype)) @ u.mT, self.weight_shape, self.latent_axis)
 
     def right_inverse(
@@ -206,6 +224,7 @@ class HouseholderProjector(nn.Module):
         return f"rank={len(self.scales) or self.rank}, scales={self.kind!r}"
 
 
+@checked
 def householder_projection(
     weight: Float[Tensor, "*shape"],
     *,
@@ -240,12 +259,12 @@ def householder_projection(
     Source:
         Song, Zhang, Sebe and Wang (2023), arXiv:2307.08012.
     """
-    require_choice("householder_projection", "scales", scales, get_args(Scales))
     v, s, u = _kept(weight, rank, latent_axis)
     matrix = (v * _diagonal(s, scales)) @ u.mT
     return _as_weight(matrix, tuple(weight.shape), latent_axis).to(weight.dtype).contiguous()
 
 
+@checked
 def householder_projector(
     module: nn.Module,
     name: str = "weight",
@@ -293,6 +312,7 @@ def householder_projector(
     return module
 
 
+@checked
 @torch.no_grad()
 def householder_directions(module: nn.Module, name: str = "weight") -> Float[Tensor, "r d"]:
     """Directions of a weight that ``householder_projector`` holds, orthonormal, one per row.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.disentangle.evaluation import (
     Budget,
     Evaluation,
@@ -59,6 +59,7 @@ _PCA_COMPONENTS = 64
 _FEWEST = 15
 
 
+@checked
 def evaluate(  # noqa: PLR0913 - what is scored, by name
     generate: Generate,
     *,
@@ -139,7 +140,6 @@ def evaluate(  # noqa: PLR0913 - what is scored, by name
             f"evaluate needs encode and dataset together, got only "
             f"{'dataset' if encode is None else 'encode'}; the scores of true factors need both"
         )
-    require_count("evaluate", "latents", budget.latents, least=2)
     image_shape = _image_shape(source, seed)
     active = activeness_of_latents(source, seed=seed, samples=budget.latents, values=VALUES)
     ways = _ways(source, turned, seed)
@@ -317,8 +317,6 @@ def fidelity_rows(  # noqa: PLR0913 - what is compared, by name
 ) -> list[Score]:
     """Every measure in three random spaces, pixel PCA and the given ones, with its floor."""
     require_range("evaluate", reference_range)
-    for name in ("images", "pca_images"):
-        require_count("evaluate", name, getattr(budget, name), least=2)
     random = stream("evaluate", seed)
     order = drawn(reference, random)
     if len(order) < _FEWEST:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.disentangle.codes import DciModel
 from orthotrain.disentangle.features import signed_images
 from orthotrain.disentangle.generators import ValueRange
@@ -21,6 +23,7 @@ _HEADINGS = ("score", "value", "spread", "chance level", "real vs real", "note")
 _LEFT = {"score", "note"}
 
 
+@checked
 @dataclass(frozen=True)
 class FactorBudget:
     """How much the scores from true factors draw; the defaults are the published numbers.
@@ -40,7 +43,13 @@ class FactorBudget:
     chance_repeats: int = 3
     dci_model: DciModel = "gradient_boosting"
 
+    def __post_init__(self) -> None:
+        for name in ("samples", "train_votes", "evaluation_votes", "chance_repeats"):
+            least = 1 if name.endswith("votes") else 2
+            require_count("FactorBudget", name, getattr(self, name), least=least)
 
+
+@checked
 @dataclass(frozen=True)
 class Budget:
     """How much each score draws; the defaults are what the papers take.
@@ -65,6 +74,10 @@ class Budget:
     splits: int = 5
     pca_images: int = 1000
     factors: FactorBudget = field(default_factory=FactorBudget)
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "interventions", "paths", "images", "splits", "pca_images"):
+            require_count("Budget", name, getattr(self, name), least=2)
 
 
 @dataclass(frozen=True)

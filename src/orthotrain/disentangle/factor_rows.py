@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orthotrain._checks import require_count
 from orthotrain.disentangle.codes import DciScore, SapKind, dci, mig, modularity, sap
 from orthotrain.disentangle.evaluation import FactorBudget, Score
 from orthotrain.disentangle.generators import measuring
@@ -34,7 +33,6 @@ def factor_rows(
     budget: FactorBudget,
 ) -> list[Score]:
     """MIG, SAP, modularity, DCI, FactorVAE and beta-VAE score, each with its chance level."""
-    require_count("evaluate", "factors.samples", budget.samples, least=2)
     kept = fixed_columns("evaluate", dataset, columns).tolist()
     if not set(nominal) <= set(kept):
         raise ConfigError(

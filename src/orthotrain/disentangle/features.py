@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never, get_args
+from typing import Literal, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain._checks import require_count
+from orthotrain._checks import WHOLE_DTYPES, require_count, require_number, require_values
+from orthotrain._doors import checked
 from orthotrain.disentangle.generators import (
     ValueRange,
     measuring,
@@ -33,7 +34,7 @@ from orthotrain.disentangle.networks import (
     seeded_initialization,
     train_epoch,
 )
-from orthotrain.disentangle.samples import require_choice, require_positive, stream
+from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from orthotrain.linalg import thin_svd
 
@@ -45,6 +46,7 @@ _HELD_OUT = 0.2
 _FEWEST = 10
 
 
+@checked
 @dataclass(frozen=True)
 class FeatureSpace:
     """A function from images to feature vectors, with the name that is printed beside a distance.
@@ -93,6 +95,7 @@ def pixel_features() -> FeatureSpace:
     return FeatureSpace("pixels", lambda images: images)
 
 
+@checked
 def random_features(*, seed: int, widths: Sequence[int] = (16, 32, 64)) -> FeatureSpace:
     """Spatial means of the layers of a convolutional network that was never trained.
 
@@ -127,6 +130,7 @@ def random_features(*, seed: int, widths: Sequence[int] = (16, 32, 64)) -> Featu
     return FeatureSpace(f"random {seed}", function)
 
 
+@checked
 def pixel_pca(images: Float[Tensor, "n c h w"], *, components: int = 64) -> FeatureSpace:
     """The leading principal components of pixels.
 
@@ -161,6 +165,7 @@ def pixel_pca(images: Float[Tensor, "n c h w"], *, components: int = 64) -> Feat
     return FeatureSpace(f"pca {components}", function)
 
 
+@checked
 def classifier_features(  # noqa: PLR0913 - the settings of a short training, by name
     images: Float[Tensor, "n c h w"],
     labels: Tensor,
@@ -200,8 +205,8 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
     require_count(name, "epochs", epochs, least=1)
     require_count(name, "width", width, least=1)
     require_count(name, "batch_size", batch_size, least=2)
-    require_positive(name, "lr", lr, "1e-3 is the default")
-    x, y = images.detach().float(), labels.to(images.device)
+    require_number(name, "lr", lr, above=0, most=1e3)
+    x, y = images.detach().float(), labels.to(images.device, torch.int64)
     with seeded_initialization(random):
         network = SmallClassifier(x.shape[1], classes, width).to(x.device)
     order = torch.randperm(len(x), generator=random)
@@ -215,6 +220,7 @@ def classifier_features(  # noqa: PLR0913 - the settings of a short training, by
     return FeatureSpace("classifier", network.features, accuracy=accuracy)
 
 
+@checked
 def file_features(
     path: str | Path,
     *,
@@ -246,7 +252,6 @@ def file_features(
         ConfigError: Unknown ``input_range``, a ``size`` below 1, or a pickle without
             ``allow_pickle``.
     """
-    require_choice("file_features", "input_range", input_range, get_args(InputRange))
     if size is not None:
         require_count("file_features", "size", size, least=1)
     network = _network_in(Path(path), allow_pickle)
@@ -268,7 +273,8 @@ def file_features(
     return FeatureSpace(name, function)
 
 
-def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Float[Tensor, ...]:
+@checked
+def signed_images(images: Tensor, *, value_range: ValueRange = "signed") -> Float[Tensor, "*shape"]:
     """Images as every feature space takes them: floating-point in [-1, 1].
 
     Args:
@@ -297,15 +303,16 @@ def _require_image_shape(function: str, images: Tensor) -> None:
 
 
 def _classes(function: str, images: Tensor, labels: Tensor) -> int:
+    require_values(function, "labels", labels)
     if labels.ndim != 1 or len(labels) != len(images) or len(images) < _FEWEST:
         raise ShapeError(
             f"{function} needs at least {_FEWEST} images and a label for each, got images "
             f"{tuple(images.shape)} and labels {tuple(labels.shape)}; give one class per image"
         )
-    if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) < 1:
+    if labels.dtype not in WHOLE_DTYPES or int(labels.min()) < 0 or int(labels.max()) < 1:
         raise ConfigError(
-            f"{function} needs int64 labels from 0 of at least two classes, got {labels.dtype} "
-            f"from {labels.min()} to {labels.max()}; number the classes from 0"
+            f"{function} needs whole-number labels from 0 of at least two classes, got some of "
+            f"{labels.dtype}; number the classes from 0"
         )
     return int(labels.max()) + 1
 

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from orthotrain._checks import require_count
-from orthotrain.disentangle.samples import require_choice, stream
+from orthotrain._checks import REAL_DTYPES, require_count, require_values
+from orthotrain._doors import checked
+from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 from orthotrain.linalg.orthonormality import gram_deviation
 
@@ -136,11 +137,12 @@ class Source:
 
 def require_image_values(source: str, images: Tensor, value_range: ValueRange) -> None:
     """Raise unless floating-point ``images`` are finite and in their range."""
-    if not images.is_floating_point():
+    if images.dtype not in REAL_DTYPES:
         raise ConfigError(
             f"{source} needs floating-point images, got {images.dtype}; bytes become [-1, 1] by "
             f"x / 127.5 - 1"
         )
+    require_values(source, "images", images)
     low, high = (float(x) for x in torch.aminmax(images))
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         bad = int((~torch.isfinite(images)).sum())
@@ -203,7 +205,6 @@ def measuring(*functions: object) -> Iterator[None]:
 
 def require_range(function: str, value_range: ValueRange) -> None:
     """Raise ConfigError unless ``value_range`` is one of its names."""
-    require_choice(function, "value_range", value_range, get_args(ValueRange))
 
 
 def _bounds(value_range: ValueRange) -> tuple[float, float] | None:
@@ -247,6 +248,7 @@ class RotatedGenerator:
         return self.generate(torch.cat([turned, z[:, k:]], dim=1))
 
 
+@checked
 def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGenerator:
     """The generator with its latent turned, for SeFa and for the rotated control.
 
@@ -270,6 +272,7 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
             f"rotated needs directions of shape (k, k), one per row, got "
             f"{tuple(directions.shape)}; take all of them, not only the strongest"
         )
+    require_values("rotated", "directions", directions)
     error = float(gram_deviation(directions.detach().double()).abs().max())
     if not error <= _ORTHONORMALITY:
         raise ConfigError(
@@ -280,6 +283,7 @@ def rotated(generate: Generate, directions: Float[Tensor, "k k"]) -> RotatedGene
     return RotatedGenerator(generate, directions)
 
 
+@checked
 def random_rotation(
     dim: int, *, seed: int, blocks: Sequence[int] | None = None
 ) -> Float[Tensor, "dim dim"]:

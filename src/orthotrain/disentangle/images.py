@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_finite
+from orthotrain._doors import checked
 from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ShapeError
 from orthotrain.linalg import spd_sqrt
-from orthotrain.linalg._inputs import require_finite, require_real_floating
 
 # Rows of a distance matrix at a time: 8 MB for 1,000 columns in float64.
 _ROWS = 1024
@@ -26,6 +26,7 @@ _ROWS = 1024
 _MEASURES = ("FD", "KD", "precision", "recall", "density", "coverage")
 
 
+@checked
 def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     r"""Squared Frechet distance of two Gaussians with the means and covariances of the sets.
 
@@ -68,6 +69,7 @@ def frechet_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> 
     return distance.clamp(min=0)
 
 
+@checked
 def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     r"""Unbiased squared maximum mean discrepancy with the kernel ``(x . y / d + 1)^3``.
 
@@ -118,6 +120,7 @@ class DensityCoverage:
     coverage: float
 
 
+@checked
 def precision_recall(
     real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3
 ) -> PrecisionRecall:
@@ -152,6 +155,7 @@ def precision_recall(
     )
 
 
+@checked
 def density_coverage(
     real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
 ) -> DensityCoverage:
@@ -223,6 +227,7 @@ class Fidelity:
         )
 
 
+@checked
 def fidelity(
     real: Float[Tensor, "n d"],
     fake: Float[Tensor, "m d"],
@@ -284,13 +289,12 @@ def _feature_sets(
                 f"{function} needs features {name} of shape (n, d), got {tuple(x.shape)}; embed "
                 f"the images in a feature space first"
             )
-        require_real_floating(function, x, name=name)
         if len(x) < least:
             raise ShapeError(
                 f"{function} needs at least {least} samples in each set, got {len(x)} in {name} "
                 f"of shape {tuple(x.shape)}; draw more"
             )
-        require_finite(function, x, name=name)
+        require_finite(function, name, x)
     if real.shape[1] != fake.shape[1]:
         raise ShapeError(
             f"{function} needs both sets in one feature space, got {real.shape[1]} and "

@@ -6,15 +6,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import Literal, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
-from orthotrain.disentangle.samples import concentration, require_choice, stream
+from orthotrain.disentangle.samples import concentration, stream
 from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
 
 #: Latents, and what a coordinate is set to: Wei et al. (2021).
@@ -25,6 +26,7 @@ Order = Literal["index", "activeness"]
 _RESAMPLES = 50
 
 
+@checked
 def activeness(  # noqa: PLR0913 - the budget, by name
     generate: Generate,
     latent_dim: int,
@@ -104,6 +106,7 @@ def activeness_of_latents(
     return rows
 
 
+@checked
 def traversals(  # noqa: PLR0913 - what is drawn, by name
     generate: Generate,
     latent_dim: int,
@@ -172,7 +175,6 @@ def _rows(source: Source, dims: Sequence[int], order: Order, seed: int) -> list[
             f"{source.function} needs dims between 0 and {source.factors - 1}, got {list(dims)}; "
             f"name at least one coordinate of the latent"
         )
-    require_choice(source.function, "order", order, get_args(Order))
     match order:
         case "index":
             return list(dims)
@@ -209,6 +211,7 @@ class Interventions:
     spread: Float[Tensor, " f"]
 
 
+@checked
 def interventions(  # noqa: PLR0913 - the budget, by name
     generate: Generate,
     latent_dim: int,

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_number
+from orthotrain._doors import checked
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
-from orthotrain.disentangle.samples import require_positive, stream
+from orthotrain.disentangle.samples import stream
 
 
 @contextmanager
@@ -49,6 +50,7 @@ class SmallClassifier(_Classifier):
         super().__init__([*chain(*blocks)], width=4 * width, classes=classes)
 
 
+@checked
 class VariationClassifier(_Classifier):
     """Convolutions over the difference of two images, to one logit per latent coordinate.
 
@@ -151,6 +153,7 @@ class LatentEncoder:
         return codes
 
 
+@checked
 def latent_encoder(  # noqa: PLR0913 - the budget, by name
     generate: Generate,
     latent_dim: int,
@@ -191,14 +194,15 @@ def latent_encoder(  # noqa: PLR0913 - the budget, by name
     """
     name = "latent_encoder"
     source = Source.of(name, generate, latent_dim, factors, batch_size, "any")
-    checked = Source.of(name, generate, latent_dim, factors, batch_size, value_range)
+    shown = Source.of(name, generate, latent_dim, factors, batch_size, value_range)
     require_count(name, "steps", steps, least=1)
     require_count(name, "batch_size", batch_size, least=2)
     require_count(name, "held_out", held_out, least=2)
-    require_positive(name, "lr", lr, "1e-3 is the default")
+    require_number(name, "lr", lr, above=0, most=1e3)
+    require_count(name, "width", width)
     random = stream(name, seed)
     with measuring(generate):
-        first = checked.images(checked.latents(2, random))
+        first = shown.images(shown.latents(2, random))
     with seeded_initialization(random):
         # Regression is a classifier's network without its softmax.
         network = SmallClassifier(first.shape[1], source.factors, width).to(first.device)

@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._checks import known, require_count, require_share, require_values
+from orthotrain._doors import checked
 from orthotrain.disentangle.features import FeatureSpace
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
 from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.linalg._inputs import power_of_two_scale
+
+# Halves of a sum of unit vectors below this many eps are rounding.
+_OPPOSITE = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class PathLength:
         return f"{self.label} = {self.mean:.4g} +- {self.spread:.2g}"
 
 
+@checked
 def path_length(  # noqa: PLR0913 - the settings of a metric, by name
     generate: Generate,
     latent_dim: int,
@@ -92,10 +98,16 @@ def path_length(  # noqa: PLR0913 - the settings of a metric, by name
             f"path_length needs latent_dim of at least 2 for paths on a sphere, got {latent_dim}; "
             f"look at a traversal instead"
         )
-    if not 0 < step < 1:
-        raise ConfigError(f"path_length needs step in (0, 1), got {step}; 1e-4 is the published")
+    require_share("path_length", "step", step)
     random = stream("path_length", seed)
-    ends = [source.latents(samples, random).double() for _ in range(2)]
+    ends = [source.latents(samples, random) for _ in range(2)]
+    least = torch.finfo(ends[0].dtype).eps
+    if step < least:
+        raise ConfigError(
+            f"path_length needs a step of at least {least:.2g} for latents of {ends[0].dtype}, got "
+            f"{step}: a smaller one is lost when latents are rounded; 1e-4 is the published"
+        )
+    ends = [end.double() for end in ends]
     t = torch.rand(samples, generator=random, dtype=torch.float64)
     path = [slerp(ends[0], ends[1], t + shift) for shift in (0.0, step)]
     speeds = []
@@ -112,6 +124,7 @@ def path_length(  # noqa: PLR0913 - the settings of a metric, by name
     )
 
 
+@checked
 def slerp(
     a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"], t: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch d"]:
@@ -126,10 +139,11 @@ def slerp(
         t: ``(*batch,)``, 0 at ``a`` and 1 at ``b``.
 
     Returns:
-        ``(*batch, d)``. Between parallel vectors the straight line; between opposite ones the
-        great circle is not unique and the result is not finite.
+        ``(*batch, d)``. Between parallel vectors the straight line.
 
     Raises:
+        ConfigError: A vector is zero, or two are opposite, between which the great circle is not
+            unique. Under ``torch.vmap`` nobody can know, and the result is not finite there.
         ShapeError: ``a`` and ``b`` differ in shape, or ``t`` is not one number per vector.
 
     Note:
@@ -144,15 +158,35 @@ def slerp(
             f"slerp needs a and b of one shape (*batch, d) and t of shape (*batch), got "
             f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(t.shape)}; give t for each pair"
         )
-    radii = [x.norm(dim=-1, keepdim=True) for x in (a, b)]
-    p, q = a / radii[0], b / radii[1]
+    for name, x in (("a", a), ("b", b), ("t", t)):
+        require_values("slerp", name, x)
+    (p, from_radius), (q, to_radius) = _polar(a), _polar(b)
     t = t.unsqueeze(-1)
     # Half the chord and half its complement: exact where the arc cosine loses half the digits.
-    angle = 2 * torch.atan2((p - q).norm(dim=-1, keepdim=True), (p + q).norm(dim=-1, keepdim=True))
+    chord, complement = (x.norm(dim=-1, keepdim=True) for x in (p - q, p + q))
+    if known((from_radius == 0).any() | (to_radius == 0).any()):
+        raise ConfigError(
+            f"slerp needs vectors that are not zero, got one in a or b of shape {tuple(a.shape)}; "
+            f"a zero vector has no direction to turn from or to"
+        )
+    if known((complement < _OPPOSITE * torch.finfo(a.dtype).eps).any()):
+        raise ConfigError(
+            f"slerp needs vectors that are not opposite, got such a pair in a and b of shape "
+            f"{tuple(a.shape)}; half-circles between them are many: turn one of them a little"
+        )
+    angle = 2 * torch.atan2(chord, complement)
     sine = torch.sin(angle)
     parallel = angle < torch.finfo(a.dtype).eps
     safe = torch.where(parallel, 1.0, sine)
     turned = (torch.sin((1 - t) * angle) * p + torch.sin(t * angle) * q) / safe
     direction = torch.where(parallel, p, turned)
-    point: Tensor = ((1 - t) * radii[0] + t * radii[1]) * direction
+    point: Tensor = ((1 - t) * from_radius + t * to_radius) * direction
     return point
+
+
+def _polar(x: Float[Tensor, "*batch d"]) -> tuple[Tensor, Tensor]:
+    """Direction and radius, also of a vector whose squares leave the dtype; zero has none."""
+    scale = power_of_two_scale(x.unsqueeze(-2)).squeeze(-2)
+    unit = x / scale
+    length = unit.norm(dim=-1, keepdim=True)
+    return unit / length, length * scale

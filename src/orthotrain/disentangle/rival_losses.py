@@ -12,17 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_number
+from orthotrain._doors import checked
 from orthotrain.disentangle.generators import Generate
-from orthotrain.disentangle.samples import require_positive
 from orthotrain.disentangle.variation_predictability import moved_coordinate
 from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.linalg._inputs import require_real_floating
+
+# Latents are drawn from N(0, 1): a step of a thousand deviations leaves them.
+_LONGEST_STEP = 1e3
 
 #: One tensor, or several activations that are penalised each by itself and summed.
 Outputs = Tensor | Sequence[Tensor]
 
 
+@checked
 def hessian_penalty(
     generate: Callable[[Tensor], Outputs],
     z: Float[Tensor, "n d"],
@@ -70,7 +73,7 @@ def hessian_penalty(
         True
     """
     name = "hessian_penalty"
-    here = _outputs_here(name, generate, z, directions, step, base)
+    here = _outputs_here(name, generate, z, directions, step, base, order=2)
     seconds: list[list[Tensor]] = []
     for v in _signs(z, directions, generator):
         ahead = _as_list(name, generate(z + step * v), len(z))
@@ -80,6 +83,7 @@ def hessian_penalty(
     return _largest_variances(seconds)
 
 
+@checked
 def orojar(
     generate: Callable[[Tensor], Outputs],
     z: Float[Tensor, "n d"],
@@ -121,7 +125,7 @@ def orojar(
         >>> float(orojar(lambda z: z @ columns.T, z, generator=random)) < 1e-20
         True
     """
-    here = _outputs_here("orojar", generate, z, directions, step, base)
+    here = _outputs_here("orojar", generate, z, directions, step, base, order=1)
     lengths: list[list[Tensor]] = []
     for v in _signs(z, directions, generator):
         ahead = _as_list("orojar", generate(z + step * v), len(z))
@@ -130,6 +134,7 @@ def orojar(
     return _largest_variances(lengths)
 
 
+@checked
 def vp_loss(
     generate: Generate,
     z: Float[Tensor, "n d"],
@@ -188,21 +193,24 @@ def _require_latents(function: str, z: Tensor) -> None:
             f"{function} needs latents z of shape (n, d) with n, d >= 1, got {tuple(z.shape)}; "
             f"flatten them with z.flatten(1)"
         )
-    require_real_floating(function, z, name="z")
 
 
-def _outputs_here(
+def _outputs_here(  # noqa: PLR0913 - what both penalties are called with
     function: str,
     generate: Callable[[Tensor], Outputs],
     z: Tensor,
     directions: int,
     step: float,
     base: Outputs | None,
+    *,
+    order: int,
 ) -> list[Tensor]:
     """Outputs at the latents themselves; raises unless latents and settings make sense."""
     _require_latents(function, z)
     require_count(function, "directions", directions, least=2)
-    require_positive(function, "step", step, "the published one is 0.1")
+    # A difference of this order over step**order is rounding alone below the first bound.
+    least = torch.finfo(z.dtype).eps ** (1 / order)
+    require_number(function, f"step (for {z.dtype})", step, least=least, most=_LONGEST_STEP)
     return _as_list(function, generate(z) if base is None else base, len(z))
 
 

@@ -10,17 +10,17 @@ import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_finite, require_tensor, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning, ShapeError
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
-    require_finite,
-    require_real_floating,
     result_dtype,
 )
 
@@ -117,11 +117,7 @@ def checked_samples(function: str, codes: Tensor, factors: Tensor) -> Samples:
             f"{function} needs factors of shape (n, f) with n, f >= 1, got "
             f"{tuple(factors.shape)}; one row per sample, and factors[:, None] for a single factor"
         )
-    if factors.is_floating_point() or factors.is_complex() or factors.dtype == torch.bool:
-        raise ConfigError(
-            f"{function} needs factors of an integer dtype, got {factors.dtype}; number the "
-            f"values of each factor, for instance with torch.bucketize for a continuous one"
-        )
+    require_values(function, "factors", factors)
     if len(codes) != len(factors):
         raise ShapeError(
             f"{function} needs one row of factors for each row of codes, got codes "
@@ -146,23 +142,8 @@ def require_codes(function: str, codes: Tensor, *, name: str) -> None:
             f"one row per sample: flatten with .flatten(1), and take codes[:, None] for a single "
             f"dimension"
         )
-    require_real_floating(function, codes, name=name)
-    require_finite(function, codes, name=name)
-
-
-def require_positive(function: str, name: str, value: float, usual: str) -> None:
-    """Raise ConfigError unless ``value`` is finite and above 0; ``usual`` says what is taken."""
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{function} needs a finite {name} > 0, got {value}; {usual}")
-
-
-def require_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of its names; the first is the usual one."""
-    if value not in choices:
-        raise ConfigError(
-            f"{function} needs {name} to be one of {', '.join(choices)}, got {value!r}; "
-            f"{choices[0]!r} is the usual one"
-        )
+    require_tensor(function, name, codes)
+    require_finite(function, name, codes)
 
 
 def stream(function: str, seed: int) -> torch.Generator:
@@ -171,9 +152,11 @@ def stream(function: str, seed: int) -> torch.Generator:
     Raises:
         ConfigError: ``seed`` is no integer in ``[0, 2**32)``.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}")
-    return torch.Generator().manual_seed(seed)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise ConfigError(
+            f"{function} needs seed to be an integer in [0, 2**32), got {seed!r}; 0 will do"
+        )
+    return torch.Generator().manual_seed(int(seed))
 
 
 def scaled_columns(codes: Tensor) -> Tensor:
@@ -243,6 +226,7 @@ class ChanceLevel:
     values: tuple[float, ...]
 
 
+@checked
 def chance_level(
     score: Callable[[Tensor, Tensor], float],
     codes: Float[Tensor, "n d"],

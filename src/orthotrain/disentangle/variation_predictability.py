@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from orthotrain._checks import require_count
+from orthotrain._checks import require_count, require_number, require_share
+from orthotrain._doors import checked
 from orthotrain.disentangle.generators import Generate, Source, ValueRange, measuring
 from orthotrain.disentangle.networks import VariationClassifier, accuracy_and_gain, train_epoch
-from orthotrain.disentangle.samples import require_positive, stream
+from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ConfigError
 
 _NAME = "variation_predictability"
 _SCORED_AT_ONCE = 256
 
 
+@checked
 @dataclass(frozen=True)
 class ClassifierBudget:
     """How many pairs, and how long the classifiers train on them.
@@ -45,6 +47,14 @@ class ClassifierBudget:
     batch_size: int = 32
     lr: float = 0.01
     width: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "classifiers", "epochs", "batch_size", "width"):
+            least = {"classifiers": 3, "batch_size": 2}.get(name, 1)
+            require_count("ClassifierBudget", name, getattr(self, name), least=least)
+        require_number("ClassifierBudget", "lr", self.lr, above=0, most=1e3)
+        for name in ("train_fraction", "validation_fraction"):
+            require_share("ClassifierBudget", name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class VariationPredictability:
         )
 
 
+@checked
 def variation_predictability(  # noqa: PLR0913 - the settings of a metric, by name
     generate: Generate,
     latent_dim: int,
@@ -206,14 +217,10 @@ def _require_budget(budget: ClassifierBudget, factors: int) -> None:
             f"{_NAME} needs at least two coordinates to tell apart, got {factors}; a single one "
             f"is always right"
         )
-    require_count(_NAME, "classifiers", budget.classifiers, least=3)
-    for name in ("pairs", "epochs", "batch_size", "width"):
-        require_count(_NAME, name, getattr(budget, name), least=2 if name == "batch_size" else 1)
-    require_positive(_NAME, "lr", budget.lr, "the published one is 0.01")
     fractions = (budget.train_fraction, budget.validation_fraction)
-    if not (min(fractions) > 0 and sum(fractions) < 1):
+    if sum(fractions) >= 1:
         raise ConfigError(
-            f"{_NAME} needs train_fraction and validation_fraction above 0 that leave a rest, got "
+            f"{_NAME} needs train_fraction and validation_fraction that leave a rest, got "
             f"{fractions}; the published training part is 0.1"
         )
     train, validation, rest = _sizes(budget.pairs // factors, fractions)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.disentangle.samples import (
     live_dimensions,
     require_codes,
@@ -116,6 +117,7 @@ class FactorVaeScore(VoteScore):
     votes: Int[Tensor, "d f"]
 
 
+@checked
 def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     encode: Encode,
     dataset: FactorDataset,
@@ -207,6 +209,7 @@ def factor_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     return FactorVaeScore(**vars(found), live=int(live.sum()), votes=table)
 
 
+@checked
 def beta_vae_score(  # noqa: PLR0913 - the numbers of a protocol, all by name
     encode: Encode,
     dataset: FactorDataset,

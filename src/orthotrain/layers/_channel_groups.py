@@ -102,7 +102,7 @@ def affine_map(a: Tensor, x: Tensor, shift: Tensor, *, rows: bool) -> Tensor:
 def _for_each(per_group: Tensor, x: Tensor) -> Tensor:
     """``(groups, p, q)`` repeated to the ``k`` matrices of ``x``; a view where there is one."""
     groups = len(per_group)
-    copies = len(x) // groups
+    copies = x.shape[0] // groups  # not len(x), which fixes a free batch in an exported graph
     if groups == 1:
         return per_group.expand(copies, -1, -1)
     return per_group.repeat(copies, 1, 1)

@@ -17,8 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain._checks import require_tensor
 from orthotrain.errors import ShapeError
 from orthotrain.layers._cost import cheapest_form
+from orthotrain.layers._tracing import exporting
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -51,6 +53,8 @@ def low_rank_linear(
     (m, k), n = u.shape, vh.shape[1]
     require_width(x, n, m)
     x, u, core, vh, bias = under_autocast(x, u, core, vh, bias)
+    if exporting():
+        return F.linear(F.linear(x, vh), u @ core, bias)
     rows = x.shape[:-1].numel()
     if cheapest_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         return F.linear(x, u @ core @ vh, bias)
@@ -87,6 +91,9 @@ def low_rank_conv(
     groups, m, k = u.shape
     n = vh[0].numel()
     x, u, core, vh, bias = under_autocast(x, u, core, vh, bias)
+    if exporting():
+        hidden = geometry.convolve(x, vh, None, groups)
+        return geometry.pointwise(hidden, u @ core, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], vh.shape[2:]).numel()
     if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (u @ core @ vh.reshape(groups, k, n)).reshape(groups * m, *vh.shape[1:])
@@ -252,6 +259,7 @@ def require_width(x: Tensor, n: int, m: int) -> None:
     Raises:
         ShapeError: The last dimension of ``x`` is not ``n``.
     """
+    require_tensor("a low-rank linear layer", "x", x)
     if x.ndim == 0 or x.shape[-1] != n:
         raise ShapeError(
             f"a low-rank linear layer of {n} inputs and {m} outputs needs x of shape (..., {n}), "

@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from orthotrain._checks import require_count
+from orthotrain._doors import checked
+
 Form = Literal["factored", "materialized"]
 Bases = Literal["frozen", "trained"]
 
@@ -55,6 +58,7 @@ def cheapest_pair_form(rows: int, m: int, n: int, k: int, *, training: bool = Tr
     return "factored" if passes * rows * k * (m + n) <= built else "materialized"
 
 
+@checked
 def break_even_fraction(m: int, n: int) -> float:
     """Rank as a fraction of ``min(m, n)`` below which a factored layer trains faster than dense.
 
@@ -65,10 +69,13 @@ def break_even_fraction(m: int, n: int) -> float:
     >>> round(break_even_fraction(768, 768), 3), round(break_even_fraction(3072, 768), 3)
     (0.535, 0.937)
     """
+    require_count("break_even_fraction", "m", m)
+    require_count("break_even_fraction", "n", n)
     a = max(m, n) / min(m, n)
     return (math.sqrt((a + 1) ** 2 + 9 * a) - (a + 1)) / 3
 
 
+@checked
 def stored_numbers(m: int, n: int, k: int, *, bases: Bases = "frozen") -> int:
     """Numbers that ``u``, ``core`` and ``vh`` hold together; of trained bases, both factors.
 

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from orthotrain.errors import RankError
 from orthotrain.layers._cost import Bases
+from orthotrain.layers._parameters import rename_, resize_parameter_
 from orthotrain.linalg import thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
+from orthotrain.linalg.orthonormality import are_orthonormal
 
 
 class Factors(NamedTuple):
@@ -109,16 +111,24 @@ class LowRankModule(nn.Module):
     def project_(self, dense: Tensor, weight: str = "weight") -> None:
         """Set the core to the part of a dense weight that lies inside the basis.
 
-        A pair, whose bases are trained, becomes the best approximation of its rank.
+        A pair, whose bases are trained, becomes the best approximation of its rank, and so does
+        a weight whose basis is none: after ``to_empty`` it is whatever was in memory.
         """
         matrix = self.layout(self, weight).matrix(dense)
-        if holds_pair(self, weight):
-            k, (p, s, qh) = self.rank_of(weight), thin_svd(matrix)
-            pair = getattr(self, pair_name(weight))
-            pair.copy_(balanced_pair(p[..., :k], s[..., :k], qh[..., :k, :]))
+        if matrix.is_meta:
             return
-        u, core, vh = self.factors(weight)
-        core.copy_(u.mT @ matrix @ vh.mT)
+        if not holds_pair(self, weight):
+            u, core, vh = self.factors(weight)
+            if are_orthonormal(u.mT) and are_orthonormal(vh):
+                core.copy_(u.mT @ matrix @ vh.mT)
+                return
+        k, (p, s, qh) = self.rank_of(weight), thin_svd(matrix)
+        p, s, qh = p[..., :k], s[..., :k], qh[..., :k, :]
+        if holds_pair(self, weight):
+            getattr(self, pair_name(weight)).copy_(balanced_pair(p, s, qh))
+            return
+        for held, value in zip(self.factors(weight), (p, torch.diag_embed(s), qh), strict=True):
+            held.copy_(value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         follow_state_dict(self, state_dict, prefix, *args)
@@ -159,17 +169,6 @@ def weight_parameter(module: nn.Module, weight: str) -> nn.Parameter | None:
     return module._parameters.get(parameter_name(module, weight))
 
 
-def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give the same Parameter object another value and shape, and no gradient.
-
-    ``set_`` under ``no_grad`` is the only way that keeps the object, a living old loss and
-    DistributedDataParallel all working.
-    """
-    with torch.no_grad():
-        parameter.set_(value.to(parameter.dtype).contiguous().clone())  # type: ignore[call-overload]
-    parameter.grad = None
-
-
 def hold_factors_(
     module: nn.Module, weight: str, low_rank_class: type[LowRankModule], u: Tensor, vh: Tensor
 ) -> None:
@@ -191,11 +190,19 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
     """Hold a weight densely whose Parameter has become the dense weight again."""
     assert isinstance(module, LowRankModule)
     u_name, _, vh_name = factor_names(weight)
-    _rename(module._parameters, parameter_name(module, weight), weight)
+    rename_(module._parameters, parameter_name(module, weight), weight)
     module._buffers.pop(u_name, None)
     module._buffers.pop(vh_name, None)
     if not any(is_factored(module, name) for name in module.weight_names):
         module.__class__ = module.__dict__.pop("_dense_class")
+
+
+def become_(module: LowRankModule, dense: nn.Module, rank: int | None) -> None:
+    """Make a low-rank module, in its constructor, out of a fresh dense one."""
+    module.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
+    for weight in module.weight_names:
+        if module._parameters.get(weight) is not None:
+            factorize_(module, weight, type(module), rank=rank)
 
 
 def factorize_(
@@ -383,17 +390,10 @@ def _follow_dense(
 
 def _hold(module: nn.Module, weight: str, name: str, low_rank_class: type[LowRankModule]) -> None:
     """Keep the weight's Parameter under a name, in a module of the low-rank class."""
-    _rename(module._parameters, parameter_name(module, weight), name)
+    rename_(module._parameters, parameter_name(module, weight), name)
     if not isinstance(module, LowRankModule):
         module.__dict__["_dense_class"] = module.__class__
         module.__class__ = low_rank_class
-
-
-def _rename(parameters: dict[str, Any], old: str, new: str) -> None:
-    """Rename a key in place and keep its position, so that parameter order never changes."""
-    items = [(new if name == old else name, value) for name, value in parameters.items()]
-    parameters.clear()
-    parameters.update(items)
 
 
 def _qualified_name(cls: type) -> str:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from orthotrain.layers._contraction import ConvGeometry, require_width, under_autocast
 from orthotrain.layers._cost import cheapest_pair_form
+from orthotrain.layers._tracing import exporting
 
 
 def pair_linear(
@@ -55,6 +56,8 @@ def pair_linear(
     x, pair, bias = under_autocast(x, pair, bias)
     left, right = torch.split(pair, [m, n], -1)
     enter, leave = (left, right) if inputs_first else (right, left)
+    if exporting():
+        return F.linear(F.linear(x, enter), leave.mT, bias)
     rows = x.shape[:-1].numel()
     if cheapest_pair_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         return F.linear(x, leave.mT @ enter, bias)
@@ -89,6 +92,9 @@ def pair_conv(
     groups, k, n = *pair.shape[:2], pair.shape[2] - m
     x, pair, bias = under_autocast(x, pair, bias)
     left, right = torch.split(pair, [m, n], -1)
+    if exporting():
+        hidden = geometry.convolve(x, right.reshape(groups * k, -1, *kernel), None, groups)
+        return geometry.pointwise(hidden, left.mT, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], kernel).numel()
     if cheapest_pair_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (left.mT @ right).reshape(groups * m, -1, *kernel)

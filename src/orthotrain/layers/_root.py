@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,25 +9,57 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import NonFiniteError, NotPositiveDefiniteError
+from orthotrain.layers._tracing import exporting
+from orthotrain.linalg import RootMethod, spd_inv_sqrt
+from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS, iterated_root
+
+# Coupled Newton-Schulz steps that stand for a root in a recorded graph: 1.5**30 raises a root of
+# 5e-6 of the largest, an eigenvalue of 3e-11 of the trace, to about one.
+_RECORDED_STEPS = 30
+
+
+def root_in_layer(
+    layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
+) -> Tensor:
+    """``root(covariance, **settings)``; an error of the kernel names ``layer``, too.
+
+    In a graph that is exported the root is made of products alone: no graph holds a decision on
+    numbers, and ONNX has no eigenvalues.
+    """
+    if exporting():
+        return _recorded_root(covariance, inverse=root is spd_inv_sqrt, **settings)
+    found: Tensor = _root_now(layer, root, covariance, **settings)
+    return found
+
+
+def _recorded_root(
+    covariance: Tensor,
+    *,
+    inverse: bool,
+    method: RootMethod,
+    iterations: int | None,
+    ridge: float = 0.0,
+    relative_ridge: float = 0.0,
+    **_: Any,
+) -> Tensor:
+    unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
+    p = covariance + (ridge + relative_ridge * mean) * unit
+    if method in ("auto", "eigh"):
+        method, iterations = "newton_schulz", _RECORDED_STEPS
+    steps = DEFAULT_ITERATIONS.get(method, 0) if iterations is None else iterations
+    found = iterated_root(p, method, steps, inverse=inverse)  # type: ignore[arg-type]
+    return (found + found.mT) / 2
 
 
 # A root looks at its numbers (finite? definite?), which no graph can; so one break, here.
 @torch.compiler.disable(reason="a matrix root depends on its numbers")  # type: ignore[no-untyped-call, untyped-decorator]
-def root_in_layer(
+def _root_now(
     layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
 ) -> Tensor:
-    """``root(covariance, **settings)``; an error of the kernel names ``layer``, too."""
     try:
         return root(covariance, **settings)
     except (NonFiniteError, NotPositiveDefiniteError) as error:
         raise type(error)(
             f"{layer} cannot take the root of the covariance of its input: {error}"
         ) from error
-
-
-def number_or_nan(value: Any) -> float:
-    """``value`` as a float; NaN, which lies in no range, where it is no number."""
-    try:
-        return math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from orthotrain._checks import require_number, require_share, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.layers._root import number_or_nan, root_in_layer
+from orthotrain.layers._root import root_in_layer
 from orthotrain.linalg import RootGradient, RootMethod, spd_sqrt, working_dtype
 from orthotrain.linalg._root_checks import require_root_settings
 
@@ -17,6 +19,7 @@ from orthotrain.linalg._root_checks import require_root_settings
 RELATIVE_RIDGE = 1e-5
 
 
+@checked
 class GlobalCovariancePool(nn.Module):
     r"""Global covariance pooling (GCP): ``(N, C, H, W)`` to ``(N, d (d + 1) / 2)``.
 
@@ -43,9 +46,8 @@ class GlobalCovariancePool(nn.Module):
         reduce: The reduction, ``nn.Sequential(conv, norm, relu)``, or ``nn.Identity``.
 
     Shape:
-        Float32 comes out, float64 for float64 input; also for half precision and under
-        autocast, where the reduction alone follows autocast. Covariance and root are in float64
-        on CPU and float32 on a GPU.
+        The dtype of the input comes out; under autocast float32, and the reduction alone follows
+        autocast. Covariance and root are in float64 on CPU and float32 on a GPU.
 
         With no more places than channels (``M <= d``) ``P`` has rank ``M - 1`` at most. Its root
         is still defined, and the layer returns it; see the note. A map without any variance
@@ -73,8 +75,6 @@ class GlobalCovariancePool(nn.Module):
         torch.Size([2, 10])
     """
 
-    _triangle: Tensor
-
     def __init__(  # noqa: PLR0913 - the settings of a pool and of a root, all by name
         self,
         in_channels: int,
@@ -94,17 +94,9 @@ class GlobalCovariancePool(nn.Module):
                 f"GlobalCovariancePool needs at least one channel, got in_channels={in_channels} "
                 f"and reduced_channels={reduced_channels}; leave reduced_channels out to keep all"
             )
-        for name, value, top in (
-            ("ridge", ridge, float("inf")),
-            ("relative_ridge", relative_ridge, float("inf")),
-            ("shrinkage", shrinkage, 1.0),
-        ):
-            number = number_or_nan(value)
-            if not (0 <= number <= top and number < float("inf")):
-                raise ConfigError(
-                    f"GlobalCovariancePool needs a finite {name} in [0, {top}], got {value!r}; "
-                    f"0 leaves the covariance unchanged"
-                )
+        require_number("GlobalCovariancePool", "ridge", ridge, least=0)
+        require_number("GlobalCovariancePool", "relative_ridge", relative_ridge, least=0)
+        require_share("GlobalCovariancePool", "shrinkage", shrinkage, zero=True, one=True)
         require_root_settings(f"GlobalCovariancePool({in_channels})", method, gradient, iterations)
         self.in_channels = in_channels
         self.reduced_channels = reduced_channels
@@ -122,16 +114,17 @@ class GlobalCovariancePool(nn.Module):
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             )
-        rows, columns = torch.triu_indices(channels, channels)
-        self.register_buffer("_triangle", rows * channels + columns, persistent=False)
 
     @property
     def out_features(self) -> int:
         """``d (d + 1) / 2``."""
         return self.channels * (self.channels + 1) // 2
 
+    @checked
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
         """Upper triangles of the roots, row by row: ``S_11, S_12, ..., S_1d, S_22, ...``."""
+        require_values(self._name(), "x", x)
+        autocast = torch.is_autocast_enabled(x.device.type)
         p = self.covariance(x)
         with torch.autocast(device_type=x.device.type, enabled=False):
             # A zero matrix has a zero root, and no other matrix is changed.
@@ -143,8 +136,12 @@ class GlobalCovariancePool(nn.Module):
                 iterations=self.iterations,
             )  # fmt: skip
             root = root * ~dead
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            return root.flatten(1).index_select(1, self._triangle).to(dtype)
+            # In a network of half precision the next layer takes half precision; under autocast
+            # it casts for itself.
+            dtype = torch.promote_types(x.dtype, torch.float32) if autocast else x.dtype
+            rows, columns = torch.triu_indices(self.channels, self.channels, device=x.device)
+            upper = rows * self.channels + columns
+            return root.flatten(1).index_select(1, upper).to(dtype)
 
     def covariance(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d d"]:
         """Covariance that enters the root: reduced, centred, biased, shrunk, without ridges."""
@@ -152,11 +149,6 @@ class GlobalCovariancePool(nn.Module):
             raise ShapeError(
                 f"{self._name()} needs x of shape (batch, {self.in_channels}, h, w), got "
                 f"{tuple(x.shape)}; pool the feature map before it is flattened"
-            )
-        if not x.is_floating_point():
-            raise ConfigError(
-                f"{self._name()} needs real floating-point numbers, got {x.dtype}; convert them "
-                f"first, for instance with x.float()"
             )
         if x.shape[2] * x.shape[3] < 2:
             raise ShapeError(

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from orthotrain._checks import require_number, require_share, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._channel_groups import (
     Layout,
@@ -16,12 +18,14 @@ from orthotrain.layers._channel_groups import (
     affine_map,
     centred_covariance,
 )
-from orthotrain.layers._root import number_or_nan, root_in_layer
+from orthotrain.layers._fixed_root import FixedRoot
+from orthotrain.layers._root import root_in_layer
+from orthotrain.layers._tracing import exporting
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_checks import require_root_settings
 
 
-class DecorrelatedBatchNorm(nn.Module):
+class DecorrelatedBatchNorm(FixedRoot):
     """What the layers for 2-D to 5-D input share; see ``DecorrelatedBatchNorm2d``."""
 
     accepts: ClassVar[tuple[str, ...]] = ()
@@ -47,7 +51,7 @@ class DecorrelatedBatchNorm(nn.Module):
         iterations: int | None = None,
         synchronize: bool = False,
         process_group: Any = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class DecorrelatedBatchNorm(nn.Module):
         self.process_group = process_group
         self._require_settings()
         self.ridge = float(ridge)
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         size = self.group_size
         self.weight = nn.Parameter(torch.empty(num_features, **made)) if affine else None
         self.bias = nn.Parameter(torch.empty(num_features, **made)) if affine else None
@@ -101,10 +105,11 @@ class DecorrelatedBatchNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
+    @checked
     def forward(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "batch c *space"]:
         """Whitened activation of the same shape, dtype and memory format."""
         self._require_shape(x)
-        if x.numel() == 0 and not self.training:
+        if not exporting() and x.numel() == 0 and not self.training:
             return x.clone()
         layout = Layout.of(x, self.groups)
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -150,7 +155,7 @@ class DecorrelatedBatchNorm(nn.Module):
         if group is not None:
             mean, covariance, samples = across_processes(local, covariance, samples, group)
         self._require_samples(samples, layout)
-        a, shift = self._map(covariance)
+        a, shift = self._affine(self._root(covariance))
         if group is not None:
             shift = shift + a @ (local - mean)
         if self.training and self.running_mean is not None:
@@ -160,21 +165,30 @@ class DecorrelatedBatchNorm(nn.Module):
     def _by_running_statistics(self, x: Tensor, layout: Layout) -> Tensor:
         assert self.running_mean is not None
         assert self.running_covariance is not None
-        # With a ridge, what rounding to the dtype of the buffer pushed below zero counts as zero.
-        # Without one nothing could be saved, and what is above zero has a root as it stands.
-        stored = self.running_covariance.dtype if self.ridge > 0 else None
-        a, shift = self._map(self.running_covariance.to(x.dtype), rounded_to=stored)
+        root = self.remembered(self._name()) if exporting() else self._running_root(x.dtype)
+        a, shift = self._affine(root.to(x.dtype))
         mean = self.running_mean.to(x.dtype).view(self.groups, -1, 1)
         return affine_map(a, x, shift - a @ mean, rows=layout.rows)
 
-    def _map(
-        self, covariance: Tensor, *, rounded_to: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Whitening and affine parameters as one ``(groups, c, c)`` matrix and a shift."""
-        a = root_in_layer(
+    def _running_root(self, dtype: torch.dtype) -> Tensor:
+        """The whitening matrix of evaluation, remembered for a graph that is exported."""
+        covariance = self.running_covariance
+        assert covariance is not None
+        # With a ridge, what rounding to the dtype of the buffer pushed below zero counts as zero.
+        # Without one nothing could be saved, and what is above zero has a root as it stands.
+        stored = covariance.dtype if self.ridge > 0 else None
+        root = self._root(covariance.to(dtype), rounded_to=stored)
+        self.remember(root, covariance)
+        return root
+
+    def _root(self, covariance: Tensor, *, rounded_to: torch.dtype | None = None) -> Tensor:
+        return root_in_layer(
             self._name(), spd_inv_sqrt, covariance, method=self.method, gradient=self.gradient,
             ridge=self.ridge, iterations=self.iterations, rounded_to=rounded_to,
         )  # fmt: skip
+
+    def _affine(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitening and affine parameters as one ``(groups, c, c)`` matrix and a shift."""
         if self.weight is None:
             return a, a.new_zeros(self.groups, self.group_size, 1)
         assert self.bias is not None
@@ -237,29 +251,18 @@ class DecorrelatedBatchNorm(nn.Module):
 
     def _require_settings(self) -> None:
         require_root_settings(self._name(), self.method, self.gradient, self.iterations)
-        if not 0 <= number_or_nan(self.ridge) < float("inf"):
-            raise ConfigError(
-                f"{self._name()} needs a finite ridge >= 0, got {self.ridge!r}; it is added to "
-                f"the variance of every direction"
-            )
-        if self.momentum is not None and not 0 <= number_or_nan(self.momentum) <= 1:
-            raise ConfigError(
-                f"{self._name()} needs momentum in [0, 1] or None, got {self.momentum!r}; it is "
-                f"the share of the new batch, None averages over all batches"
-            )
+        require_number(self._name(), "ridge", self.ridge, least=0)
+        if self.momentum is not None:
+            require_share(self._name(), "momentum", self.momentum, zero=True, one=True)
 
     def _require_shape(self, x: Tensor) -> None:
+        require_values(self._name(), "x", x)
         dims = {len(shape.split(", ")) for shape in self.accepts}
         if x.ndim not in dims or x.shape[1] != self.num_features:
             shapes = " or ".join(f"({shape})" for shape in self.accepts)
             raise ShapeError(
                 f"{self._name()} needs x of shape {shapes} with c = {self.num_features}, got "
                 f"{tuple(x.shape)}; check the layer before it"
-            )
-        if not x.is_floating_point():
-            raise ConfigError(
-                f"{self._name()} needs real floating-point numbers, got {x.dtype}; convert them "
-                f"first, for instance with x.float()"
             )
 
     def _require_samples(self, samples: int, layout: Layout) -> None:
@@ -277,12 +280,14 @@ class DecorrelatedBatchNorm(nn.Module):
             )
 
 
+@checked
 class DecorrelatedBatchNorm1d(DecorrelatedBatchNorm):
     """Decorrelated batch norm of ``(N, C)`` or ``(N, C, L)``; see ``DecorrelatedBatchNorm2d``."""
 
     accepts = ("n, c", "n, c, l")
 
 
+@checked
 class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
     r"""Decorrelated batch norm (DBN, ZCA whitening) of ``(N, C, H, W)``.
 
@@ -350,6 +355,7 @@ class DecorrelatedBatchNorm2d(DecorrelatedBatchNorm):
     accepts = ("n, c, h, w",)
 
 
+@checked
 class DecorrelatedBatchNorm3d(DecorrelatedBatchNorm):
     """Decorrelated batch norm of ``(N, C, D, H, W)``; see ``DecorrelatedBatchNorm2d``."""
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.orthonormality import gram_deviation
@@ -18,6 +19,7 @@ from orthotrain.linalg.orthonormality import gram_deviation
 _SCALE_STEP = 3.0
 
 
+@checked
 class EigenSubspace(nn.Module):
     r"""Subspace of a feature map: ``(n, k)`` coordinates to ``(n, *out_shape)``.
 
@@ -68,7 +70,7 @@ class EigenSubspace(nn.Module):
         *,
         out_shape: Sequence[int],
         generator: torch.Generator | None = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class EigenSubspace(nn.Module):
                 f"EigenSubspace needs num_basis from 1 to prod(out_shape) = {size}, got "
                 f"{num_basis}; no more rows than that can be orthonormal"
             )
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.u = nn.Parameter(torch.empty(num_basis, size, **made))
         self.scale = nn.Parameter(torch.empty(num_basis, **made))
         self.mean = nn.Parameter(torch.empty(size, **made))
@@ -101,6 +103,7 @@ class EigenSubspace(nn.Module):
         self.scale.copy_(_SCALE_STEP * torch.arange(self.num_basis, 0, -1))
         nn.init.zeros_(self.mean)
 
+    @checked
     def forward(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n ..."]:
         """Feature maps ``(n, *out_shape)`` of coordinates ``(n, k)``."""
         if z.ndim != 2 or z.shape[1] != self.num_basis:

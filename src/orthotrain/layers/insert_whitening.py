@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.layers.decorrelated_batch_norm import (
     DecorrelatedBatchNorm,
@@ -25,6 +26,7 @@ _BY_DIMS = {
 }
 
 
+@checked
 def insert_whitening(
     model: nn.Module, *, after: str, replaces: str | None = None, **settings: Any
 ) -> nn.Module:

@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count, require_tensor
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import (
     LowRankModule,
+    become_,
     factorize_,
     holds_pair,
     low_rank_class_of,
@@ -22,6 +25,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._pair_contraction import pair_conv, pair_linear
 from orthotrain.layers._readable import readable, readable_factor
+from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 # Not Self: the runtime type check of the tests cannot resolve that in a class method.
@@ -37,13 +41,12 @@ class _SingleWeight(LowRankModule):
     weight: Tensor = readable("weight")
     pair: nn.Parameter  # with trained bases only
 
-    def _become(self, dense: nn.Module, rank: int | None) -> None:
-        self.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
-        factorize_(self, "weight", type(self), rank=rank)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw a fresh dense weight and bias as torch does; keep its part inside the basis."""
+        """Draw a fresh dense weight and bias as torch does; keep its part inside the basis.
+
+        After ``to_empty`` there is none: the best approximation of this rank is kept.
+        """
         fresh = self._fresh()
         weight, bias = fresh._parameters["weight"], self._parameters["bias"]
         assert weight is not None
@@ -62,6 +65,7 @@ class _SingleWeight(LowRankModule):
 @register_low_rank(
     "torch.nn.modules.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 )
+@checked
 class LowRankLinear(_SingleWeight, nn.Linear):
     """Linear layer with the weight ``u @ core @ vh``; only ``core`` and ``bias`` are trained.
 
@@ -102,12 +106,15 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         *,
         rank: int,
         bias: bool = True,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._become(nn.Linear(in_features, out_features, bias, device, dtype), rank)
+        require_count("LowRankLinear", "in_features", in_features)
+        require_count("LowRankLinear", "out_features", out_features)
+        become_(self, nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
+    @checked
     def from_linear(
         cls: type[_Layer], linear: nn.Linear, *, rank: int | None = None, bases: Bases = "frozen"
     ) -> _Layer:
@@ -132,6 +139,8 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
@@ -143,16 +152,71 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         )
 
 
-@register_low_rank("transformers.pytorch_utils.Conv1D")
+class TransposedLinear(nn.Module):
+    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``.
+
+    Args:
+        nf: Width of the output.
+        nx: Width of the input.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(
+        self, nf: int, nx: int, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.empty(nx, nf, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(nf, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight as Transformers does, ``N(0, 0.02^2)``; the bias is zero."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
+        """``x @ weight + bias``."""
+        return F.linear(x, self.weight.mT, self.bias)
+
+
+@register_low_rank(
+    "transformers.pytorch_utils.Conv1D", "orthotrain.layers.low_rank.TransposedLinear"
+)
 class LowRankTransposedLinear(_SingleWeight):
     """Low-rank form of the ``Conv1D`` of Transformers: a linear layer with weight ``(in, out)``.
 
-    Made in place out of that class, so Transformers is never imported here.
+    Made in place out of that class, so Transformers is never imported here; or built directly,
+    with the arguments in that class's order.
+
+    Args:
+        nf: Width of the output.
+        nx: Width of the input.
+        rank: ``k``, from 1 to ``min(nx, nf)``; None is full rank.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
+
+    Raises:
+        RankError: ``rank`` is out of range.
     """
 
     nx: int
     nf: int
     bias: nn.Parameter
+
+    def __init__(
+        self,
+        nf: int,
+        nx: int,
+        *,
+        rank: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        become_(self, TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -161,6 +225,8 @@ class LowRankTransposedLinear(_SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
@@ -184,6 +250,7 @@ class _LowRankConv(_SingleWeight):
         return (weight_layout(module, weight, shape),)
 
     @classmethod
+    @checked
     def from_conv(
         cls: type[_Layer],
         conv: nn.modules.conv._ConvNd,
@@ -206,7 +273,10 @@ class _LowRankConv(_SingleWeight):
 
     def _forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.conv._ConvNd)
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         dims = len(self.kernel_size)
+        require_tensor(type(self).__name__, "x", x)
         if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
             sizes = ", ".join((str(self.in_channels), *"dhw"[-dims:]))
             raise ShapeError(
@@ -214,7 +284,7 @@ class _LowRankConv(_SingleWeight):
                 f"{tuple(x.shape)}; check the layer before it"
             )
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
-        channels_last = batch.stride(1) == 1 and not batch.is_contiguous()
+        channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
         lead = () if self.groups > 1 else (1,)
@@ -237,18 +307,20 @@ class _LowRankConv(_SingleWeight):
         )  # fmt: skip
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv1d")
 class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv1d(*args, **kwargs), rank)
+        become_(self, nn.Conv1d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c w"]) -> Float[Tensor, "*batch m out_w"]:
         """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv2d")
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """2-D convolution with the weight ``u @ core @ vh`` of each group.
@@ -280,19 +352,20 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv2d(*args, **kwargs), rank)
+        become_(self, nn.Conv2d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
         return self._forward(x)
 
 
+@checked
 @register_low_rank("torch.nn.modules.conv.Conv3d")
 class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        self._become(nn.Conv3d(*args, **kwargs), rank)
+        become_(self, nn.Conv3d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c d h w"]

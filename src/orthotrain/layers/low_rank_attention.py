@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factors import (
     LowRankModule,
+    become_,
     holds_pair,
     is_factored,
     pair_name,
@@ -21,6 +22,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._readable import readable
+from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -30,11 +32,20 @@ _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     """Torch's multi-head attention with low-rank input projections.
 
-    Made in place out of ``nn.MultiheadAttention``. A packed ``in_proj_weight`` becomes one core
-    of ``(3, k, k)``, with a basis each for query, key and value, or ``(k, k)`` with one shared
-    basis. Separate projections are held one by one. With trained bases the core's place is taken
-    by a pair, ``left^T`` and ``right`` side by side: ``in_proj_pair``, ``q_proj_pair``. The output
-    projection is a linear layer of its own, and is converted as one.
+    Made in place out of ``nn.MultiheadAttention``, or built directly. A packed
+    ``in_proj_weight`` becomes one core of ``(3, k, k)``, with a basis each for query, key and
+    value, or ``(k, k)`` with one shared basis. Separate projections are held one by one. With
+    trained bases the core's place is taken by a pair, ``left^T`` and ``right`` side by side:
+    ``in_proj_pair``, ``q_proj_pair``. The output projection is a linear layer of its own, and is
+    converted as one; built directly, it is dense.
+
+    Args:
+        args: As ``nn.MultiheadAttention`` takes them.
+        rank: ``k`` of each projection, from 1 to its smaller side; None is full rank.
+        kwargs: As ``nn.MultiheadAttention`` takes them.
+
+    Raises:
+        RankError: ``rank`` is out of range.
 
     Source:
         Coquelin et al., arXiv:2401.08505, for the projections; Vaswani et al.,
@@ -48,6 +59,9 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     q_proj_weight = readable("q_proj_weight")
     k_proj_weight = readable("k_proj_weight")
     v_proj_weight = readable("v_proj_weight")
+
+    def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
+        become_(self, nn.MultiheadAttention(*args, **kwargs), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -78,6 +92,10 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             ConfigError: A mask is neither boolean nor floating-point, or ``is_causal`` is set
                 without ``attn_mask``, which torch needs too.
         """
+        if isinstance(query, torch.fx.Proxy):
+            given = (query, key, value, key_padding_mask, need_weights, attn_mask)
+            both: Any = leaf(self, *given, average_attn_weights, is_causal)
+            return both[0], both[1]
         if is_causal and attn_mask is None:
             raise ConfigError(
                 "MultiheadAttention needs attn_mask when is_causal is True, got None; pass "
@@ -107,6 +125,10 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             return y.squeeze(1), None if weights is None else weights.squeeze(0)
         # A view, as torch returns it: a dropout that follows draws in the order of memory.
         return (y if batch_dim else y.transpose(0, 1)), weights
+
+    def reset_parameters(self) -> None:
+        """Draw all weights afresh, under the name that every layer has for it."""
+        self._reset_parameters()
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:

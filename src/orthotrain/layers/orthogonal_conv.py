@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from orthotrain._checks import require_number
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import (
     conv_exponential,
@@ -26,6 +28,7 @@ _START_ROUNDS, _ROUNDS, _REFRESH_PASSES = 50, 1, 200
 _NORM_SLACK = 1.1
 
 
+@checked
 class OrthogonalConv2d(nn.Module):
     r"""Skew orthogonal convolution (SOC, called OW where it stands before whitening).
 
@@ -73,7 +76,8 @@ class OrthogonalConv2d(nn.Module):
         passes: Buffer: forward passes in training so far.
 
     Raises:
-        ConfigError: A size below one, an even kernel, or a ``max_norm`` that is not positive.
+        ConfigError: A size below one, an even kernel, or a ``max_norm`` outside ``(0, 2.7)``,
+            where the series of training no longer tells singular values from zero.
 
     Note:
         The gradient flows through the scaling of ``A``, with the vectors of the power iteration
@@ -107,16 +111,24 @@ class OrthogonalConv2d(nn.Module):
         bias: bool = True,
         max_norm: float = 0.7,
         generator: torch.Generator | None = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(kernel_size, int) and len(kernel_size) != 2:
+            raise ConfigError(
+                f"OrthogonalConv2d needs kernel_size as one number or a height and a width, got "
+                f"{kernel_size}; a single number is both"
+            )
         height, width = _pair(kernel_size)
         _require_sizes(in_channels, out_channels, (height, width), stride)
-        if not 0.0 < max_norm < float("inf"):
+        require_number("OrthogonalConv2d", "max_norm", max_norm, above=0)
+        off = exponential_remainder(_NORM_SLACK * max_norm, _TRAIN_TERMS)
+        if off >= 1:
             raise ConfigError(
-                f"OrthogonalConv2d needs a positive, finite max_norm, got {max_norm}; the default "
-                f"is 0.7, the published scale is 0.7 times the kernel size"
+                f"OrthogonalConv2d needs max_norm below 2.7, got {max_norm}: the {_TRAIN_TERMS} "
+                f"terms of its series may then be off by {off:.2g}, and singular values should be "
+                f"1; the default is 0.7, the published scale of a 3x3 kernel 2.1"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.max_norm = (height, width), stride, max_norm
@@ -138,9 +150,10 @@ class OrthogonalConv2d(nn.Module):
         if self.bias is not None:
             bound = (self.in_channels * self.kernel_size[0] * self.kernel_size[1]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound, generator=generator)
-        flat, rows = conv_spectral_bound(self.weight, rounds=0, skew=True).left
-        self.left_flat.copy_(flat)
-        self.left_rows.copy_(rows)
+        if not self.weight.is_meta:
+            flat, rows = conv_spectral_bound(self.weight, rounds=0, skew=True).left
+            self.left_flat.copy_(flat)
+            self.left_rows.copy_(rows)
         self.passes.zero_()
         self._passes = 0
 
@@ -153,6 +166,7 @@ class OrthogonalConv2d(nn.Module):
     def _terms(self) -> int:
         return _TRAIN_TERMS if self.training else _EVAL_TERMS
 
+    @checked
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h / stride, w / stride)``.
 
@@ -193,7 +207,7 @@ class OrthogonalConv2d(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._passes = int(self.passes)
+        self._passes = 0 if self.passes.is_meta else int(self.passes)
 
     def extra_repr(self) -> str:
         """Sizes as a convolution names them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partialmethod
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg import polar_factor
 from orthotrain.linalg._inputs import result_dtype
@@ -17,6 +20,7 @@ from orthotrain.linalg.matrices import WeightLayout, weight_layout
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
+@checked
 def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     """Keep a weight orthonormal while it is trained, as a matrix of outputs by all the rest.
 
@@ -41,7 +45,8 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         methods select it by that name, for instance ``"conv1.parametrizations.weight.original"``.
         ``module.weight`` is computed at each use, in float32 for half precision.
         ``torch.nn.utils.parametrize.remove_parametrizations(module, "weight")`` makes it a plain
-        Parameter again, with the value it has.
+        Parameter again, with the value it has. ``module.reset_parameters()``, where there is one,
+        draws anew and starts from the polar factor of that.
 
     Raises:
         ConfigError: No such parameter, one that is computed or parametrized already, or one that
@@ -75,8 +80,20 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
         else WeightLayout.of_blocks(weight.shape)
     )
     flat = _FlatOrthogonal(weight, layout)
+    draw = getattr(type(module), "reset_parameters", None)
     parametrize.register_parametrization(module, name, flat)
+    if draw is not None:  # torch has made a class for this one module
+        setattr(type(module), "reset_parameters", partialmethod(_reset, name, draw))  # noqa: B010
     return module
+
+
+@torch.no_grad()
+def _reset(module: nn.Module, name: str, draw: Callable[[nn.Module], None]) -> None:
+    """Draw what the layer's own class draws, and take the polar factor for the weight."""
+    with parametrize.cached():  # so that the class writes into the weight that is read below
+        draw(module)
+        drawn = getattr(module, name)
+    setattr(module, name, drawn)
 
 
 class _FlatOrthogonal(nn.Module):
@@ -110,6 +127,8 @@ class _FlatOrthogonal(nn.Module):
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Householder vectors of the polar factor of a weight."""
+        if weight.is_meta:
+            return weight
         q = polar_factor(self._flat(weight), complete=True)
         flat = self.reflections.right_inverse(q)
         signs = flat.diagonal(dim1=-2, dim2=-1)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from orthotrain._doors import checked
 from orthotrain._names import missing_name
 from orthotrain.linalg._root_checks import RootGradient, RootMethod
 from orthotrain.linalg._spectral_gradient import SpectralGradient
@@ -10,7 +11,8 @@ from orthotrain.linalg.condition import (
     condition_number,
     condition_readings,
 )
-from orthotrain.linalg.decompose import thin_svd, working_dtype
+from orthotrain.linalg.decompose import thin_svd
+from orthotrain.linalg.decompose import working_dtype as _working_dtype
 from orthotrain.linalg.metric_svd import MetricSVD, metric_svd, truncated
 from orthotrain.linalg.polar import PolarMethod, polar_factor
 from orthotrain.linalg.rank import effective_rank, numerical_rank, ranks_within_budget
@@ -31,6 +33,9 @@ from orthotrain.linalg.subspace import (
     mixing_similarity,
 )
 from orthotrain.linalg.svd_grad import eigh, svd
+
+# Kernels ask this many times per call, and come in by the door once.
+working_dtype = checked(_working_dtype)
 
 __all__ = [
     "ConditionReadings",

@@ -1,4 +1,4 @@
-"""What every kernel asks of its tensors, and the errors it raises otherwise.
+"""What the shapes and numbers of a kernel's tensors must be, and the errors it raises otherwise.
 
 Each check names the function the user called, so a message can be read without a traceback.
 """
@@ -9,58 +9,28 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from orthotrain.errors import ConfigError, NonFiniteError, ShapeError
-
-
-def require_real_floating(function: str, a: Tensor, *, name: str = "a") -> None:
-    """Raise ConfigError unless ``a`` holds real floating-point numbers."""
-    if not a.is_floating_point():
-        raise ConfigError(
-            f"{function} needs a real floating-point tensor, got {name} of dtype {a.dtype}; "
-            f"convert it first, for instance with {name}.to(torch.float32)"
-        )
-
-
-def require_finite(function: str, a: Tensor, *, name: str = "a") -> None:
-    """Raise NonFiniteError if ``a`` holds NaN or infinity."""
-    # Both ends are NaN where there is one. A mask of the tensor takes twelve times as long.
-    if a.numel() == 0:
-        return
-    low, high = torch.aminmax(a.detach())
-    if bool(torch.isfinite(low) & torch.isfinite(high)):
-        return
-    nans = int(torch.isnan(a).sum())
-    infinities = int(torch.isinf(a).sum())
-    raise NonFiniteError(
-        f"{function} needs finite numbers, got {nans} NaN and {infinities} infinite of "
-        f"{a.numel()} in {name} of shape {tuple(a.shape)}; find the step that made them "
-        f"(torch.autograd.detect_anomaly helps) or skip this tensor"
-    )
+from orthotrain._checks import known, require_finite
+from orthotrain.errors import ConfigError, ShapeError
 
 
 def require_matrix(function: str, a: Tensor, *, name: str = "a") -> None:
-    """Raise unless ``a`` is a finite, real ``(*batch, m, n)`` with ``m, n >= 1``."""
-    if a.ndim < 2 or 0 in a.shape[-2:]:
-        raise ShapeError(
-            f"{function} needs {name} of shape (*batch, m, n) with m, n >= 1, got "
-            f"{tuple(a.shape)}; flatten a convolution weight with weight.flatten(1), and "
-            f"make a vector a matrix with vector.unsqueeze(-1)"
-        )
-    require_real_floating(function, a, name=name)
-    require_finite(function, a, name=name)
+    """Raise unless ``a`` is a finite ``(*batch, m, n)`` with ``m, n >= 1``."""
+    require_matrix_shape(function, a, name=name)
+    require_finite(function, name, a)
 
 
 def require_spectrum(function: str, s: Tensor, *, name: str = "s") -> None:
-    """Raise unless ``s`` is a finite, real, non-negative ``(*batch, k)`` with ``k >= 1``."""
+    """Raise unless ``s`` is a finite, non-negative ``(*batch, k)`` with ``k >= 1``."""
     if s.ndim < 1 or s.shape[-1] == 0:
         raise ShapeError(
             f"{function} needs {name} of shape (*batch, k) with k >= 1, got {tuple(s.shape)}; "
             f"pass the singular values of a matrix, for instance torch.linalg.svdvals(a)"
         )
-    require_real_floating(function, s, name=name)
-    require_finite(function, s, name=name)
-    if bool((s < 0).any()):
+    require_finite(function, name, s)
+    if known((s < 0).any()):
         raise ConfigError(
             f"{function} needs non-negative {name}, got a smallest value of "
             f"{float(s.min()):.3g}; eigenvalues can be negative, singular values cannot: "
@@ -75,15 +45,6 @@ def require_same_shape(function: str, before: Tensor, after: Tensor) -> None:
             f"{function} needs two tensors of the same shape, got before "
             f"{tuple(before.shape)} and after {tuple(after.shape)}; compare the same weight "
             f"at two times, and materialize a low-rank layer first"
-        )
-
-
-def require_fraction(function: str, name: str, value: float) -> None:
-    """Raise ConfigError unless ``0 <= value < 1``; NaN fails, too."""
-    if not 0.0 <= value < 1.0:
-        raise ConfigError(
-            f"{function} needs {name} in [0, 1), got {value}; it is a fraction of the largest "
-            f"singular value, and 0 keeps all"
         )
 
 
@@ -102,6 +63,40 @@ def without_autocast(a: Tensor) -> torch.autocast | nullcontext[None]:
     if not torch.is_autocast_enabled(a.device.type):
         return nullcontext()
     return torch.autocast(device_type=a.device.type, enabled=False)
+
+
+def asks_for_transforms(error: RuntimeError) -> bool:
+    """Whether torch asks for a Function with ``setup_context`` or ``jvp``: the other kind.
+
+    It does so under ``torch.vmap`` and ``torch.func``, and in forward mode. For plain tensors such
+    a Function costs 20 to 100 us more, so it is the second choice.
+    """
+    return "setup_context" in str(error) or "jvp function" in str(error)
+
+
+def refuse_nested_forward(function: str) -> None:
+    """Raise NotImplementedError in forward mode over forward mode.
+
+    Torch runs the ``jvp`` of a Function with forward mode off, so the outer derivative would be
+    zero without a word.
+    """
+    levels = retrieve_all_functorch_interpreters()
+    if sum(level.key() == TransformType.Jvp for level in levels) > 1:
+        raise NotImplementedError(
+            f"{function} has no derivative in forward mode over forward mode, such as "
+            f"jacfwd(jacfwd(f)) or jvp of jvp; take torch.func.hessian, which is "
+            f"jacfwd(jacrev(f)), or jacrev(jacrev(f))"
+        )
+
+
+def require_matrix_shape(function: str, a: Tensor, *, name: str = "a") -> None:
+    """Raise ShapeError unless ``a`` is ``(*batch, m, n)`` with ``m, n >= 1``."""
+    if a.ndim < 2 or 0 in a.shape[-2:]:
+        raise ShapeError(
+            f"{function} needs {name} of shape (*batch, m, n) with m, n >= 1, got "
+            f"{tuple(a.shape)}; flatten a convolution weight with weight.flatten(1), and "
+            f"make a vector a matrix with vector.unsqueeze(-1)"
+        )
 
 
 def power_of_two_scale(a: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ a division by ``s_i + s_j``, which is finite wherever eigenvalues repeat.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from orthotrain.errors import NumericalWarning
 from orthotrain.linalg._inputs import without_autocast
+from orthotrain.linalg._root_checks import RootPlan
 
 # As published: eight steps, each of which raises a small eigenvalue of the root by 1.5. They reach
 # one of 1.5**-8 = 4 % of its norm, and are right from about 10 % on: error 17 % where it is 4 %,
@@ -111,6 +114,7 @@ class _LyapunovSolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         root, _, vectors, s = inputs
         ctx.save_for_backward(root, output, vectors, s)
+        ctx.save_for_forward(root, output, vectors, s)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -119,6 +123,12 @@ class _LyapunovSolution(torch.autograd.Function):
             y = _solve(root, h, vectors, s)
             product = y @ x
             return -(product + product.mT), y, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_root: Tensor, dg: Tensor, *_: None) -> Tensor:
+        root, x, vectors, s = ctx.saved_tensors
+        with without_autocast(dg):
+            return _solve(root, dg - d_root @ x - x @ d_root, vectors, s)
 
 
 def lyapunov_gradient(g: Tensor, p: Tensor, root: Tensor, *, inverse: bool) -> Tensor:
@@ -144,3 +154,22 @@ def lyapunov_gradient(g: Tensor, p: Tensor, root: Tensor, *, inverse: bool) -> T
             c = (c @ rest - square @ c + b @ c @ b) / 2
             b = b @ rest / 2
         return (c + c.mT) / 4
+
+
+def gradient_of_root(
+    g: Tensor, root: Tensor, basis: EigenBasis, plan: RootPlan, *, dtype: torch.dtype
+) -> Tensor:
+    """The exact gradient, with a warning where a null direction has none."""
+    if not basis.inverse and has_zero(basis.s):
+        warnings.warn(
+            f"{plan.function}: {int((basis.s == 0).sum())} of {basis.s.numel()} eigenvalues are "
+            f"null, and the derivative does not exist there; it was set to zero between null "
+            f"directions. Add a ridge for a derivative everywhere",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    with without_autocast(g):
+        if torch.is_grad_enabled():
+            work = basis.w.dtype
+            return differentiable_gradient(g.to(work), root.to(work), basis)
+        return exact_gradient(g, basis, dtype)

@@ -12,6 +12,7 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor
 
+from orthotrain._checks import known
 from orthotrain.errors import NumericalWarning
 
 SpectralGradient = Literal["exact", "taylor", "pade", "truncated", "top_n", "power_iteration"]
@@ -96,7 +97,7 @@ def _exact(function: str, pairs: _Pairs, values: Tensor) -> Tensor:
     size = values.detach().abs().amax(dim=-1)[..., None, None]
     tied = pairs.difference <= _TIE * torch.finfo(values.dtype).eps * size
     tied = tied.triu(1)
-    if _known(tied.any()):
+    if known(tied.any()):
         warnings.warn(
             f"{function}: {int(tied.sum())} pairs of values are equal up to rounding, and their "
             f"vectors have no derivative there; it was set to zero between them. For a matrix root "
@@ -105,14 +106,6 @@ def _exact(function: str, pairs: _Pairs, values: Tensor) -> Tensor:
             stacklevel=2,
         )
     return torch.where(tied, 0.0, 1 / torch.where(tied, 1.0, pairs.gap))
-
-
-def _known(flag: Tensor) -> bool:
-    """The flag; false where nobody can know, under ``torch.vmap``."""
-    try:
-        return bool(flag)
-    except RuntimeError:
-        return False
 
 
 def _geometric(pairs: _Pairs, terms: int) -> Tensor:
@@ -125,11 +118,17 @@ def _geometric(pairs: _Pairs, terms: int) -> Tensor:
 class FirstDerivative(torch.autograd.Function):
     """Ties an approximate gradient to what it depends on, so that a second one is refused."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, function: str, gradient: Tensor, *needs: Tensor | None) -> Tensor:
+    def forward(function: str, gradient: Tensor, *needs: Tensor | None) -> Tensor:
         """The gradient as it is."""
-        ctx.function, ctx.count = function, len(needs)
         return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the name for the message."""
+        ctx.function = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -138,3 +137,5 @@ class FirstDerivative(torch.autograd.Function):
             f"{ctx.function} has a second derivative for gradient='exact' only, and this call "
             f"chose another gradient; drop create_graph, or take 'exact'"
         )
+
+    jvp = backward

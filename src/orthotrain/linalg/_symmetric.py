@@ -7,8 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
+from orthotrain._checks import require_finite, require_values
 from orthotrain.errors import ConfigError, ConvergenceError, NumericalWarning, ShapeError
-from orthotrain.linalg._inputs import require_finite, require_real_floating, result_dtype
+from orthotrain.linalg._inputs import result_dtype
 from orthotrain.linalg.decompose import LinAlgError
 
 # A product that should be symmetric is so to one eps in float32 and float64 (measured, 8x8 to
@@ -26,13 +27,13 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def require_square(function: str, a: Tensor) -> None:
-    """Raise unless ``a`` is a real floating-point ``(*batch, n, n)`` with ``n >= 1``."""
+    """Raise unless ``a`` is ``(*batch, n, n)`` with ``n >= 1``."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
         raise ShapeError(
             f"{function} needs a of shape (*batch, n, n) with n >= 1, got {tuple(a.shape)}; "
             f"form a covariance first, for instance x @ x.mT / x.shape[-1]"
         )
-    require_real_floating(function, a)
+    require_values(function, "a", a)
 
 
 def symmetric_part(function: str, a: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def symmetric_part(function: str, a: Tensor, *, dtype: torch.dtype | None = None
     # The usual case first, at a tenth of the cost: exactly symmetric, and a finite sum.
     if torch.equal(a, turned) and bool(a.sum().abs() < torch.inf):
         return a
-    require_finite(function, a)
+    require_finite(function, "a", a)
     largest = a.abs().amax(dim=(-2, -1))
     gap = (a - turned).abs().amax(dim=(-2, -1))
     if bool((gap > 2 * rounding(dtype) * largest).any()):

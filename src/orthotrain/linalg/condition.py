@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._checks import require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ConvergenceError, NotPositiveDefiniteError
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
-    require_fraction,
     require_matrix,
     result_dtype,
 )
@@ -21,6 +22,7 @@ from orthotrain.linalg.decompose import LinAlgError, singular_values
 from orthotrain.linalg.rank import numerical_rank, rounding_rtol
 
 
+@checked
 def condition_number(
     a: Float[Tensor, "*batch m n"], *, rtol: float | None = None
 ) -> Float[Tensor, "*batch"]:
@@ -88,6 +90,7 @@ class ConditionReadings:
     rtol: float
 
 
+@checked
 @torch.no_grad()
 def condition_readings(
     a: Float[Tensor, "*batch m n"],
@@ -144,7 +147,7 @@ def condition_readings(
         wide = a.to(torch.float64)
     if rtol is None:
         rtol = rounding_rtol(a)
-    require_fraction(name, "rtol", rtol)
+    require_share(name, "rtol", rtol, zero=True)
     # A power of two changes no digit, and keeps large and small entries within float32.
     scale = power_of_two_scale(wide)
     unit, scale = wide / scale, scale[..., 0, 0]

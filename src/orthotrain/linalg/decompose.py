@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConvergenceError, NumericalWarning
 from orthotrain.linalg._inputs import require_matrix, without_autocast
 
@@ -20,7 +21,7 @@ from orthotrain.linalg._inputs import require_matrix, without_autocast
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
-def working_dtype(a: Tensor) -> torch.dtype:
+def working_dtype(a: Float[Tensor, "*shape"]) -> torch.dtype:
     """The dtype in which ``a`` is decomposed: float64 on CPU, float32 on an accelerator.
 
     Float64 input stays float64 everywhere. Half precision is never decomposed as such.
@@ -39,6 +40,7 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@checked
 def thin_svd(
     a: Float[Tensor, "*batch m n"],
 ) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k n"]]:

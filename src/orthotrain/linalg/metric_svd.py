@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError, RankError, ShapeError
 from orthotrain.linalg._inputs import require_matrix, without_autocast
 from orthotrain.linalg.decompose import thin_svd, working_dtype
@@ -27,6 +28,7 @@ class MetricSVD(NamedTuple):
     right: Tensor
 
 
+@checked
 def metric_svd(
     w: Float[Tensor, "*batch m n"],
     *,
@@ -92,6 +94,7 @@ def metric_svd(
     return MetricSVD(p, s, qh)
 
 
+@checked
 def truncated(
     decomposition: MetricSVD, rank: int
 ) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k n"]]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import assert_never, get_args
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_count, require_share, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.linalg._coefficients import POLAR_EXPRESS_STEPS
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
-    require_fraction,
-    require_matrix,
+    require_matrix_shape,
     result_dtype,
     without_autocast,
 )
@@ -27,6 +28,7 @@ __all__ = ["PolarMethod", "polar_factor"]
 _NEWTON_SCHULZ_STEPS = 60
 
 
+@checked
 def polar_factor(
     a: Float[Tensor, "*batch m n"],
     *,
@@ -108,7 +110,8 @@ def polar_factor(
         >>> polar_factor(torch.tensor([[0.0, -3.0], [2.0, 0.0]])).tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
-    require_matrix("polar_factor", a)
+    require_matrix_shape("polar_factor", a)
+    require_values("polar_factor", "a", a)
     rule = _rule(a, method, rtol, complete, max_iters)
     # The Gram route widens by itself, in parts, what no derivative is asked of.
     differentiable = a.requires_grad and torch.is_grad_enabled()
@@ -129,18 +132,13 @@ def polar_factor(
 def _rule(
     a: Tensor, method: PolarMethod, rtol: float | None, complete: bool, max_iters: int | None
 ) -> Rule:
-    if method not in get_args(PolarMethod):
-        raise ConfigError(
-            f"polar_factor needs method to be one of {', '.join(get_args(PolarMethod))}, got "
-            f"{method!r}; take 'auto' unless you compare routes"
-        )
     silent = method == "auto"
     method = _automatic(a) if method == "auto" else method
     resolution = torch.finfo(result_dtype(a.dtype)).eps
     dtype = widest_dtype(a.device) if method == "gram" else working_dtype(a)
     if rtol is None:
         rtol = max(4 * resolution, torch.finfo(dtype).eps * max(a.shape[-2:]))
-    require_fraction("polar_factor", "rtol", rtol)
+    require_share("polar_factor", "rtol", rtol, zero=True)
     steps = _steps(method, max_iters)
     return Rule(method, dtype, resolution, rtol, complete, steps, silent)
 
@@ -168,9 +166,5 @@ def _steps(method: PolarMethod, max_iters: int | None) -> int:
             return 0
         case _:
             assert_never(method)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(
-            f"polar_factor needs max_iters as a whole number of at least 1, got {steps!r}; "
-            f"leave it out for the default of {method!r}"
-        )
+    require_count("polar_factor", "max_iters", steps, "steps")
     return steps

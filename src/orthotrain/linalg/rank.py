@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._checks import known, require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, RankError
 from orthotrain.linalg._inputs import (
-    require_fraction,
-    require_real_floating,
     require_spectrum,
     result_dtype,
 )
@@ -74,6 +74,7 @@ def difference_rtol(delta: Float[Tensor, "*batch m n"], weight: Float[Tensor, "*
     return torch.finfo(weight.dtype).eps * old / size if size > 0 else 0.0
 
 
+@checked
 def numerical_rank(
     s: Float[Tensor, "*batch k"],
     *,
@@ -120,7 +121,7 @@ def numerical_rank(
     """
     require_spectrum("numerical_rank", s)
     s = s.detach().to(result_dtype(s.dtype))
-    if bool((s[..., 1:] > s[..., :-1]).any()):
+    if known((s[..., 1:] > s[..., :-1]).any()):
         raise ConfigError(
             f"numerical_rank needs s sorted from large to small, got an unsorted spectrum of "
             f"shape {tuple(s.shape)}; sort it with s.sort(dim=-1, descending=True).values"
@@ -143,7 +144,7 @@ def numerical_rank(
 
 
 def _rank_by_threshold(s: Tensor, rtol: float) -> Tensor:
-    require_fraction("numerical_rank", "rtol", rtol)
+    require_share("numerical_rank", "rtol", rtol, zero=True)
     kept = s >= rtol * s[..., :1]
     if rtol > 0:
         kept &= s > 0
@@ -151,11 +152,7 @@ def _rank_by_threshold(s: Tensor, rtol: float) -> Tensor:
 
 
 def _rank_by_energy(s: Tensor, energy: float, total_energy: float | Tensor | None) -> Tensor:
-    if not 0.0 < energy <= 1.0:
-        raise ConfigError(
-            f"numerical_rank needs energy in (0, 1], got {energy}; it is the share of the sum "
-            f"of squares to keep, for instance 0.95"
-        )
+    require_share("numerical_rank", "energy", energy, one=True)
     largest = s[..., :1]
     unit = torch.where(largest > 0, largest, torch.ones_like(largest))
     # Relative to the largest value, so that squares of large or small spectra stay finite.
@@ -168,7 +165,6 @@ def _rank_by_energy(s: Tensor, energy: float, total_energy: float | Tensor | Non
 def _total(s: Tensor, total_energy: float | Tensor, unit: Tensor) -> Tensor:
     """``total_energy`` as ``(*batch, 1)`` in units of the largest value squared."""
     if isinstance(total_energy, Tensor):
-        require_real_floating("numerical_rank", total_energy, name="total_energy")
         total = total_energy.detach().to(s)
     else:
         total = torch.full((), total_energy, dtype=s.dtype, device=s.device)
@@ -185,6 +181,7 @@ def _total(s: Tensor, total_energy: float | Tensor, unit: Tensor) -> Tensor:
     return total.unsqueeze(-1) / unit / unit
 
 
+@checked
 def ranks_within_budget(
     spectra: Sequence[Float[Tensor, " _"]],
     *,
@@ -349,6 +346,7 @@ def _lost_shares(values: list[float]) -> list[float]:
     return lost[::-1]
 
 
+@checked
 def effective_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
     """Exponential of the entropy of the normalized singular values: a rank without a threshold.
 

@@ -15,21 +15,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count, require_number, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
-    require_finite,
-    require_real_floating,
     result_dtype,
     without_autocast,
 )
-from orthotrain.linalg._symmetric import rounding
-from orthotrain.linalg.decompose import working_dtype
+from orthotrain.linalg._skew_inputs import require_skew_side, skew_in_working_dtype
 
 # Start vectors of the power iteration are drawn from this seed and never from global state.
 _START_SEED = 20210
 
 
+@checked
 def skew_part(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """``(a - a^T) / 2``: the nearest skew matrix in Frobenius norm.
 
@@ -47,10 +47,11 @@ def skew_part(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
         >>> skew_part(torch.tensor([[5.0, 4.0], [0.0, 5.0]])).tolist()
         [[0.0, 2.0], [-2.0, 0.0]]
     """
-    _require_square("skew_part", a)
+    require_skew_side("skew_part", a)
     return (a - a.mT) / 2
 
 
+@checked
 def cayley_transform(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """``(1 - a/2)^-1 (1 + a/2)`` of a skew matrix: orthogonal, and ``exp(a)`` to second order.
 
@@ -63,7 +64,9 @@ def cayley_transform(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
 
     Raises:
         ShapeError: The matrices are not square.
-        ConfigError: ``a`` is not real floating-point, or not skew.
+        ConfigError: ``a`` is not real floating-point, not skew, or of a Frobenius norm above
+            ``eps ** -0.5`` of the dtype it is computed in (6.7e7 in float64), where angles have
+            lost half of their digits.
         NonFiniteError: ``a`` holds NaN or infinity.
 
     Note:
@@ -73,13 +76,14 @@ def cayley_transform(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
     Source:
         Cayley (1846), J. reine angew. Math. 32.
     """
+    work = skew_in_working_dtype("cayley_transform", a)
     with without_autocast(a):
-        work = _skew_in_working_dtype("cayley_transform", a)
         one = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)
         turned: Tensor = torch.linalg.solve(one - work / 2, one + work / 2)
     return turned.to(a.dtype)
 
 
+@checked
 def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """``exp(a)`` of a skew matrix: orthogonal, and every rotation is one.
 
@@ -92,7 +96,9 @@ def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
 
     Raises:
         ShapeError: The matrices are not square.
-        ConfigError: ``a`` is not real floating-point, or not skew.
+        ConfigError: ``a`` is not real floating-point, not skew, or of a Frobenius norm above
+            ``eps ** -0.5`` of the dtype it is computed in (6.7e7 in float64), where angles have
+            lost half of their digits.
         NonFiniteError: ``a`` holds NaN or infinity.
 
     Note:
@@ -101,8 +107,8 @@ def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
     Source:
         ``torch.linalg.matrix_exp``: scaling and squaring of Taylor polynomials.
     """
+    work = skew_in_working_dtype("skew_exponential", a)
     with without_autocast(a):
-        work = _skew_in_working_dtype("skew_exponential", a)
         if work.shape[:-2].numel() == 1:
             # A single matrix takes a polynomial with a wrong coefficient in torch 2.13 (pytorch
             # issue 196592): 2.5e-10 off at norm .05 in float64. Two take another one.
@@ -111,6 +117,7 @@ def skew_exponential(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n 
     return turned[: a.shape[0]].to(a.dtype) if a.ndim > 2 else turned[0].to(a.dtype)
 
 
+@checked
 def conv_skew_part(kernel: Float[Tensor, "c c kh kw"]) -> Float[Tensor, "c c kh kw"]:
     """``(kernel - flip(kernel)^T) / 2``: the kernel of the skew part of a convolution.
 
@@ -144,6 +151,7 @@ class ConvSpectralBound(NamedTuple):
     left: tuple[Tensor, ...]
 
 
+@checked
 def conv_spectral_bound(
     kernel: Float[Tensor, "c_out c_in kh kw"],
     *,
@@ -192,11 +200,8 @@ def conv_spectral_bound(
         9.0
     """
     _require_kernel("conv_spectral_bound", kernel)
-    if rounds < 0:
-        raise ConfigError(
-            f"conv_spectral_bound needs rounds >= 0, got {rounds}; take 50 at first, then 1 per "
-            f"step while the kernel changes slowly"
-        )
+    require_values("conv_spectral_bound", "kernel", kernel)
+    require_count("conv_spectral_bound", "rounds", rounds, "products", least=0)
     with without_autocast(kernel):
         work = kernel.to(result_dtype(kernel.dtype))
         # Powers of two are exact, and keep the squares of entries in range.
@@ -212,6 +217,7 @@ def conv_spectral_bound(
         return ConvSpectralBound(torch.stack(norms).min() * (scale * taps), tuple(reached))
 
 
+@checked
 def conv_exponential(
     x: Float[Tensor, "n c_in h w"],
     kernel: Float[Tensor, "c c kh kw"],
@@ -253,6 +259,11 @@ def conv_exponential(
             f"conv_exponential needs x of shape (n, in, h, w) with 1 <= in <= {channels}, got "
             f"{tuple(x.shape)}; the kernel needs as many channels as the larger of in and out"
         )
+    if kernel.device != x.device:
+        raise ConfigError(
+            f"conv_exponential needs x and kernel on one device, got {x.device} and "
+            f"{kernel.device}; move one with .to"
+        )
     if terms < 1 or not 1 <= out <= channels:
         raise ConfigError(
             f"conv_exponential needs terms >= 1 and 1 <= out_channels <= {channels}, got terms "
@@ -270,6 +281,7 @@ def conv_exponential(
     return total
 
 
+@checked
 def exponential_remainder(norm: float, terms: int) -> float:
     """``norm^(terms + 1) / (terms + 1)!``: what ``sum_{i<=terms} A^i / i!`` may be off ``exp(A)``.
 
@@ -284,30 +296,12 @@ def exponential_remainder(norm: float, terms: int) -> float:
         >>> f"{exponential_remainder(0.7, 5):.1e}, {exponential_remainder(0.7, 10):.1e}"
         '1.6e-04, 5.0e-10'
     """
-    return norm ** (terms + 1) / math.factorial(terms + 1)
-
-
-def _require_square(function: str, a: Tensor) -> None:
-    if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
-        raise ShapeError(
-            f"{function} needs a of shape (*batch, n, n) with n >= 1, got {tuple(a.shape)}; only a "
-            f"square matrix can be skew: pad the smaller side with zeros"
-        )
-    require_real_floating(function, a)
-
-
-def _skew_in_working_dtype(function: str, a: Tensor) -> Tensor:
-    """``a`` for computing; raises unless it is finite and, to rounding in its dtype, skew."""
-    _require_square(function, a)
-    require_finite(function, a)
-    work = a.to(working_dtype(a))
-    gap = (work + work.mT).detach().abs().amax(dim=(-2, -1))
-    if bool((gap > 2 * rounding(a.dtype) * work.detach().abs().amax(dim=(-2, -1))).any()):
-        raise ConfigError(
-            f"{function} needs a skew matrix, a^T = -a, got max|a + a^T| of "
-            f"{float(gap.max()):.3g} in a of shape {tuple(a.shape)}; take its skew_part first"
-        )
-    return work
+    require_number("exponential_remainder", "norm", norm, least=0)
+    require_count("exponential_remainder", "terms", terms, least=0)
+    try:
+        return norm ** (terms + 1) / math.factorial(terms + 1)
+    except OverflowError:
+        return math.inf
 
 
 def _require_kernel(function: str, kernel: Tensor, *, square: bool = False) -> None:
@@ -316,7 +310,6 @@ def _require_kernel(function: str, kernel: Tensor, *, square: bool = False) -> N
             f"{function} needs a kernel of shape (out, in, kh, kw) without a zero, got "
             f"{tuple(kernel.shape)}; a matrix is a kernel of size 1: a[:, :, None, None]"
         )
-    require_real_floating(function, kernel, name="kernel")
     out, channels, *size = kernel.shape
     if not square:
         return

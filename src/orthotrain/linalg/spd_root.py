@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg._inputs import without_autocast
+from orthotrain._doors import checked
+from orthotrain.errors import ConfigError
+from orthotrain.linalg._inputs import asks_for_transforms, refuse_nested_forward, without_autocast
+from orthotrain.linalg._prepared_root import RootOfPrepared, root_of_prepared
 from orthotrain.linalg._root_backward import (
     EigenBasis,
-    differentiable_gradient,
-    exact_gradient,
-    has_zero,
-    lyapunov_gradient,
+    gradient_of_root,
 )
 from orthotrain.linalg._root_checks import (
     PreparedMatrix,
@@ -27,14 +25,14 @@ from orthotrain.linalg._root_checks import (
     carried_dtype,
     positive_values,
     require_root_settings,
-    singular_rtol,
     with_ridge_gradient,
 )
-from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS, iterated_root
+from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS
 from orthotrain.linalg._symmetric import eigh_each, require_square, symmetric_part
 from orthotrain.linalg.decompose import working_dtype
 
 
+@checked
 def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,
@@ -95,8 +93,9 @@ def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
         what is computed, ``(r - s) / (r + s) = ((1 - s) / (1 + s))**11``. So every eigenvalue is
         floored near ``|a|_F / 121`` (``"mtp"``: near ``|a|_F / 32``): 25 % off
         at ``x = 0.01``, 200 % at 0.001. It is a hidden ridge. ``torch.vmap``, ``torch.func``
-        and, with graph breaks, ``torch.compile`` work; under ``vmap`` of a gradient the warning
-        of null eigenvalues is not given.
+        (``grad``, ``jvp``, ``jacfwd``, ``jacrev``, ``hessian``) and, with graph breaks,
+        ``torch.compile`` work; under ``vmap`` of a gradient the warning of null eigenvalues is
+        not given. Forward mode over forward mode is refused: torch would give zero.
 
     Source:
         Derivative: Daleckii and Krein (1965). ``"newton_schulz"``: Li et al. (2018), iSQRT-COV,
@@ -120,6 +119,7 @@ def spd_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     return _root(a, plan)
 
 
+@checked
 def spd_inv_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
     a: Float[Tensor, "*batch n n"],
     *,
@@ -178,7 +178,8 @@ def spd_inv_sqrt(  # noqa: PLR0913 - one matrix, the rest by name
         what is computed, ``(r - s) / (r + s) = ((1 - s) / (1 + s))**11``. So every eigenvalue is
         floored near ``|a|_F / 121`` (``"mtp"``: near ``|a|_F / 32``): 25 % off
         at ``x = 0.01``, 200 % at 0.001. It is a hidden ridge. ``torch.vmap``, ``torch.func``
-        and, with graph breaks, ``torch.compile`` work.
+        (``grad``, ``jvp``, ``jacfwd``, ``jacrev``, ``hessian``) and, with graph breaks,
+        ``torch.compile`` work. Forward mode over forward mode is refused: torch would give zero.
 
     Source:
         Derivative: Daleckii and Krein (1965). ``"newton_schulz"``: Li et al. (2018), iSQRT-COV,
@@ -234,9 +235,9 @@ def _root(a: Tensor, plan: RootPlan) -> Tensor:
             return _eigh_root(a, plan)
         p: Tensor = PreparedMatrix.apply(a.to(working_dtype(a)), plan)  # type: ignore[no-untyped-call]
         if plan.gradient == "newton_schulz":
-            root = _forward(p, plan)
+            root = root_of_prepared(p, plan)
         else:
-            root = _RootOfPrepared.apply(p, plan)  # type: ignore[no-untyped-call]
+            root = RootOfPrepared.apply(p, plan)  # type: ignore[no-untyped-call]
         return root.to(a.dtype)
 
 
@@ -257,8 +258,7 @@ def _eigh_root(a: Tensor, plan: RootPlan) -> Tensor:
     try:
         root = _PlainEighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        # Under torch.vmap and torch.func torch asks for a Function with setup_context.
-        if "setup_context" not in str(error):
+        if not asks_for_transforms(error):
             raise
         root, _, _ = _EighRoot.apply(a, plan)  # type: ignore[no-untyped-call]
     return root
@@ -287,6 +287,7 @@ class _EighRoot(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None]:
@@ -294,8 +295,18 @@ class _EighRoot(torch.autograd.Function):
             return None, None
         root, w, s = ctx.saved_tensors
         basis = EigenBasis(w, s, ctx.plan.inverse)
-        x = _exact(g, root, basis, ctx.plan, dtype=_product_dtype(root))
+        x = gradient_of_root(g, root, basis, ctx.plan, dtype=_product_dtype(root))
         return with_ridge_gradient(x, ctx.plan).to(root.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, None, None]:
+        refuse_nested_forward(ctx.plan.function)
+        # The map from a change of the matrix to one of its root is its own adjoint.
+        root, w, s = ctx.saved_tensors
+        change = with_ridge_gradient((da + da.mT) / 2, ctx.plan)
+        basis = EigenBasis(w, s, ctx.plan.inverse)
+        x = gradient_of_root(change, root, basis, ctx.plan, dtype=_product_dtype(root))
+        return x.to(root.dtype), None, None
 
     @staticmethod
     def vmap(
@@ -317,71 +328,3 @@ class _PlainEighRoot(torch.autograd.Function):
         return outputs[0]
 
     backward = _EighRoot.backward
-
-
-def _exact(
-    g: Tensor, root: Tensor, basis: EigenBasis, plan: RootPlan, *, dtype: torch.dtype
-) -> Tensor:
-    if not basis.inverse and has_zero(basis.s):
-        warnings.warn(
-            f"{plan.function}: {int((basis.s == 0).sum())} of {basis.s.numel()} eigenvalues are "
-            f"null, and the derivative does not exist there; it was set to zero between null "
-            f"directions. Add a ridge for a derivative everywhere",
-            NumericalWarning,
-            stacklevel=2,
-        )
-    with without_autocast(g):
-        if torch.is_grad_enabled():
-            work = basis.w.dtype
-            return differentiable_gradient(g.to(work), root.to(work), basis)
-        return exact_gradient(g, basis, dtype)
-
-
-class _RootOfPrepared(torch.autograd.Function):
-    """Root by any method, with a derivative that does not go through the method's steps."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(p: Tensor, plan: RootPlan) -> Tensor:
-        return _forward(p, plan)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, RootPlan], output: Tensor) -> None:
-        p, ctx.plan = inputs
-        ctx.save_for_backward(p, output)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        plan: RootPlan = ctx.plan
-        p, root = ctx.saved_tensors
-        if plan.gradient == "lyapunov":
-            return lyapunov_gradient(g, p, root, inverse=plan.inverse), None
-        with torch.no_grad():
-            basis = _without_null(_basis_of_prepared(p, plan), plan)
-        return _exact(g, root, basis, plan, dtype=p.dtype), None
-
-
-def _forward(p: Tensor, plan: RootPlan) -> Tensor:
-    assert plan.method != "auto"
-    if plan.method == "eigh":
-        return _basis_of_prepared(p, plan).root(p.dtype)
-    root = iterated_root(p, plan.method, plan.iterations, inverse=plan.inverse)
-    return (root + root.mT) / 2
-
-
-def _basis_of_prepared(p: Tensor, plan: RootPlan) -> EigenBasis:
-    """Of a matrix that was checked and has its ridge."""
-    values, vectors = eigh_each(plan.function, p)
-    s = values.clamp(min=0).sqrt()
-    w = vectors / s.unsqueeze(-2) if plan.inverse else vectors
-    return EigenBasis(w, s, plan.inverse)
-
-
-def _without_null(basis: EigenBasis, plan: RootPlan) -> EigenBasis:
-    """Roots exactly zero where nothing tells an eigenvalue from zero."""
-    if plan.inverse:
-        return basis
-    limit = singular_rtol(plan.dtype, basis.s.dtype) ** 0.5
-    kept = basis.s > limit * basis.s[..., -1:]
-    return basis._replace(s=torch.where(kept, basis.s, 0.0))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
     require_matrix,
@@ -21,6 +22,7 @@ from orthotrain.linalg.decompose import working_dtype
 from orthotrain.linalg.polar import polar_factor
 
 
+@checked
 def basis_stability(
     before: Float[Tensor, "*batch m n"], after: Float[Tensor, "*batch m n"]
 ) -> Float[Tensor, "*batch"]:
@@ -67,6 +69,7 @@ def basis_stability(
     return stability.to(dtype)
 
 
+@checked
 def basis_stability_from_polar(
     q_before: Float[Tensor, "*batch m n"], q_after: Float[Tensor, "*batch m n"]
 ) -> Float[Tensor, "*batch"]:
@@ -103,6 +106,7 @@ def basis_stability_from_polar(
     return cosine.clamp(-1.0, 1.0).to(dtype)
 
 
+@checked
 def mixing_similarity(
     before: Float[Tensor, "*batch m n"], after: Float[Tensor, "*batch m n"]
 ) -> Float[Tensor, "*batch"]:

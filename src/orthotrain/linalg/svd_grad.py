@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_finite, require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError
 from orthotrain.linalg._inputs import (
-    require_finite,
-    require_matrix,
-    require_real_floating,
+    refuse_nested_forward,
+    require_matrix_shape,
     without_autocast,
 )
 from orthotrain.linalg._spectral_gradient import (
@@ -26,6 +27,7 @@ from orthotrain.linalg._symmetric import eigh_each, require_square, rounding, sy
 from orthotrain.linalg.decompose import thin_svd, working_dtype
 
 
+@checked
 def eigh(
     a: Float[Tensor, "*batch n n"],
     *,
@@ -92,6 +94,7 @@ def eigh(
         return values.to(a.dtype), vectors.to(a.dtype)
 
 
+@checked
 def svd(
     a: Float[Tensor, "*batch m n"],
     *,
@@ -134,9 +137,8 @@ def svd(
         >>> s.tolist()
         [4.0, 3.0]
     """
-    if a.ndim < 2 or 0 in a.shape[-2:]:
-        require_matrix("svd", a)
-    require_real_floating("svd", a)
+    require_matrix_shape("svd", a)
+    require_values("svd", "a", a)
     plan = _plan("svd", a, gradient, drop_last)
     u: Tensor
     s: Tensor
@@ -154,11 +156,6 @@ class _Plan(NamedTuple):
 
 
 def _plan(function: str, a: Tensor, gradient: SpectralGradient, drop_last: int) -> _Plan:
-    if gradient not in get_args(SpectralGradient):
-        raise ConfigError(
-            f"{function} needs gradient to be one of {', '.join(get_args(SpectralGradient))}, got "
-            f"{gradient!r}; take 'exact' unless you compare them"
-        )
     size = min(a.shape[-2:])
     if gradient == "top_n" and not 0 <= drop_last < size:
         raise ConfigError(
@@ -183,6 +180,7 @@ class _Eigh(torch.autograd.Function):
         ctx.plan = inputs[1]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(
@@ -203,6 +201,16 @@ class _Eigh(torch.autograd.Function):
                 return None, None
             x = vectors @ (inner + inner.mT) @ vectors.mT / 2
         return _first_unless_exact(x, plan, g_values, g_vectors, values, vectors), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        refuse_nested_forward("eigh")
+        values, vectors = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        with without_autocast(values):
+            inner = vectors.mT @ ((da + da.mT) / 2) @ vectors
+            k = _factors(values.flip(-1), plan).flip(-2, -1)
+            return inner.diagonal(dim1=-2, dim2=-1).clone(), vectors @ (k.mT * inner)
 
     @staticmethod
     def vmap(
@@ -246,7 +254,7 @@ class _Svd(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
         # Here and not before, so that torch.vmap does not meet a decision on numbers.
-        require_finite(plan.function, a)
+        require_finite(plan.function, "a", a)
         # In the dtype of the input, whose rounding decides the route.
         u, s, vh = thin_svd(a.to(plan.dtype))
         return u, s, vh
@@ -256,6 +264,7 @@ class _Svd(torch.autograd.Function):
         ctx.plan = inputs[1]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(
@@ -273,6 +282,17 @@ class _Svd(torch.autograd.Function):
         return _first_unless_exact(x, ctx.plan, g_u, g_s, g_vh, u, s, vh), None
 
     @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_nested_forward("svd")
+        u, s, vh = ctx.saved_tensors
+        with without_autocast(s):
+            k = _factors(s, ctx.plan).mT
+            du = _left_along(da, u, s, vh, k)
+            dv = _left_along(da.mT, vh.mT, s, u.mT, k)
+            ds = (u.mT @ da @ vh.mT).diagonal(dim1=-2, dim2=-1).clone()
+            return du, ds, dv.mT
+
+    @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], a: Tensor, plan: _Plan
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -286,7 +306,21 @@ def _through_left(g: Tensor, u: Tensor, s: Tensor, vh: Tensor, k: Tensor) -> Ten
     x = u @ ((along - along.mT) * k * s.unsqueeze(-2)) @ vh
     if u.shape[-2] == u.shape[-1]:
         return x
-    # The part outside of the span of u is divided by s: none in null directions.
+    return x + ((g - u @ along) * _outside_factors(s)) @ vh
+
+
+def _left_along(da: Tensor, u: Tensor, s: Tensor, vh: Tensor, k: Tensor) -> Tensor:
+    """The adjoint of ``_through_left``: how ``u`` moves with ``a``."""
+    moved = da @ vh.mT
+    along = u.mT @ moved
+    turned = k * (along * s.unsqueeze(-2))
+    du = u @ (turned - turned.mT)
+    if u.shape[-2] == u.shape[-1]:
+        return du
+    return du + (moved - u @ along) * _outside_factors(s)
+
+
+def _outside_factors(s: Tensor) -> Tensor:
+    """``1 / s`` for what lies outside of the span of ``u``: nothing in null directions."""
     null = s <= torch.finfo(s.dtype).eps * s[..., :1]
-    inverse = torch.where(null, 0.0, 1 / torch.where(null, 1.0, s)).unsqueeze(-2)
-    return x + ((g - u @ along) * inverse) @ vh
+    return torch.where(null, 0.0, 1 / torch.where(null, 1.0, s)).unsqueeze(-2)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from orthotrain._names import missing_name
 from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.compression import CompressedLayer, Compression, compress
+from orthotrain.lowrank.dense_view import dense_parameters
 from orthotrain.lowrank.following import follow, restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank
 from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
@@ -35,6 +36,7 @@ __all__ = [
     "Sizes",
     "StoredBudget",
     "compress",
+    "dense_parameters",
     "follow",
     "load",
     "rate_after_cut",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from orthotrain.methods._compat import (
     may_run_out_of_inputs_alone,
     rebuild_reducer,
 )
+from orthotrain.methods.processes import Processes
 
 
 class Agreement:
@@ -64,12 +65,30 @@ class Agreement:
         group: dist.ProcessGroup = wrapper.process_group
         return group
 
+    def require_same(self, sites: Sequence[Site]) -> None:
+        """Raise the same error on all processes unless they can communicate about these layers.
+
+        Messages about layers have their sizes, and such of different sizes end a process.
+
+        Raises:
+            StateError: Processes are at different steps, or their layers have other names or
+                shapes.
+            ConfigError: Processes may run out of inputs at different steps.
+        """
+        if self._group is None:
+            return
+        self._require_all_have_inputs()
+        shapes = [f"{site.name} {tuple(site.parameter.shape)}" for site in sites]
+        Processes(self._group).require_same(
+            "AdaptiveLowRank", [f"step {self._run.step}", *shapes], error=StateError,
+            remedy="Load states and change layers on every process alike",
+        )  # fmt: skip
+
     def ranks(self, decide: Callable[[], list[int]], *, count: int) -> list[int]:
         """The deciding process's list of ``count`` integers; only that process computes it.
 
         Raises:
-            StateError: This process is at another step than the deciding one, or that one
-                failed.
+            StateError: The deciding process failed.
             ConfigError: Processes may run out of inputs at different steps.
 
         Warns:
@@ -79,15 +98,9 @@ class Agreement:
             self._warn_if_others_decide()
             return decide()
         self._require_all_have_inputs()
-        step = self._run.step
-        message = torch.ones(2 + count, dtype=torch.int64, device=self._device)
-        shared = self._from_first(lambda: torch.tensor([step, *decide()]), message).tolist()
-        if shared[0] != step:
-            raise StateError(
-                f"AdaptiveLowRank needs all processes at the same step. This one is at {step}, "
-                f"the first one at {shared[0]}; load the handle's state on every process"
-            )
-        return shared[1:]
+        message = torch.ones(1 + count, dtype=torch.int64, device=self._device)
+        shared: list[int] = self._from_first(lambda: torch.tensor(decide()), message).tolist()
+        return shared
 
     def cut(self, compute: Callable[[], Cut], site: Site, *, rank: int) -> Cut:
         """The deciding process's cut of a site; only that process decomposes.
@@ -178,15 +191,16 @@ class Agreement:
         self._unfitted = False
 
     def _warn_if_others_decide(self) -> None:
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if alone or self._run.wrapper is not None or self._warned:
+        count = self._run.processes.count
+        if count == 1 or self._run.wrapper is not None or self._warned:
             return
         self._warned = True
         warnings.warn(
-            f"AdaptiveLowRank found {dist.get_world_size()} processes but no "
+            f"AdaptiveLowRank found {count} processes but no "
             "DistributedDataParallel around the model. Each process decides its ranks by itself. "
             "To train one model, pass the DistributedDataParallel module to attach, or run its "
-            "forward before the first update",
+            "forward before the first update. To train several, name those that train one "
+            "together: attach(..., process_group=...)",
             OrthotrainWarning,
             stacklevel=2,
         )

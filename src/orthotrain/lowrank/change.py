@@ -13,8 +13,8 @@ from orthotrain.layers._factors import (
     hold_factors_,
     hold_pair_,
     low_rank_class_of,
-    resize_parameter_,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg.factor_pair import balanced_pair
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Cut

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
+from orthotrain._doors import checked
 from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.cut import (
@@ -19,7 +20,7 @@ from orthotrain.lowrank.cut import (
 )
 from orthotrain.lowrank.measure import LossFunction
 from orthotrain.lowrank.metric import Importance
-from orthotrain.lowrank.rank_rule import RankRule, require
+from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Site, find_sites, require_sites
 from orthotrain.methods.select import unwrap
@@ -79,6 +80,7 @@ class Compression:
         return "\n".join([*lines, f"{total}, ranks by {self.importance}"])
 
 
+@checked
 def compress(  # noqa: PLR0913  # a rule and its three short forms
     model: nn.Module,
     *,
@@ -135,7 +137,6 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
     selection = chosen_layers("compress", only=only, skip=skip)
-    require(bases in get_args(Bases), "bases", bases, get_args(Bases))
     require_data_for("compress", data, loss)
     inner = unwrap(model)
     sites, refusals = find_sites(inner, selection)

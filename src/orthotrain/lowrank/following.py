@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain._doors import checked
+from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
 from orthotrain.layers._factors import (
     LowRankModule,
     factor_names,
@@ -19,35 +21,61 @@ from orthotrain.layers._factors import (
     is_factored,
     low_rank_class_of,
     pair_name,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.factor_pair import nearest_pair
+from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.sites import Site
-from orthotrain.methods.select import clean_name, named_modules_clean, unwrap
+from orthotrain.methods.select import named_modules_clean
 
 
 class FollowingCopy:
     """A copy of a model whose layers take over the basis of the original's."""
 
     def __init__(self, copy: nn.Module, model: nn.Module, sites: Sequence[Site]) -> None:
-        theirs = dict(named_modules_clean(copy))
-        names = {id(module): name for name, module in named_modules_clean(model)}
+        self._copy, self._model = copy, model
         self._owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for site in sites:
-            owners = []
-            for module, weight in site.owners:
-                name = names[id(module)]
-                twin = theirs.get(name)
-                if twin is None or low_rank_class_of(twin) is not low_rank_class_of(module):
-                    raise ConfigError(
-                        f"track needs a copy of the attached model, got one without a "
-                        f"{type(module).__name__} named {name!r}; pass copy.deepcopy(model) or "
-                        "torch.optim.swa_utils.AveragedModel(model)"
-                    )
-                owners.append((twin, weight))
-            self._owners[id(site)] = owners
+            self._owners[id(site)] = self._owners_of(site)
+
+    def take(self, sites: Sequence[Site]) -> None:
+        """Follow these sites from now on: layers of the model came, went or were replaced.
+
+        Warns:
+            OrthotrainWarning: The copy has no such layer, and stays as it is there.
+        """
+        known = self._owners
+        self._owners = {}
+        for site in sites:
+            try:
+                self._owners[id(site)] = known.get(id(site)) or self._owners_of(site)
+            except ConfigError as error:
+                warnings.warn(
+                    f"{site.name} is not followed: {error}", OrthotrainWarning, stacklevel=2
+                )
+
+    def _owners_of(self, site: Site) -> list[tuple[nn.Module, str]]:
+        theirs = dict(named_modules_clean(self._copy))
+        names = {id(module): name for name, module in named_modules_clean(self._model)}
+        owners = []
+        for module, weight in site.owners:
+            name = names[id(module)]
+            twin, low_rank_class = theirs.get(name), low_rank_class_of(module)
+            if (
+                twin is None
+                or low_rank_class is None
+                or low_rank_class_of(twin) is not low_rank_class
+                or low_rank_class.layout(twin, weight).shape != site.layout.shape
+            ):
+                raise ConfigError(
+                    f"track needs a copy of the attached model, got one without a "
+                    f"{type(module).__name__} named {name!r} of its shape; pass "
+                    "copy.deepcopy(model) or torch.optim.swa_utils.AveragedModel(model)"
+                )
+            owners.append((twin, weight))
+        return owners
 
     @torch.no_grad()
     def follow(self, site: Site, *, changed: bool = True) -> None:
@@ -60,7 +88,7 @@ class FollowingCopy:
         Of a pair, whose bases move all the time, the projection becomes the pair nearest to the
         site's. Where the site did not change, a copy with a pair of that shape is left as it is.
         """
-        if not site.factored:
+        if not site.factored or id(site) not in self._owners:
             return
         if site.trains_bases:
             self._follow_pair(site, changed=changed)
@@ -119,6 +147,7 @@ def _projected(module: nn.Module, weight: str, site: Site) -> Tensor:
     return (u.mT @ own_u) @ own_core @ (own_vh @ vh.mT)
 
 
+@checked
 def follow(model: nn.Module) -> nn.Module:
     """Let a model take the structure of every low-rank state dict that it loads from now on.
 
@@ -138,8 +167,6 @@ def follow(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: ``model`` is no module, or none of its layers has a low-rank form.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"follow needs an nn.Module, got {type(model).__name__}")
     if not follow_checkpoints(model):
         raise ConfigError(
             "follow needs a model with layers that have a low-rank form (nn.Linear, convolutions, "
@@ -162,11 +189,12 @@ def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
     ]
 
 
+@checked
 def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
 
     Ranks and forms follow the checkpoint; values are not copied, ``load_state_dict`` does that.
-    Wrapper prefixes (``module.``, ``_orig_mod.``) on either side do not matter.
+    What wrappers put into names (``module.``, ``_orig_mod.``) does not matter on either side.
 
     Args:
         model: A fresh model, dense or low-rank.
@@ -178,13 +206,13 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
     Raises:
         CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
     """
-    wanted = {clean_name(name): value for name, value in state_dict.items()}
+    wanted = as_names_of(model, state_dict)
     problems: list[str] = []
-    known: set[str] = set()
-    for name, module in unwrap(model).named_modules(remove_duplicate=False):
+    known = {*clean_keys(model)}  # a dense parameter may be called core
+    for name, module in named_modules_clean(model, remove_duplicate=False):
         low_rank_class = low_rank_class_of(module)
         if low_rank_class is not None:
-            prefix = f"{clean_name(name)}." if name else ""
+            prefix = f"{name}." if name else ""
             for weight in low_rank_class.weight_names:
                 known |= {prefix + factor_names(weight)[1], prefix + pair_name(weight)}
             follow_state_dict(module, wanted, prefix, problems)
@@ -212,11 +240,6 @@ def share_tied_factors_(model: nn.Module) -> None:
             shared = owner.factors(owner_weight)
             if shared.u.shape == u.shape and shared.vh.shape == vh.shape:
                 hold_factors_(module, weight, type(module), shared.u, shared.vh)
-
-
-def is_factored_name(name: str) -> bool:
-    """Whether a name of a state dict is that of a core or a pair: ``core``, ``in_proj_pair``."""
-    return name.rpartition(".")[2].rpartition("_")[2] in ("core", "pair")
 
 
 def factored_weights(model: nn.Module) -> list[tuple[LowRankModule, str]]:

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from orthotrain._checks import require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
@@ -30,6 +31,7 @@ from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import orthogonalizes
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLowRank(LowRankSettings, Method):
     """Low-rank training from a dense start: the weights are cut where the loss feels it least.
@@ -189,7 +191,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         if self.spread:
             self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
-        training = LowRankTraining(self, schedule, run, sites, refusals)
+        training = LowRankTraining(self, schedule, run, sites, refusals, selection)
         if self.bases == "trained" and orthogonalizes(run.optimizer):
             warnings.warn(
                 "Muon sees the two trained factors of a layer as one matrix, side by side, so its "

@@ -6,15 +6,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
 
 
+@checked
 @dataclass(frozen=True)
 class Candidate:
     """What a rank rule knows of one layer at an update.
@@ -37,7 +40,7 @@ class Candidate:
         name: Its name, for messages.
     """
 
-    spectrum: Tensor
+    spectrum: Float[Tensor, "blocks r"]
     cut_energy: Sequence[float]
     ceiling: int
     m: int
@@ -78,6 +81,8 @@ class RankRule(ABC):
 
     sees_all_layers: ClassVar[bool] = True
     one_cut: ClassVar[bool] = False
+    # Whoever takes a rule takes its short forms, too, and says what is wrong with all of them.
+    checked_by_taker: ClassVar[bool] = True
 
     @abstractmethod
     def ranks(
@@ -151,8 +156,8 @@ class Limits:
     min_rank_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        require_share("max_drop", self.max_drop, one=True)
-        require_share("min_rank_fraction", self.min_rank_fraction, zero=True)
+        require_share("AdaptiveLowRank", "max_drop", self.max_drop, one=True)
+        require_share("AdaptiveLowRank", "min_rank_fraction", self.min_rank_fraction, zero=True)
 
     def floor(self, full_rank: int) -> int:
         """The smallest rank allowed."""
@@ -167,15 +172,3 @@ def require(holds: bool, name: str, value: object, needed: object) -> None:
     """
     if not holds:
         raise ConfigError(f"{name} must be {needed}, got {value!r}")
-
-
-def require_share(name: str, value: object, *, zero: bool = False, one: bool = False) -> None:
-    """Refuse a setting that is no number from 0 to 1; ``zero`` and ``one`` allow the ends.
-
-    Raises:
-        ConfigError: Another number, or none, such as the string that YAML makes of ``1e-1``.
-    """
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    holds = 0 < number < 1 or (zero and number == 0) or (one and number == 1)
-    interval = ("[" if zero else "(") + "0, 1" + ("]" if one else ")")
-    require(holds, name, value, f"a share in {interval}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Final
 
-from orthotrain._checks import require_steps
+from orthotrain._checks import require_number, require_steps
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 
 #: The training after a cut takes the dense run's peak rate from this share of its steps on.
@@ -16,6 +16,7 @@ FULL_RATE_LENGTH: Final = 0.8
 FELT_LOSS: Final = 0.002
 
 
+@checked
 def rate_after_cut(
     peak: float,
     *,
@@ -59,26 +60,17 @@ def rate_after_cut(
     """
     require_steps("rate_after_cut", "steps", steps)
     require_steps("rate_after_cut", "dense_steps", dense_steps)
-    if not _is_finite(peak) or peak <= 0:
-        raise ConfigError(
-            f"rate_after_cut needs the peak rate of the dense run as a positive number, got "
-            f"{peak!r}; it is the largest rate of its schedule, not the last one"
-        )
+    require_number("rate_after_cut", "peak", peak, above=0)
     by_length = min(1.0, steps / dense_steps / FULL_RATE_LENGTH)
     if loss_before is None and loss_after is None:
         return peak * by_length
-    if not (_is_finite(loss_before) and _is_finite(loss_after)):
+    if loss_before is None or loss_after is None:
         raise ConfigError(
-            f"rate_after_cut needs both losses as finite numbers, or none, got "
-            f"loss_before={loss_before!r} and loss_after={loss_after!r}"
+            f"rate_after_cut needs both losses, or none, got loss_before={loss_before!r} and "
+            f"loss_after={loss_after!r}; measure both on the same batches"
         )
-    assert loss_before is not None
-    assert loss_after is not None
+    require_number("rate_after_cut", "loss_before", loss_before)
+    require_number("rate_after_cut", "loss_after", loss_after)
     lost, felt = max(0.0, loss_after - loss_before), FELT_LOSS * abs(loss_before)
     by_loss = math.sqrt(min(1.0, lost / felt)) if felt else float(lost > 0)
     return peak * by_length * by_loss
-
-
-def _is_finite(value: object) -> bool:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]

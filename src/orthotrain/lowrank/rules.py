@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from orthotrain._checks import require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.layers import stored_numbers
 from orthotrain.linalg import numerical_rank, ranks_within_budget
-from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule, require_share
+from orthotrain.lowrank.rank_rule import Candidate, LayerRule, RankRule
 
 
+@checked
 @dataclass(frozen=True)
 class Relative(LayerRule):
     """Drop singular values below a share of the layer's largest one. Short form: ``rank_rtol=``.
@@ -30,13 +33,14 @@ class Relative(LayerRule):
     rtol: float
 
     def __post_init__(self) -> None:
-        require_share("rank_rtol", self.rtol, zero=True)
+        require_share("Relative", "rtol (short form rank_rtol)", self.rtol, zero=True)
 
     def rank(self, layer: Candidate) -> int:
         """The most that a block of the layer needs."""
         return int(numerical_rank(layer.spectrum, rtol=self.rtol).max())
 
 
+@checked
 @dataclass(frozen=True)
 class Energy(LayerRule):
     """Keep a share of the energy of each layer. Short form: ``energy=``.
@@ -54,7 +58,7 @@ class Energy(LayerRule):
     share: float
 
     def __post_init__(self) -> None:
-        require_share("energy", self.share, one=True)
+        require_share("Energy", "share (short form energy)", self.share, one=True)
 
     def rank(self, layer: Candidate) -> int:
         """The most that a block of the layer needs."""
@@ -65,6 +69,7 @@ class Energy(LayerRule):
         return int(numerical_rank(s, energy=self.share, total_energy=total).max())
 
 
+@checked
 @dataclass(frozen=True)
 class StoredBudget(RankRule):
     """Cut until the model stores a share of the dense model's numbers. Short: ``stored_budget=``.
@@ -86,7 +91,7 @@ class StoredBudget(RankRule):
     share: float
 
     def __post_init__(self) -> None:
-        require_share("stored_budget", self.share, one=True)
+        require_share("StoredBudget", "share (short form stored_budget)", self.share, one=True)
 
     def ranks(
         self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
@@ -187,6 +192,7 @@ def chosen_rule(rank: object, **short_forms: object) -> RankRule:
     )
 
 
+@checked
 def read_rule(text: str) -> RankRule:
     """The rule that a text such as ``"energy=0.9"`` names.
 

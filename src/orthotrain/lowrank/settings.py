@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from functools import cached_property
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from orthotrain._checks import require_steps
+from orthotrain._checks import require_number, require_share, require_steps
 from orthotrain.layers import Bases
 from orthotrain.lowrank.metric import Importance
-from orthotrain.lowrank.rank_rule import Limits, RankRule, require, require_share
+from orthotrain.lowrank.rank_rule import Limits, RankRule, require
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
 from orthotrain.methods.optimizer_state import StateMode
@@ -55,34 +53,21 @@ class LowRankSettings:
         for name, least in (("delay_steps", 0), ("every_steps", 1)):
             value = getattr(self, name)
             if isinstance(value, float):
-                require_share(name, value, one=True)
+                require_share("AdaptiveLowRank", name, value, one=True)
             elif value != "auto":
-                _require_count(name, value, least)
-        require_share("layer_fraction", self.layer_fraction, one=True)
-        for name, choices in (
-            ("optimizer_state", StateMode), ("bases", Bases), ("importance", Importance),
-        ):  # fmt: skip
-            require(getattr(self, name) in get_args(choices), name, getattr(self, name),
-                    get_args(choices))  # fmt: skip
+                require_steps("AdaptiveLowRank", name, value, least=least)
+        require_share("AdaptiveLowRank", "layer_fraction", self.layer_fraction, one=True)
         if self.bases == "trained":
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
             require(mode != "slice", "optimizer_state", mode, needed)
         for name in ("only", "skip"):  # a list could change afterwards
-            patterns: Any = getattr(self, name)
-            require(not isinstance(patterns, str), name, patterns, "a sequence of patterns")
-            object.__setattr__(self, name, tuple(patterns))
-        require(
-            _positive(self.max_aspect) and self.max_aspect > 1,
-            "max_aspect", self.max_aspect, "a number above 1, math.inf for every shape",
-        )  # fmt: skip
-        for name, needed in (
-            ("factor_step", "a positive number"),
-            ("core_step", 'a positive number or "auto"'),
-        ):
-            value = getattr(self, name)
-            holds = _positive(value) and math.isfinite(value)
-            require(holds or (name == "core_step" and value == "auto"), name, value, needed)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        needed = "a number above 1, math.inf for every shape"
+        require(self.max_aspect > 1, "max_aspect", self.max_aspect, needed)
+        for name in ("factor_step", "core_step"):
+            if getattr(self, name) != "auto":
+                require_number("AdaptiveLowRank", name, getattr(self, name), above=0)
         _ = self.limits  # checks what it is made of
 
     @cached_property
@@ -97,13 +82,3 @@ class LowRankSettings:
             window=0 if self.importance == "weight" else WATCHED_STEPS,
             one_cut=self.rank.one_cut and self.layer_fraction == 1 and self.max_drop == 1,
         )  # fmt: skip
-
-
-def _require_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, str):
-        require(False, name, value, 'a step count, a share of the run or "auto"')
-    require_steps("AdaptiveLowRank", name, value, least=least)
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0

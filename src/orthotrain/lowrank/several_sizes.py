@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from orthotrain._checks import require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.change import cut_trained_site_
@@ -27,7 +29,6 @@ from orthotrain.lowrank.cut import (
     stored_in,
 )
 from orthotrain.lowrank.measure import LossFunction, mean_loss
-from orthotrain.lowrank.rank_rule import require_share
 from orthotrain.lowrank.rules import StoredBudget
 from orthotrain.lowrank.sites import (
     Selection,
@@ -37,7 +38,8 @@ from orthotrain.lowrank.sites import (
     require_sites,
     require_supported,
 )
-from orthotrain.methods._optimizer import is_no_step, require_model, unwrap_optimizer
+from orthotrain.methods._optimizer import is_no_step, require_model
+from orthotrain.methods._wrapped_optimizer import outermost_optimizer
 from orthotrain.methods.copies import copy_together, frozen_copy, require_own_parameters
 from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.select import unwrap
@@ -48,6 +50,7 @@ _logger = logging.getLogger("orthotrain")
 TrainOn = Callable[[Branch], float | Tensor | None]
 
 
+@checked
 def sizes(  # noqa: PLR0913  # what is cut, measured and trained
     model: nn.Module,
     optimizer: Optimizer,
@@ -105,7 +108,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         OrthotrainWarning: ``train_on`` returned neither a number nor None; its loss is left out.
     """
     require_model("sizes", model, optimizer)
-    optimizer, start = unwrap_optimizer("sizes", optimizer), unwrap(model)
+    optimizer, start = outermost_optimizer("sizes", optimizer), unwrap(model)
     rules = _rules(shares)
     selection = chosen_layers("sizes", only=only, skip=skip)
     require_data_for("sizes", data, loss)
@@ -153,7 +156,7 @@ def _rules(shares: Sequence[float]) -> list[StoredBudget]:
             f"sizes needs one share or more in a list, such as [0.75, 0.5, 0.3], got {shares!r}"
         )
     for share in shares:
-        require_share("each of shares", share)
+        require_share("sizes", "each of shares", share)
     if len(set(shares)) < len(shares):
         raise ConfigError(f"sizes needs each share once, got {list(shares)!r}")
     return [StoredBudget(share) for share in shares]

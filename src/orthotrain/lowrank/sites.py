@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
@@ -22,6 +20,8 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
+from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape
+from orthotrain.lowrank.no_form import is_layer, layers_without_form
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
@@ -30,9 +30,6 @@ _MAX_ASPECT = 10.0
 
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
 _CONV_RANK_MULTIPLE = 16
-
-_CONVERTED_CLASSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-_COMPUTED = "its weight is computed from other parameters (weight_norm, spectral_norm, pruning)"
 
 
 @dataclass(eq=False)
@@ -162,7 +159,7 @@ def find_sites(
     """
     skipped = _named(model, selection.skip)
     only = _named(model, selection.only) if selection.only else None
-    layers = [module for _, module in named_modules_clean(model) if _is_layer(module)]
+    layers = [module for _, module in named_modules_clean(model) if is_layer(module)]
     ends = {id(layer) for layer in layers[:1] if selection.dense_first}
     ends |= {id(layer) for layer in layers[-1:] if selection.dense_last}
     weights = list(_weights(model, selection))
@@ -170,7 +167,8 @@ def find_sites(
     by_parameter: dict[int, list[Site]] = {}
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
-    sites, refusals = [], _without_form(model)
+    without = layers_without_form(model, by_parameter.keys())
+    sites, refusals = [], [Refusal(name, reason) for name, reason in without]
     for key, tied in by_parameter.items():
         reasons = [
             _refusal(site, selection, ends, skipped) or foreign.get(key) or _left_out(site, only)
@@ -178,6 +176,7 @@ def find_sites(
         ]
         if trained is not None:
             reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
+            reasons = [reason or _hooked(tied[0]) for reason in reasons]
         if len({site.layout for site in tied}) > 1:
             reasons = [f"tied weight held in different shapes by {_names(tied)}"] * len(tied)
         if any(reasons):
@@ -229,12 +228,23 @@ def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str)
     """
     if sites:
         return
-    shown = "; ".join(f"{r.name or 'the model'}: {r.reason}" for r in refusals[:5])
+    by_reason: dict[str, list[str]] = {}
+    for refusal in refusals:
+        by_reason.setdefault(refusal.reason, []).append(refusal.name or "the model")
+    shown = "; ".join(_said(reason, names) for reason, names in by_reason.items())
     raise ConfigError(
         f"{what} needs at least one eligible layer (Linear, Conv1d/2d/3d, MultiheadAttention), "
         f"got a model with none{': ' + shown if shown else ''}; loosen skip, dense_first and "
         "dense_last, or attach to the module that holds the layers"
     )
+
+
+def _said(reason: str, names: Sequence[str], most: int = 8) -> str:
+    """A reason with the names of the layers that it holds for."""
+    first, *others = names
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    also = f" (also {', '.join(others[: most - 1])}{more})" if others else ""
+    return f"{first}: {reason}{also}"
 
 
 def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
@@ -297,37 +307,8 @@ def _untrained(site: Site, trained: Set[int]) -> str | None:
     return None
 
 
-def _is_layer(module: nn.Module) -> bool:
-    """Whether this is a layer of a kind one would expect to be converted."""
-    expected = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
-    return isinstance(module, expected) or low_rank_class_of(module) is not None
-
-
-def _without_form(model: nn.Module) -> list[Refusal]:
-    """Layers one would expect to be converted that cannot be held low-rank."""
-    refusals = []
-    for name, module in named_modules_clean(model):
-        low_rank_class = low_rank_class_of(module)
-        if is_parametrized(module) and _is_layer(module):
-            refusals.append(Refusal(name, _COMPUTED))
-        elif _is_layer(module) and low_rank_class is None:
-            refusals.append(Refusal(name, _no_form(module)))
-        elif low_rank_class is not None and not any(
-            weight_parameter(module, weight) is not None for weight in low_rank_class.weight_names
-        ):
-            refusals.append(Refusal(name, _COMPUTED))
-    return refusals
-
-
-def _no_form(module: nn.Module) -> str:
-    """Why a layer of this class has no low-rank form."""
-    kind = type(module).__name__
-    if isinstance(module, LazyModuleMixin):
-        return f"{kind} has no weight yet; run a batch through the model before"
-    base = next((c for c in _CONVERTED_CLASSES if isinstance(module, c)), None)
-    if base is None:
-        return f"{kind} has no low-rank form"
-    return f"{kind} has no low-rank form: a subclass of {base.__name__} may compute something else"
+def _hooked(site: Site) -> str | None:
+    return None if site.factored else hook_that_needs_the_shape(site.parameter)
 
 
 def _names(sites: Sequence[Site]) -> str:

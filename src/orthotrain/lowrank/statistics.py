@@ -31,7 +31,7 @@ class Statistics:
     """
 
     def __init__(self, sites: Sequence[Site], importance: Importance, agreement: Agreement) -> None:
-        self._sites = list(sites)
+        self._sites = sites  # which may be others in the next window
         self._importance = importance
         self._agreement = agreement
         self._collector: Collector | None = None

@@ -43,7 +43,7 @@ class StepScale:
         core: float | Literal["auto"],
         pair: float,
     ) -> None:
-        self._sites = list(sites)
+        self._sites = sites  # which come and go
         self._core = core if core != "auto" or normalizes(optimizer) else 1.0
         self._pair = pair
         self._before: list[tuple[nn.Parameter, Tensor, float]] = []

@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
-from orthotrain.files import write_atomically
-from orthotrain.lowrank.following import is_factored_name, restore_structure
+from orthotrain.files import remedy, write_atomically
+from orthotrain.lowrank.following import restore_structure
+from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
-from orthotrain.methods.select import clean_name, unwrap
+from orthotrain.methods.select import unwrap
 
 
+@checked
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's parameters and buffers, the rank of each low-rank weight, and a hash.
 
@@ -31,7 +35,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: The file cannot be written.
     """
     path = Path(path)
-    tensors, aliases = _distinct(unwrap(model).state_dict())
+    inner = unwrap(model)
+    state = inner.state_dict()
+    tensors, aliases = _distinct({name: state[key] for name, key in clean_keys(inner).items()})
     metadata = {
         "ranks": json.dumps(_ranks(tensors), sort_keys=True),
         "aliases": json.dumps(aliases, sort_keys=True),
@@ -41,19 +47,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise CheckpointError(
-            f"save needs to write {len(content):,} bytes to {path}, got: {error}; make room, make "
-            "the folder or choose another one. A file that was there before is unchanged"
+            f"save needs to write {len(content):,} bytes to {path}, got: {error}; "
+            f"{remedy(error)}. A file that was there before is unchanged"
         ) from error
 
 
+@checked
 def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Shape a model like a saved one and take over its values, in place.
 
     The content is checked against the hash that ``save`` wrote. A file without one, from an
-    earlier version or another program, is loaded with a line in the log.
+    earlier version or another program, is loaded with a line in the log. What wrappers put into
+    names does not matter, neither around the model nor around parts of it.
 
     Args:
-        model: A fresh model of the same architecture, dense or low-rank.
+        model: A fresh model of the same architecture, dense or low-rank. What it has on the meta
+            device gets memory on the CPU.
         path: A file that ``save`` wrote, or safetensors with the model's own names.
 
     Returns:
@@ -61,22 +70,48 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         CheckpointError: The file is missing, damaged or of an unknown format, or it belongs to
-            another architecture; in the last case the model may have changed in part, so build
-            it anew.
+            another architecture, or has no value for something that is on the meta device; in
+            the last two cases the model may have changed in part, so build it anew.
     """
     path = Path(path)
     tensors, aliases = read_saved(path)
     tensors |= {alias: tensors[name] for alias, name in aliases.items()}
     inner = unwrap(model)
+    tensors = as_names_of(inner, tensors)
     try:
         restore_structure(inner, tensors)
-        inner.load_state_dict(tensors)
+        _give_memory(inner)
+        keys = clean_keys(inner)
+        inner.load_state_dict({keys.get(name, name): value for name, value in tensors.items()})
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(
             f"load needs the model that {path} was saved from, got another one: {error}; build "
             "it with the settings it was trained with"
         ) from error
+    if without := [name for name, value in inner.named_buffers() if value.is_meta]:
+        raise CheckpointError(
+            f"load has no value for {', '.join(without)}: on the meta device, and no part of a "
+            "state dict; build the model on a device"
+        )
     return model
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Replace what a state dict fills and is on the meta device; what was shared stays so."""
+    memory: dict[int, Tensor] = {}
+    for module in model.modules():
+        kept_out = module._non_persistent_buffers_set
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in tables:
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta or name in kept_out:
+                    continue
+                if id(tensor) not in memory:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, tensor.requires_grad)
+                    memory[id(tensor)] = empty
+                held[name] = memory[id(tensor)]
 
 
 def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -128,8 +163,7 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     """Tensors without repetitions, and the names of those that are the same as another."""
     first: dict[tuple[object, ...], str] = {}
     tensors, aliases = {}, {}
-    for key, tensor in state.items():
-        name = clean_name(key)
+    for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
                 f"save needs tensors only, got {type(tensor).__name__} for {name} (extra state); "

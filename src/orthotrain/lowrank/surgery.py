@@ -7,13 +7,14 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from orthotrain._doors import checked
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
     holds_pair,
-    resize_parameter_,
     weight_parameter,
 )
+from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.following import factored_weights
@@ -25,12 +26,13 @@ _READS_WEIGHTS_BY_NAME = (
 )
 
 
+@checked
 def to_dense(model: nn.Module) -> nn.Module:
     """Merge every low-rank layer into a plain dense one, in place.
 
     The modules keep their identity and return to their own class; the Parameter object of the
-    core or the pair becomes the dense weight. Meant for after training: optimizer state is not
-    carried over.
+    core or the pair becomes the dense weight. Meant for after training: an optimizer that goes
+    on drops its state of these weights at its next step, with a warning.
 
     Args:
         model: A model with or without low-rank layers.
@@ -52,6 +54,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     return model
 
 
+@checked
 def to_factored(model: nn.Module) -> nn.Module:
     """Turn low-rank layers into two plain layers each, for deployment, in place.
 

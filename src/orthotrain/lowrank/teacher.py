@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.lowrank.rank_rule import require_share
+from orthotrain._checks import require_number, require_share, require_values
+from orthotrain._doors import checked
+from orthotrain.errors import ShapeError
 
 
+@checked
 def teacher_loss(  # noqa: PLR0913  # one loss of two models, five settings
     logits: Float[Tensor, "*all"],
     teacher_logits: Float[Tensor, "*all"],
@@ -63,10 +62,10 @@ def teacher_loss(  # noqa: PLR0913  # one loss of two models, five settings
         >>> round(float(teacher_loss(logits, logits, torch.tensor(0.0), weight=1.0)), 4)
         0.3653
     """
-    require_share("weight", weight, zero=True, one=True)
-    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
-        raise ConfigError(f"temperature must be a positive number, got {temperature!r}")
-    _check(logits, teacher_logits, loss)
+    require_share("teacher_loss", "weight", weight, zero=True, one=True)
+    # Beyond these the softmax of any logits is a single class, or flat.
+    require_number("teacher_loss", "temperature", temperature, least=1e-4, most=1e4)
+    _check(logits, teacher_logits, loss, dim)
     teacher_logits = teacher_logits.detach().to(logits.device)
     with torch.autocast(device_type=logits.device.type, enabled=False):
         exact = torch.promote_types(logits.dtype, torch.float32)
@@ -80,10 +79,6 @@ def teacher_loss(  # noqa: PLR0913  # one loss of two models, five settings
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
-    if mask.dtype != torch.bool:
-        raise ConfigError(
-            f"teacher_loss needs a boolean mask, got {mask.dtype}; compare, such as labels != -100"
-        )
     if mask.shape != values.shape:
         raise ShapeError(
             f"teacher_loss needs a mask of shape {tuple(values.shape)}, that of the logits without "
@@ -92,17 +87,18 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
 
 
-def _check(logits: Tensor, teacher_logits: Tensor, loss: Tensor | float) -> None:
-    for name, value in (("logits", logits), ("teacher_logits", teacher_logits)):
-        if not value.is_floating_point():
-            raise ConfigError(
-                f"teacher_loss needs floating-point logits, got {name} of dtype {value.dtype}; "
-                "give what the model puts out, before argmax"
-            )
+def _check(logits: Tensor, teacher_logits: Tensor, loss: Tensor | float, dim: int) -> None:
+    require_values("teacher_loss", "logits", logits)
+    require_values("teacher_loss", "teacher_logits", teacher_logits)
     if logits.ndim == 0 or teacher_logits.shape != logits.shape:
         raise ShapeError(
             f"teacher_loss needs logits and teacher_logits of one shape, got {tuple(logits.shape)} "
             f"and {tuple(teacher_logits.shape)}; give both models the same batch"
+        )
+    if not -logits.ndim <= dim < logits.ndim:
+        raise ShapeError(
+            f"teacher_loss needs dim in [{-logits.ndim}, {logits.ndim}), a dimension of logits of "
+            f"shape {tuple(logits.shape)}, got {dim}; -1 is the last one"
         )
     if isinstance(loss, Tensor) and loss.numel() != 1:
         raise ShapeError(

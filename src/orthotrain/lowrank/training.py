@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import StateError
 from orthotrain.lowrank.agree import Agreement
@@ -14,14 +16,16 @@ from orthotrain.lowrank.cut import stored_in
 from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.present import Present, look_again
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
-from orthotrain.lowrank.sites import Refusal, Site, other_numbers, require_supported
+from orthotrain.lowrank.sites import Refusal, Selection, Site, other_numbers, require_supported
 from orthotrain.lowrank.statistics import Statistics
 from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
+from orthotrain.methods._state_check import STATE_IS_MISSING
 from orthotrain.methods.optimizer_state import check_shapes
 
 
@@ -35,54 +39,56 @@ class LowRankTraining(Bound):
         run: Run,
         sites: Sequence[Site],
         refusals: Sequence[Refusal],
+        selection: Selection,
     ) -> None:
         self._settings = settings
         self._schedule = schedule
         self._run = run
-        self._sites = list(sites)
-        self._refusals = list(refusals)
+        self._sites = list(sites)  # the one list that all parts hold
+        self._selection = selection
         self._layers = {site.name: LayerHistory() for site in sites}
         self._guard = LossGuard()
         self._updates = 0
         self._copies: list[FollowingCopy] = []
         self._agreement = Agreement(run)
-        self._statistics = Statistics(sites, settings.importance, self._agreement)
+        self._statistics = Statistics(self._sites, settings.importance, self._agreement)
         self._unseen: list[str] = []
         inside = sum(site.dense_numbers for site in sites)
         outside = other_numbers(run.model, sites)
         self._dense_numbers = inside + outside
         self._stored_at_start = outside + sum(map(stored_in, sites))
         self._step_scale = StepScale(
-            sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
+            self._sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
         )
-        self._parameters = [site.parameter for site in sites]
+        self._last_seen = Present(self._sites, [], list(refusals))
+        self._model_hooks: list[RemovableHandle] = []
+        self._copy_hooks: list[RemovableHandle] = []
         self._shapes = self._present_shapes()
         for site in sites:
             require_supported(
                 run.optimizer, site, shape=site.layout.factor_shapes(1)[1],
                 what="AdaptiveLowRank cannot convert",
             )  # fmt: skip
+        self._low_rank_before = {site.name for site in sites if site.factored}
+        self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
         if schedule.first == 0:
             self._begin()
             self._go_on(at_once=True)
         self._watch()
-        self._load_hooks = follow_checkpoints(run.model)
+        self._model_hooks = follow_checkpoints(run.model)
 
     def before_step(self) -> None:
-        """Refuse to step on optimizer state of another shape.
-
-        After a change this method did not make: a part of the model was loaded by itself, or
-        someone called ``to_dense`` or ``compress`` in the middle of training.
-        """
-        shapes = self._present_shapes()
-        if shapes != self._shapes:
-            check_shapes(self._run.optimizer)
-            self._shapes = shapes
+        """Refuse a run that was resumed in part; remember what the step is about to change."""
+        if self._state_is_missing:
+            raise StateError(
+                "AdaptiveLowRank: the model that was loaded is low-rank, and its schedule is at "
+                f"its start; {STATE_IS_MISSING}"
+            )
         self._step_scale.step_begins()
 
     def _present_shapes(self) -> list[torch.Size]:
-        return [parameter.shape for parameter in self._parameters]
+        return [site.parameter.shape for site in self._sites]
 
     def after_step(self) -> None:
         """Scale the step; update where one is due; watch the passes where one is near."""
@@ -101,9 +107,37 @@ class LowRankTraining(Bound):
             return
         watched = self._schedule.watched(self._run.step)
         if watched and not self._statistics.active:
-            self._statistics.open()
+            self._look_again(take_new=True)
+            self._agreement.require_same(self._sites)
+            if self._sites:
+                self._statistics.open()
         elif not watched and self._statistics.active:
             self._statistics.close()
+
+    def _present(self) -> Present:
+        if self._run._optimizer() is not None:  # a function that trains may return the handle
+            self._last_seen = look_again(self._run, self._selection, self._sites)
+        return self._last_seen
+
+    def _look_again(self, *, take_new: bool) -> None:
+        """Leave out layers that are gone; take those that are new, where they can be judged."""
+        present = self._present()
+        if not take_new:
+            present = replace(present, new=[])
+        if not present.new and present.kept == self._sites:
+            return
+        for site in self._sites:
+            if site not in present.kept:
+                self._layers.pop(site.name, None)
+        self._sites[:] = present.together(self._run.model)
+        for site in self._sites:
+            self._layers.setdefault(site.name, LayerHistory())
+        for copy in self._copies:
+            copy.take(self._sites)
+        for hook in self._model_hooks:
+            hook.remove()
+        self._model_hooks = follow_checkpoints(self._run.model)
+        self._shapes = self._present_shapes()
 
     def observe(self, loss: float, *, step: int) -> None:
         """Take one training loss, to notice a cut that hurts."""
@@ -111,6 +145,9 @@ class LowRankTraining(Bound):
 
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
+        if not self._updates and not self._has_state:
+            low_rank = {site.name for site in self._sites if site.factored}
+            self._state_is_missing = not low_rank <= self._low_rank_before
         share_tied_factors_(self._run.model)
         self._agreement.model_loaded()
 
@@ -122,6 +159,12 @@ class LowRankTraining(Bound):
             self._go_on(at_once=True)
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
+        # What was watched are the layers of the window's first step.
+        self._look_again(take_new=not self._statistics.active)
+        self._agreement.require_same(self._sites)
+        if not self._sites:
+            self._statistics.close()
+            return
         self._statistics.require_data()
         self._statistics.stop()
         self._updates += 1
@@ -164,24 +207,36 @@ class LowRankTraining(Bound):
 
     # --- what is told -------------------------------------------------------------------------
 
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each layer."""
+        return [f"{site.name} ({site.layout})" for site in self._sites]
+
     def _record(self, event: str, **fields: Any) -> None:
         self._run.record(method="adaptive_low_rank", event=event, **fields)
 
     def rows(self) -> list[Row]:
         """One row per site, in model order."""
-        return [row_of(site, self._layers[site.name]) for site in self._sites]
+        present = self._present()
+        return [row_of(site, self._layers[site.name]) for site in present.kept]
 
     def notes(self) -> list[str]:
         """Layers left as they are with the reason, cuts that hurt, and what has no effect yet."""
+        present = self._present()
+        late = self._schedule.every is None and (self._updates > 0 or self._statistics.active)
+        then = "no later one is due, so it stays dense" if late else "a later one takes it"
+        new = [
+            Refusal(site.name, f"it came or changed after the layers of an update were set; {then}")
+            for site in present.new
+        ]
         return notes_on(
-            self._sites, self._refusals, self._layers, schedule=self._schedule,
+            present.kept, [*present.refusals, *new], self._layers, schedule=self._schedule,
             updates=self._updates, losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
         )  # fmt: skip
 
     def plan(self) -> list[str]:
         """When layers switch and when every layer is reached."""
         return plan_of(
-            self._settings, self._schedule, self._sites, refused=len(self._refusals),
+            self._settings, self._schedule, self._sites, refused=len(self._last_seen.refusals),
             numbers=self._dense_numbers, stored=self._stored_at_start,
             total_steps=self._run.total_steps,
         )  # fmt: skip
@@ -206,14 +261,16 @@ class LowRankTraining(Bound):
             StateError: The state is of other layers.
         """
         theirs = state.get("layers", {})
-        if set(theirs) != set(self._layers):
-            odd = sorted(set(theirs) ^ set(self._layers))[:5]
+        resting = {refusal.name for refusal in self._present().refusals}
+        odd = sorted(set(theirs) ^ set(self._layers))[:5]
+        if {site.name for site in self._sites} - set(theirs) or set(odd) - resting:
             raise StateError(
                 f"AdaptiveLowRank needs the state of the same {len(self._layers)} layers, got "
                 f"{len(theirs)} layers that differ in {odd}. Attach with the settings that the "
                 "state was saved with: skip, dense_first, dense_last"
             )
-        self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in self._layers}
+        self._has_state, self._state_is_missing = True, False
+        self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in theirs}
         self._updates = int(state["updates"])
         self._guard.load_state_dict(state["guard"])
         self._unseen = list(state.get("unseen", []))  # older states have neither
@@ -228,12 +285,11 @@ class LowRankTraining(Bound):
         copy = FollowingCopy(model, self._run.model, self._sites)
         for site in self._sites:
             copy.follow(site, changed=False)
-        self._load_hooks += follow_checkpoints(model)
+        self._copy_hooks += follow_checkpoints(model)
         self._copies.append(copy)
 
     def detach(self) -> None:
         """Stop following checkpoints and watching passes; layers stay as they are."""
         self._statistics.close()
-        for hook in self._load_hooks:
+        for hook in (*self._model_hooks, *self._copy_hooks):
             hook.remove()
-        self._load_hooks.clear()

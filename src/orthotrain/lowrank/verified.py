@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from orthotrain.errors import CheckpointError
+from orthotrain.files import remedy
 
 _logger = logging.getLogger("orthotrain")
 
@@ -90,12 +91,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        # Its own error for what cannot be opened does not name the cause.
+        with path.open("rb"):
+            pass
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} does not exist; need a safetensors file, check the path"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {remedy(error)}") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
 

@@ -6,14 +6,18 @@ import gc
 import logging
 import weakref
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain._checks import require_count, require_steps
 from orthotrain.errors import ConfigError
-from orthotrain.methods._optimizer import require_model, unwrap_optimizer
+from orthotrain.methods._facts import facts_of
+from orthotrain.methods._optimizer import require_model
+from orthotrain.methods._wrapped_optimizer import stepped_optimizer
 from orthotrain.methods.handle import Handle
+from orthotrain.methods.processes import Processes
 from orthotrain.methods.protocol import Method, Run
 from orthotrain.methods.select import unwrap, wrappers
 
@@ -32,6 +36,7 @@ def attach(
     auto: bool = True,
     total_steps: int | None = None,
     records: int | None = 10_000,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Handle:
     """Make ``methods`` act around every ``optimizer.step()``; the training loop stays as it is.
 
@@ -40,10 +45,16 @@ def attach(
     accumulation, not evaluation, not a step that ``GradScaler`` skips. With ``torch.compile``
     around DDP, pass the DDP module: a compiled forward does not tell its wrapper.
 
+    Under ``torch.distributed`` every process calls ``attach``, and all must agree: on the methods
+    and their settings, ``auto`` and ``total_steps``, the weights that are acted on, and the step
+    after the first one and after ``load_state_dict``. Methods that only watch may differ.
+
     Args:
         model: The module that is trained, wrapped or not.
         optimizer: A ``torch.optim.Optimizer`` that holds parameters of ``model``, or a wrapper
-            that keeps one in ``.optimizer``.
+            that keeps one in any attribute (SAM, Lookahead, Accelerate). Give the outermost. Its
+            inner optimizer's steps count, and what acts after a step acts when the wrapper's own
+            step ends, if it was called.
         *methods: What acts, such as ``AdaptiveLowRank(...)``. Ordered by :class:`Phase`, within
             a phase as given.
         auto: ``True`` hooks the optimizer. ``False`` leaves the calls to you: ``handle.step()``
@@ -53,6 +64,9 @@ def attach(
             schedule fits.
         records: How many records ``handle.records`` holds, the latest ones; ``None`` keeps all of
             them, and memory grows with the run. ``handle.on_record`` sees each, kept or not.
+        process_group: The processes that train this model together. By default those of its DDP
+            wrapper, and without one all. Needed where processes train models of their own, such
+            as the stages of a pipeline; ``dist.new_subgroups(1)[0]`` is each process alone.
 
     Returns:
         The handle. It need not be kept: the optimizer keeps the methods working.
@@ -61,23 +75,32 @@ def attach(
         ConfigError: No method; something that is not a method, such as a class or a list; model
             and optimizer swapped; an optimizer that holds none of the model's parameters; a model
             or optimizer that already has methods attached; ``records`` that is no count; or a
-            setting that does not fit the model.
+            setting that does not fit the model. On all processes alike: they do not agree, one of
+            them failed, or one did not call ``attach`` within the timeout of the group.
     """
-    require_model("attach", model, optimizer)
-    _check_methods(methods)
-    if total_steps is not None:
-        require_steps("attach", "total_steps", total_steps)
-    if records is not None:
-        require_count("attach", "records", records, "records to keep (None: all)", least=0)
-    inner = unwrap(model)
-    optimizer = unwrap_optimizer("attach", optimizer)
-    _check_parameters(inner, optimizer)
-    for owner in (inner, optimizer):
-        _check_free(owner)
-    run = Run(
-        inner, optimizer, wrapper=_ddp_inside(model), total_steps=total_steps, keep_records=records
-    )
-    handle = Handle(run, methods, outer=model, auto=auto)
+    processes = Processes(_group_of(model, process_group))
+    with processes.told_of_failure("attach"):
+        require_model("attach", model, optimizer)
+        _check_methods(methods)
+        if not isinstance(auto, bool):
+            raise ConfigError(f"attach needs auto to be True or False, got {auto!r}; leave it out")
+        if total_steps is not None:
+            require_steps("attach", "total_steps", total_steps)
+        if records is not None:
+            require_count("attach", "records", records, "records to keep (None: all)", least=0)
+        inner = unwrap(model)
+        optimizer = stepped_optimizer("attach", optimizer)
+        _check_parameters(inner, optimizer)
+        for owner in (inner, optimizer):
+            _check_free(owner)
+        # Before a method that switches at once changes the model.
+        given = f"attach({auto=}, {total_steps=})"
+        processes.require_same("attach", [*facts_of(methods, inner), given])
+        run = Run(
+            inner, optimizer, wrapper=_ddp_inside(model), total_steps=total_steps,
+            keep_records=records, processes=processes,
+        )  # fmt: skip
+        handle = Handle(run, methods, outer=model, auto=auto)
     for owner in (inner, optimizer):
         _attached[owner] = weakref.ref(handle)
     for line in handle.plan.splitlines():
@@ -132,6 +155,20 @@ def _is_taken(owner: nn.Module | Optimizer) -> bool:
     reference = _attached.get(owner)
     handle = None if reference is None else reference()
     return handle is not None and handle.attached
+
+
+def _group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The processes that train a model together, if there may be several."""
+    several = dist.is_available() and dist.is_initialized()
+    if group is not None and not (several and isinstance(group, dist.ProcessGroup)):
+        raise ConfigError(
+            f"attach needs process_group to be a group of torch.distributed that holds this "
+            f"process, got {group!r}; leave it out where all processes train one model"
+        )
+    if group is not None or not several:
+        return group
+    wrapper = _ddp_inside(model) if isinstance(model, nn.Module) else None
+    return dist.group.WORLD if wrapper is None else wrapper.process_group
 
 
 def _ddp_inside(model: nn.Module) -> DistributedDataParallel | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 
@@ -124,3 +125,28 @@ def _forget_buckets(state: Any) -> None:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()
         state.iter = min(state.iter, state.start_powerSGD_iter - 2)
+
+
+def fires_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks on the steps of an optimizer are called.
+
+    ``Optimizer.__init__`` sees to it. A subclass that leaves it out has no place for hooks, or
+    makes some of these places by itself.
+    """
+    hooked = getattr(type(optimizer).step, "hooked", False)
+    places = ("step_pre", "step_post", "load_state_dict_post")
+    return bool(hooked) and all(hasattr(optimizer, f"_optimizer_{p}_hooks") for p in places)
+
+
+def store_of(group: dist.ProcessGroup) -> dist.Store | None:
+    """The key-value store of a group of several processes, or ``None``.
+
+    There is none for a single process, a destroyed group, MPI, and torch's ``fake`` backend,
+    where one process pretends to be many.
+    """
+    private: Any = dist.distributed_c10d
+    entry = private._world.pg_map.get(group)
+    if entry is None or dist.get_world_size(group) == 1 or entry[0] == "fake":
+        return None
+    store: dist.Store | None = entry[1]
+    return store

@@ -18,6 +18,9 @@ from orthotrain.methods.weak_hook import WeakHook
 # Longer than any gradient accumulation in common use, short enough to be seen in the first
 # minutes of a run whose methods never act.
 _BACKWARDS_BEFORE_WARNING = 500
+# Between accumulated passes nothing changes a parameter; what does is another optimizer, or SAM.
+_CHANGES_BEFORE_WARNING = 10
+_TIMES = 4  # as many as were ever seen between two steps
 
 
 class ForwardHook(WeakHook[Hooked]):
@@ -45,40 +48,82 @@ class LoadHook(WeakHook[Hooked]):
 
 
 class BackwardHook(WeakHook[Hooked]):
-    """After each backward pass until the first step: notices a step that is never seen."""
+    """After each backward pass: notices an optimizer that is not stepped, or not any more.
+
+    It counts the passes since the last step, and those before which something else had changed
+    the parameter. Both limits follow the most that was seen between two steps: accumulated
+    gradients, steps that ``GradScaler`` skips, SAM.
+    """
 
     def __init__(self, handle: Hooked | None = None) -> None:
         super().__init__(handle)
         self._names = "" if handle is None else ", ".join(handle.methods)
-        self._backwards = 0
+        self._kind = "" if handle is None else type(handle.run.optimizer).__name__
+        self._passes = self._changes = 0
+        self._most_passes = self._most_changes = 0
+        self._seen = self._paused = False
+        self._version: int | None = None
         self._registered: RemovableHandle | None = None
 
-    def put_on(self, parameter: nn.Parameter) -> None:
+    def put_on(self, parameter: nn.Parameter | None) -> None:
         """Fire whenever the gradient of ``parameter`` is complete."""
-        self._registered = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
+        if parameter is not None:
+            self._registered = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Stop counting."""
         if self._registered is not None:
             self._registered.remove()
 
+    def pause(self) -> None:
+        """A step begins; passes inside it, of a closure, do not count."""
+        self._paused = True
+
+    def resume(self, *, stepped: bool) -> None:
+        """A step ended; ``stepped`` unless only a call of ``handle.step()`` says so."""
+        self._paused = False
+        if stepped:
+            self._seen, self._version = True, None
+            self._most_passes = max(self._most_passes, self._passes)
+            self._most_changes = max(self._most_changes, self._changes)
+            self._passes = self._changes = 0
+
     def __call__(self, parameter: Tensor) -> None:
-        self._backwards += 1
-        if self._backwards < _BACKWARDS_BEFORE_WARNING:
+        # Compiled autograd traces through here, and counters would compile it anew at each pass.
+        if torch.compiler.is_compiling() or self._paused:
             return
+        self._passes += 1
+        version = parameter._version
+        self._changes += self._version is not None and version != self._version
+        self._version = version
+        if self._passes >= max(_BACKWARDS_BEFORE_WARNING, _TIMES * self._most_passes) or (
+            self._changes >= max(_CHANGES_BEFORE_WARNING, _TIMES * self._most_changes)
+        ):
+            self._warn()
+
+    def _warn(self) -> None:
         self.remove()
-        if (handle := self.owner) is None:
-            remedy = "the optimizer given to attach was deleted; attach to the one that steps"
+        if self._seen:
+            said = (
+                f"{self._passes} backward passes since the last step of {self._kind}, the "
+                f"optimizer given to attach, so {self._names} act no more"
+            )
+        else:
+            said = (
+                f"{self._passes} backward passes and not one optimizer step was seen, so "
+                f"{self._names} did nothing yet"
+            )
+        handle = self.owner
+        if handle is None or handle.run._optimizer() is None:
+            remedy = f"the {self._kind} given to attach was deleted; attach to the one that steps"
         elif handle.auto:
-            remedy = "is another optimizer being stepped than the one given to attach?"
+            remedy = (
+                f"is another optimizer being stepped than the {self._kind} given to attach? "
+                "Attach to the one that steps, or call handle.detach() where training is over"
+            )
         else:
             remedy = "with auto=False, call handle.step() after every optimizer.step()"
-        warnings.warn(
-            f"{self._backwards} backward passes and not one optimizer step was seen, so "
-            f"{self._names} did nothing yet; {remedy}",
-            OrthotrainWarning,
-            stacklevel=2,
-        )
+        warnings.warn(f"{said}; {remedy}", OrthotrainWarning, stacklevel=3)
 
 
 def _loss_of(output: object) -> Tensor | None:

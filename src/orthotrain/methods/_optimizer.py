@@ -21,23 +21,6 @@ def require_model(what: str, model: object, optimizer: object) -> None:
     )
 
 
-def unwrap_optimizer(what: str, optimizer: object) -> Optimizer:
-    """Torch's optimizer inside Accelerate's, Lightning's or another wrapper.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    # A wrapper may itself be an Optimizer whose own hooks never fire: go in as far as it goes.
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"{what}: need a torch.optim.Optimizer, got {type(optimizer).__name__}; "
-            f"the order is {what}(model, optimizer, ...)"
-        )
-    return optimizer
-
-
 def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
     """The parameter group of every parameter; loading a state makes new ones."""
     return {p: group for group in optimizer.param_groups for p in group["params"]}

@@ -141,6 +141,10 @@ class GradientBound(Bound):
         found = ((target, dense_gradient(self._name, target)) for target in self._targets)
         return {target: gradient for target, gradient in found if gradient is not None}
 
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each target."""
+        return [str(target) for target in self._targets]
+
     def after_step(self) -> None:
         """Refuse a step whose gradients were not seen."""
         if not self._armed:
@@ -194,6 +198,10 @@ class BoundWeightMethod(_Tells):
         self._name = type(method).__name__
         self._run = run
         self._targets = method.find(run)
+
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each target."""
+        return [str(target) for target in self._targets]
 
     @torch.no_grad()
     def after_step(self) -> None:

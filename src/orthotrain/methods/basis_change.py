@@ -57,7 +57,12 @@ _LINEAR = (
 _COPIED = (
     "ax",  # ASGD: average of the parameter
     "z",  # schedule-free: the parameter before averaging
-    "slow_buffer",  # Lookahead: copy of the parameter
+    "slow_buffer",  # Lookahead: copy of the parameter, under each library's name
+    "lookahead_slow_buff",
+    "slow_params",
+    "slow_param",
+    "cached_params",
+    "old_p",  # SAM: the parameter before it was moved uphill
 )
 _SQUARED = (
     "exp_avg_sq",  # Adam, AdamW, NAdam, RAdam
@@ -220,7 +225,7 @@ def unknown_entries(state: Mapping[str, Any], change: CoordinateChange) -> list[
     """Entries no rule covers, each with its key, shape and dtype or its type."""
     factors = {key for f in _factors_in(state, change) for key in (f.row, f.col)}
     return [
-        f"{key!r} {_described(value)}"
+        f"{key!r} {described(value)}"
         for key, value in state.items()
         if key not in factors and not _moves(value, change) and not is_shapeless(value)
     ]
@@ -232,6 +237,7 @@ def moved_entries(
     *,
     new_shape: Sequence[int],
     mode: MovingMode,
+    unlisted: Kind = "squared",
 ) -> dict[str, Tensor]:
     """The entries of one parameter's state that have its shape, in new coordinates.
 
@@ -240,6 +246,8 @@ def moved_entries(
         change: From the old coordinates to the new ones.
         new_shape: Shape of the parameter now.
         mode: ``"rotate"`` follows the table above, ``"slice"`` keeps the leading block.
+        unlisted: What an entry without a negative value is taken for where its name is not listed;
+            ``"copied"`` for all such entries of a wrapper, whose like keep copies.
     """
     new: dict[str, Tensor] = {}
     for f in _factors_in(state, change):
@@ -249,7 +257,7 @@ def moved_entries(
         new[f.col] = moment.mean(-2, keepdim=f.kept)
     for key, value in state.items():
         if key not in new and _moves(value, change):
-            new[key] = _moved(value, _kind(key, value), change, mode).reshape(new_shape)
+            new[key] = _moved(value, _kind(key, value, unlisted), change, mode).reshape(new_shape)
     if mode == "rotate" and "square_avg" in new and "grad_avg" in new:
         _keep_variance(new, state, change)
     return new
@@ -283,9 +291,9 @@ def _moved(x: Tensor, kind: Kind, change: CoordinateChange, mode: MovingMode) ->
             assert_never(unreachable)
 
 
-def _kind(key: str, x: Tensor) -> Kind:
+def _kind(key: str, x: Tensor, unlisted: Kind) -> Kind:
     """By name, else by sign: a tensor with a negative entry is no second moment."""
-    kind = _KINDS.get(key, "squared")
+    kind = _KINDS.get(key, unlisted)
     return kind if kind in ("linear", "copied") or bool((x >= 0).all()) else "linear"
 
 
@@ -313,7 +321,8 @@ def is_shapeless(value: object) -> bool:
             return value is None or isinstance(value, bool | int | float | complex | str)
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """An entry of a state in words: shape and dtype, or its type."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return f"of type {type(value).__name__}"

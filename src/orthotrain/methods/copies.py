@@ -9,7 +9,9 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
+from orthotrain.methods._wrapped_optimizer import held_optimizers
 from orthotrain.methods.select import named_parameters_clean, unwrap
 from orthotrain.methods.weak_hook import remove_dead
 
@@ -17,6 +19,7 @@ from orthotrain.methods.weak_hook import remove_dead
 _OF_THE_ORIGINAL: Final = ("step", "_opt_called")
 
 
+@checked
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of a model as it is now: evaluation mode, no gradients, nothing attached.
 
@@ -112,10 +115,9 @@ def _copied_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
         for name, value in vars(optimizer).items()
         if not name.endswith("_hooks") and name not in _OF_THE_ORIGINAL
     }
-    for value in own.values():
-        for held in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(held, Optimizer) and id(held) not in memo:
-                _copied_optimizer(held, memo)
+    for held in held_optimizers(optimizer).values():
+        if id(held) not in memo:
+            _copied_optimizer(held, memo)
     twin.__setstate__(copy.deepcopy(own, memo))
     return twin
 

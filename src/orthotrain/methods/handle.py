@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
-from orthotrain.methods._optimizer import is_no_step, rates_are_zero
+from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
+from orthotrain.methods._state_check import StateCheck
+from orthotrain.methods._wrapped_optimizer import step_hooks
 from orthotrain.methods.copies import matching_copy
-from orthotrain.methods.optimizer_state import check_shapes
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.summary import Summary, summarize
+from orthotrain.methods.targets import left_the_model
 from orthotrain.methods.weak_hook import remove_dead
 
 # A method's name and what of it is called.
@@ -36,14 +39,13 @@ class Handle:
         self, run: Run, methods: Sequence[Method], *, outer: nn.Module, auto: bool
     ) -> None:
         self.run = run
+        self._compare_step = True
         self.auto = auto
         self.methods: dict[str, Method] = {}
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
-        self._backward_hook: BackwardHook | None = None
         self._attached = True
-        # From the start: a checkpoint may have been loaded before the hooks below were there.
-        self._check_shapes = True
+        self._state_check = StateCheck()
         self._skipped = False
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
@@ -62,6 +64,7 @@ class Handle:
         for bound in bounds:
             if _overrides(bound, "observe"):
                 run.add_observer(bound)
+        self._backward_hook = BackwardHook(self)
         self._register(outer)
 
     def _bind(self, methods: Sequence[Method]) -> None:
@@ -73,10 +76,19 @@ class Handle:
                     name = f"{method.name}_{count}"
                 self._bound[name] = method.bind(self.run)
                 self.methods[name] = method
+            self.run.processes.require_same("attach", self._acts_on())
         except BaseException:
             for bound in self._bound.values():
                 bound.detach()
             raise
+
+    def _acts_on(self) -> list[str]:
+        return [
+            f"{name} on {weight}"
+            for name, bound in self._bound.items()
+            if self.methods[name].phase is not Phase.WATCH
+            for weight in bound.acts_on()
+        ]
 
     def _acts(
         self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
@@ -93,18 +105,17 @@ class Handle:
         for module in {outer, model}:
             remove_dead(module._forward_hooks)
             remove_dead(module._load_state_dict_post_hooks)
+        for parameter in model.parameters():
+            remove_dead(parameter._post_accumulate_grad_hooks or {})
         self._hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            optimizer.register_load_state_dict_post_hook(lambda _: self.expect_new_shapes()),
-            optimizer.register_step_pre_hook(self._step_begins),
+            *step_hooks(optimizer, self._step_begins, self._step_ended, self._optimizer_loaded),
         ]
-        if self.auto:
-            self._hooks.append(optimizer.register_step_post_hook(self._step_ended))
-        trained = next((p for p in model.parameters() if p.requires_grad), None)
-        if trained is not None:
-            self._backward_hook = BackwardHook(self)
-            self._backward_hook.put_on(trained)
+        looked_after.add(optimizer)
+        held = groups_of(optimizer)
+        trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
+        self._backward_hook.put_on(trained)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -122,9 +133,8 @@ class Handle:
     # --- around the step ---------------------------------------------------------------------
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._check_shapes:
-            check_shapes(optimizer)
-            self._check_shapes = False
+        self._backward_hook.pause()
+        self._state_check.before_step(optimizer, ", ".join(self.methods))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
             self._needs_gradients or (self.auto and rates_are_zero(optimizer))
@@ -169,8 +179,9 @@ class Handle:
 
         return evaluate
 
-    def _step_ended(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if not self._skipped:
+    def _step_ended(self) -> None:
+        self._backward_hook.resume(stepped=self.auto)
+        if self.auto and not self._skipped:
             self._run_after()
 
     def _run_before(self) -> None:
@@ -178,9 +189,12 @@ class Handle:
 
     def _run_after(self) -> None:
         self.run.step += 1
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
+        if self._compare_step:
+            self._compare_step = False
+            self.run.processes.require_same(
+                "step", [f"step {self.run.step}"], error=StateError,
+                remedy="Load the handle's state on every process",
+            )  # fmt: skip
         self._run(self._after)
 
     def _run(self, acts: Sequence[_Act]) -> None:
@@ -215,6 +229,7 @@ class Handle:
             StateError: The handle is detached.
         """
         self._require_manual("step")
+        self._backward_hook.resume(stepped=True)
         self._run_after()
 
     def _require_manual(self, name: str) -> None:
@@ -238,13 +253,12 @@ class Handle:
         """
         self.run.observe(loss)
 
-    def expect_new_shapes(self) -> None:
-        """Compare the optimizer's state with its parameters before the next step."""
-        self._check_shapes = True
+    def _optimizer_loaded(self) -> None:
+        self._state_check.optimizer_loaded(self.run.optimizer, at_start=not self.run.step)
 
     def model_loaded(self) -> None:
         """Tell the methods that the model took values, and perhaps shapes, from a state dict."""
-        self.expect_new_shapes()
+        self._state_check.expect()
         for act in self._loaded:
             act()
 
@@ -255,6 +269,12 @@ class Handle:
         self.run.deliver_losses()
         bounds = self._bound.values()
         notes = [note for bound in bounds for note in bound.notes()]
+        for name, bound in self._bound.items():
+            if gone := left_the_model(bound._targets, self.run.model):
+                notes.append(
+                    f"{name}: {', '.join(gone)} left the model after attach, so it acts on nothing "
+                    "there; detach, and attach again for what took the place"
+                )
         if dropped := self.run.dropped_records:
             notes.append(
                 f"the oldest {dropped:,} records were dropped; attach(..., records=None) keeps "
@@ -305,6 +325,8 @@ class Handle:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; before or after model and optimizer load.
 
+        On every process alike: the next step compares their step counts.
+
         Raises:
             StateError: The state is not a handle's, or belongs to other methods.
         """
@@ -319,10 +341,11 @@ class Handle:
                 f"Handle.load_state_dict: attached are {sorted(self._bound)}, the state is of "
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
+        self._state_check.handle_loaded()
         self.run.step = step
+        self._compare_step = True
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
-        self.expect_new_shapes()
 
     def track(self, model: nn.Module) -> None:
         """Let ``model``, an averaged or other copy, follow every change of structure.
@@ -359,9 +382,9 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if self._backward_hook is not None:
-            self._backward_hook.remove()
-            self._backward_hook = None
+        self._backward_hook.remove()
+        if (optimizer := self.run._optimizer()) is not None:
+            looked_after.discard(optimizer)
         for bound in self._bound.values():
             bound.detach()
 

@@ -8,13 +8,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, assert_never, get_args
+from typing import Any, ClassVar, Literal, assert_never
 
 import torch
 from torch import Tensor
 
 from orthotrain._checks import require_steps
-from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
+from orthotrain._doors import checked
+from orthotrain.errors import NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import polar_factor, working_dtype
 from orthotrain.linalg.rank import difference_rtol
 from orthotrain.methods._measure import Measure, measure_matrices
@@ -40,6 +41,7 @@ _ADAMW_RMS = 0.2
 _RECENT = 10_000
 
 
+@checked
 @dataclass(frozen=True)
 class NearestOrthogonalGradient(GradientMethod):
     r"""NOG: replace a weight's gradient, or its executed update, by the nearest orthogonal matrix.
@@ -107,13 +109,6 @@ class NearestOrthogonalGradient(GradientMethod):
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
-        choices = (("when", When), ("scale", Scale), ("on_nonfinite", OnNonfinite))
-        for field, known in choices:
-            if getattr(self, field) not in get_args(known):
-                raise ConfigError(
-                    f"NearestOrthogonalGradient needs {field} to be one of "
-                    f"{', '.join(get_args(known))}, got {getattr(self, field)!r}"
-                )
         require_steps("NearestOrthogonalGradient", "record_every", self.record_every)
 
     def bind(self, run: Run) -> Bound:

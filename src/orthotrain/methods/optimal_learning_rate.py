@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, assert_never, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor
 
-from orthotrain._checks import require_steps
-from orthotrain.errors import ConfigError, StateError
+from orthotrain._checks import require_share, require_steps
+from orthotrain._doors import checked
+from orthotrain.errors import StateError
 from orthotrain.methods._optimizer import (
     gradient_scale,
     gradient_sign,
@@ -37,6 +38,7 @@ Direction = Literal["gradient", "update"]
 _NAME = "optimal_learning_rate"
 
 
+@checked
 @dataclass(frozen=True)
 class OptimalLearningRate(Method):
     r"""OLR: shorten the executed step of a weight to its optimal learning rate.
@@ -92,17 +94,7 @@ class OptimalLearningRate(Method):
     name: ClassVar[str] = _NAME
 
     def __post_init__(self) -> None:
-        for field, known in (("target", Aim), ("direction", Direction)):
-            if getattr(self, field) not in get_args(known):
-                raise ConfigError(
-                    f"OptimalLearningRate needs {field} to be one of "
-                    f"{', '.join(get_args(known))}, got {getattr(self, field)!r}"
-                )
-        if not 0 <= self.floor < 1:
-            raise ConfigError(
-                f"OptimalLearningRate needs floor in [0, 1), got {self.floor}; it is the least "
-                "share of the learning rate that a step keeps"
-            )
+        require_share("OptimalLearningRate", "floor", self.floor, zero=True)
         require_steps("OptimalLearningRate", "record_every", self.record_every)
 
     def bind(self, run: Run) -> Bound:

@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain._checks import require_values
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.linalg.orthonormality import gram_deviation
 
 
+@checked
 def optimal_lr(weight: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> float | None:
     r"""Learning rate that minimises ``|w - eta l|^4`` to second order in ``eta``.
 
@@ -48,6 +51,7 @@ def optimal_lr(weight: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"
     return vector_optimum(ww, lw, ll)
 
 
+@checked
 def optimal_lr_matrix(
     weight: Float[Tensor, "*batch m n"],
     gradient: Float[Tensor, "*batch m n"],
@@ -100,17 +104,13 @@ def optimal_lr_matrix(
 
 
 def _require_pair(function: str, weight: Tensor, gradient: Tensor) -> None:
+    require_values(function, "weight", weight)
+    require_values(function, "gradient", gradient)
     if weight.shape != gradient.shape:
         raise ShapeError(
             f"{function} needs a weight and a gradient of one shape, got {tuple(weight.shape)} "
             f"and {tuple(gradient.shape)}"
         )
-    for tensor in (weight, gradient):
-        if not tensor.is_floating_point():
-            raise ConfigError(
-                f"{function} needs real floating-point tensors, got {tensor.dtype}; "
-                "convert with .to(torch.float32)"
-            )
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
+from orthotrain._resized import earlier_shapes
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.methods._wrapped_optimizer import held_optimizers, wrappers_around
 from orthotrain.methods.basis_change import (
     BasisChange,
     CoordinateChange,
+    Kind,
+    described,
     expected_shapes,
     is_shapeless,
     moved_entries,
     unknown_entries,
 )
 
-__all__ = ["BasisChange", "StateMode", "check_shapes", "check_supported", "resize", "state_bytes"]
+__all__ = [
+    "BasisChange",
+    "StateMode",
+    "check_shapes",
+    "check_supported",
+    "drop_outlived",
+    "resize",
+    "state_bytes",
+]
 
 StateMode = Literal["rotate", "slice", "reset"]
 
@@ -43,9 +55,9 @@ def resize(
 
     Call it once per parameter, after ``parameter.set_(core)`` under ``no_grad`` and with
     ``parameter.grad = None``. Groups, other parameters and entries that belong to no parameter
-    stay as they are; so do plain numbers and one-element tensors such as ``step``. Optimizers
-    held by a wrapping optimizer follow, too. New tensors are contiguous, hold no graph and lie
-    at new addresses, so a captured CUDA graph must be captured again.
+    stay as they are; so do plain numbers and one-element tensors such as ``step``. Optimizers that
+    are held follow, too, and so do wrappers that ``attach`` was given. New tensors are contiguous,
+    hold no graph and lie at new addresses, so a captured CUDA graph must be captured again.
 
     Args:
         optimizer: Any ``torch.optim.Optimizer``.
@@ -82,8 +94,10 @@ def resize(
             f"{change.after}; call parameter.set_(core) first"
         )
     lost: list[str] = []
+    around = wrappers_around(optimizer)
     for member in _family(optimizer):
-        lost += _follow(member, parameter, change, mode, name or "a parameter")
+        kept: Kind = "copied" if any(member is wrapper for wrapper in around) else "squared"
+        lost += _follow(member, parameter, change, mode, name or "a parameter", kept)
     return lost
 
 
@@ -91,9 +105,17 @@ def check_supported(optimizer: Optimizer, *, new_shape: Sequence[int]) -> None:
     """Refuse an optimizer that cannot train a core of ``new_shape``, before anything changes.
 
     Raises:
-        ConfigError: ``SparseAdam`` (a core's gradient is dense), or ``Muon`` with one core per
-            group (it takes matrices only).
+        ConfigError: ``SparseAdam`` (a core's gradient is dense), ``Muon`` with one core per
+            group (it takes matrices only), or tensors in the shape of parameters that lie outside
+            of the state.
     """
+    for member in (optimizer, *wrappers_around(optimizer)):
+        if place := _outside_of_state(member, optimizer):
+            raise ConfigError(
+                f"{type(member).__name__} keeps tensors in the shape of parameters in {place}, "
+                "and these cannot follow a weight into another shape; keep them in "
+                "state[parameter], or attach methods that change no shapes"
+            )
     for member in _family(optimizer):
         if isinstance(member, SparseAdam):
             raise ConfigError(
@@ -134,6 +156,76 @@ def check_shapes(optimizer: Optimizer) -> None:
         )
 
 
+def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
+    """Let state start again that has the shape its parameter had before.
+
+    ``to_dense``, ``to_factored``, ``compress`` and ``restore_structure`` change the parameters and
+    know nothing of optimizers, nor does a layer that follows a checkpoint. Expanding such state,
+    ``u m vh``, would leave second moments of nearly zero wherever the old basis did not reach,
+    and the first steps there several times too long. So its step count starts again, too.
+
+    Args:
+        optimizer: About to step.
+        every_misfit: Also state that does not fit for another reason, where it is torch's: a
+            copied parameter does not know what shapes it had.
+
+    Warns:
+        OrthotrainWarning: Some did; names the first.
+    """
+    outlived: list[str] = []
+    for member in _family(optimizer):
+        if isinstance(member, LBFGS):
+            outlived += _drop_flat(member, every_misfit)
+        else:
+            outlived += _drop_each(member, every_misfit)
+    if outlived:
+        more = f" and of {len(outlived) - 1} more" if len(outlived) > 1 else ""
+        warnings.warn(
+            f"{type(optimizer).__name__}: state of {outlived[0]}{more} starts again: the model "
+            "changed its form, and what was kept has the shape from before",
+            OrthotrainWarning,
+            stacklevel=4,  # who calls step
+        )
+
+
+def _drop_each(member: Optimizer, every_misfit: bool) -> list[str]:
+    outlived = []
+    every_misfit = every_misfit and _is_torchs(member)
+    for i, group in enumerate(member.param_groups):
+        for j, parameter in enumerate(group["params"]):
+            earlier, state = earlier_shapes(parameter), member.state.get(parameter) or {}
+            keys = list(_misfitting(state, parameter.shape)) if every_misfit else []
+            if earlier:
+                keys += [key for key in state if _is_outlived(key, state[key], parameter, earlier)]
+            if keys:
+                was, now = described(state[keys[0]]), tuple(parameter.shape)
+                name = f"param_groups[{i}]['params'][{j}]"
+                outlived.append(f"{name}, {keys[0]!r} {was} for {now},")
+                _restart(member, parameter)
+    return outlived
+
+
+def _drop_flat(member: LBFGS, every_misfit: bool) -> list[str]:
+    if not every_misfit and not any(map(earlier_shapes, member.param_groups[0]["params"])):
+        return []
+    if found := _flat_misfits(member):
+        _restart_history(member, "reset", "")
+    return found
+
+
+def _is_outlived(
+    key: str, value: object, parameter: nn.Parameter, earlier: Iterable[tuple[int, ...]]
+) -> bool:
+    """Whether an entry belongs to one of the earlier shapes of its parameter."""
+
+    def expected(shape: Sequence[int]) -> tuple[int, ...]:
+        return expected_shapes(shape).get(key, tuple(shape))
+
+    has = [tuple(tensor.shape) for tensor in _tensors([value]) if tensor.numel() > 1]
+    possible = {form for shape in earlier for form in (expected(shape), (math.prod(shape),))}
+    return not possible.isdisjoint(each for each in has if each != expected(parameter.shape))
+
+
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of memory that the optimizer's state holds, each storage counted once."""
     sizes: dict[tuple[torch.device, int], int] = {}
@@ -145,21 +237,38 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 
 def _family(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """The optimizer and those it holds (Lookahead, mixtures); a shared state comes once."""
+    """The optimizer, those it holds (mixtures) and those around it; a shared state comes once."""
     states: list[object] = []
-    members = [optimizer]
+    members = [optimizer, *wrappers_around(optimizer)]
     for member in members:  # grows while it is walked
-        for value in vars(member).values():
-            held = value if isinstance(value, list | tuple) else [value]
-            members += [v for v in held if isinstance(v, Optimizer) and v not in members]
-        state = member.state
-        if not any(state is other for other in states):
+        held = held_optimizers(member).values()
+        members += [v for v in held if all(v is not other for other in members)]
+        state = getattr(member, "state", None)
+        if isinstance(state, Mapping) and not any(state is other for other in states):
             states.append(state)
             yield member
 
 
+def _outside_of_state(member: Any, optimizer: Optimizer) -> str | None:
+    """Where a tensor in the shape of a parameter lies that is neither state nor parameter."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    own, shapes = {id(p) for p in held}, {tuple(p.shape) for p in held if p.ndim > 1}
+    places = {f".{n}": v for n, v in vars(member).items() if n not in ("state", "param_groups")}
+    for i, group in enumerate(getattr(member, "param_groups", ())):
+        places |= {f".param_groups[{i}][{n!r}]": v for n, v in group.items()}
+    for place, value in places.items():
+        if any(id(t) not in own and tuple(t.shape) in shapes for t in _tensors(value)):
+            return place
+    return None
+
+
 def _follow(
-    member: Optimizer, parameter: nn.Parameter, change: CoordinateChange, mode: StateMode, name: str
+    member: Optimizer,
+    parameter: nn.Parameter,
+    change: CoordinateChange,
+    mode: StateMode,
+    name: str,
+    unlisted: Kind,
 ) -> list[str]:
     if isinstance(member, LBFGS):
         return _restart_history(member, mode, name)
@@ -175,15 +284,19 @@ def _follow(
             f"{tuple(parameter.shape)}; this parameter's state starts again"
         )
         return _restart(member, parameter)
-    state.update(moved_entries(state, change, new_shape=parameter.shape, mode=mode))
+    state.update(
+        moved_entries(state, change, new_shape=parameter.shape, mode=mode, unlisted=unlisted)
+    )
     return []
 
 
 def _restart(member: Optimizer, parameter: nn.Parameter) -> list[str]:
     """Leave the parameter as before its first step; moments and step count go together."""
     lost = [str(key) for key in member.state.pop(parameter)]
-    groups = (g for g in member.param_groups if any(p is parameter for p in g["params"]))
-    group = next(groups, member.defaults)
+    groups = (
+        g for g in getattr(member, "param_groups", ()) if any(p is parameter for p in g["params"])
+    )
+    group = next(groups, None) or getattr(member, "defaults", {})
     if isinstance(member, Adagrad):  # fills its state when built, some releases only then
         start = member.defaults["initial_accumulator_value"]
         twin = Adagrad([parameter], initial_accumulator_value=start, fused=group["fused"])
@@ -224,22 +337,34 @@ def _flat_misfits(member: LBFGS) -> list[str]:
 
 
 def _misfits(member: Optimizer) -> list[str]:
-    ours = type(member).__module__.startswith("torch.optim.")
+    ours = _is_torchs(member)
     found = []
-    for i, group in enumerate(member.param_groups):
+    for i, group in enumerate(getattr(member, "param_groups", ())):
         for j, parameter in enumerate(group["params"]):
             state = member.state.get(parameter) or {}
             if not ours and _keeps_objects(state):
                 continue
             found += [
                 f"param_groups[{i}]['params'][{j}] has shape {tuple(parameter.shape)}, its "
-                f"{key!r} {tuple(value.shape)}"
-                for key, shape in expected_shapes(parameter.shape).items()
-                if isinstance(value := state.get(key), Tensor) and value.ndim
-                if tuple(value.shape) != shape
-                if ours or value.numel() != math.prod(shape)
+                f"{key!r} {tuple(state[key].shape)}"
+                for key, size in _misfitting(state, parameter.shape).items()
+                if ours or state[key].numel() != size
             ]
     return found
+
+
+def _misfitting(state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, int]:
+    """Keys of known names whose tensors have another shape, and how many numbers they need."""
+    return {
+        key: math.prod(needed)
+        for key, needed in expected_shapes(shape).items()
+        if isinstance(value := state.get(key), Tensor) and value.ndim
+        if tuple(value.shape) != needed
+    }
+
+
+def _is_torchs(member: Optimizer) -> bool:
+    return type(member).__module__.startswith("torch.optim.")
 
 
 def _keeps_objects(state: Mapping[str, Any]) -> bool:

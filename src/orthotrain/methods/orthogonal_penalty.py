@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from orthotrain.errors import ConfigError
+from orthotrain._checks import require_number
+from orthotrain._doors import checked
 from orthotrain.linalg.orthonormality import gram_deviation, with_fewer_rows
 from orthotrain.methods.bases import GradientMethod
 from orthotrain.methods.protocol import Phase
 from orthotrain.methods.targets import Target, counted, finite_matrices, listed
 
 
+@checked
 @dataclass(frozen=True)
 class OrthogonalPenalty(GradientMethod):
     r"""OL: train with ``weight * |W W^T - 1|_F^2`` added to the loss, on the smaller side of ``W``.
@@ -51,11 +52,7 @@ class OrthogonalPenalty(GradientMethod):
     name: ClassVar[str] = "orthogonal_penalty"
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ConfigError(
-                f"OrthogonalPenalty needs a positive, finite weight, got {self.weight}; "
-                "leave the method out for no penalty"
-            )
+        require_number("OrthogonalPenalty", "weight", self.weight, above=0)
 
     def change(self, gradient: Tensor, target: Target) -> Tensor:
         """The gradient of the loss with the penalty in it."""

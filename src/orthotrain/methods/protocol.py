@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg.decompose import widest_dtype
+from orthotrain.methods.processes import Processes
 from orthotrain.methods.summary import Row
 
 Record = dict[str, Any]
@@ -48,6 +49,7 @@ class Bound:
     """
 
     forward_seconds: float = 0.0
+    _targets: Sequence[Any] = ()  # of methods that act on weights one by one
 
     def before_step(self) -> None:
         """Act when gradients are ready and parameters are not yet updated."""
@@ -78,6 +80,10 @@ class Bound:
 
     def plan(self) -> list[str]:
         """What will happen at which step, one line each; logged by ``attach``."""
+        return []
+
+    def acts_on(self) -> list[str]:
+        """Name and sizes of each weight it acts on; processes that train together compare them."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,6 +139,7 @@ class Run:
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
             there are more than ``keep_records``.
         dropped_records: How many went.
+        processes: Those that train this model together.
     """
 
     def __init__(
@@ -143,8 +150,10 @@ class Run:
         wrapper: DistributedDataParallel | None = None,
         total_steps: int | None = None,
         keep_records: int | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.processes = processes or Processes(None)
         self.step = 0
         self.total_steps = total_steps
         self.tracked: list[nn.Module] = []

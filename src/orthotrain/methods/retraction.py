@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg import polar_factor, working_dtype
 from orthotrain.methods.bases import BoundWeightMethod, WeightMethod
@@ -19,6 +20,7 @@ from orthotrain.methods.targets import Target, finite_matrices, listed
 Onto = Literal["orthonormal", "polar", "norm"]
 
 
+@checked
 @dataclass(frozen=True)
 class Retraction(WeightMethod):
     """After every step, take a weight back to where it should lie.
@@ -53,12 +55,6 @@ class Retraction(WeightMethod):
     onto: Onto = "orthonormal"
 
     name: ClassVar[str] = "retraction"
-
-    def __post_init__(self) -> None:
-        if self.onto not in get_args(Onto):
-            raise ConfigError(
-                f"Retraction needs onto to be one of {', '.join(get_args(Onto))}, got {self.onto!r}"
-            )
 
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""

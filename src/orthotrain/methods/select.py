@@ -5,29 +5,51 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Final
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 
 #: What a user may name: an fnmatch pattern, a module or a parameter.
 Pattern = str | nn.Module | nn.Parameter
 
-# torch.compile, activation checkpointing and FSDP keep the inner module under these names.
-_INNER_NAMES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# Under which name each wrapper keeps the inner module. By the name of its class, since some of
+# these are slow to import: a model may well have children that are called like that.
+_INNER_NAMES: Final = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+}
 _MODULE_WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
+
+#: What wrappers put into names.
+WRAPPER_NAMES: Final = frozenset({*_INNER_NAMES.values(), "module"})
+
+
+def inner_name(module: nn.Module) -> str | None:
+    """Under which name the wrapper ``module`` keeps what it wraps; ``None`` if it is none."""
+    # Registered children only: a compiled module forwards unknown attributes to its inner one.
+    children = module._modules
+    if "module" in children and isinstance(module, _MODULE_WRAPPERS):
+        return "module"
+    if WRAPPER_NAMES.isdisjoint(children):
+        return None
+    kinds = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
+    return next((name for kind in kinds if (name := _INNER_NAMES.get(kind)) in children), None)
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
     """The module directly inside the wrapper ``module``; ``None`` when it is no wrapper."""
-    # Registered children only: a compiled module forwards unknown attributes to its inner one.
-    children = module._modules
-    for name in _INNER_NAMES:
-        if (child := children.get(name)) is not None:
-            return child
-    return children.get("module") if isinstance(module, _MODULE_WRAPPERS) else None
+    name = inner_name(module)
+    return None if name is None else module._modules[name]
 
 
 def wrappers(model: nn.Module) -> list[nn.Module]:
@@ -39,6 +61,7 @@ def wrappers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+@checked
 def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, inside DDP, DataParallel, FSDP, ``torch.compile`` and averaged copies."""
     while (inner := _inner(model)) is not None:
@@ -47,12 +70,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def clean_name(name: str) -> str:
-    """A module, parameter or state-dict name without what wrappers put into it.
+    """A pattern as a user writes it, without what wrappers put into names.
 
     ``module.`` counts as a wrapper's only at the front, where DDP puts it: a model may well have
     a child of that name.
     """
-    parts = [part for part in name.split(".") if part not in _INNER_NAMES]
+    parts = [part for part in name.split(".") if part not in WRAPPER_NAMES - {"module"}]
     while parts and parts[0] == "module":
         del parts[0]
     return ".".join(parts)
@@ -167,6 +190,7 @@ def _parameters_by_name(
     return chosen
 
 
+@checked
 def select_parameters(
     model: nn.Module, patterns: Pattern | Sequence[Pattern]
 ) -> list[tuple[str, nn.Parameter]]:
@@ -210,6 +234,7 @@ def select_parameters(
     return [pair for pair in named_parameters_clean(model) if pair[1] in chosen]
 
 
+@checked
 def select_modules(
     model: nn.Module, patterns: Pattern | Sequence[Pattern]
 ) -> list[tuple[str, nn.Module]]:

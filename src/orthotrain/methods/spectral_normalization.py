@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from orthotrain._doors import checked
 from orthotrain.linalg.decompose import singular_values_by_gram
 from orthotrain.methods.bases import WeightMethod
 from orthotrain.methods.targets import Target, listed
 
 
+@checked
 @dataclass(frozen=True)
 class SpectralNormalization(WeightMethod):
     """SN: after every step, divide each matrix of a weight by its largest singular value.

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import LBFGS
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 from orthotrain.methods.protocol import Run
@@ -47,6 +48,7 @@ class Target:
         return f"{self.name} ({self.layout})"
 
 
+@checked
 def find_targets(
     method: str, run: Run, params: Pattern | Sequence[Pattern], *, reads_gradient: bool
 ) -> list[Target]:
@@ -135,6 +137,12 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
                 main = attribute in ("weight", "core", "pair")
                 places[parameter] = (module, attribute, name if main else "")
     return places
+
+
+def left_the_model(targets: Sequence[Target], model: nn.Module) -> list[str]:
+    """Names of targets whose parameter the model has no longer: their layer was replaced."""
+    there = {id(parameter) for parameter in model.parameters()}
+    return [target.name for target in targets if id(target.parameter) not in there]
 
 
 def counted(targets: Sequence[Target]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.methods.select import unwrap
 
@@ -40,6 +41,7 @@ class ImageDecay:
         move(average, current, averaged)
 
 
+@checked
 def ema_of(
     model: nn.Module, *, half_life_images: float, batch_size: int, warmup: float = 0.05
 ) -> AveragedModel:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers import EigenSubspace
 from orthotrain.models._images import (
@@ -44,6 +45,7 @@ class EigenBlock(nn.Module):
         self.up = _doubling(in_channels, out_channels)
         self.same = nn.ConvTranspose2d(out_channels, out_channels, 3, padding=1)
 
+    @checked
     def forward(
         self, z: Float[Tensor, "n k"], h: Float[Tensor, "n c s s"]
     ) -> Float[Tensor, "n d t t"]:
@@ -54,6 +56,7 @@ class EigenBlock(nn.Module):
         return h
 
 
+@checked
 class EigenGenerator(nn.Module):
     """EigenGAN's generator: ``num_basis`` latent coordinates per level, besides a noise vector.
 
@@ -145,6 +148,7 @@ class EigenGenerator(nn.Module):
         """Coordinates of all blocks, the coarse block's first."""
         return len(self.blocks) * self.num_basis
 
+    @checked
     def forward(
         self,
         z: Float[Tensor, "n ..."],
@@ -246,6 +250,7 @@ class EigenGenerator(nn.Module):
         return h.view(n, *self._start_shape)
 
 
+@checked
 class EigenDiscriminator(nn.Module):
     """The discriminator that EigenGAN is trained against: plain convolutions down to 4x4.
 
@@ -296,6 +301,7 @@ class EigenDiscriminator(nn.Module):
         """Draw all weights anew, as torch does."""
         reset_as_torch_(self, generator=generator)
 
+    @checked
     def forward(self, images: Float[Tensor, "n c size size"]) -> Float[Tensor, " n"]:
         """Logits ``(n,)``, large for real, of images ``(n, channels, size, size)``.
 

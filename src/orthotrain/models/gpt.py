@@ -8,13 +8,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from orthotrain.errors import ShapeError
+from orthotrain._doors import checked
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models.transformer import Block, check_sizes
 
 # Standard deviation of all weights, as in Radford et al. (2019).
 INITIAL_STD = 0.02
 
 
+@checked
 class GPT(nn.Module):
     """Decoder-only transformer over a small alphabet, such as the 256 bytes.
 
@@ -77,6 +79,7 @@ class GPT(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
+    @checked
     def forward(
         self, symbols: Int64[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens vocabulary"]:
@@ -89,6 +92,11 @@ class GPT(nn.Module):
             raise ShapeError(
                 f"GPT: got symbols {tuple(symbols.shape)}, need (batch, tokens) with 1 to "
                 f"{self.context} tokens"
+            )
+        if symbols.device != self.position.device:
+            raise ConfigError(
+                f"GPT: got symbols on {symbols.device}, need them on {self.position.device}, where "
+                f"the model is; move them with .to"
             )
         x = self.embedding(symbols) + self.position[: symbols.shape[1]]
         for block in self.blocks:

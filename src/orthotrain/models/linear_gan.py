@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from orthotrain._checks import require_count
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers import EigenSubspace
 from orthotrain.models._images import draw_normal
 
 
+@checked
 class LinearGenerator(nn.Module):
     """Vectors ``U^T (scale * z) + mean + noise * e`` of standard normal ``z`` and ``e``.
 
@@ -48,6 +51,7 @@ class LinearGenerator(nn.Module):
         self.noise = noise
         self.subspace = EigenSubspace(latent_dim, out_shape=(size,), generator=generator)
 
+    @checked
     def forward(
         self, z: Float[Tensor, "n latent"], e: Float[Tensor, "n size"] | None = None
     ) -> Float[Tensor, "n size"]:
@@ -77,6 +81,7 @@ class LinearGenerator(nn.Module):
         return weight.mT @ weight + self.noise**2 * eye
 
 
+@checked
 class QuadraticCritic(nn.Module):
     """``x^T A x / size + b^T x / sqrt(size) + c``: all it takes to tell two Gaussians apart.
 
@@ -89,11 +94,13 @@ class QuadraticCritic(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        require_count("QuadraticCritic", "size", size)
         self.size = size
         self.quadratic = nn.Parameter(torch.zeros(size, size))
         self.linear = nn.Parameter(torch.zeros(size))
         self.constant = nn.Parameter(torch.zeros(()))
 
+    @checked
     def forward(self, x: Float[Tensor, "n size"]) -> Float[Tensor, " n"]:
         """Logits, large for real."""
         if x.ndim != 2 or x.shape[1] != self.size:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models.transformer import Block, check_sizes
 
@@ -14,6 +15,7 @@ from orthotrain.models.transformer import Block, check_sizes
 EMBEDDING_STD = 0.02
 
 
+@checked
 class MiniViT(nn.Module):
     """Vision transformer for small square images, mean-pooled.
 
@@ -86,6 +88,7 @@ class MiniViT(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
+    @checked
     def forward(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch classes"]:
         """Class scores ``(batch, classes)`` of images ``(batch, channels, size, size)``.
 

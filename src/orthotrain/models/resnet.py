@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models._residual import BasicBlock, Bottleneck, convolution
 
@@ -25,6 +26,7 @@ _STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 _STEMS: dict[str, tuple[int, int, bool]] = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
 
 
+@checked
 class ResNet(nn.Module):
     """ResNet-18 or ResNet-50 with the places where spectral layers go kept open.
 
@@ -142,6 +144,7 @@ class ResNet(nn.Module):
         nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
         nn.init.zeros_(self.head.bias)
 
+    @checked
     def forward(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch classes"]:
         """Class scores ``(batch, classes)`` of images ``(batch, channels, height, width)``.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._doors import checked
 from orthotrain.errors import ShapeError
 from orthotrain.models._images import (
     SLOPE,
@@ -66,6 +67,7 @@ class LatentMap(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
         nn.init.uniform_(self.bias, -bound, bound, generator=generator)
 
+    @checked
     def forward(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
         """``(n, latent_dim)`` to ``(n, c, h, w)``."""
         maps = (z @ self.weight).view(len(z), *self.out_shape)
@@ -76,6 +78,7 @@ class LatentMap(nn.Module):
         return f"{len(self.weight)}, out_shape={self.out_shape}"
 
 
+@checked
 class SimpleGenerator(nn.Module):
     """A latent layer to 4x4, then 4x4 transposed convolutions of stride 2 to the image.
 
@@ -144,6 +147,7 @@ class SimpleGenerator(nn.Module):
         self.latent.reset_parameters(generator=generator)
         reset_as_torch_(self, generator=generator)
 
+    @checked
     def forward(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c size size"]:
         """Images ``(n, channels, size, size)`` in [-1, 1] of codes ``(n, latent_dim)``.
 
@@ -179,6 +183,7 @@ class SimpleGenerator(nn.Module):
         return f"{self.image_shape[1]}, latent_dim={self.latent_dim}"
 
 
+@checked
 class SimpleDiscriminator(nn.Module):
     """The mirror of :class:`SimpleGenerator`: 4x4 convolutions of stride 2 down to 4x4.
 
@@ -222,6 +227,7 @@ class SimpleDiscriminator(nn.Module):
         """Draw all weights anew, as torch does; norms start neutral."""
         reset_as_torch_(self, generator=generator)
 
+    @checked
     def forward(self, images: Float[Tensor, "n c size size"]) -> Float[Tensor, " n"]:
         """Logits ``(n,)``, large for real, of images ``(n, channels, size, size)``.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_number
 from orthotrain.errors import ConfigError
 
 
@@ -90,6 +91,7 @@ def check_sizes(name: str, *, heads: int, mlp_ratio: float, sizes: Mapping[str, 
     for size_name, size in {**sizes, "heads": heads}.items():
         if size < 1:
             raise ConfigError(f"{name}: {size_name}={size} must be at least 1")
+    require_number(name, "mlp_ratio", mlp_ratio, above=0, most=1e4)
     width = sizes["width"]
     if width % heads:
         raise ConfigError(

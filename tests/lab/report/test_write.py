@@ -187,6 +187,13 @@ def test_a_folder_that_is_no_run_writes_nothing(write_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_is_no_text_is_shown_by_its_code(write_run, monkeypatch):
+    """A name with bytes that are no UTF-8, as the file system takes them."""
+    undrawn(monkeypatch)
+    folder = write_run(name="run-\udcff", variants=["dense"], seeds=[0])
+    assert "run-" in write_report([folder]).read_text(encoding="utf-8")
+
+
 @pytest.mark.bad_input
 def test_a_folder_that_cannot_be_written_is_a_typed_error(write_run, tmp_path, monkeypatch):
     undrawn(monkeypatch)

@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from lab.run.tiny import KillAt, Killed, assert_same_bits, without_times
+from lab.run.tiny import (
+    KillAt,
+    Killed,
+    assert_same_bits,
+    assert_same_training,
+    without_times,
+)
 from lab.run.toy import TOY, ToyTrainer
 from orthotrain.errors import CheckpointError, ConfigError, NonFiniteError
 from orthotrain.lab.named import named
@@ -39,11 +45,7 @@ def test_a_new_family_trains_is_killed_and_goes_on_bit_for_bit(tmp_path):
             killed.results(variant, (0, 1))
         )
         for seed in (0, 1):
-            one, other = whole.seed(variant, seed), killed.seed(variant, seed)
-            lines = [without_times(read_metrics(place.metrics)) for place in (one, other)]
-            assert lines[0] == lines[1]
-            states = [load_checkpoint(place.checkpoint)["training"] for place in (one, other)]
-            assert_same_bits(*states)
+            assert_same_training(whole.seed(variant, seed), killed.seed(variant, seed))
 
 
 def test_what_is_written_of_it(tmp_path):

@@ -1,5 +1,8 @@
+import multiprocessing
+import os
+import signal
+import time
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from orthotrain.lab.run import jobs
 from orthotrain.lab.run.config import Variant
 from orthotrain.lab.run.jobs import Run, run_all
 from orthotrain.lab.run.record import RunFolder, SeedFolder, read_json
+from orthotrain.lab.run.workers import _end_of
 
 IMAGE = {"image_shape": (1, 8, 8), "classes": 3}
 
@@ -219,19 +223,6 @@ def test_more_workers_than_useful_are_refused(tmp_path):
         run(tmp_path, DENSE, workers=3)
 
 
-@pytest.mark.bad_input
-def test_two_commands_cannot_train_in_one_folder(tmp_path):
-    def second(progress):
-        if progress.stage == "stepped" and progress.step == 1:
-            with pytest.raises(ConfigError, match="another process is training in"):
-                run(tmp_path, DENSE)
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(tmp_path, DENSE, on_progress=second)
-    run(tmp_path, DENSE)
-
-
 def test_the_number_of_threads_is_put_back(tmp_path):
     before = torch.get_num_threads()
     seen = set()
@@ -260,17 +251,59 @@ def test_an_error_in_a_worker_keeps_its_type_and_stops_the_others(tmp_path):
         read_json(path)
 
 
+class Slow(toy.ToyTrainer):
+    """Takes two thousand steps, and tells of each."""
+
+    total_steps = 2000
+    cadence = replace(toy.ToyTrainer.cadence, log=1, checkpoint=100_000)
+
+    def __init__(self, config, variant, seed):
+        super().__init__(1.0 + seed, config.rate)
+
+    def step(self):
+        time.sleep(0.002)
+        return super().step()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_it_goes_on(tmp_path):
+    """The kill comes while messages of both are on their way: nobody waits for the dead one."""
+    config = toy.ToyRun(recipe="toy", scale="smoke", seeds=(0, 1))
+    run = Run("lab.run.test_jobs:Slow", config, opened(tmp_path, config))
+    seen, killed = set(), []
+
+    def kill(progress):
+        seen.add(progress.seed)
+        if len(seen) == 2 and progress.step > 20 and not killed:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(WorkerError, match=r"trained plain with seed . did not finish: .*SIGKILL"):
+        run_all(run, AFTER[:1], workers=2, on_progress=kill)
+    # What trained beside it was stopped with a checkpoint, and both go on.
+    saved = [run.folder.seed("plain", seed).checkpoint for seed in (0, 1)]
+    assert [path.exists() for path in saved].count(True) == 1
+    run_all(run, AFTER[:1])
+    assert len(run.folder.results("plain", (0, 1))) == 2
+
+
 def test_a_worker_that_was_ended_from_outside_is_named(tmp_path, monkeypatch):
     @contextmanager
     def broken(*given, **options):
         def submit(*work):
             future = Future()
-            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+            future.set_exception(WorkerError("it was ended from outside by SIGTERM"))
             return future
 
         yield submit
 
     monkeypatch.setattr(jobs, "workers_that_report", broken)
     config = replace(CONFIG, seeds=(0, 1))
-    with pytest.raises(WorkerError, match="ended from outside while it trained dense"):
+    with pytest.raises(WorkerError, match=r"trained dense with seed . did not .* by SIGTERM"):
         run(tmp_path, DENSE, config=config, workers=2)
+
+
+def test_how_a_process_ended_is_told_by_its_cause_and_no_other():
+    assert _end_of(-9) == "it was ended from outside by SIGKILL, perhaps for lack of memory"
+    assert _end_of(-15) == _end_of(143) == "it was ended from outside by SIGTERM"
+    assert _end_of(1) == "it ended with exit status 1"

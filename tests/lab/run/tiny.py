@@ -114,6 +114,14 @@ def assert_same_bits(one, other):
         assert same, name
 
 
+def assert_same_training(one, other):
+    """Two folders of one training hold the same bits, times apart."""
+    assert_same_bits(*(load_checkpoint(place.checkpoint)["training"] for place in (one, other)))
+    # No line is doubled and none is lost.
+    lines = [without_times(read_metrics(place.metrics)) for place in (one, other)]
+    assert lines[0] == lines[1]
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -143,8 +151,5 @@ def assert_goes_on(train_in, folder, *, at, saved=None):
     if saved is not None:
         assert load_checkpoint(killed.checkpoint)["training"]["step"] == saved
     assert without_times([train_in(killed.path)]) == without_times([expected])
-    assert_same_bits(*(load_checkpoint(one.checkpoint)["training"] for one in (killed, whole)))
-    # No line is doubled and none is lost.
-    lines = [without_times(read_metrics(one.metrics)) for one in (killed, whole)]
-    assert lines[0] == lines[1]
+    assert_same_training(killed, whole)
     return expected

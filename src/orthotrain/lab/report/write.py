@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from orthotrain.errors import ConfigError
-from orthotrain.files import write_atomically
+from orthotrain.files import remedy, write_atomically
 from orthotrain.lab.report.claims import HOW_TO_READ, Answer, answer
 from orthotrain.lab.report.load import Run, load_run
 from orthotrain.lab.report.page import Page
@@ -108,7 +108,7 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path | None = None) -> Path:
     folder = default if out_dir is None else Path(out_dir)
     files: dict[str, bytes] = {}
     sections = [_section(run, "" if alone else f"{run.slug}-", files) for run in runs]
-    _write_all(folder, {**files, "index.html": _html(sections).encode()})
+    _write_all(folder, {**files, "index.html": _html(sections).encode(errors="backslashreplace")})
     return folder / "index.html"
 
 
@@ -132,8 +132,8 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
             write_atomically(folder / name, content)
     except OSError as error:
         raise ConfigError(
-            f"report could not write into {folder}: {error.strerror}. Free some space, mend the "
-            "permissions, or give another output folder."
+            f"report could not write into {folder} ({error}); {remedy(error)}. Another folder can "
+            "be given with --output."
         ) from error
 
 
@@ -156,7 +156,11 @@ def _section(run: Run, prefix: str, files: dict[str, bytes]) -> Section:
         ],
         [*_tables(run, page.details), *_origin(run)],
     )
-    files.update((f"{prefix}{t.name}.csv", t.csv().encode()) for t in section.tables if t.rows)
+    files.update(
+        (f"{prefix}{t.name}.csv", t.csv().encode(errors="backslashreplace"))
+        for t in section.tables
+        if t.rows
+    )
     files.update(more)
     return section
 

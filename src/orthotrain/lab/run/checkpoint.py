@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from orthotrain.errors import CheckpointError
-from orthotrain.files import write_atomically
+from orthotrain.files import remedy, write_atomically
 from orthotrain.lab.run.record import saving
 
 SCHEMA: Final = 2
@@ -65,12 +65,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, truncated, damaged, or not one of ours.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"load_checkpoint: {path} does not exist; need a checkpoint.pt of a run folder"
-        )
     try:
         content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"load_checkpoint: {path} does not exist; need a checkpoint.pt of a run folder"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"load_checkpoint: {path} cannot be read ({error}); {remedy(error)}"
+        ) from error
+    try:
         sealed = _verify(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises whatever its bytes happen to mean

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from orthotrain.errors import ConfigError, WorkerError
+from orthotrain.errors import ConfigError, DataError, WorkerError
 from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
@@ -55,7 +55,7 @@ class Run:
     Attributes:
         build: ``"module:function"`` that makes a trainer of ``(config, variant, seed)``.
         config: Settings.
-        folder: Where the run lives; :meth:`RunFolder.open` has been called.
+        folder: Where the run lives; it is :meth:`RunFolder.locked` and has been opened.
         read_test: Measure on the test part at the end of each training.
     """
 
@@ -100,8 +100,8 @@ def run_all(
         raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
     tasks = list(_open_tasks(run, variants, on_progress=on_progress))
     _check_needs(tasks, run)
-    with _locked(run.folder.path), termination_raises():
-        # Nothing else writes here while the lock is held.
+    with termination_raises():
+        # Nothing else writes here.
         remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
             with _threads(run.config.threads):
@@ -121,7 +121,7 @@ def _open_tasks(
         if not place.result.exists():
             yield _Task(variant, seed)
             continue
-        result = read_json(place.result)
+        result = _result_of(place.result, variant.name, seed)
         on_progress(
             Progress(
                 variant=variant.name,
@@ -134,6 +134,18 @@ def _open_tasks(
         )
 
 
+def _result_of(path: Path, variant: str, seed: int) -> dict[str, Any]:
+    """A result that was written before; raises where it is not that of this training."""
+    result = read_json(path)
+    found = result.get("variant"), result.get("seed")
+    if found != (variant, seed) or type(result.get("steps")) is not int:
+        raise DataError(
+            f"{path} is not the result of {variant} with seed {seed}; put it back where it "
+            "belongs, or remove it to have it made again"
+        )
+    return result
+
+
 def _waits_for_all_seeds(variant: Variant) -> bool:
     return variant.needs is not None and not variant.same_seed
 
@@ -141,9 +153,13 @@ def _waits_for_all_seeds(variant: Variant) -> bool:
 def _check_needs(tasks: Sequence[_Task], run: Run) -> None:
     coming = {task.name for task in tasks}
     for task in tasks:
-        for name in task.needs(run.config):
-            if name not in coming and not run.folder.seed(*name).result.exists():
-                needed, seed = name
+        for needed, seed in task.needs(run.config):
+            if (needed, seed) in coming:
+                continue
+            result = run.folder.seed(needed, seed).result
+            if result.exists():
+                _result_of(result, needed, seed)
+            else:
                 raise ConfigError(
                     f"variant {task.variant.name} is built from the results of {needed}, which "
                     f"has none with seed {seed} in {run.folder.path}; add {needed} to --variants"
@@ -179,29 +195,9 @@ def _run_in_workers(
                 task = running.pop(future)
                 try:
                     future.result()
-                except BrokenProcessPool as error:
+                except WorkerError as error:
                     raise WorkerError(
-                        f"run_all: a worker process was ended from outside while it trained "
-                        f"{task.variant.name} with seed {task.seed} or another one beside it, "
-                        "perhaps for lack of memory; the same command goes on, with --jobs 1 it "
-                        "needs less memory"
+                        f"run_all: the worker process that trained {task.variant.name} with seed "
+                        f"{task.seed} did not finish: {error}; what trained beside it has saved. "
+                        "The same command goes on, with --jobs 1 it needs less memory"
                     ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second command out of the folder; the system lets go when this process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Not on Windows, where a second command must be avoided by hand.
-        yield
-        return
-    with (folder / ".lock").open("w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process is training in {folder}; wait for it, or choose another folder "
-                "with --run-dir"
-            ) from error
-        yield

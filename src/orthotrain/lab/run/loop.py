@@ -53,13 +53,18 @@ def train(
         folder.path.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
     identity = identity_of(trainer, folder, variant=variant.name, seed=seed)
-    seconds_before, metrics_size = resume(trainer, folder, identity)
+    before = resume(trainer, folder, identity)
     began, started, cadence = time.perf_counter(), trainer.steps, trainer.cadence
 
     def seconds() -> float:
-        return seconds_before + time.perf_counter() - began
+        return before.seconds + time.perf_counter() - began
 
-    with MetricsFile(folder.metrics, size=metrics_size) as metrics, held_signals() as asked:
+    with (
+        MetricsFile(
+            folder.metrics, size=before.metrics_size, digest=before.metrics_sha256
+        ) as metrics,
+        held_signals() as asked,
+    ):
         recorder = Recorder(
             trainer, variant=variant.name, seed=seed, metrics=metrics, on_progress=on_progress
         )
@@ -83,6 +88,7 @@ def train(
                     "training": finite_state(trainer, folder.path),
                     "seconds": seconds(),
                     "metrics_size": metrics.sync(),
+                    "metrics_sha256": metrics.digest(),
                     "network": dict(trainer.network),
                 }
                 # Not all steps are written down, and the losses of this one may not be.

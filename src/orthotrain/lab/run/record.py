@@ -5,6 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,10 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from orthotrain.errors import CheckpointError, ConfigError, DataError
-from orthotrain.files import write_atomically
+from orthotrain.files import remedy, write_atomically
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.experiment import Experiment
 
@@ -45,8 +46,8 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} could not be written ({error}); the last good checkpoint is intact; free "
-            "some space or choose another disk, then run the same command again"
+            f"{path} could not be written ({error}); the last good checkpoint is intact; "
+            f"{remedy(error)}, then run the same command again"
         ) from error
 
 
@@ -68,11 +69,42 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: The file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); need a JSON file") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; need a JSON object")
+    return content
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); {remedy(error)}") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings by name.
+
+    Raises:
+        ConfigError: The file is missing or holds something else.
+    """
+    # Here, so that a checkpoint can be read where the extra of the laboratory is missing.
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(content, default=str, skipkeys=True)  # A part that holds itself has no end.
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; need a YAML file of settings") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {remedy(error)}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is no configuration ({error}); need settings in YAML") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        kind = "names that are no text" if isinstance(content, dict) else type(content).__name__
+        raise ConfigError(f"{path} is no configuration ({kind}); need settings by name")
     return content
 
 
@@ -102,6 +134,11 @@ class SeedFolder:
     def previous_checkpoint(self) -> Path:
         """The checkpoint before the last one."""
         return self.path / "checkpoint.previous.pt"
+
+    @property
+    def damaged_checkpoint(self) -> Path:
+        """A last checkpoint that could not be taken."""
+        return self.path / "checkpoint.damaged.pt"
 
     @property
     def result(self) -> Path:
@@ -139,40 +176,62 @@ class RunFolder:
         files = [self.seed(variant, seed).result for seed in seeds]
         return [read_json(file) for file in files if file.exists()]
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep a second command out of it; ends with this process, too.
+
+        Raises:
+            ConfigError: The folder cannot be written, or another process trains in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w", encoding="ascii")
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+        with file:
+            self._lock(file)
+            yield
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Not on Windows, where a second command must be avoided by hand.
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it, or choose another "
+                "folder with --run-dir"
+            ) from error
+
     def open(self, config: RunConfig) -> None:
         """Create the folder, or check that it belongs to the same configuration.
 
         Raises:
             ConfigError: The folder holds a run with other settings, or cannot be written.
         """
-        # Here, so that a checkpoint can be read where the extra of the laboratory is missing.
         import yaml
 
         resolved = plain(config)
         try:
             if self.config.exists():
-                previous = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-                self._require_same(previous, resolved)
+                self._require_same(read_settings(self.config), resolved)
                 return
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(resolved, sort_keys=False)
             write_atomically(self.config, text.encode())
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{self.config} is damaged ({error}); restore it, or choose another folder with "
-                "--run-dir"
-            ) from error
         except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be written ({error}); choose another folder with --run-dir"
-            ) from error
+            raise self._unwritable(error) from error
 
-    def _require_same(self, previous: Any, resolved: Mapping[str, Any]) -> None:
-        if not isinstance(previous, dict):
-            raise ConfigError(
-                f"{self.config} holds no settings; restore it, or choose another folder with "
-                "--run-dir"
-            )
+    def _unwritable(self, error: OSError | ValueError) -> ConfigError:
+        advice = remedy(error) if isinstance(error, OSError) else "choose another name"
+        return ConfigError(
+            f"{self.path} cannot be written ({error}); {advice}. Another folder can be given with "
+            "--run-dir"
+        )
+
+    def _require_same(self, previous: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         if changed := differences(previous, resolved):
             raise ConfigError(
                 f"{self.path} holds a run with other settings ({'; '.join(changed[:4])}); "
@@ -187,8 +246,18 @@ class RunFolder:
         variants: Sequence[Variant],
         environment: Mapping[str, Any],
     ) -> None:
-        """Write run.json once; a resumed run keeps the record of its start."""
+        """Write run.json once; a resumed run keeps the record of its start.
+
+        Raises:
+            DataError: There is one, and it is no description of a run.
+            ConfigError: It is one of another version.
+        """
         if self.run.exists():
+            if (schema := read_json(self.run).get("schema")) != SCHEMA:
+                raise ConfigError(
+                    f"{self.run} has schema {schema!r}, this version reads {SCHEMA}; restore it, "
+                    "or remove it to have it written again"
+                )
             return
         content = {
             "schema": SCHEMA,
@@ -217,38 +286,45 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
 def differences(previous: object, resolved: object, name: str = "") -> list[str]:
     """What differs between two nested dicts of plain values, one sentence each."""
     if isinstance(previous, dict) and isinstance(resolved, dict):
-        keys = sorted({*previous, *resolved})
+        keys = sorted({*previous, *resolved}, key=str)
         return [
             line
             for key in keys
             for line in differences(
-                previous.get(key), resolved.get(key), f"{name}.{key}" if name else key
+                previous.get(key), resolved.get(key), f"{name}.{key}" if name else str(key)
             )
         ]
     return [] if previous == resolved else [f"{name} is {previous} there and {resolved} here"]
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl; its size goes into the checkpoint, and a resume cuts back to it.
+    """Appends to metrics.jsonl; size and digest go into the checkpoint; a resume cuts back to them.
 
     Args:
         path: The file; its folder exists.
         size: Bytes that belong to the checkpoint the run goes on from; 0 at a fresh start.
+        digest: What :meth:`digest` said of them; None where an earlier version did not ask.
 
     Raises:
-        CheckpointError: The file is shorter than that, so lines are lost.
+        CheckpointError: These bytes are not there, or are others.
     """
 
-    def __init__(self, path: Path, *, size: int = 0) -> None:
-        found = path.stat().st_size if path.exists() else 0
-        if found < size:
-            raise CheckpointError(
-                f"{path} has {found} bytes, its checkpoint was written at {size}: lines are "
-                f"lost; delete the folder {path.parent} to train this seed again"
-            )
+    def __init__(self, path: Path, *, size: int = 0, digest: str | None = None) -> None:
         self._path = path
+        self._digest = hashlib.sha256()
         with saving(path):
-            self._file = path.open("ab")
+            self._file = path.open("a+b")
+            self._file.seek(0)
+            kept = self._file.read(size)
+            self._digest.update(kept)
+            changed = digest not in (None, self._digest.hexdigest())
+            if len(kept) < size or changed:
+                self._file.close()
+                found = "other bytes" if changed and len(kept) == size else f"{len(kept)} bytes"
+                raise CheckpointError(
+                    f"{path} has {found}, its checkpoint was written at {size}: lines are "
+                    f"lost; delete the folder {path.parent} to train this seed again"
+                )
             self._file.truncate(size)
 
     def __enter__(self) -> MetricsFile:
@@ -270,9 +346,10 @@ class MetricsFile:
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add one line."""
-        line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False)
+        line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False).encode() + b"\n"
+        self._digest.update(line)
         with saving(self._path):
-            self._file.write(line.encode() + b"\n")
+            self._file.write(line)
 
     def sync(self) -> int:
         """Bring all lines to the disk and return the size of the file."""
@@ -281,8 +358,20 @@ class MetricsFile:
             os.fsync(self._file.fileno())
             return self._file.tell()
 
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all lines."""
+        return self._digest.hexdigest()
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics file."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """All lines of a metrics file.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in _text_of(path).split("\n") if line]
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); need one JSON object per line"
+        ) from error

@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from orthotrain.data.lazy import ImageArray
 from orthotrain.errors import CheckpointError, OrthotrainError, OrthotrainWarning
 from orthotrain.lab.run.checkpoint import SCHEMA, load_checkpoint
-from orthotrain.lab.run.record import SeedFolder, differences
+from orthotrain.lab.run.record import SeedFolder, differences, saving
 from orthotrain.lab.run.trainer import Trainer
 from orthotrain.lowrank.verified import bytes_of
 
@@ -69,7 +70,22 @@ def identity_of(trainer: Trainer, folder: SeedFolder, *, variant: str, seed: int
     }
 
 
-def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) -> tuple[float, int]:
+@dataclass(frozen=True)
+class Before:
+    """What a training did before it was stopped.
+
+    Attributes:
+        seconds: That it took.
+        metrics_size: Bytes of its metrics.
+        metrics_sha256: Of these bytes; None in a checkpoint of an earlier version.
+    """
+
+    seconds: float = 0.0
+    metrics_size: int = 0
+    metrics_sha256: str | None = None
+
+
+def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) -> Before:
     """Go on from the last checkpoint, or from the one before where the last is damaged.
 
     Args:
@@ -78,7 +94,7 @@ def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) ->
         identity: What the checkpoint must say of itself.
 
     Returns:
-        Seconds that the training took so far, and bytes of its metrics.
+        How far it came.
 
     Raises:
         CheckpointError: Both are damaged, or what is there is of another training, incomplete or
@@ -89,7 +105,7 @@ def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) ->
     """
     last, previous = folder.checkpoint, folder.previous_checkpoint
     if not last.exists() and not previous.exists():
-        return 0.0, 0
+        return Before()
     path, damage = last, None
     try:
         saved = load_checkpoint(last)
@@ -100,10 +116,11 @@ def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) ->
         saved = load_checkpoint(previous)
     progress = _go_on(trainer, saved, path, identity)
     if damage is not None:
-        if last.exists():
-            # The next save must not put it in the place of the one before.
-            os.replace(last, last.with_name("checkpoint.damaged.pt"))
-        os.replace(previous, last)
+        with saving(folder.path):
+            if last.exists():
+                # The next save must not put it in the place of the one before.
+                os.replace(last, folder.damaged_checkpoint)
+            os.replace(previous, last)
         warnings.warn(
             f"the last checkpoint cannot be taken ({damage}); the training goes on from the one "
             f"before, {previous.name}, at step {trainer.steps}",
@@ -116,10 +133,11 @@ def resume(trainer: Trainer, folder: SeedFolder, identity: Mapping[str, Any]) ->
 
 def _go_on(
     trainer: Trainer, saved: Mapping[str, Any], path: Path, identity: Mapping[str, Any]
-) -> tuple[float, int]:
+) -> Before:
     _require(saved, path, "training", lambda value: isinstance(value, dict), "a dictionary")
     _require(saved, path, "seconds", _is_duration, "a number of seconds")
     _require(saved, path, "metrics_size", _is_count, "a number of bytes")
+    digest = saved.get("metrics_sha256")
     total = trainer.total_steps
     if saved["schema"] == SCHEMA:
         _require(saved, path, "identity", lambda value: isinstance(value, dict), "a dictionary")
@@ -154,7 +172,9 @@ def _go_on(
             f"{path} says that {trainer.steps} steps are done and its training has {total}; delete "
             "its folder to train this seed from its start"
         )
-    return float(saved["seconds"]), int(saved["metrics_size"])
+    return Before(
+        float(saved["seconds"]), int(saved["metrics_size"]), None if digest is None else str(digest)
+    )
 
 
 def _require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,7 +70,15 @@ def _read(path: Path, title: str) -> Traversals:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
             return Traversals(title, **{name: packed[name] for name in _NEEDED})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
             f"report: {path} is damaged or of another format ({error}); need the arrays "
             f"{', '.join(_NEEDED)}; train this seed again, or remove the file to report without it"
@@ -122,4 +131,4 @@ def traversal_files(run: Run) -> dict[str, bytes]:
         title=f"{text(run.info, 'recipe', run.slug)}: what each latent coordinate does",
         note=f"Averaged generators of seed {shown_seed(run)}, the same latents for every variant.",
     )
-    return {PAGE: page.encode()}
+    return {PAGE: page.encode(errors="backslashreplace")}

@@ -1,0 +1,32 @@
+"""The one place where a Parameter that stands for a weight takes another shape or name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotrain._resized import shape_changed
+
+
+def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give the same Parameter object another value and shape, and no gradient.
+
+    ``set_`` under ``no_grad`` is the only way that keeps the object, a living old loss and
+    DistributedDataParallel all working. Optimizer state of the old shape is dropped at the next
+    step of an optimizer, unless it followed.
+    """
+    before = parameter.shape
+    with torch.no_grad():
+        parameter.set_(value.to(parameter.dtype).contiguous().clone())  # type: ignore[call-overload]
+    parameter.grad = None
+    if parameter.shape != before:
+        shape_changed(parameter, before)
+
+
+def rename_(parameters: dict[str, Any], old: str, new: str) -> None:
+    """Rename a key in place and keep its position, so that parameter order never changes."""
+    items = [(new if name == old else name, value) for name, value in parameters.items()]
+    parameters.clear()
+    parameters.update(items)

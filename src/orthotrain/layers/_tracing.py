@@ -1,0 +1,30 @@
+"""Layers while a tool traces them: free batch sizes for exporters, one node for ``torch.fx``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def exporting() -> bool:
+    """Whether ``torch.export``, ``torch.jit.trace`` or ``torch.onnx.export`` records the call.
+
+    Then nothing may be decided by the size of a batch: the decision, and with it the size, would
+    be part of what is recorded.
+    """
+    tracing: bool = torch._C._get_tracing_state() is not None
+    return torch.compiler.is_exporting() or tracing
+
+
+def leaf(module: nn.Module, *args: Any) -> Tensor:
+    """The call of a module as one node of a ``torch.fx`` graph, as torch's own layers are.
+
+    Args:
+        module: Called with ``args``, of which one is a ``torch.fx.Proxy``.
+        args: By position.
+    """
+    tracer: Any = next(a.tracer for a in args if isinstance(a, torch.fx.Proxy))
+    node: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
+    return node

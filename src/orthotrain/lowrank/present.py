@@ -1,0 +1,88 @@
+"""The sites of a run as its model is now: layers come, go, are replaced, frozen and unfrozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from orthotrain.errors import ConfigError
+from orthotrain.layers._factors import weight_parameter
+from orthotrain.lowrank.sites import Refusal, Selection, Site, find_sites, require_supported
+from orthotrain.methods import Run
+from orthotrain.methods.select import named_modules_clean, select_parameters
+
+
+@dataclass(frozen=True)
+class Present:
+    """What a model holds now, beside the sites that were known.
+
+    Attributes:
+        kept: The known sites that are still there, the same objects, in the order they had.
+        new: Sites that were not known.
+        refusals: Layers that stay as they are.
+    """
+
+    kept: list[Site]
+    new: list[Site]
+    refusals: list[Refusal]
+
+    def together(self, model: nn.Module) -> list[Site]:
+        """Kept and new sites in model order."""
+        order = {id(module): i for i, (_, module) in enumerate(named_modules_clean(model))}
+        return sorted([*self.kept, *self.new], key=lambda site: order[id(site.owners[0][0])])
+
+
+def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present:
+    """Search a run's model once more, with the selection of ``attach``.
+
+    A known layer that was frozen is kept: it is left alone as long as it requires no gradient.
+    A pattern whose layers are gone matches nothing now, which is no error here.
+    """
+    only = _matching(run.model, selection.only)
+    still = replace(selection, skip=_matching(run.model, selection.skip), only=only)
+    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    found, refusals = find_sites(run.model, still, trained=trained)
+    if selection.only and not only:
+        found = []
+    ours = {_identity(site): site for site in known}
+    there = {_identity(site) for site in found}
+    modules = {id(module) for _, module in named_modules_clean(run.model)}
+    kept = [site for key, site in ours.items() if key in there or _stays(site, modules)]
+    names = {site.name for site in kept}
+    new = []
+    for site in found:
+        if _identity(site) in ours:
+            continue
+        try:
+            shape = site.layout.factor_shapes(1)[1]
+            require_supported(run.optimizer, site, shape=shape, what="cannot convert")
+        except ConfigError as error:
+            refusals.append(Refusal(site.name, str(error)))
+        else:
+            new.append(site)
+    return Present(kept, new, [each for each in refusals if each.name not in names])
+
+
+def _identity(site: Site) -> tuple[object, ...]:
+    owners = frozenset((id(module), weight) for module, weight in site.owners)
+    return site.name, owners, id(weight_parameter(*site.owners[0]))
+
+
+def _stays(site: Site, modules: Set[int]) -> bool:
+    """Whether a site that cannot be cut now is still there: frozen, or low-rank already."""
+    if any(id(m) not in modules or weight_parameter(m, w) is None for m, w in site.owners):
+        return False
+    return site.factored or not site.parameter.requires_grad
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    found = []
+    for pattern in patterns:
+        try:
+            select_parameters(model, [pattern])
+        except ConfigError:
+            continue
+        found.append(pattern)
+    return found
