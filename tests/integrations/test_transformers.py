@@ -159,13 +159,13 @@ def test_every_loss_is_observed_once(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Transformers, while they trace
 def test_a_compiled_model_trains_and_its_logged_loss_is_observed(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 16)
     made, _ = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
     seen = []
     monkeypatch.setattr(
         "orthotrain.lowrank.guard.LossGuard.observe", lambda self, loss: seen.append(loss)
     )
-    made.train()
+    with torch._dynamo.config.patch(recompile_limit=16):
+        made.train()
     logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     assert seen == pytest.approx(logged)
 
