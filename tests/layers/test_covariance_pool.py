@@ -175,11 +175,11 @@ def test_one_dead_channel_leaves_a_zero_row():
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )
-def test_the_dtype_of_the_input_comes_out_of_the_right_scale(dtype):
+def test_the_dtype_that_goes_in_comes_out_of_the_right_scale(dtype):
     # Means of a hundred: squares pass the largest float16, and half precision sees no covariance.
     x = (maps(2, 4, 5, 5) + 100).to(dtype).requires_grad_()
     y = GlobalCovariancePool(4)(x)
-    assert y.dtype == dtype  # what the next layer takes
+    assert y.dtype == dtype
     expected = covariance_pool(x, relative_ridge=DEFAULT_RIDGE)
     budget = 1e-10 if dtype == torch.float64 else 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(y.double(), expected, rtol=budget, atol=budget)

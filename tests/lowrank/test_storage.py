@@ -208,6 +208,9 @@ def test_other_tensors_under_the_same_hash_are_refused(tmp_path, change):
         ({"ranks": "{}"}, "does not match the hash"),
         ({HASH: None}, "its metadata has no orthotrain.sha256"),
         ({HASH: "0" * 64}, "does not match the hash"),
+        # Names of entries are damaged, so that the file seems to be of another program.
+        ({"format": None, "formaz": "orthotrain.model.2", HASH: None}, "has no orthotrain.sha256"),
+        ({"format": None, "orthotrain.shb256": "0" * 64, HASH: None}, "has no orthotrain.sha256"),
         ({"format": "orthotrain.model.9", HASH: None}, "has the format 'orthotrain.model.9'"),
     ],
 )

@@ -73,8 +73,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if written is not None:
         if written != content_hash(tensors, metadata):
             raise _damaged(path, "its content does not match the hash in its metadata")
-    elif name == FORMAT:
-        raise _damaged(path, f"its format is {FORMAT}, and its metadata has no {_HASH}")
+    elif name == FORMAT or (not is_ours(metadata) and "orthotrain" in json.dumps(metadata)):
+        # The names of the entries may be what was damaged.
+        raise _damaged(path, f"it was written by orthotrain, and its metadata has no {_HASH}")
     if is_ours(metadata) and name not in (FORMAT, UNHASHED_FORMAT):
         raise CheckpointError(
             f"{path} has the format {name!r}, this version reads {FORMAT} and {UNHASHED_FORMAT}; "
