@@ -78,4 +78,5 @@ def effective_rank(s):
     """``exp`` of the entropy of the normalized spectrum."""
     values = [mpmath.mpf(x) for x in s.double().tolist()]
     shares = [x / sum(values) for x in values if x > 0]
-    return torch.tensor(float(mpmath.exp(-sum(p * mpmath.log(p) for p in shares))))
+    entropy = -sum(p * mpmath.log(p) for p in shares)
+    return torch.tensor(float(mpmath.exp(entropy)), dtype=torch.float64)

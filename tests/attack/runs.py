@@ -10,6 +10,7 @@ from lab.run import tiny as lowrank
 from lab.run import toy
 from lab.run.tiny import assert_same_training, tiny_data, without_times
 from orthotrain.disentangle import Evaluation
+from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.experiments.latent import images
@@ -102,7 +103,7 @@ FAMILIES = {
     "toy": Family("lab.run.toy:build", toy.TOY.at("smoke"), toy.variants),
     "lowrank": Family("lab.run.tiny:build_tiny", lowrank.CONFIG, lowrank_variants, _LOWRANK),
     "language": Family(_TEXT, _LANGUAGE, language_variants, _GPT),
-    "latent": Family(_LINEAR, latent.LINEAR, latent_variants, _LINEAR),
+    "latent": Family(_LINEAR, latent.LINEAR, find_recipe("latent-linear").variants, _LINEAR),
     "images": Family("attack.runs:build_latent_images", latent.EIGEN, latent_variants, _IMAGES),
     "whitening": Family(_HERE, WHITENING, spectral_variants, _SPECTRAL),
     "pooling": Family(_HERE, POOLING, spectral_variants, _SPECTRAL),

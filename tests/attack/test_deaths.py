@@ -101,10 +101,10 @@ def test_deaths_in_the_middle_of_a_write(tmp_path):
     counts.check(least=6)
 
 
-# As many as take some minutes.
+# As many as take two minutes.
 KILLS = {
-    "toy": 60, "lowrank": 30, "language": 20, "latent": 30, "images": 12, "whitening": 8,
-    "pooling": 8,
+    "toy": 18, "lowrank": 10, "language": 8, "latent": 10, "images": 4, "whitening": 3,
+    "pooling": 3,
 }  # fmt: skip
 
 
