@@ -41,7 +41,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
         ConfigError: The model has no configuration, or the folder holds weights of another save.
         CheckpointError: A file cannot be written.
     """
-    folder, inner = Path(folder), unwrap(model)
+    inner: Any = unwrap(model)
+    folder = Path(folder)
     if not hasattr(inner, "config") or not hasattr(inner.config, "save_pretrained"):
         raise ConfigError(
             f"save_pretrained needs a model of Transformers, got {type(inner).__name__}; for "
