@@ -55,7 +55,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
         )
     folder.mkdir(parents=True, exist_ok=True)
     if dense:
-        to_dense(deepcopy(inner)).save_pretrained(folder)
+        dense_copy: Any = to_dense(deepcopy(inner))
+        dense_copy.save_pretrained(folder)
     else:
         inner.config.save_pretrained(folder)
     if (generation := getattr(inner, "generation_config", None)) is not None:
