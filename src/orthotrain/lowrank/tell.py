@@ -71,8 +71,8 @@ def plan_of(  # noqa: PLR0913  # all that a plan follows from
     if last > total_steps:
         reached = tail_length(made, layers=layers, layer_fraction=fraction)
         lines.append(f"the run ends at step {total_steps}: only {reached} of {layers} are reached")
-    if settings.max_drop < 1:
-        left = (1 - settings.max_drop) ** made
+    left = (1 - settings.max_drop) ** made
+    if left > settings.min_rank_fraction:
         lines.append(f"the {made} updates of the run leave at least {100 * left:.3g} % of a rank")
     return lines
 
