@@ -318,3 +318,20 @@ def test_a_selection_without_any_matrix():
         attached(Zoo(), every_steps=1, params="norm")
     with pytest.raises(ConfigError, match="'haed'"):
         attached(Zoo(), every_steps=1, params="haed")
+
+
+def test_a_monitor_may_join_a_run_that_was_resumed_without_one():
+    def made():
+        model = nn.Sequential(nn.Linear(4, 4))
+        return model, torch.optim.AdamW(model.parameters())
+
+    model, optimizer = made()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    model, optimizer = made()
+    handle = attach(model, optimizer, BasisStability(every_steps=1))
+    optimizer.load_state_dict(state)  # of a run without methods, after attach
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert handle.run.step == 1

@@ -289,6 +289,9 @@ BY_NAME: dict[str, float] = {}
 ROW = 3
 
 
+NOISE = torch.ones(3)
+
+
 class Masking:
     def __init__(self):
         self.mask = MASK
@@ -351,7 +354,31 @@ def log_in_a_mapping(g):
     BY_NAME["0"] = g.norm().item()
 
 
-SHAPELESS["log in a mapping"] = log_in_a_mapping
+class Log:
+    def __init__(self):
+        self.entries = {}
+
+    def __call__(self, g):
+        self.entries["norm"] = float(g.norm())
+
+
+data = torch.ones(8, 8)  # called like an attribute that hooks use
+
+
+def halve(g):
+    g.data.mul_(0.5)
+
+
+kept = [torch.ones(8, 8)]
+
+SHAPELESS |= {
+    "log in a mapping": log_in_a_mapping,
+    "log in an object": Log(),
+    "an attribute called like a global": halve,
+    "keeps what it saw": lambda g: kept.append(g.detach().clone()),
+    "flattens": lambda g: g * (g.view(-1).norm() / g.reshape(-1).norm()),
+    "a tensor of another size": lambda g: g * NOISE.mean(),
+}
 
 
 @pytest.mark.parametrize("hook", SHAPED.values(), ids=SHAPED)

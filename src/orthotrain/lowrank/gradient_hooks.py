@@ -11,6 +11,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
@@ -28,6 +29,8 @@ _BY_PLACE: Final = frozenset(
         "select", "split", "tril", "tril_", "triu", "triu_", "unflatten", "view", "view_as",
     }
 )  # fmt: skip
+# What fills a list or a mapping: tensors in there are what the hook has kept.
+_FILLS: Final = frozenset({"append", "extend", "update", "setdefault", "__setitem__"})
 _DEPTH: Final = 3  # functions that call functions
 
 
@@ -47,10 +50,10 @@ def hook_that_needs_the_shape(parameter: nn.Parameter) -> str | None:
 def _reason(function: Any, own: Tensor, depth: int) -> str | None:
     code, held = _code_of(function), list(_held_by(function))
     for value in held:
-        if isinstance(value, Tensor) and value is not own and value.numel() > 1:
+        if isinstance(value, Tensor) and value is not own and _goes_with(value, own):
             return f"holds a tensor of shape {tuple(value.shape)}"
     if code is not None:
-        if by_place := sorted(_BY_PLACE.intersection(code.co_names)):
+        if by_place := sorted(_BY_PLACE.intersection(code.co_names) - _flattening(code)):
             return f"calls {by_place[0]}"
         if _takes_places(code, containers=any(isinstance(v, dict | list) for v in held)):
             return "takes a part of what it is given"
@@ -59,11 +62,40 @@ def _reason(function: Any, own: Tensor, depth: int) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
+def _goes_with(held: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can be multiplied with the weight's gradient, entry by entry."""
+    pairs = zip(reversed(held.shape), reversed(own.shape), strict=False)
+    fits = held.ndim <= own.ndim and all(a in (1, b) for a, b in pairs)
+    return held.numel() > 1 and fits
+
+
 def _takes_places(code: CodeType, *, containers: bool) -> bool:
     """Whether code takes parts; where it has containers of its own, only slices are sure."""
-    names = [instruction.opname for instruction in dis.get_instructions(code)]
-    slices = any("SLICE" in name for name in names)
-    return slices or (not containers and any("SUBSCR" in name for name in names))
+    steps = list(dis.get_instructions(code))
+    slices = any("SLICE" in step.opname for step in steps)
+    # An entry by a text is one of a mapping.
+    parts = (
+        "SUBSCR" in step.opname and not _is_text(before)
+        for before, step in itertools.pairwise(steps)
+    )
+    return slices or (not containers and any(parts))
+
+
+def _is_text(step: dis.Instruction) -> bool:
+    return step.opname == "LOAD_CONST" and isinstance(step.argval, str)
+
+
+def _flattening(code: CodeType) -> set[str]:
+    """``view`` and ``reshape``, where they are called with -1 alone, which fits every shape."""
+    steps = [s for s in dis.get_instructions(code) if s.opname not in ("PRECALL", "CACHE")]
+    calls = list(zip(steps, steps[1:], steps[2:], strict=False))
+    found: dict[str, list[bool]] = {"view": [], "reshape": []}
+    for name, argument, call in calls:
+        if name.argval in found and name.opname.startswith("LOAD"):
+            found[name.argval].append(
+                argument.argval == -1 and call.opname == "CALL" and call.arg == 1
+            )
+    return {name for name, alone in found.items() if alone and all(alone)}
 
 
 def _code_of(function: Any) -> CodeType | None:
@@ -91,7 +123,16 @@ def _held_by(function: Any) -> Iterator[Any]:
             seen = inspect.getclosurevars(function)
         except ValueError:  # a name that has no value yet
             return
-        yield from _opened([*seen.nonlocals.values(), *seen.globals.values()])
+        code = function.__code__
+        # Not the names of attributes, which are among those of the code.
+        read = {s.argval for s in dis.get_instructions(code) if s.opname.startswith("LOAD_GLOBAL")}
+        values = [v for name, v in seen.globals.items() if name in read]
+        fills = bool(_FILLS.intersection(code.co_names)) or any(
+            step.opname == "STORE_SUBSCR" and _is_text(before)
+            for before, step in itertools.pairwise(dis.get_instructions(code))
+        )
+        values += seen.nonlocals.values()
+        yield from values if fills else _opened(values)
     else:
         yield from _opened(_attributes(function))
 

@@ -55,7 +55,7 @@ class StateCheck:
         if self._expected:
             check_shapes(optimizer)
             self._expected = self._is_first = False
-        if self._lacks_own and not is_no_step(optimizer):
+        if self._lacks_own and methods and not is_no_step(optimizer):
             raise StateError(
                 f"{methods}: {type(optimizer).__name__} took the state of a run that has begun, "
                 f"and the handle is at step 0; {STATE_IS_MISSING}"

@@ -134,7 +134,8 @@ class Handle:
 
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._backward_hook.pause()
-        self._state_check.before_step(optimizer, ", ".join(self.methods))
+        acting = [n for n, method in self.methods.items() if method.phase is not Phase.WATCH]
+        self._state_check.before_step(optimizer, ", ".join(acting))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
             self._needs_gradients or (self.auto and rates_are_zero(optimizer))

@@ -88,7 +88,7 @@ class Processes:
         """Tell the other processes of an error inside; they would wait for this one."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too
             if error is not self._told:
                 text = f"{type(error).__name__}: {error}"
                 self._exchange(moment, _message(text, failed=True), wait=False)
