@@ -7,6 +7,8 @@ import os
 import re
 import secrets
 import time
+import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -36,6 +38,11 @@ _TEMPORARY: Final = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 _NAMED: Final = 60
 # Nobody writes that long at one file without a change to it.
 _ABANDONED_SECONDS: Final = 24 * 3600
+
+#: What ``numpy.load`` and reading its arrays raise for a damaged file or one of another format.
+UNREADABLE_ARRAYS: Final = (
+    OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def remedy(error: OSError) -> str:

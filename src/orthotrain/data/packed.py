@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +24,7 @@ from orthotrain.data.splits import (
     stratified_split,
 )
 from orthotrain.errors import ConfigError, DataError
+from orthotrain.files import UNREADABLE_ARRAYS
 
 ENVIRONMENT_VARIABLE = "ORTHOTRAIN_DATA"
 TRAIN = 0
@@ -282,15 +281,7 @@ def _open_archive(source: PackedSource, path: Path) -> _Archive:
                 label=label,
                 split=packed["split"].astype(np.int64) if marks is None else marks(label),
             )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except UNREADABLE_ARRAYS as error:
         raise _damaged(source, path, f"{type(error).__name__}: {error}") from error
     count = len(label)
     if len(archive.offsets) != count + 1 or len(archive.split) != count:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthotrain.errors import DataError
+from orthotrain.files import UNREADABLE_ARRAYS
 from orthotrain.lab.experiments.latent.traversals.arrays import Traversals
 from orthotrain.lab.experiments.latent.traversals.page import traversal_page
 from orthotrain.lab.report import style
@@ -70,15 +69,7 @@ def _read(path: Path, title: str) -> Traversals:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
             return Traversals(title, **{name: packed[name] for name in _NEEDED})
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except UNREADABLE_ARRAYS as error:
         raise DataError(
             f"report: {path} is damaged or of another format ({error}); need the arrays "
             f"{', '.join(_NEEDED)}; train this seed again, or remove the file to report without it"
