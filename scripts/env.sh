@@ -148,6 +148,11 @@ read_lines() {  # read_lines COMMAND...: fills the array ITEMS (macOS has bash 3
   done <<<"$text"
 }
 
+install_group() {
+  read_lines dependency_group "$1"
+  quietly "what pyproject.toml lists as group $1" pip_install "${ITEMS[@]}"
+}
+
 setup_environment() {
   local group=$1 stamp wanted pin
   stamp="$VENV/setup-$group.stamp"
@@ -165,8 +170,7 @@ setup_environment() {
   quietly "the build backend" pip_install hatchling
   quietly "orthotrain and what it needs" pip_install --no-build-isolation -e "${PROJECT_ROOT}[lab]"
   if [ "$group" = dev ]; then
-    read_lines dependency_group dev
-    quietly "the development tools" pip_install "${ITEMS[@]}"
+    install_group dev
     # What runs needs is a part of it.
     printf '%s\n' "$wanted" >"$VENV/setup-run.stamp"
   fi
