@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -120,7 +120,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         layer_fraction: float = 0.1,
         dense_first: bool = False,
         dense_last: bool = True,
-        skip: Sequence[str] = (),
+        skip: Collection[str] = (),
         **others: object,
     ) -> Self:
         """OIALR as in the paper: frozen bases, cut by singular values, all converted at the switch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -78,7 +78,7 @@ def _stays(site: Site, modules: Set[int]) -> bool:
     return site.factored or not site.parameter.requires_grad
 
 
-def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def _matching(model: nn.Module, patterns: Collection[str]) -> list[str]:
     found = []
     for pattern in patterns:
         try:
