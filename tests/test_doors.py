@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,8 @@ KINDS: list[tuple[Any, list[Any], list[Any]]] = [
     (int | None, [None, 3], [1.5, "x"]),
     (Literal["a", 1], ["a", 1], ["b", True, None, 1.0, np.ones(2), ["a"]]),
     (Sequence[int], [[1], (1, 2), []], ["12", 3, [1.5], [None], np.ones(2), TENSOR]),
+    (Collection[str], [["a"], ("a",), {"a"}, frozenset("a"), set()],
+     ["a", b"a", 3, None, {1}, [1], {"a": 1}]),
     (Mapping[str, int], [{"a": 1}], [[1], None, "x"]),
     (Callable[[int], int], [len, nn.ReLU()], ["f", None, 3]),
     (nn.Module, [nn.ReLU()], [nn.ReLU, "model", None, TENSOR]),

@@ -13,7 +13,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import InitVar
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -99,9 +99,10 @@ def _refuse(owner: str, name: str, value: Any, kind: _Kind) -> None:
     if kind.words == _TENSOR or (_TENSOR in kind.words and isinstance(value, Tensor)):
         # Says which of its properties is wrong.
         require_tensor(owner, name, value, kind.dtypes)
-    if kind.each is not None and _is_sequence(value):
-        wrong = next(i for i, one in enumerate(value) if not kind.each.holds(one))
-        _refuse(owner, f"{name}[{wrong}]", value[wrong], kind.each)
+    if kind.each is not None and _is_collection(value):
+        wrong, one = next((i, one) for i, one in enumerate(value) if not kind.each.holds(one))
+        at = f"{name}[{wrong}]" if isinstance(value, Sequence) else f"each of {name}"
+        _refuse(owner, at, one, kind.each)
     raise ConfigError(
         f"{owner} needs {name} to be {kind.words}, got {described(value)}; {kind.way}"
     )
@@ -225,23 +226,27 @@ def _any_of(kinds: list[_Kind | None]) -> _Kind | None:
 
 
 def _container_of(origin: Any, members: tuple[Any, ...]) -> _Kind | None:
-    """Functions, mappings and sequences, the latter with what is in them."""
+    """Functions, mappings, sequences and collections, the latter two with what is in them."""
     if origin is Callable:
         return _Kind(callable, "a function", "pass the function itself, not what it returns")
     if not (isinstance(origin, type) and issubclass(origin, Iterable)):
         return None
     if issubclass(origin, Mapping):
         return _Kind(lambda value: isinstance(value, Mapping), "a mapping", "use dict(...)")
-    if not issubclass(origin, Sequence):
+    ordered = issubclass(origin, Sequence)
+    if not ordered and origin is not Collection:
         return _Kind(lambda value: isinstance(value, Iterable), "an iterable", "use a list")
     each = kind_of(members[0]) if members else None
 
     def holds(value: Any) -> bool:
-        return _is_sequence(value) and (each is None or all(map(each.holds, value)))
+        fits = _is_collection(value) and (isinstance(value, Sequence) or not ordered)
+        return fits and (each is None or all(map(each.holds, value)))
 
     inside = "" if each is None else f", each {each.words}"
-    return _Kind(holds, f"a sequence{inside}", "use a list", each=each)
+    return _Kind(
+        holds, f"a {'sequence' if ordered else 'collection'}{inside}", "use a list", each=each
+    )
 
 
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)

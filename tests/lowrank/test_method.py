@@ -527,6 +527,16 @@ def test_random_state_outside_is_untouched(tmp_path):
 # --- what bad input gets --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [set, frozenset, tuple, list])
+def test_layers_are_named_in_any_collection(kind):
+    model = mlp(10)
+    method = as_published(delay_steps=2, every_steps=2, skip=kind(["2", "0"]))
+    # Alike in all processes, whose sets have orders of their own.
+    assert method.skip == (("0", "2") if kind in (set, frozenset) else ("2", "0"))
+    compress(model, energy=0.5, only=kind(["4"]), only_if_cheaper=False)
+    assert [type(layer) for layer in model[::2]] == [nn.Linear, nn.Linear, LowRankLinear]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -547,7 +557,7 @@ def test_random_state_outside_is_untouched(tmp_path):
         ({"max_drop": 0.0}, "max_drop"),
         ({"min_rank_fraction": 1.0}, "min_rank_fraction"),
         ({"optimizer_state": "keep"}, "optimizer_state .*rotate.*slice.*reset.*got 'keep'"),
-        ({"skip": "head"}, "skip to be a sequence"),
+        ({"skip": "head"}, "skip to be a collection"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(settings, message):

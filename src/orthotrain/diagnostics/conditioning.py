@@ -26,7 +26,7 @@ from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.methods._optimizer import gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
 from orthotrain.methods.select import Pattern, named_modules_clean, select_modules
-from orthotrain.methods.targets import Target, dense_gradient, find_targets
+from orthotrain.methods.targets import Target, dense_gradient, find_targets, of_this_step
 
 _NAME: Final = "condition_monitor"
 
@@ -171,7 +171,8 @@ class _BoundMonitor(Bound):
         self._layers = dict(layers)
         self._covariances: dict[str, Covariance] = {}
         self._before: dict[Target, Tensor] = {}
-        self._pending: list[Record] = []
+        # By what and layer: of an optimizer that steps more often than others, the last step.
+        self._pending: dict[tuple[What, str], Record] = {}
         self._has_closure = False
         self._warned: set[tuple[str, str]] = set()
         self._last: dict[tuple[What, str], Record] = {}
@@ -180,7 +181,7 @@ class _BoundMonitor(Bound):
             place, is_output = place_to_look(module)
             self._hooks.append(LookHook(self, name, is_output).put_on(place))
         if targets:
-            self._hooks.append(ClosureHook(self).put_on(run.optimizer))
+            self._hooks += [ClosureHook(self).put_on(each) for each in run.optimizers]
 
     # --- during a step -----------------------------------------------------------------------
 
@@ -207,24 +208,29 @@ class _BoundMonitor(Bound):
     def before_step(self) -> None:
         if not self._targets or not self._due_next:
             return
-        self._before = {t: t.parameter.detach().clone() for t in self._targets}
+        targets = of_this_step(self._targets, self._run)
+        self._before = {t: t.parameter.detach().clone() for t in targets}
         if not self._has_closure:
-            self._pending = self._gradients()
+            self._keep_gradients()
 
     def measure(self) -> None:
         if not self._before:
             return
         before, self._before = self._before, {}
         if self._has_closure:
-            self._pending = self._gradients()
+            self._keep_gradients()
         for target, old in before.items():
             delta = target.parameter.detach().cpu().double() - old.cpu().double()
-            self._pending.append(self._read("update", target, delta, old=old))
+            read = self._read("update", target, delta, old=old)
+            self._pending["update", target.name] = read
 
-    def _gradients(self) -> list[Record]:
-        scale = gradient_scale(self._run.optimizer)
-        found = ((t, dense_gradient("ConditionMonitor", t)) for t in self._targets)
-        return [self._read("gradient", t, g.detach() / scale) for t, g in found if g is not None]
+    def _keep_gradients(self) -> None:
+        scale = gradient_scale(self._run.stepping)
+        for target in of_this_step(self._targets, self._run):
+            gradient = dense_gradient("ConditionMonitor", target)
+            if gradient is not None:
+                read = self._read("gradient", target, gradient.detach() / scale)
+                self._pending["gradient", target.name] = read
 
     def _read(
         self, what: What, target: Target, tensor: Tensor, *, old: Tensor | None = None
@@ -248,8 +254,8 @@ class _BoundMonitor(Bound):
                 )
         for target in self._targets:
             self._record(self._read("weight", target, target.parameter.detach()))
-        pending, self._pending = self._pending, []
-        for record in pending:
+        pending, self._pending = self._pending, {}
+        for record in pending.values():
             self._record(record)
 
     def _record(self, record: Record) -> None:
@@ -296,13 +302,13 @@ class _BoundMonitor(Bound):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         # The step count is another now, and what was seen was for another step.
-        self._covariances, self._before, self._pending = {}, {}, []
+        self._covariances, self._before, self._pending = {}, {}, {}
 
     def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._covariances, self._before, self._pending = {}, {}, []
+        self._covariances, self._before, self._pending = {}, {}, {}
 
 
 def _listed(names: Sequence[str]) -> str:

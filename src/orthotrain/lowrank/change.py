@@ -57,7 +57,7 @@ def change_site_(
         site: Dense or factored.
         layer: Its history.
         cut: Of its core or dense weight, to the new rank.
-        run: With the optimizer and the step.
+        run: With the optimizers and the step.
         settings: With the form a dense site takes (a factored one keeps the form it has), how the
             optimizer's state follows, and whether energies are in a metric.
     """
@@ -68,7 +68,7 @@ def change_site_(
     if switched:
         layer.switched_at = run.step
     cut_trained_site_(
-        site, (cut.p, cut.s, cut.qh), run.optimizer,
+        site, (cut.p, cut.s, cut.qh), run.owners().get(site.parameter),
         mode=settings.optimizer_state, bases=settings.bases,
     )  # fmt: skip
     return Change(switched, rank, rank_before, kept_energy)
@@ -77,18 +77,19 @@ def change_site_(
 def cut_trained_site_(
     site: Site,
     kept: tuple[Tensor, Tensor, Tensor],
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     *,
     mode: StateMode = "rotate",
     bases: Bases = "frozen",
 ) -> None:
-    """``cut_site_``, and the state of the optimizer that trains the site follows."""
+    """``cut_site_``, and the state of the optimizer that trains the site, if any, follows."""
     change = _change_of_state(site, *kept, bases)
     cut_site_(site, *kept, bases=bases)
-    resize(
-        optimizer, site.parameter, change,
-        new_shape=site.parameter.shape, mode=mode, name=site.name,
-    )  # fmt: skip
+    if optimizer is not None:
+        resize(
+            optimizer, site.parameter, change,
+            new_shape=site.parameter.shape, mode=mode, name=site.name,
+        )  # fmt: skip
 
 
 def _change_of_state(

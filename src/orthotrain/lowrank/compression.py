@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,8 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     stored_budget: float | None = None,
     data: Iterable[Any] | None = None,
     loss: LossFunction | None = None,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
     only_if_cheaper: bool = True,
     bases: Bases = "trained",
 ) -> nn.Module:

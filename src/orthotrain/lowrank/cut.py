@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -121,7 +121,7 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     return replace(known, candidates=list(view.weighed(known).values()), views=views)
 
 
-def chosen_layers(what: str, *, only: Sequence[str], skip: Sequence[str]) -> Selection:
+def chosen_layers(what: str, *, only: Collection[str], skip: Collection[str]) -> Selection:
     """The layers that patterns name.
 
     Raises:

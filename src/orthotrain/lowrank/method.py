@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -120,7 +120,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         layer_fraction: float = 0.1,
         dense_first: bool = False,
         dense_last: bool = True,
-        skip: Sequence[str] = (),
+        skip: Collection[str] = (),
         **others: object,
     ) -> Self:
         """OIALR as in the paper: frozen bases, cut by singular values, all converted at the switch.
@@ -185,21 +185,23 @@ class AdaptiveLowRank(LowRankSettings, Method):
             dense_last=self.dense_last, max_aspect=self.max_aspect,
             shared_attention_basis=self.shared_attention_basis,
         )  # fmt: skip
-        trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+        trained = {id(parameter) for parameter in run.owners()}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
         if self.spread:
             self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
         training = LowRankTraining(self, schedule, run, sites, refusals, selection)
-        if self.bases == "trained" and orthogonalizes(run.optimizer):
+        if self.bases == "trained" and any(
+            orthogonalizes(run.optimizer_of(site.parameter)) for site in sites
+        ):
             warnings.warn(
                 "Muon sees the two trained factors of a layer as one matrix, side by side, so its "
                 'step of each factor is not orthogonal; bases="frozen" gives it one core per '
                 'layer, and NearestOrthogonalGradient(..., when="update") beside another '
                 "optimizer sees both factors",
                 OrthotrainWarning,
-                stacklevel=3,
+                stacklevel=6,
             )
         return training
 

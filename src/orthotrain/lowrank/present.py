@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -42,7 +42,7 @@ def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present
     """
     only = _matching(run.model, selection.only)
     still = replace(selection, skip=_matching(run.model, selection.skip), only=only)
-    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    trained = {id(parameter) for parameter in run.owners()}
     found, refusals = find_sites(run.model, still, trained=trained)
     if selection.only and not only:
         found = []
@@ -57,7 +57,8 @@ def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present
             continue
         try:
             shape = site.layout.factor_shapes(1)[1]
-            require_supported(run.optimizer, site, shape=shape, what="cannot convert")
+            owner = run.optimizer_of(site.parameter)
+            require_supported(owner, site, shape=shape, what="cannot convert")
         except ConfigError as error:
             refusals.append(Refusal(site.name, str(error)))
         else:
@@ -77,7 +78,7 @@ def _stays(site: Site, modules: Set[int]) -> bool:
     return site.factored or not site.parameter.requires_grad
 
 
-def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def _matching(model: nn.Module, patterns: Collection[str]) -> list[str]:
     found = []
     for pattern in patterns:
         try:

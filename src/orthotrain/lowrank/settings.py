@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Set
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Literal
@@ -33,8 +33,8 @@ class LowRankSettings:
     min_rank_fraction: float = 0.01
     dense_first: bool = False
     dense_last: bool = True
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
+    only: Collection[str] = ()
+    skip: Collection[str] = ()
     max_aspect: float = 10.0
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
@@ -61,8 +61,10 @@ class LowRankSettings:
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
             require(mode != "slice", "optimizer_state", mode, needed)
-        for name in ("only", "skip"):  # a list could change afterwards
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("only", "skip"):  # a list could change, a set differs between processes
+            patterns = getattr(self, name)
+            kept = tuple(sorted(patterns) if isinstance(patterns, Set) else patterns)
+            object.__setattr__(self, name, kept)
         needed = "a number above 1, math.inf for every shape"
         require(self.max_aspect > 1, "max_aspect", self.max_aspect, needed)
         for name in ("factor_step", "core_step"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from numbers import Real
 from typing import Any
@@ -59,8 +59,8 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
     train_on: TrainOn,
     data: Iterable[Any] | None = None,
     loss: LossFunction | None = None,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
     count_operations: bool = False,
 ) -> Sizes:
     """Make several smaller models of one, each trained on; the model stays as it is.

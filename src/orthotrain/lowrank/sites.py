@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -132,8 +132,8 @@ class Selection:
             stays dense; ``math.inf`` takes every shape.
     """
 
-    skip: Sequence[str] = ()
-    only: Sequence[str] = ()
+    skip: Collection[str] = ()
+    only: Collection[str] = ()
     dense_first: bool = False
     dense_last: bool = False
     shared_attention_basis: bool = False
@@ -264,11 +264,13 @@ def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
             yield Site(label, layout, multiple, [(module, weight)])
 
 
-def _named(model: nn.Module, patterns: Sequence[str]) -> set[int]:
+def _named(model: nn.Module, patterns: Collection[str]) -> set[int]:
     """``id`` of every module that a pattern names."""
     for pattern in patterns:  # one by one: each must match, and match something with a weight
         select_parameters(model, [pattern])
-    return {id(module) for _, module in select_modules(model, patterns)} if patterns else set()
+    return (
+        {id(module) for _, module in select_modules(model, list(patterns))} if patterns else set()
+    )
 
 
 def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]) -> str | None:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.sites import Site
+from orthotrain.methods import Run
+from orthotrain.methods._optimizer import groups_of
 
 # Every entry of their update is about as large as the learning rate, whatever the gradient. By
 # the name of a class in the optimizer's ancestry, so that no other library is imported. Not
@@ -30,6 +32,7 @@ class StepScale:
 
     Args:
         sites: The layers.
+        run: With the optimizers that train them.
         core: Factor for cores, or ``"auto"``: ``sqrt(m n) / k`` where the optimizer normalizes
             its steps entry by entry, else 1.
         pair: Factor for pairs.
@@ -38,26 +41,29 @@ class StepScale:
     def __init__(
         self,
         sites: Sequence[Site],
-        optimizer: Optimizer,
+        run: Run,
         *,
         core: float | Literal["auto"],
         pair: float,
     ) -> None:
         self._sites = sites  # which come and go
-        self._core = core if core != "auto" or normalizes(optimizer) else 1.0
+        self._run = run
+        self._core = core
         self._pair = pair
         self._before: list[tuple[nn.Parameter, Tensor, float]] = []
         self._began = False
 
-    def factor(self, site: Site) -> float:
-        """What this site's steps are multiplied by."""
+    def _factor(self, site: Site, optimizer: Optimizer) -> float:
+        """What the steps that an optimizer takes for a site are multiplied by."""
         if not site.factored:
             return 1.0
         if site.trains_bases:
             return self._pair
-        if self._core == "auto":
-            return math.sqrt(site.layout.m * site.layout.n) / site.rank
-        return self._core
+        if self._core != "auto":
+            return self._core
+        if not normalizes(optimizer):
+            return 1.0
+        return math.sqrt(site.layout.m * site.layout.n) / site.rank
 
     def step_begins(self) -> None:
         """Remember what is about to be changed."""
@@ -67,11 +73,16 @@ class StepScale:
         self._began = True
 
     def _scaled(self) -> list[tuple[nn.Parameter, float]]:
-        known = [(site.parameter, self.factor(site)) for site in self._sites]
-        return [(parameter, factor) for parameter, factor in known if factor != 1.0]
+        """What this step is to change by more or less than the optimizer does."""
+        found = []
+        for optimizer in self._run.stepping:
+            held = groups_of([optimizer]) if self._run.has_several else None
+            sites = (s for s in self._sites if held is None or s.parameter in held)
+            found += [(site.parameter, self._factor(site, optimizer)) for site in sites]
+        return [(parameter, factor) for parameter, factor in found if factor != 1.0]
 
     @torch.no_grad()
-    def step_ended(self, optimizer: Optimizer) -> None:
+    def step_ended(self) -> None:
         """Make the step that was done longer or shorter.
 
         Raises:
@@ -84,12 +95,12 @@ class StepScale:
                 "core_step=1.0 and factor_step=1.0"
             )
         self._began = False
-        decay = {id(p): _decoupled_decay(g) for g in optimizer.param_groups for p in g["params"]}
+        groups = self._run.groups() if self._before else {}
         for parameter, before, factor in self._before:
             if parameter.grad is None:
                 continue
             parameter.sub_(before).mul_(factor).add_(before)
-            decayed = decay.get(id(parameter), 0.0)
+            decayed = _decoupled_decay(groups[parameter]) if parameter in groups else 0.0
             if decayed:
                 parameter.add_(before, alpha=(factor - 1.0) * decayed)
         self._before = []

@@ -58,7 +58,7 @@ class LowRankTraining(Bound):
         self._dense_numbers = inside + outside
         self._stored_at_start = outside + sum(map(stored_in, sites))
         self._step_scale = StepScale(
-            self._sites, run.optimizer, core=settings.core_step, pair=settings.factor_step
+            self._sites, run, core=settings.core_step, pair=settings.factor_step
         )
         self._last_seen = Present(self._sites, [], list(refusals))
         self._model_hooks: list[RemovableHandle] = []
@@ -66,7 +66,7 @@ class LowRankTraining(Bound):
         self._shapes = self._present_shapes()
         for site in sites:
             require_supported(
-                run.optimizer, site, shape=site.layout.factor_shapes(1)[1],
+                run.optimizer_of(site.parameter), site, shape=site.layout.factor_shapes(1)[1],
                 what="AdaptiveLowRank cannot convert",
             )  # fmt: skip
         self._low_rank_before = {site.name for site in sites if site.factored}
@@ -74,7 +74,7 @@ class LowRankTraining(Bound):
         self._pending: Update | None = None
         if schedule.first == 0:
             self._begin()
-            self._go_on(at_once=True)
+            self._go_on()
         self._watch()
         self._model_hooks = follow_checkpoints(run.model)
 
@@ -90,10 +90,16 @@ class LowRankTraining(Bound):
     def _present_shapes(self) -> list[torch.Size]:
         return [site.parameter.shape for site in self._sites]
 
+    def after_each(self) -> None:
+        """Scale the step; change the layers that waited for the step of their own optimizer."""
+        self._step_scale.step_ended()
+        if self._pending is not None and self._pending.waits:
+            self._pending.catch_up()
+            self._changed()
+
     def after_step(self) -> None:
-        """Scale the step; update where one is due; watch the passes where one is near."""
+        """Update where one is due; watch the passes where one is near."""
         self._statistics.end_step()
-        self._step_scale.step_ended(self._run.optimizer)
         self._judge_last_cut()
         if self._schedule.due(self._run.step):
             self._begin()
@@ -115,7 +121,7 @@ class LowRankTraining(Bound):
             self._statistics.close()
 
     def _present(self) -> Present:
-        if self._run._optimizer() is not None:  # a function that trains may return the handle
+        if self._run.has_all_optimizers:  # a function that trains may return the handle
             self._last_seen = look_again(self._run, self._selection, self._sites)
         return self._last_seen
 
@@ -154,9 +160,13 @@ class LowRankTraining(Bound):
     # --- updates ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Start an update; what is left of one that is still on its way is done at once."""
+        """Start an update; what is left of one that is still on its way is done at once.
+
+        Layers that still wait for their own optimizer are decided anew.
+        """
         if self._pending is not None:
-            self._go_on(at_once=True)
+            self._pending.waits = []
+            self._go_on()
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
         # What was watched are the layers of the window's first step.
@@ -177,7 +187,7 @@ class LowRankTraining(Bound):
             number=self._updates, settling=self._schedule.settling,
         )  # fmt: skip
 
-    def _go_on(self, *, at_once: bool) -> None:
+    def _go_on(self, *, at_once: bool = True) -> None:
         """All of the pending update, or the share of one step."""
         update = self._pending
         assert update is not None
@@ -185,9 +195,16 @@ class LowRankTraining(Bound):
             update.at_once()
         else:
             update.one_layer()
+        self._changed()
+
+    def _changed(self) -> None:
+        """Tell of what the pending update has just done, and end it once it is done."""
+        update = self._pending
+        assert update is not None
         if self._present_shapes() != self._shapes or update.changed_now:
             self._agreement.structure_changed()
-            check_shapes(self._run.optimizer)
+            for optimizer in self._run.optimizers:
+                check_shapes(optimizer)
             self._shapes = self._present_shapes()
         if update.done:
             self._pending = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,13 @@ class Update:
     At once, all layers are seen, ranks are decided, and all layers change in one step. Spread, one
     layer is seen per step, then ranks are decided, then one layer changes per step, decomposed
     again because its weight has moved. So no step does more than one layer's work.
+
+    With several optimizers, a layer that has a gradient of a pass since the step of its own
+    optimizer waits for the next such step. No gradient is lost, and no pass that has begun meets
+    another shape than the step would leave it.
+
+    Attributes:
+        waits: Positions of the layers that wait.
 
     Args:
         sites: All layers.
@@ -67,10 +74,15 @@ class Update:
         self._cut: list[str] = []
         self._changed = self._changed_before = 0
         self._seconds = 0.0
+        self.waits: list[int] = []
 
     @property
     def done(self) -> bool:
         """Whether every layer has what was decided."""
+        return self._is_through and not self.waits
+
+    @property
+    def _is_through(self) -> bool:
         return self._ranks is not None and self._position >= len(self._sites)
 
     @property
@@ -94,8 +106,19 @@ class Update:
         started, self._changed_before = time.perf_counter(), self._changed
         if self._ranks is None:
             self._decide(keep=True)
-        while not self.done:
-            self._change_next()
+        ready = self._ready(range(self._position, len(self._sites)))
+        while not self._is_through:
+            self._change_next(ready)
+        self._finish(started)
+
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        """Change the waiting layers whose optimizer has just stepped."""
+        started, self._changed_before = time.perf_counter(), self._changed
+        ready = self._ready(self.waits)
+        self.waits = [i for i in self.waits if i not in ready]
+        for i in sorted(ready):
+            self._change_at(i)
         self._finish(started)
 
     @torch.no_grad()
@@ -106,9 +129,11 @@ class Update:
             self._look_at_next()
             if self._position >= len(self._sites):
                 self._decide(keep=False)
-        else:
-            self._change_next()
-        while not self.done and self._ranks is not None and self._ranks[self._position] == KEEP:
+        elif not self._is_through:
+            self._change_next(self._ready([self._position]))
+        while (
+            self._ranks is not None and not self._is_through and self._ranks[self._position] == KEEP
+        ):
             self._position += 1
         self._finish(started)
 
@@ -176,15 +201,35 @@ class Update:
 
     # --- change and follow --------------------------------------------------------------------
 
-    def _change_next(self) -> None:
+    def _ready(self, positions: Sequence[int]) -> set[int]:
+        """Those of some layers that may change now; the same on all processes."""
+        if not (positions and self._run.has_several):
+            return set(positions)
+        flags = self._agreement.ranks(
+            lambda: [self._run.may_change_shape(self._sites[i].parameter) for i in positions],
+            count=len(positions),
+        )
+        return {i for i, flag in zip(positions, flags, strict=True) if flag}
+
+    def _change_next(self, ready: Container[int]) -> None:
         assert self._ranks is not None
-        site, rank = self._sites[self._position], self._ranks[self._position]
+        i = self._position
         self._position += 1
-        if rank != KEEP:
-            change = self._change(site, rank)
-            self._changed += 1
-            if change.rank < change.rank_before:
-                self._cut.append(site.name)
+        if self._ranks[i] == KEEP:
+            return
+        if i in ready:
+            self._change_at(i)
+        else:
+            self.waits.append(i)
+            # Its weight will have moved.
+            self._view.decompositions.pop(self._sites[i].name, None)
+
+    def _change_at(self, i: int) -> None:
+        assert self._ranks is not None
+        change = self._change(self._sites[i], self._ranks[i])
+        self._changed += 1
+        if change.rank < change.rank_before:
+            self._cut.append(self._sites[i].name)
 
     def _change(self, site: Site, rank: int) -> Change:
         """Take the agreed factors of a site; optimizer state and copies follow."""
@@ -213,6 +258,7 @@ class Update:
             "ranks": None if self._ranks is None else list(self._ranks),
             "cut": list(self._cut),
             "changed": self._changed,
+            "waits": list(self.waits),
             "view": self._view.state_dict(),
         }
 
@@ -222,4 +268,5 @@ class Update:
         self._reach = None if state["reach"] is None else set(state["reach"])
         self._ranks = None if state["ranks"] is None else list(state["ranks"])
         self._cut, self._changed = list(state["cut"]), int(state["changed"])
+        self.waits = list(state.get("waits", []))
         self._view.load_state_dict(state["view"], self._sites, self._layers, self._settings)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import OrthotrainWarning
@@ -55,10 +57,13 @@ class BackwardHook(WeakHook[Hooked]):
     gradients, steps that ``GradScaler`` skips, SAM.
     """
 
-    def __init__(self, handle: Hooked | None = None) -> None:
+    def __init__(self, handle: Hooked | None = None, optimizer: Optimizer | None = None) -> None:
         super().__init__(handle)
         self._names = "" if handle is None else ", ".join(handle.methods)
-        self._kind = "" if handle is None else type(handle.run.optimizer).__name__
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self._kind = type(optimizer).__name__
+        several = handle is not None and handle.run.has_several
+        self._which = "one of the optimizers" if several else "the optimizer"
         self._passes = self._changes = 0
         self._most_passes = self._most_changes = 0
         self._seen = self._paused = False
@@ -105,16 +110,17 @@ class BackwardHook(WeakHook[Hooked]):
         self.remove()
         if self._seen:
             said = (
-                f"{self._passes} backward passes since the last step of {self._kind}, the "
-                f"optimizer given to attach, so {self._names} act no more"
+                f"{self._passes} backward passes since the last step of {self._kind}, "
+                f"{self._which} given to attach, so {self._names} act no more"
             )
         else:
+            of_which = "" if self._which == "the optimizer" else f" of {self._kind}"
             said = (
-                f"{self._passes} backward passes and not one optimizer step was seen, so "
+                f"{self._passes} backward passes and not one optimizer step{of_which} was seen, so "
                 f"{self._names} did nothing yet"
             )
         handle = self.owner
-        if handle is None or handle.run._optimizer() is None:
+        if handle is None or self._optimizer is None or self._optimizer() is None:
             remedy = f"the {self._kind} given to attach was deleted; attach to the one that steps"
         elif handle.auto:
             remedy = (

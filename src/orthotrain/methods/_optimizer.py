@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,9 +22,14 @@ def require_model(what: str, model: object, optimizer: object) -> None:
     )
 
 
-def groups_of(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
+def groups_of(optimizers: Iterable[Optimizer]) -> dict[nn.Parameter, dict[str, Any]]:
     """The parameter group of every parameter; loading a state makes new ones."""
-    return {p: group for group in optimizer.param_groups for p in group["params"]}
+    return {p: group for each in optimizers for group in each.param_groups for p in group["params"]}
+
+
+def kinds_of(optimizers: Sequence[Optimizer]) -> str:
+    """Names of their classes, such as ``Muon, AdamW``."""
+    return ", ".join(type(each).__name__ for each in optimizers)
 
 
 def learning_rate(group: dict[str, Any]) -> float:
@@ -67,23 +73,27 @@ def _has_values(gradient: Tensor) -> bool:
     return bool(found.full_tensor() if hasattr(found, "full_tensor") else found)
 
 
-def require_learning_rate(method: str, optimizer: Optimizer) -> None:
+def require_learning_rate(method: str, optimizers: Iterable[Optimizer]) -> None:
     """Raise ConfigError unless every parameter group has a learning rate."""
-    if any("lr" not in group for group in optimizer.param_groups):
-        raise ConfigError(
-            f"{method}: a parameter group of {type(optimizer).__name__} has no 'lr', and the "
-            "step is measured in learning rates"
-        )
+    for optimizer in optimizers:
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{method}: a parameter group of {type(optimizer).__name__} has no 'lr', and the "
+                "step is measured in learning rates"
+            )
 
 
-def gradient_scale(optimizer: Optimizer) -> float:
+def gradient_scale(optimizers: Iterable[Optimizer]) -> float:
     """By how much the gradients are too large: a fused optimizer divides by ``GradScaler``'s scale.
 
     ``GradScaler`` hands fused optimizers its scale as an attribute during the step; the others
     get gradients that it divided itself.
+
+    Args:
+        optimizers: Those whose step it is.
     """
-    scale = optimizer.__dict__.get("grad_scale")
-    return 1.0 if scale is None else float(scale)
+    scales = (each.__dict__.get("grad_scale") for each in optimizers)
+    return next((float(scale) for scale in scales if scale is not None), 1.0)
 
 
 def gradient_sign(group: dict[str, Any]) -> float:

@@ -33,6 +33,16 @@ def stepped_optimizer(what: str, given: object) -> Optimizer:
     return inner
 
 
+def inner_optimizer(what: str, given: object) -> Optimizer:
+    """What :func:`stepped_optimizer` finds, without taking notice of what is around it.
+
+    Raises:
+        ConfigError: As for :func:`stepped_optimizer`.
+    """
+    inner: Optimizer = _chain(what, given)[-1]
+    return inner
+
+
 def outermost_optimizer(what: str, given: object) -> Optimizer:
     """The outermost optimizer that is one of torch in all respects, hooks included.
 
@@ -89,7 +99,8 @@ def _inside(what: str, outer: object, seen: Sequence[object]) -> Optimizer | Non
         raise ConfigError(
             f"{what}: {kind} holds the optimizers {', '.join(held)}, and no step of its own that "
             f"fires torch's hooks; give the one that trains the model, such as "
-            f"{kind}.{next(iter(held))}, or call torch.optim.Optimizer.__init__ in {kind}"
+            f"{kind}.{next(iter(held))}, all of them as a list where they train parts of it, or "
+            f"call torch.optim.Optimizer.__init__ in {kind}"
         )
     if isinstance(outer, Optimizer):
         raise ConfigError(

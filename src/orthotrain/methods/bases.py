@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import ShapeError, StateError
-from orthotrain.methods._optimizer import gradient_scale, gradient_sign, groups_of
+from orthotrain.methods._optimizer import gradient_scale, gradient_sign
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern
 from orthotrain.methods.targets import (
@@ -24,6 +24,7 @@ from orthotrain.methods.targets import (
     find_targets,
     finite_matrices,
     listed,
+    of_this_step,
 )
 
 
@@ -136,9 +137,10 @@ class GradientBound(Bound):
         self._armed = False
 
     def _gradients(self) -> dict[Target, Tensor]:
-        """The gradients that are there, before the step; notes that they were asked for."""
+        """The gradients this step is taken with; notes that they were asked for."""
         self._armed = True
-        found = ((target, dense_gradient(self._name, target)) for target in self._targets)
+        targets = of_this_step(self._targets, self._run)
+        found = ((target, dense_gradient(self._name, target)) for target in targets)
         return {target: gradient for target, gradient in found if gradient is not None}
 
     def acts_on(self) -> list[str]:
@@ -181,7 +183,7 @@ class BoundGradientMethod(_Tells, GradientBound):
     @torch.no_grad()
     def before_step(self) -> None:
         """Replace each gradient by what ``change`` makes of it."""
-        groups, scale = groups_of(self._run.optimizer), gradient_scale(self._run.optimizer)
+        groups, scale = self._run.groups(), gradient_scale(self._run.stepping)
         for target, gradient in self._gradients().items():
             unit = gradient_sign(groups[target.parameter]) * scale
             matrices = target.layout.matrices(gradient)
@@ -206,7 +208,7 @@ class BoundWeightMethod(_Tells):
     @torch.no_grad()
     def after_step(self) -> None:
         """Replace each weight by what ``change`` makes of it."""
-        for target in self._targets:
+        for target in of_this_step(self._targets, self._run):
             weight = finite_matrices(self._name, target)
             changed = self._method.change(weight, target)
             _require_shape(self._name, changed, weight)

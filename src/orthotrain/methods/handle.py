@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,116 +12,78 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
+from orthotrain.methods._acts import Acts
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
-from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
+from orthotrain.methods._optimizer import groups_of, is_no_step, kinds_of, rates_are_zero
+from orthotrain.methods._round import PassHook
 from orthotrain.methods._state_check import StateCheck
-from orthotrain.methods._wrapped_optimizer import step_hooks
+from orthotrain.methods._wrapped_optimizer import inner_optimizer, step_hooks
 from orthotrain.methods.copies import matching_copy
-from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
+from orthotrain.methods.protocol import Bound, Method, Record, Run
 from orthotrain.methods.summary import Summary, summarize
 from orthotrain.methods.targets import left_the_model
 from orthotrain.methods.weak_hook import remove_dead
-
-# A method's name and what of it is called.
-_Act = tuple[str, Callable[[], None]]
 
 
 class Handle:
     """One run with its methods attached. Made by :func:`orthotrain.attach`, never directly.
 
+    What it knows of each layer (shape, rank, sizes) is in ``summary().rows``, the ranks alone in
+    ``ranks``; what was measured at each step is in ``records``.
+
     Attributes:
-        run: Model, optimizer, step count and records, as the methods see them.
+        run: Model, optimizers, step count and records, as the methods see them.
         auto: Whether the optimizer's own step calls the methods.
-        methods: The methods by name, in the order they act.
     """
 
     def __init__(
         self, run: Run, methods: Sequence[Method], *, outer: nn.Module, auto: bool
     ) -> None:
         self.run = run
-        self._compare_step = True
         self.auto = auto
-        self.methods: dict[str, Method] = {}
-        self._bound: dict[str, Bound] = {}
-        self._hooks: list[RemovableHandle] = []
-        self._attached = True
-        self._state_check = StateCheck()
-        self._skipped = False
-        self._in_step = False
-        self._bind(sorted(methods, key=lambda method: method.phase))
-        bounds = list(self._bound.values())
-        self._seconds = dict.fromkeys(self._bound, 0.0)
-        # What a method does not override is not called, so a step with nothing due stays cheap.
-        self._before = self._acts("before_step")
-        self._after = [
-            *self._acts("after_step", until=Phase.UPDATE),
-            *self._acts("measure"),
-            *self._acts("after_step", since=Phase.STRUCTURE),
-        ]
-        # Gradients that a closure computes are there only once it has run.
-        self._needs_gradients = bool(self._acts("before_step", until=Phase.LEARNING_RATE))
-        self._loaded = [b.after_load for b in bounds if _overrides(b, "after_load")]
-        for bound in bounds:
-            if _overrides(bound, "observe"):
-                run.add_observer(bound)
-        self._backward_hook = BackwardHook(self)
-        self._register(outer)
+        self._acts = Acts(run, methods)
+        self._attached = self._compare_step = True
+        self._skipped: set[int] = set()  # of each optimizer its place among all
+        self._state_checks = [StateCheck() for _ in run.optimizers]
+        self._backward_hooks = [BackwardHook(self, each) for each in run.optimizers]
+        self._hooks = self._registered(outer)
 
-    def _bind(self, methods: Sequence[Method]) -> None:
-        try:
-            for method in methods:
-                name, count = method.name, 1
-                while name in self.methods:
-                    count += 1
-                    name = f"{method.name}_{count}"
-                self._bound[name] = method.bind(self.run)
-                self.methods[name] = method
-            self.run.processes.require_same("attach", self._acts_on())
-        except BaseException:
-            for bound in self._bound.values():
-                bound.detach()
-            raise
-
-    def _acts_on(self) -> list[str]:
-        return [
-            f"{name} on {weight}"
-            for name, bound in self._bound.items()
-            if self.methods[name].phase is not Phase.WATCH
-            for weight in bound.acts_on()
-        ]
-
-    def _acts(
-        self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
-    ) -> list[_Act]:
-        """What the methods of some phases do at a moment of the step, in the order they do it."""
-        return [
-            (label, getattr(bound, name))
-            for label, bound in self._bound.items()
-            if since <= self.methods[label].phase <= until and _overrides(bound, name)
-        ]
-
-    def _register(self, outer: nn.Module) -> None:
-        model, optimizer = self.run.model, self.run.optimizer
+    def _registered(self, outer: nn.Module) -> list[RemovableHandle]:
+        model, run = self.run.model, self.run
         for module in {outer, model}:
             remove_dead(module._forward_hooks)
             remove_dead(module._load_state_dict_post_hooks)
         for parameter in model.parameters():
             remove_dead(parameter._post_accumulate_grad_hooks or {})
-        self._hooks = [
+        hooks = [
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
-            *step_hooks(optimizer, self._step_begins, self._step_ended, self._optimizer_loaded),
         ]
-        looked_after.add(optimizer)
-        held = groups_of(optimizer)
-        trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
-        self._backward_hook.put_on(trained)
+        for place, optimizer in enumerate(run.optimizers):
+            moments = (self._step_begins, self._step_ended, self._optimizer_loaded)
+            hooks += step_hooks(optimizer, *(partial(moment, place) for moment in moments))
+            looked_after.add(optimizer)
+            held = groups_of([optimizer])
+            trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
+            self._backward_hooks[place].put_on(trained)
+            if run.has_several and trained is not None:
+                hooks.append(trained.register_post_accumulate_grad_hook(PassHook(run.round)))  # type: ignore[no-untyped-call]
+        return hooks
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods by name, in the order they act."""
+        return self._acts.methods
+
+    @property
+    def _bound(self) -> dict[str, Bound]:
+        return self._acts.bounds
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
         methods = ", ".join(repr(method) for method in self.methods.values())
-        optimizer = self.run._optimizer()
-        kind = "deleted" if optimizer is None else type(optimizer).__name__
+        kinds = kinds_of(self.run.living_optimizers) or "deleted"
+        kind = f"[{kinds}]" if self.run.has_several else kinds
         return (
             f"Handle(model={type(self.run.model).__name__}, optimizer={kind}, "
             f"step={self.run.step}, auto={self.auto}, methods=[{methods}]{state})"
@@ -132,27 +94,28 @@ class Handle:
 
     # --- around the step ---------------------------------------------------------------------
 
-    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self._backward_hook.pause()
-        acting = [n for n, method in self.methods.items() if method.phase is not Phase.WATCH]
-        self._state_check.before_step(optimizer, ", ".join(acting))
+    def _step_begins(self, place: int, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        for hook in self._backward_hooks:
+            hook.pause()
+        _ = self.run.optimizers  # without one of them no step of training would ever end
+        self._state_checks[place].before_step(optimizer, ", ".join(self._acts.acting))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
-            self._needs_gradients or (self.auto and rates_are_zero(optimizer))
+            self._acts.need_gradients or (self.auto and rates_are_zero(optimizer))
         ):
             kwargs = {key: value for key, value in kwargs.items() if key != "closure"}
-            return (args[0], self._before_after(optimizer, closure), *args[2:]), kwargs
+            return (args[0], self._before_after(place, optimizer, closure), *args[2:]), kwargs
         if self.auto:
             # A fused optimizer is stepped by GradScaler even when the step is to be skipped, and
             # skips by itself; for the others GradScaler does not call step at all.
             found_inf = optimizer.__dict__.get("found_inf")
             skips = found_inf is not None and bool(found_inf)
-            self._skipped = skips or is_no_step(optimizer)
-            if not self._skipped:
-                self._run_before()
+            self._run_before_unless(skips or is_no_step(optimizer), place)
         return None
 
-    def _before_after(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _before_after(
+        self, place: int, optimizer: Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
         """The closure of a step, with what is due before the step right after it."""
         if not self.auto:
             raise ConfigError(
@@ -164,7 +127,7 @@ class Handle:
         def evaluate() -> Any:
             nonlocal calls
             calls += 1
-            if calls > 1 and not self._needs_gradients:
+            if calls > 1 and not self._acts.need_gradients:
                 return closure()
             if calls > 1:
                 raise ConfigError(
@@ -173,65 +136,89 @@ class Handle:
                     "an optimizer that calls it once"
                 )
             loss = closure()
-            self._skipped = is_no_step(optimizer)
-            if not self._skipped:
-                self._run_before()
+            self._run_before_unless(is_no_step(optimizer), place)
             return loss
 
         return evaluate
 
-    def _step_ended(self) -> None:
-        self._backward_hook.resume(stepped=self.auto)
-        if self.auto and not self._skipped:
-            self._run_after()
+    def _run_before_unless(self, skipped: bool, place: int) -> None:
+        if skipped:
+            self._skipped.add(place)
+        else:
+            self._skipped.discard(place)
+            self._run_before([place])
 
-    def _run_before(self) -> None:
-        self._run(self._before)
+    def _step_ended(self, place: int) -> None:
+        for i, hook in enumerate(self._backward_hooks):
+            hook.resume(stepped=self.auto and i == place)
+        if self.auto and place not in self._skipped:
+            self._run_after([place])
 
-    def _run_after(self) -> None:
-        self.run.step += 1
-        if self._compare_step:
-            self._compare_step = False
-            self.run.processes.require_same(
-                "step", [f"step {self.run.step}"], error=StateError,
-                remedy="Load the handle's state on every process",
-            )  # fmt: skip
-        self._run(self._after)
+    def _run_before(self, places: Sequence[int]) -> None:
+        with self.run.step_of(places):
+            self._acts.run(self._acts.before)
 
-    def _run(self, acts: Sequence[_Act]) -> None:
-        if not acts:
-            return
-        self._in_step = True
+    def _run_after(self, places: Sequence[int]) -> None:
+        ends = self.run.round.stepped(places)
+        self.run.step += 1  # until it ends, the step of training that is under way
         try:
-            for name, act in acts:
-                start = time.perf_counter()
-                act()
-                self._seconds[name] += time.perf_counter() - start
+            if ends and self._compare_step:
+                self._compare_step = False
+                self.run.processes.require_same(
+                    "step", [f"step {self.run.step}"], error=StateError,
+                    remedy="Load the handle's state on every process",
+                )  # fmt: skip
+            with self.run.step_of(places):
+                self._acts.run(self._acts.after)
+            if ends:
+                self._acts.run(self._acts.at_end)
         finally:
-            self._in_step = False
+            self.run.step -= not ends
 
-    def before_step(self) -> None:
+    def before_step(self, optimizer: Optimizer | None = None) -> None:
         """With ``auto=False``: call right before ``optimizer.step()``, gradients ready.
 
         Needed by methods that change gradients or learning rates; harmless otherwise.
 
+        Args:
+            optimizer: Of several, the one that is about to step. Without it all are: call it once
+                before the first of them steps.
+
         Raises:
-            ConfigError: The handle acts by itself (``auto=True``).
+            ConfigError: The handle acts by itself (``auto=True``), or ``optimizer`` is another one.
             StateError: The handle is detached.
         """
         self._require_manual("before_step")
-        self._run_before()
+        self._run_before(self._places("before_step", optimizer))
 
-    def step(self) -> None:
+    def step(self, optimizer: Optimizer | None = None) -> None:
         """With ``auto=False``: call right after every ``optimizer.step()`` that was not skipped.
 
+        Args:
+            optimizer: Of several, the one that has stepped. Without it all have: call it once
+                after the last of them.
+
         Raises:
-            ConfigError: The handle acts by itself (``auto=True``).
+            ConfigError: The handle acts by itself (``auto=True``), or ``optimizer`` is another one.
             StateError: The handle is detached.
         """
         self._require_manual("step")
-        self._backward_hook.resume(stepped=True)
-        self._run_after()
+        places = self._places("step", optimizer)
+        for place in places:
+            self._backward_hooks[place].resume(stepped=True)
+        self._run_after(places)
+
+    def _places(self, name: str, optimizer: Optimizer | None) -> list[int]:
+        found = self.run.optimizers
+        if optimizer is None:
+            return list(range(len(found)))
+        inner = inner_optimizer(f"Handle.{name}", optimizer)
+        if inner not in found:
+            raise ConfigError(
+                f"Handle.{name}: this {type(optimizer).__name__} is none of the optimizers given "
+                f"to attach ({kinds_of(found)}); give the one that steps, or none for all of them"
+            )
+        return [found.index(inner)]
 
     def _require_manual(self, name: str) -> None:
         if not self._attached:
@@ -254,13 +241,15 @@ class Handle:
         """
         self.run.observe(loss)
 
-    def _optimizer_loaded(self) -> None:
-        self._state_check.optimizer_loaded(self.run.optimizer, at_start=not self.run.step)
+    def _optimizer_loaded(self, place: int) -> None:
+        optimizer = self.run.optimizers[place]
+        self._state_checks[place].optimizer_loaded(optimizer, at_start=not self.run.step)
 
     def model_loaded(self) -> None:
         """Tell the methods that the model took values, and perhaps shapes, from a state dict."""
-        self._state_check.expect()
-        for act in self._loaded:
+        for check in self._state_checks:
+            check.expect()
+        for _, act in self._acts.loaded:
             act()
 
     # --- what is known -----------------------------------------------------------------------
@@ -283,10 +272,16 @@ class Handle:
             )
         return summarize(
             self.run.model,
-            self.run._optimizer(),  # may be gone: a function that trains may return the handle
+            *self.run.living_optimizers,
             rows=[row for bound in bounds for row in bound.rows()],
             notes=notes,
         )
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each layer that is low-rank now, by name; for all else see ``summary().rows``."""
+        rows = (row for bound in self._bound.values() for row in bound.rows())
+        return {row.name: row.rank for row in rows if row.rank is not None}
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -294,7 +289,7 @@ class Handle:
 
         On an accelerator that is the time to launch their work, not the work.
         """
-        return {name: self._seconds[name] + b.forward_seconds for name, b in self._bound.items()}
+        return self._acts.seconds
 
     @property
     def records(self) -> list[Record]:
@@ -307,7 +302,11 @@ class Handle:
     @property
     def plan(self) -> str:
         """What will happen at which step, as lines of text."""
-        return "\n".join(line for bound in self._bound.values() for line in bound.plan())
+        lines = [line for bound in self._bound.values() for line in bound.plan()]
+        if self.run.has_several:
+            kinds = kinds_of(self.run.living_optimizers)
+            lines.insert(0, f"a step of training ends when each of {kinds} has stepped")
+        return "\n".join(lines)
 
     def on_record(self, callback: Callable[[Record], None]) -> None:
         """Call ``callback`` with every record from now on, such as to write it to a file."""
@@ -318,10 +317,13 @@ class Handle:
     def state_dict(self) -> dict[str, Any]:
         """Step count and the state of each method; loads with ``weights_only=True``."""
         self.run.deliver_losses()
-        return {
+        state: dict[str, Any] = {
             "step": self.run.step,
             "methods": {name: bound.state_dict() for name, bound in self._bound.items()},
         }
+        if self.run.has_several:
+            state["round"] = self.run.round.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; before or after model and optimizer load.
@@ -342,8 +344,10 @@ class Handle:
                 f"Handle.load_state_dict: attached are {sorted(self._bound)}, the state is of "
                 f"{sorted(methods)}; attach the methods the state was saved with"
             )
-        self._state_check.handle_loaded()
+        for check in self._state_checks:
+            check.handle_loaded()
         self.run.step = step
+        self.run.round.load_state_dict(state.get("round", {}))
         self._compare_step = True
         for name, bound in self._bound.items():
             bound.load_state_dict(methods[name])
@@ -374,7 +378,7 @@ class Handle:
         Raises:
             ConfigError: Called from inside a step, such as by a callback of ``on_record``.
         """
-        if self._in_step:
+        if self._acts.running:
             raise ConfigError("Handle.detach: a step is in progress; detach after it")
         if not self._attached:
             return
@@ -383,8 +387,9 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._backward_hook.remove()
-        if (optimizer := self.run._optimizer()) is not None:
+        for backward_hook in self._backward_hooks:
+            backward_hook.remove()
+        for optimizer in self.run.living_optimizers:
             looked_after.discard(optimizer)
         for bound in self._bound.values():
             bound.detach()
@@ -393,7 +398,3 @@ class Handle:
     def attached(self) -> bool:
         """Whether the methods still act."""
         return self._attached
-
-
-def _overrides(bound: Bound, name: str) -> bool:
-    return getattr(type(bound), name) is not getattr(Bound, name)

@@ -21,13 +21,12 @@ from orthotrain.linalg.rank import difference_rtol
 from orthotrain.methods._measure import Measure, measure_matrices
 from orthotrain.methods._optimizer import (
     gradient_scale,
-    groups_of,
     learning_rate,
     require_learning_rate,
 )
 from orthotrain.methods.bases import GradientBound, GradientMethod
 from orthotrain.methods.protocol import Bound, Run
-from orthotrain.methods.targets import Target, counted, listed
+from orthotrain.methods.targets import Target, counted, listed, owners_of
 
 When = Literal["gradient", "update"]
 Scale = Literal["none", "gradient_norm", "rms"]
@@ -115,7 +114,7 @@ class NearestOrthogonalGradient(GradientMethod):
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
         targets = self.find(run)
         if self.when == "update" and self.scale != "gradient_norm":
-            require_learning_rate(type(self).__name__, run.optimizer)
+            require_learning_rate(type(self).__name__, owners_of(targets, run))
         return _BoundNearest(self, run, targets)
 
     def change(self, gradient: Tensor, target: Target) -> Tensor:
@@ -153,7 +152,7 @@ class _BoundNearest(GradientBound):
     @torch.no_grad()
     def before_step(self) -> None:
         due = (self._run.step + 1) % self._method.record_every == 0
-        scale = gradient_scale(self._run.optimizer)
+        scale = gradient_scale(self._run.stepping)
         gradients = self._finite_gradients()
         self._measured = {}
         if due:
@@ -211,7 +210,7 @@ class _BoundNearest(GradientBound):
         super().after_step()
         if self._method.when == "gradient":
             return
-        groups = groups_of(self._run.optimizer)
+        groups = self._run.groups()
         deltas = {t: t.parameter.detach() - before for t, before in self._before.items()}
         for target in _with_nonfinite(deltas):
             self._meet_nonfinite(target, deltas.pop(target), "update")

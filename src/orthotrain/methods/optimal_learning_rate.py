@@ -15,7 +15,6 @@ from orthotrain.errors import StateError
 from orthotrain.methods._optimizer import (
     gradient_scale,
     gradient_sign,
-    groups_of,
     learning_rate,
     require_learning_rate,
 )
@@ -30,7 +29,7 @@ from orthotrain.methods.optimal_lr_formulas import (
 )
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern
-from orthotrain.methods.targets import Target, counted, find_targets, listed
+from orthotrain.methods.targets import Target, counted, find_targets, listed, owners_of
 
 Aim = Literal["vector", "matrix"]
 Direction = Literal["gradient", "update"]
@@ -100,7 +99,7 @@ class OptimalLearningRate(Method):
     def bind(self, run: Run) -> Bound:
         """Find the weights; see :class:`~orthotrain.methods.Method`."""
         targets = find_targets(type(self).__name__, run, self.params, reads_gradient=True)
-        require_learning_rate(type(self).__name__, run.optimizer)
+        require_learning_rate(type(self).__name__, owners_of(targets, run))
         return _BoundOptimal(self, run, targets)
 
 
@@ -124,9 +123,8 @@ class _BoundOptimal(GradientBound):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        optimizer = self._run.optimizer
-        groups = groups_of(optimizer)
-        scale = gradient_scale(optimizer)
+        groups = self._run.groups()
+        scale = gradient_scale(self._run.stepping)
         self._before, self._lengths, self._seen = {}, {}, {}
         for target, gradient in self._gradients().items():
             self._before[target] = target.parameter.detach().clone()

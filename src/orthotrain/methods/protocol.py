@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from torch.optim import Optimizer
 
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg.decompose import widest_dtype
+from orthotrain.methods._optimizer import groups_of, kinds_of
+from orthotrain.methods._round import Round
 from orthotrain.methods.processes import Processes
 from orthotrain.methods.summary import Row
 
@@ -43,6 +46,10 @@ class Bound:
     ``run.step`` counts the steps finished so far; after the step it includes the one that just
     ended. A step that ``GradScaler`` skips calls none of them.
 
+    Where several optimizers train the model, ``run.stepping`` tells whose step it is. All calls
+    come around the step of each of them, but for ``after_step`` of the phases ``STRUCTURE`` and
+    ``WATCH``: that one comes once, when a step of training ends.
+
     Attributes:
         forward_seconds: Wall-clock seconds that hooks of its own took in forward passes, which
             the handle does not see. It adds them to what it measured itself.
@@ -59,6 +66,9 @@ class Bound:
 
     def measure(self) -> None:
         """Record what the step did to values, once no other method changes them any more."""
+
+    def after_each(self) -> None:
+        """Act right after the step of each optimizer, whatever the phase, once all is measured."""
 
     def observe(self, loss: float, *, step: int) -> None:
         """Take one training loss, seen when ``step`` optimizer steps were finished.
@@ -133,7 +143,8 @@ class Run:
 
     Attributes:
         model: The inner module, without wrappers.
-        step: Optimizer steps finished since the start of training, also across a resume.
+        step: Optimizer steps finished since the start of training, also across a resume. With
+            several optimizers, how often all of them have stepped.
         total_steps: Planned number of steps, or ``None`` if it is not known.
         tracked: Copies of the model (without wrappers) that follow changes of structure.
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
@@ -145,7 +156,7 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizers: Optimizer | Sequence[Optimizer],
         *,
         wrapper: DistributedDataParallel | None = None,
         total_steps: int | None = None,
@@ -163,7 +174,11 @@ class Run:
         self._sinks: list[Callable[[Record], None]] = []
         # The optimizer holds the hooks and through them this object. A strong reference back
         # would be a cycle, and model and state would outlive their last user until a collection.
-        self._optimizer = weakref.ref(optimizer)
+        given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+        self._optimizers = [weakref.ref(each) for each in given]
+        self._kinds = kinds_of(given)
+        self.round = Round(len(given))
+        self._stepping: Sequence[int] | None = None
         self._wrapper = None if wrapper is None else weakref.ref(wrapper)
         self._wrapper_callbacks: list[Callable[[DistributedDataParallel], None]] = []
         self._observers: list[Bound] = []
@@ -172,18 +187,98 @@ class Run:
 
     @property
     def optimizer(self) -> Optimizer:
-        """The torch optimizer, without wrappers.
+        """The torch optimizer, without wrappers; of several the one whose step this is.
 
         Raises:
             StateError: The optimizer no longer exists.
+            ConfigError: There are several, and this is not the step of one of them.
         """
-        optimizer = self._optimizer()
-        if optimizer is None:
+        stepping = self.stepping
+        if len(stepping) > 1:
+            raise ConfigError(
+                f"Run.optimizer: several optimizers train this model ({self._kinds}), and this is "
+                "not the step of one of them; use run.optimizers or run.optimizer_of(parameter)"
+            )
+        return stepping[0]
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All torch optimizers given to ``attach``, in that order, without wrappers.
+
+        Raises:
+            StateError: One of them no longer exists.
+        """
+        if not self.has_all_optimizers:
+            which = "the optimizer" if len(self._optimizers) == 1 else f"one of ({self._kinds})"
             raise StateError(
-                "Run.optimizer: the optimizer given to attach was deleted; "
+                f"Run.optimizer: {which} given to attach was deleted; "
                 "keep it alive or attach to the new one"
             )
-        return optimizer
+        return self.living_optimizers
+
+    @property
+    def living_optimizers(self) -> list[Optimizer]:
+        """Those that still exist: a function that trains may return the handle alone."""
+        found = (reference() for reference in self._optimizers)
+        return [optimizer for optimizer in found if optimizer is not None]
+
+    @property
+    def has_all_optimizers(self) -> bool:
+        """Whether all still exist."""
+        return len(self.living_optimizers) == len(self._optimizers)
+
+    @property
+    def has_several(self) -> bool:
+        """Whether several optimizers train the model."""
+        return len(self._optimizers) > 1
+
+    @property
+    def stepping(self) -> list[Optimizer]:
+        """The optimizers whose step this is; all of them outside of a step."""
+        found = self.optimizers
+        return found if self._stepping is None else [found[place] for place in self._stepping]
+
+    @contextmanager
+    def step_of(self, places: Sequence[int]) -> Iterator[None]:
+        """Inside, it is the step of these optimizers, by their places among all."""
+        self._stepping = places
+        try:
+            yield
+        finally:
+            self._stepping = None
+
+    def groups(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """The parameter group of every parameter that this step is of."""
+        return groups_of(self.stepping)
+
+    def owners(self) -> dict[nn.Parameter, Optimizer]:
+        """The optimizer of every parameter that one holds."""
+        found = self.optimizers
+        return {p: each for each in found for group in each.param_groups for p in group["params"]}
+
+    def optimizer_of(self, parameter: nn.Parameter) -> Optimizer:
+        """The optimizer that holds a parameter.
+
+        Raises:
+            StateError: None does.
+        """
+        owner = self.owners().get(parameter)
+        if owner is None:
+            raise StateError(
+                f"Run.optimizer_of: a parameter of shape {tuple(parameter.shape)} is in none of "
+                f"the optimizers given to attach ({self._kinds}); add it with add_param_group"
+            )
+        return owner
+
+    def may_change_shape(self, parameter: nn.Parameter) -> bool:
+        """Whether no gradient of a parameter waits for the step of its optimizer.
+
+        So it is right after that step, and until the next backward pass.
+        """
+        if not self.has_several:
+            return True
+        owner = self.owners().get(parameter)
+        return owner is None or self.round.is_untouched(self.optimizers.index(owner))
 
     @property
     def wrapper(self) -> DistributedDataParallel | None:

@@ -15,7 +15,7 @@ from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg import polar_factor, working_dtype
 from orthotrain.methods.bases import BoundWeightMethod, WeightMethod
 from orthotrain.methods.protocol import Bound, Run
-from orthotrain.methods.targets import Target, finite_matrices, listed
+from orthotrain.methods.targets import Target, finite_matrices, listed, of_this_step
 
 Onto = Literal["orthonormal", "polar", "norm"]
 
@@ -107,7 +107,7 @@ class _BoundNorm(BoundWeightMethod):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        for target in self._targets:
+        for target in of_this_step(self._targets, self._run):
             finite_matrices(self._name, target)
             norm = _norm(target)
             if norm > 0:

@@ -68,7 +68,7 @@ class Total:
         weight_bytes: All parameters and buffers.
         gradient_bytes: Gradients that exist now; where none does, what the next backward pass
             will allocate for a parameter that requires one.
-        state_bytes: Tensors in the optimizer's state.
+        state_bytes: Tensors in the state of the optimizers.
     """
 
     trainable: int
@@ -126,15 +126,11 @@ class Summary:
 
 def summarize(
     model: nn.Module,
-    optimizer: Optimizer | None,
-    *,
+    *optimizers: Optimizer,
     rows: Iterable[Row] = (),
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Count and measure ``model`` and ``optimizer``; ``rows`` tell which buffers are factors.
-
-    ``None`` stands for an optimizer that is gone, and its state with it.
-    """
+    """Count and measure ``model`` and its optimizers; ``rows`` tell which buffers are factors."""
     rows = tuple(rows)
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -145,7 +141,7 @@ def summarize(
         dense=numbers + sum(row.dense - (row.stored - row.frozen_factors) for row in rows),
         weight_bytes=sum(_nbytes(t) for t in chain(parameters, model.buffers())),
         gradient_bytes=sum(_nbytes(p if p.grad is None else p.grad) for p in trained),
-        state_bytes=0 if optimizer is None else state_bytes(optimizer),
+        state_bytes=sum(map(state_bytes, optimizers)),
     )
     return Summary(rows=rows, total=total, notes=tuple(notes))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NonFiniteError
@@ -67,17 +67,17 @@ def find_targets(
     """
     if not isinstance(params, Pattern) and not params:
         raise ConfigError(f'{method}: params is empty; name a layer, or "*.weight" for all')
-    if reads_gradient and isinstance(run.optimizer, LBFGS):
+    places = _places(run.model)
+    chosen = select_parameters(run.model, params)
+    owners = run.owners()
+    if reads_gradient and any(isinstance(owners.get(p), LBFGS) for _, p in chosen):
         raise ConfigError(
             f"{method} acts on the gradient between backward and step, and LBFGS computes "
             "gradients anew inside its step; take an optimizer that uses the gradient it is given"
         )
-    places = _places(run.model)
-    chosen = select_parameters(run.model, params)
-    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     _refuse(
         method,
-        [(name, _fault(parameter, held=id(parameter) in held)) for name, parameter in chosen],
+        [(name, _fault(parameter, held=parameter in owners)) for name, parameter in chosen],
     )
     targets = []
     for name, parameter in chosen:
@@ -137,6 +137,20 @@ def _places(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str, str]]:
                 main = attribute in ("weight", "core", "pair")
                 places[parameter] = (module, attribute, name if main else "")
     return places
+
+
+def owners_of(targets: Sequence[Target], run: Run) -> set[Optimizer]:
+    """The optimizers that train some targets."""
+    owners = run.owners()
+    return {owners[target.parameter] for target in targets}
+
+
+def of_this_step(targets: Sequence[Target], run: Run) -> Sequence[Target]:
+    """The targets whose optimizer steps now; all of them where one optimizer has all."""
+    if not run.has_several:
+        return targets
+    groups = run.groups()
+    return [target for target in targets if target.parameter in groups]
 
 
 def left_the_model(targets: Sequence[Target], model: nn.Module) -> list[str]:
