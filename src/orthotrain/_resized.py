@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 # On the Parameter itself: torch.utils.swap_tensors refuses one that is referred to weakly.
 _EARLIER = "_orthotrain_earlier_shapes"
+_LEFT = "_orthotrain_left_model"
 
 _changes = 0
 _looked_at: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
@@ -27,13 +28,28 @@ looked_after: WeakSet[Optimizer] = WeakSet()
 
 def shape_changed(parameter: nn.Parameter, before: torch.Size) -> None:
     """Say that a Parameter had another shape before."""
+    _have_optimizers_looked_at()
+    earlier = parameter.__dict__.setdefault(_EARLIER, [])  # which pickle takes along
+    if tuple(before) not in earlier:
+        earlier.append(tuple(before))
+
+
+def left_model(parameter: nn.Parameter) -> None:
+    """Say that other Parameters took the place of this one in its model."""
+    _have_optimizers_looked_at()
+    parameter.__dict__[_LEFT] = True
+
+
+def has_left_model(parameter: nn.Parameter) -> bool:
+    """Whether other Parameters took the place of this one."""
+    return _LEFT in parameter.__dict__
+
+
+def _have_optimizers_looked_at() -> None:
     global _changes  # of the process, as optimizers are
     if not _changes:
         register_optimizer_step_pre_hook(_before_any_step)
     _changes += 1
-    earlier = parameter.__dict__.setdefault(_EARLIER, [])  # which pickle takes along
-    if tuple(before) not in earlier:
-        earlier.append(tuple(before))
 
 
 def earlier_shapes(parameter: nn.Parameter) -> set[tuple[int, ...]]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Accelerate's own
 STEPS = 8
 
 
-def loop(tmp_path, *, before, resume=None, until=STEPS, accumulate=1):
+def loop(tmp_path, *, before, resume=None, until=STEPS, accumulate=1, rank=0):
     """The loop of the users' page; saves after step 3 and after step 6, the cut is after 4."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -32,7 +32,7 @@ def loop(tmp_path, *, before, resume=None, until=STEPS, accumulate=1):
     if resume is not None:
         accelerator.load_state(tmp_path / f"{resume}")
     for i in range(handle.run.step * accumulate, until * accumulate):
-        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(i))
+        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(i + 100 * rank))
         with accelerator.accumulate(model):
             loss = F.cross_entropy(model(x), x[:, :3].argmax(1))
             accelerator.backward(loss)

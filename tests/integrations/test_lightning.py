@@ -60,7 +60,10 @@ def loader():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(16, 12, generator=generator)  # Lightning resumes exactly at ends of epochs
     data = torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))
-    return torch.utils.data.DataLoader(data, batch_size=4)
+    # Several processes get parts in order: Lightning's own sampler shuffles a resumed run anew.
+    several = torch.distributed.is_initialized()
+    sampler = torch.utils.data.DistributedSampler(data, shuffle=False) if several else None
+    return torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
 
 
 def fit(folder, *, module=None, callback=None, callbacks=(), resume=None, logger=False, **settings):

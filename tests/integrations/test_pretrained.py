@@ -1,6 +1,10 @@
 """Folders with low-rank weights: read back bit for bit, never loaded as something else."""
 
+import copy
+import io
 import json
+import pickle
+import tempfile
 
 import pytest
 import torch
@@ -65,6 +69,114 @@ def test_a_checkpoint_of_a_trainer_is_refused_by_plain_loading_and_read_by_ours(
         CLASSES[make].from_pretrained(late)
     assert equal(from_pretrained(CLASSES[make], late), made.model)
     assert not equal(from_pretrained(CLASSES[make], early), made.model)
+
+
+def attached(make):
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    handle = orthotrain.attach(model, optimizer, orthotrain.AdaptiveLowRank(), total_steps=4)
+    for _ in range(4):
+        optimizer.zero_grad()
+        output(model, make).square().mean().backward()
+        optimizer.step()
+    handle.detach()
+    return model
+
+
+def restored(make):
+    """As a script of an evaluation does it."""
+    state = low_rank(make).state_dict()
+    model = orthotrain.restore_structure(make(), state)
+    model.load_state_dict(state)
+    return model
+
+
+def followed(make):
+    model = orthotrain.follow(make())
+    model.load_state_dict(low_rank(make).state_dict())
+    return model
+
+
+class Holder(torch.nn.Module):
+    """A module of the user's own around the network."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+
+WAYS = {
+    "compress": low_rank,
+    "attach": attached,
+    "restore_structure": restored,
+    "follow": followed,
+    "a copy": lambda make: copy.deepcopy(low_rank(make)),
+    "a pickle": lambda make: pickle.loads(pickle.dumps(low_rank(make))),
+    "inside another module": lambda make: (
+        orthotrain.compress(Holder(make()), stored_budget=0.5).net
+    ),
+    "read back": lambda make: there_and_back(low_rank(make)),
+}
+
+
+def there_and_back(model):
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return from_pretrained(type(model), folder)
+
+
+@makes
+@pytest.mark.parametrize("way", WAYS)
+def test_the_models_own_save_is_refused_by_plain_loading_and_read_by_ours(tmp_path, make, way):
+    model = WAYS[way](make)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="needs_orthotrain"):
+        CLASSES[make].from_pretrained(tmp_path)
+    loaded = from_pretrained(CLASSES[make], tmp_path)
+    assert equal(model, loaded)
+    # Dense again, in the same folder: nothing is left of it.
+    orthotrain.to_dense(model).save_pretrained(tmp_path)
+    plain = CLASSES[make].from_pretrained(tmp_path)
+    assert torch.equal(output(plain, make), output(model.eval(), make))
+    assert "orthotrain" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_dense_model_that_may_become_low_rank_is_saved_as_ever(tmp_path):
+    model = orthotrain.follow(gpt())
+    model.save_pretrained(tmp_path)
+    assert "orthotrain" not in (tmp_path / "config.json").read_text()
+    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), model)
+
+
+def test_a_large_model_is_in_several_files(tmp_path):
+    model = low_rank(gpt)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    with pytest.raises(OSError, match="needs_orthotrain"):
+        GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert equal(model, from_pretrained(GPT2LMHeadModel, tmp_path))
+
+
+def test_a_process_that_does_not_write_marks_nothing(tmp_path):
+    low_rank(gpt).save_pretrained(tmp_path, is_main_process=False)
+    low_rank(gpt).save_pretrained(tmp_path, False)  # by position
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_its_own_way_to_be_saved_pickles_without_the_library():
+    model = low_rank(gpt)
+    assert "save_pretrained" in vars(model)
+    file = io.BytesIO()
+    torch.save(orthotrain.to_dense(model), file)
+    assert b"orthotrain." not in file.getvalue()
+    assert "save_pretrained" not in vars(model)
+
+
+@pytest.mark.bad_input
+def test_a_low_rank_model_is_not_pushed_before_it_is_marked(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.push_to_hub"):
+        low_rank(gpt).save_pretrained(tmp_path, push_to_hub=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_auto_class_and_changed_settings(tmp_path):

@@ -84,6 +84,7 @@ def shapes_fit(optimizer):
     )
 
 
+@pytest.mark.filterwarnings("ignore:to_factored replaced")
 @pytest.mark.parametrize(("name", "change"), sorted(set(CASES)))
 def test_state_of_an_optimizer_that_nobody_attached_starts_again(name, change):
     begin, change = CHANGES[change]

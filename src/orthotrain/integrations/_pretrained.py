@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -13,16 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
-from orthotrain.files import write_atomically
 from orthotrain.lowrank import load, restore_structure, save, to_dense
-from orthotrain.lowrank.following import factored_weights
-from orthotrain.methods.select import clean_name, unwrap
-
-#: The weights, under the model's own names; plain loading does not look for them.
-WEIGHTS_FILE = "orthotrain.safetensors"
-#: Named in config.json of a folder whose model.safetensors is low-rank. It never exists, so that
-#: plain loading ends with its name and not with random weights.
-_REFUSED = "needs_orthotrain.safetensors"
+from orthotrain.lowrank.pretrained import WEIGHTS_FILE, mark
+from orthotrain.methods.select import unwrap
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False) -> None:
@@ -62,7 +54,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
     if (generation := getattr(inner, "generation_config", None)) is not None:
         generation.save_pretrained(folder)
     save(inner, folder / WEIGHTS_FILE)
-    _mark(folder, inner, refuse=False)
+    mark(folder, inner, weights=WEIGHTS_FILE, refuse=False)
 
 
 def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
@@ -70,8 +62,8 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
 
     Args:
         cls: A class of Transformers such as ``GPT2LMHeadModel``, or an ``AutoModel...`` one.
-        folder: That of ``save_pretrained``, or a ``checkpoint-N`` of a ``Trainer`` with
-            ``OrthotrainCallback``.
+        folder: That of ``save_pretrained``, of this module or the model's own, or a
+            ``checkpoint-N`` of a ``Trainer``.
         **settings: Changes to the configuration, as for ``AutoConfig.from_pretrained``.
 
     Returns:
@@ -84,18 +76,14 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
 
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder, **settings)
+    for said in ("orthotrain", "transformers_weights"):  # of the folder, not of the model
+        config.__dict__.pop(said, None)
     model: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     if (folder / WEIGHTS_FILE).is_file():
         load(model, folder / WEIGHTS_FILE)
     else:
         _load_checkpoint(model, folder)
     return model.eval()
-
-
-def mark_checkpoint(folder: Path, model: nn.Module) -> None:
-    """Make plain loading refuse a checkpoint folder of a ``Trainer`` whose weights are low-rank."""
-    if factored_weights(model) and (folder / "config.json").is_file():
-        _mark(folder, model, refuse=True)
 
 
 def own_state(path: Path) -> Mapping[str, Tensor] | None:
@@ -118,11 +106,11 @@ def own_state(path: Path) -> Mapping[str, Tensor] | None:
 
 
 def _load_checkpoint(model: nn.Module, folder: Path) -> None:
-    path = folder / "model.safetensors"
     state = own_state(folder / "orthotrain.pt")
-    if state is None and path.is_file():
-        state = load_file(path)
-    if state is None:
+    if state is None:  # large models are written in several files
+        files = sorted(folder.glob("model*.safetensors"))
+        state = {name: value for file in files for name, value in load_file(file).items()}
+    if not state:
         raise CheckpointError(
             f"from_pretrained needs {WEIGHTS_FILE} or model.safetensors in {folder}, which has "
             "neither; give a folder that save_pretrained of this module or a Trainer wrote"
@@ -135,20 +123,3 @@ def _load_checkpoint(model: nn.Module, folder: Path) -> None:
             f"from_pretrained needs the weights of a {type(model).__name__}, {folder} lacks or has "
             f"others: {', '.join(lost[:5])}; take the class that was saved"
         )
-
-
-def _mark(folder: Path, model: nn.Module, *, refuse: bool) -> None:
-    """Write ranks into config.json, and what plain loading stumbles over."""
-    path = folder / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    names = {id(module): clean_name(name) for name, module in model.named_modules()}
-    config["orthotrain"] = {
-        "weights": "model.safetensors" if refuse else WEIGHTS_FILE,
-        "ranks": {
-            f"{names[id(module)]}.{weight}": module.rank_of(weight)
-            for module, weight in factored_weights(model)
-        },
-    }
-    if refuse:
-        config["transformers_weights"] = _REFUSED
-    write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.extras import missing_package
@@ -21,11 +20,11 @@ from orthotrain.files import write_atomically
 from orthotrain.integrations._logged import logged
 from orthotrain.integrations._pretrained import (
     from_pretrained,
-    mark_checkpoint,
     own_state,
     save_pretrained,
 )
 from orthotrain.lowrank import follow
+from orthotrain.lowrank.pretrained import has_own_names
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.select import unwrap
@@ -115,12 +114,11 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
             "schema": 1,
             "run": _fingerprint(state),
             "handle": self.handle.state_dict(),
-            "model": None if _has_own_names(folder, model) else model.state_dict(),
+            "model": None if has_own_names(folder, model) else model.state_dict(),
         }
         file = io.BytesIO()
         torch.save(content, file)
         write_atomically(folder / STATE_FILE, file.getvalue())
-        mark_checkpoint(folder, model)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add sizes and ranks; observe the mean loss where no step's own was seen."""
@@ -209,31 +207,3 @@ def _read(folder: Path, state: Any) -> Mapping[str, Any]:
             f"{path} belongs to another run than the checkpoint that is resumed; {remedy}"
         )
     return saved
-
-
-def _has_own_names(folder: Path, model: nn.Module) -> bool:
-    """Whether Transformers has written the model under its own names, so that it loads again.
-
-    Some architectures are renamed on disk. Tied weights are written once.
-    """
-    written = _names_in(folder)
-    if written is None:
-        return True  # no file of weights whose names could differ
-    tensors: dict[str, Tensor] = model.state_dict()
-    places = {tensor.data_ptr() for name, tensor in tensors.items() if name in written}
-    return all(
-        name in written or (tensor.numel() > 0 and tensor.data_ptr() in places)
-        for name, tensor in tensors.items()
-    )
-
-
-def _names_in(folder: Path) -> set[str] | None:
-    """Names of the tensors in the safetensors files of a folder; None where it has none."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        return None
-    names: set[str] = set()
-    for file in files:
-        with safe_open(file, framework="pt") as content:
-            names.update(content.keys())
-    return names

@@ -87,6 +87,11 @@ def orthogonal_weight(module: _Module, name: str = "weight") -> _Module:
     return module
 
 
+def is_ours(parametrization: nn.Module) -> bool:
+    """Whether ``orthogonal_weight`` has put it on a weight."""
+    return isinstance(parametrization, _FlatOrthogonal)
+
+
 @torch.no_grad()
 def _reset(module: nn.Module, name: str, draw: Callable[[nn.Module], None]) -> None:
     """Draw what the layer's own class draws, and take the polar factor for the weight."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from orthotrain._resized import earlier_shapes
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
 from orthotrain.linalg import working_dtype
@@ -39,7 +40,8 @@ class Agreement:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._shapes = self._present_shapes()
-        self._unfitted = False
+        # A wrapper may be older than the shapes: a checkpoint was loaded inside it before attach.
+        self._unfitted = any(map(earlier_shapes, run.model.parameters()))
         self._warned = False
         run.on_wrapper(self._wrapper_found)
         if run.wrapper is not None:

@@ -20,6 +20,7 @@ from orthotrain.lowrank.cut import (
 )
 from orthotrain.lowrank.measure import LossFunction
 from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import Site, find_sites, require_sites
@@ -149,6 +150,7 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     for site, k in zip(sites, ranks, strict=True):
         if k is not None:
             cut_site_(site, *known.factors(site, k), bases=bases)
+    guard(inner)
     model.__dict__["compression"] = compression_of(known, sites, ranks, stored_before=before)
     return model
 

@@ -27,6 +27,7 @@ from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.factor_pair import nearest_pair
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
+from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods.select import named_modules_clean
 
@@ -180,8 +181,22 @@ def _share_after_load(model: nn.Module, _: object) -> None:
     share_tied_factors_(model)
 
 
+def unfollow(model: nn.Module) -> None:
+    """Take off what ``follow`` and ``attach`` have put there; what was loaded stays."""
+    for module in model.modules():
+        before, after = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
+        for key in [k for k, h in before.items() if getattr(h, "hook", None) is follow_state_dict]:
+            del before[key]
+        for key in [k for k, h in after.items() if h is _share_after_load]:
+            del after[key]
+
+
 def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
-    """Let every layer of a model take the structure of a state dict before its values."""
+    """Let every layer of a model take the structure of a state dict before its values.
+
+    From then on it may be low-rank, so it is made to say so where it is saved.
+    """
+    guard(model)
     return [
         module.register_load_state_dict_pre_hook(follow_state_dict)  # type: ignore[no-untyped-call]
         for module in model.modules()
@@ -206,6 +221,7 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
     Raises:
         CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
     """
+    guard(model)
     wanted = as_names_of(model, state_dict)
     problems: list[str] = []
     known = {*clean_keys(model)}  # a dense parameter may be called core

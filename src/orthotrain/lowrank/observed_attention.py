@@ -42,11 +42,7 @@ class ObservedAttention(LowRankMultiheadAttention):
         del state["_observer"]
         if kind is not LowRankMultiheadAttention:
             del state["_dense_class"]
-        return _new, (kind,), state
-
-
-def _new(kind: type[nn.Module]) -> nn.Module:
-    return kind.__new__(kind)
+        return object.__new__, (kind,), state
 
 
 def _stands_for(module: ObservedAttention) -> type[nn.Module]:

@@ -20,6 +20,7 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
+from orthotrain.lowrank.adapters import adapted
 from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape
 from orthotrain.lowrank.no_form import is_layer, layers_without_form
 from orthotrain.methods.optimizer_state import check_supported
@@ -167,11 +168,15 @@ def find_sites(
     by_parameter: dict[int, list[Site]] = {}
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
+    adapters = adapted(model)
     without = layers_without_form(model, by_parameter.keys())
     sites, refusals = [], [Refusal(name, reason) for name, reason in without]
     for key, tied in by_parameter.items():
         reasons = [
-            _refusal(site, selection, ends, skipped) or foreign.get(key) or _left_out(site, only)
+            adapters.get(id(site.owners[0][0]))
+            or _refusal(site, selection, ends, skipped)
+            or foreign.get(key)
+            or _left_out(site, only)
             for site in tied
         ]
         if trained is not None:

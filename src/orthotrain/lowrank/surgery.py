@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
+from orthotrain._resized import left_model
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
@@ -18,6 +19,7 @@ from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.following import factored_weights
+from orthotrain.lowrank.plain import leave_plain_
 
 _READS_WEIGHTS_BY_NAME = (
     nn.MultiheadAttention,
@@ -33,6 +35,11 @@ def to_dense(model: nn.Module) -> nn.Module:
     The modules keep their identity and return to their own class; the Parameter object of the
     core or the pair becomes the dense weight. Meant for after training: an optimizer that goes
     on drops its state of these weights at its next step, with a warning.
+
+    What else this library has put on the model goes, too: hooks of ``follow``, ``.compression``,
+    ``orthogonal_weight``, which becomes a plain Parameter of its present value. So the model
+    pickles, and unpickles where this library is not installed, unless it has other layers of it.
+    To follow checkpoints again, call ``follow``.
 
     Args:
         model: A model with or without low-rank layers.
@@ -51,6 +58,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             resize_parameter_(parameter, dense)
         else:
             hold_dense_(module, weight)
+    leave_plain_(model)
     return model
 
 
@@ -63,6 +71,9 @@ def to_factored(model: nn.Module) -> nn.Module:
     and so does one whose weight torch's own code reads by name: attention projections and the
     linear layers inside
     ``nn.TransformerEncoderLayer``, ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
+
+    An optimizer that held the weights of a layer that became two warns at its next step: it does
+    not train the new ones. What this library has put on the model goes, as for ``to_dense``.
 
     Args:
         model: A model with or without low-rank layers.
@@ -81,9 +92,12 @@ def to_factored(model: nn.Module) -> nn.Module:
                 continue
             if id(child) not in pairs:
                 pair = pairs[id(child)] = _two_layers(child)
-                tied = first_of_weight.setdefault(id(weight_parameter(child, "weight")), pair)
+                parameter = weight_parameter(child, "weight")
+                assert parameter is not None
+                tied = first_of_weight.setdefault(id(parameter), pair)
                 for layer, same in zip(pair, tied, strict=True):
                     layer._parameters["weight"] = same._parameters["weight"]
+                left_model(parameter)
             setattr(parent, name, pairs[id(child)])
     return to_dense(model)
 

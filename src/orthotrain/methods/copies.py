@@ -97,13 +97,18 @@ def matching_copy(model: nn.Module, other: nn.Module) -> nn.Module:
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
-        remove_dead(
-            module._forward_hooks, module._forward_hooks_with_kwargs,
-            module._forward_hooks_always_called,
-        )  # fmt: skip
-        remove_dead(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
-        remove_dead(module._load_state_dict_post_hooks)
+        remove_dead_hooks(module)
     return twin
+
+
+def remove_dead_hooks(module: nn.Module) -> None:
+    """Drop hooks of ours that work for nothing: they came along in a copy, or that is gone."""
+    remove_dead(
+        module._forward_hooks, module._forward_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    )  # fmt: skip
+    remove_dead(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+    remove_dead(module._load_state_dict_post_hooks)
 
 
 def _copied_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:

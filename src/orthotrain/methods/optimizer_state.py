@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
-from orthotrain._resized import earlier_shapes
+from orthotrain._resized import earlier_shapes, has_left_model
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.methods._wrapped_optimizer import held_optimizers, wrappers_around
 from orthotrain.methods.basis_change import (
@@ -173,6 +173,7 @@ def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
         OrthotrainWarning: Some did; names the first.
     """
     outlived: list[str] = []
+    _warn_of_replaced(optimizer)
     for member in _family(optimizer):
         if isinstance(member, LBFGS):
             outlived += _drop_flat(member, every_misfit)
@@ -185,6 +186,17 @@ def drop_outlived(optimizer: Optimizer, *, every_misfit: bool = False) -> None:
             "changed its form, and what was kept has the shape from before",
             OrthotrainWarning,
             stacklevel=4,  # who calls step
+        )
+
+
+def _warn_of_replaced(optimizer: Optimizer) -> None:
+    held = [p for group in optimizer.param_groups for p in group["params"] if has_left_model(p)]
+    if held:
+        warnings.warn(
+            f"to_factored replaced weights that {type(optimizer).__name__} holds ({len(held)}) by "
+            "others, which it does not train; build it again from model.parameters()",
+            OrthotrainWarning,
+            stacklevel=5,  # who calls step
         )
 
 

@@ -2,11 +2,13 @@
 
 ``copy.deepcopy`` and pickle take a module's hooks along. Each hook holds what it works for weakly
 and is copied as one that holds nothing. So neither an averaged copy nor a saved model drags the
-handle, the optimizer or the original model with it, and the copy does nothing when called.
+handle, the optimizer or the original model with it, and the copy does nothing when called. In a
+pickle it is a function of Python's own that does nothing, which is read without this library.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any, Generic, TypeVar
 
@@ -24,13 +26,22 @@ class WeakHook(Generic[_Owner]):
         """What the hook works for, or ``None`` in a copy and after that is gone."""
         return None if self._owner is None else self._owner()
 
-    def __reduce__(self) -> tuple[type[WeakHook[_Owner]], tuple[()]]:
-        return type(self), ()
+    def __deepcopy__(self, memo: object) -> WeakHook[_Owner]:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def remove_dead(hooks: dict[int, Any], *flags: dict[int, Any]) -> None:
     """Drop hooks of ours that came along in a copy, and what is said of them elsewhere."""
-    dead = [k for k, hook in hooks.items() if isinstance(hook, WeakHook) and hook.owner is None]
+    dead = [key for key, hook in hooks.items() if _is_dead(hook)]
     for key in dead:
         for entries in (hooks, *flags):
             entries.pop(key, None)
+
+
+def _is_dead(hook: object) -> bool:
+    if isinstance(hook, WeakHook):
+        return hook.owner is None
+    return getattr(hook, "__func__", None) is contextlib.nullcontext.__exit__  # out of a pickle

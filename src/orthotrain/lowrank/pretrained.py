@@ -1,0 +1,146 @@
+"""What ``save_pretrained`` writes of a low-rank model of Transformers is not taken for a dense one.
+
+Plain ``from_pretrained`` gives random values to weights that it does not find under their dense
+names, and prints a table. So ``config.json`` of such a folder names a file that does not exist, and
+plain loading ends with that name. Transformers is not imported here: its models are known by
+the name of their class.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from orthotrain.errors import ConfigError
+from orthotrain.files import write_atomically
+from orthotrain.layers._factors import LowRankModule, is_factored
+from orthotrain.lowrank.names import is_factored_name
+from orthotrain.methods.select import clean_name
+
+#: The weights, under the model's own names; plain loading does not look for them.
+WEIGHTS_FILE: Final = "orthotrain.safetensors"
+#: Never exists: what plain loading of a low-rank folder asks for.
+REFUSED: Final = "needs_orthotrain.safetensors"
+
+_PRETRAINED: Final = ("transformers.modeling_utils", "PreTrainedModel")
+
+
+def guard(model: nn.Module) -> None:
+    """Make ``save_pretrained`` of every model of Transformers in a model write what it is."""
+    for module in model.modules():
+        if not _is_guarded(module) and _is_pretrained(module):
+            module.__dict__["save_pretrained"] = SavePretrained(module)
+
+
+def unguard(module: nn.Module) -> None:
+    """Give a model its own ``save_pretrained`` back."""
+    if _is_guarded(module):
+        del module.__dict__["save_pretrained"]
+
+
+class SavePretrained:
+    """The model's own ``save_pretrained``, and a mark in ``config.json`` if weights are low-rank.
+
+    Where Transformers writes other names than the model has, the file ``orthotrain.safetensors``
+    is written beside its own. A copy of the model gets one of its own.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, save_directory: Any, *args: Any, **settings: Any) -> None:
+        """Save; arguments are those of the method.
+
+        Raises:
+            ConfigError: A low-rank model is to be pushed in the same call, before it is marked.
+        """
+        from orthotrain.lowrank.storage import save  # which imports what calls guard
+
+        if settings.get("push_to_hub") and _has_factors(self.model):
+            raise ConfigError(
+                "save_pretrained(push_to_hub=True) of a low-rank model would push it before its "
+                "config.json says what it is; use model.push_to_hub(name), or call "
+                "orthotrain.to_dense(model) before it"
+            )
+        type(self.model).save_pretrained(self.model, save_directory, *args, **settings)
+        is_main = args[0] if args else settings.get("is_main_process", True)
+        folder = Path(save_directory)
+        if is_main and any(map(is_factored_name, names_in(folder) or ())):
+            mark(folder, self.model, weights="model.safetensors", refuse=True)
+            if not has_own_names(folder, self.model):
+                save(self.model, folder / WEIGHTS_FILE)
+
+
+def mark(folder: Path, model: nn.Module, *, weights: str, refuse: bool) -> None:
+    """Write the rank of each low-rank weight into ``config.json``.
+
+    Args:
+        folder: Where it is.
+        model: What was saved there.
+        weights: File of the weights.
+        refuse: Let plain loading end with an error.
+    """
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config["orthotrain"] = {
+        "weights": weights,
+        "ranks": {
+            f"{clean_name(name)}.{weight}": module.rank_of(weight)
+            for name, module in model.named_modules()
+            if isinstance(module, LowRankModule)
+            for weight in module.weight_names
+            if is_factored(module, weight)
+        },
+    }
+    if refuse:
+        config["transformers_weights"] = REFUSED
+    write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def has_own_names(folder: Path, model: nn.Module) -> bool:
+    """Whether Transformers has written the model under its own names, so that it loads again.
+
+    Some architectures are renamed on disk. Tied weights are written once.
+    """
+    written = names_in(folder)
+    if written is None:
+        return True  # no file of weights whose names could differ
+    tensors: dict[str, Tensor] = model.state_dict()
+    places = {tensor.data_ptr() for name, tensor in tensors.items() if name in written}
+    return all(
+        name in written or (tensor.numel() > 0 and tensor.data_ptr() in places)
+        for name, tensor in tensors.items()
+    )
+
+
+def names_in(folder: Path) -> set[str] | None:
+    """Names of the tensors in the safetensors files of a folder; None where it has none."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        return None
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            names.update(content.keys())
+    return names
+
+
+def _is_guarded(module: nn.Module) -> bool:
+    return isinstance(module.__dict__.get("save_pretrained"), SavePretrained)
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    return any((cls.__module__, cls.__name__) == _PRETRAINED for cls in type(module).__mro__)
+
+
+def _has_factors(model: nn.Module) -> bool:
+    return any(
+        is_factored(module, weight)
+        for module in model.modules()
+        if isinstance(module, LowRankModule)
+        for weight in module.weight_names
+    )
