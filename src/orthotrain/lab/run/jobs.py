@@ -15,10 +15,11 @@ from orthotrain.errors import ConfigError, DataError, WorkerError
 from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Variant
-from orthotrain.lab.run.loop import train
+from orthotrain.lab.run.loop import take_part, train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, read_json, training_settings
 from orthotrain.lab.run.stop import termination_raises
+from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.workers import workers_that_report
 
 _Name = tuple[str, int]
@@ -57,12 +58,14 @@ class Run:
         config: Settings.
         folder: Where the run lives; it is :meth:`RunFolder.locked` and has been opened.
         read_test: Measure on the test part at the end of each training.
+        team: The processes that train each of them together.
     """
 
     build: str
     config: RunConfig
     folder: RunFolder
     read_test: bool = True
+    team: Team = ALONE
 
     def train(self, task: _Task, *, on_progress: OnProgress) -> None:
         """One training, from those that its variant needs to its own result."""
@@ -70,14 +73,17 @@ class Run:
         if needed := task.needs(self.config):
             variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
         folder = self.folder.seed(variant.name, task.seed)
-        train(
-            named(self.build)(self.config, variant, task.seed),
-            variant=variant,
-            seed=task.seed,
-            folder=replace(folder, settings=training_settings(self.config)),
-            read_test=self.read_test,
-            on_progress=on_progress,
-        )
+        training: Any = {
+            "trainer": named(self.build)(self.config, variant, task.seed),
+            "variant": variant,
+            "seed": task.seed,
+            "folder": replace(folder, settings=training_settings(self.config)),
+            "team": self.team,
+        }
+        if self.team.main:
+            train(**training, read_test=self.read_test, on_progress=on_progress)
+        else:
+            take_part(**training)
 
 
 def run_all(
@@ -101,8 +107,8 @@ def run_all(
     tasks = list(_open_tasks(run, variants, on_progress=on_progress))
     _check_needs(tasks, run)
     with termination_raises():
-        # Nothing else writes here.
-        remove_abandoned(run.folder.path)
+        if run.team.main:  # Nothing else writes here.
+            remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
             with _threads(run.config.threads):
                 for task in tasks:
@@ -199,5 +205,5 @@ def _run_in_workers(
                     raise WorkerError(
                         f"run_all: the worker process that trained {task.variant.name} with seed "
                         f"{task.seed} did not finish: {error}; what trained beside it has saved. "
-                        "The same command goes on, with --jobs 1 it needs less memory"
+                        "The same command goes on, with --workers 1 it needs less memory"
                     ) from error
