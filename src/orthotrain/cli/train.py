@@ -56,6 +56,12 @@ def train_variants(
         Whether this process tells the result: of those that torchrun started the first one does.
     """
     workers = worker_count(command.arguments.workers, device=config.device, threads=config.threads)
+    storage = command.arguments.storage
+    if storage is not None and processes() > 1:
+        raise ConfigError(
+            f"--storage {storage}: torchrun started {processes()} processes, which train one model "
+            "at a time together; leave --storage out, or start without torchrun"
+        )
     # torch is loaded here, after the options are checked and before anything is written.
     from orthotrain.lab.run.jobs import Run, run_all
     from orthotrain.lab.run.reproducibility import environment, resolve_device
@@ -67,7 +73,7 @@ def train_variants(
         with agreement.told_of_failure("train"):
             on_progress = ignore
             if team.main:
-                opened.enter_context(folder.locked())
+                opened.enter_context(folder.locked(shared=storage is not None))
                 folder.open(config)
                 print(f"run folder: {folder.path.resolve()}", flush=True)
                 here = environment(
@@ -80,7 +86,7 @@ def train_variants(
                 )
             agreement.require_same("train", [f"{k}: {v}" for k, v in plain(config).items()])
             _require_one_folder(folder, team)
-        run = Run(experiment.build, config, folder, read_test, team)
+        run = Run(experiment.build, config, folder, read_test, team, storage)
         run_all(run, variants, workers=workers, on_progress=on_progress)
         return team.main
 
@@ -103,12 +109,13 @@ def worker_count(workers: int | None, *, device: str, threads: int) -> int:
                 "model at a time together; leave --workers out, or start without torchrun"
             )
         return 1
-    if workers is not None:
-        if workers not in (1, 2):
-            raise ConfigError(
-                f"--workers {workers}: need 1 or 2; more only take each other's cache"
-            )
-        return workers
     # Where the process may run, not what the machine has: they differ in containers.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return 2 if device == "cpu" and cores >= 2 * threads else 1
+    if workers is None:
+        return 2 if device == "cpu" and cores >= 2 * threads else 1
+    if not 1 <= workers <= max(2, cores):
+        raise ConfigError(
+            f"--workers {workers}: need 1 to {max(2, cores)}; more than there are cores only take "
+            "each other's cache"
+        )
+    return workers

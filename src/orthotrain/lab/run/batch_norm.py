@@ -5,7 +5,8 @@ torch's ``SyncBatchNorm`` does this on GPUs only.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class _OverProcesses(nn.modules.batchnorm._NormBase):
     def forward(self, x: Tensor) -> Tensor:
         """As the layer without processes, on the union of all parts."""
         if not self.training and self.running_mean is not None:
-            return cast("Tensor", super().forward(x))  # type: ignore[misc]
+            return cast("Tensor", super().forward(x))
         cast("Any", self)._check_input_dim(x)
         with torch.autocast(x.device.type, enabled=False):
             y = self._normalised(x.to(torch.promote_types(x.dtype, torch.float32)))
@@ -66,7 +67,7 @@ class _BatchNorm3d(_OverProcesses, nn.BatchNorm3d):
     pass
 
 
-_SHARED = {
+_SHARED: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
     nn.BatchNorm1d: _BatchNorm1d,
     nn.BatchNorm2d: _BatchNorm2d,
     nn.BatchNorm3d: _BatchNorm3d,

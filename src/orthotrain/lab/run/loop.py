@@ -23,7 +23,7 @@ from orthotrain.lab.run.team import ALONE, Team, join
 from orthotrain.lab.run.trainer import Ending, Trainer
 
 
-def train(
+def train(  # noqa: PLR0913 - what a training has, by name
     trainer: Trainer,
     *,
     variant: Variant,
@@ -112,19 +112,27 @@ def train(
         folder, read_metrics(folder.metrics), steps_here=trainer.steps - started,
         read_test=read_test,
     )  # fmt: skip
+    result = _result(trainer, ending, variant=variant.name, seed=seed, seconds=took)
+    team.wait()
+    recorder.finished(result)
+    return result
+
+
+def _result(
+    trainer: Trainer, ending: Ending, *, variant: str, seed: int, seconds: float
+) -> dict[str, Any]:
+    """What result.json says; it is written."""
     result = {
-        "variant": variant.name,
+        "variant": variant,
         "seed": seed,
         **trainer.result(ending),
         "peak_rss_bytes": peak_memory_bytes(),
         "steps": trainer.total_steps,
-        "seconds": took,
+        "seconds": seconds,
     }
-    require_finite_numbers(losses_of(result), trainer, folder.path)
+    require_finite_numbers(losses_of(result), trainer, ending.folder.path)
     trainer.handle.detach()
-    write_json(folder.result, result)
-    team.wait()
-    recorder.finished(result)
+    write_json(ending.folder.result, result)
     return result
 
 
