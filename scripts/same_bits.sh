@@ -18,13 +18,13 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH="$PROJECT_ROOT/src"
 all="digits-minivit cifar10-minivit cifar10-dbn texture-gcp clothing-gcp latent-linear
   sprites-eigengan sprites-simplegan faces-eigengan faces-simplegan"
 
-train() { "$PYTHON" -m orthotrain train "$1" --scale smoke --jobs 1 --run-dir "$2" >>"$2.log" 2>&1; }
+train() { "$PYTHON" -m orthotrain train "$1" --scale smoke --workers 1 --run-dir "$2" >>"$2.log" 2>&1; }
 
 # Starts a training and kills it with signal 9 after a while, until it ends by itself.
 train_with_kills() {
   local pid kills=0 wait=${3}
   while :; do
-    setsid "$PYTHON" -m orthotrain train "$1" --scale smoke --jobs 1 --run-dir "$2" >>"$2.log" 2>&1 &
+    setsid "$PYTHON" -m orthotrain train "$1" --scale smoke --workers 1 --run-dir "$2" >>"$2.log" 2>&1 &
     pid=$!
     # Each attempt gets more time than the last one, so the run comes to an end.
     for _ in $(seq "$wait"); do kill -0 "$pid" 2>/dev/null && sleep 1; done

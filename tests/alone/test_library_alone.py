@@ -74,7 +74,7 @@ def test_tests_of_scores_pass_or_meet_the_error_that_names_the_extra(environment
 
 def test_inspect_and_compress_need_the_library_alone(environment, tmp_path, capsys):
     quick = ["--scale", "smoke", "--optim.epochs", "1", "--model.width", "8", "--model.depth", "1"]
-    run = ["--variants", "dense", "--jobs", "1", "--report", "false", "--run-dir", str(tmp_path)]
+    run = ["--variants", "dense", "--workers", "1", "--report", "false", "--run-dir", str(tmp_path)]
     assert main(["train", "digits-minivit", *quick, *run]) == 0
     checkpoint = tmp_path / "variants" / "dense" / "seed-0" / "checkpoint.pt"
     small = tmp_path / "small.safetensors"

@@ -15,7 +15,7 @@ from orthotrain.cli import main
 from orthotrain.errors import ConfigError, DataError
 from orthotrain.lab.report.closing import closing_table
 
-RECIPE = ["lab.run.toy:TOY", "--scale", "smoke", "--jobs", "1", "--report", "false"]
+RECIPE = ["lab.run.toy:TOY", "--scale", "smoke", "--workers", "1", "--report", "false"]
 CEILINGS = {"raw": 0, "many lines": 0, "without a word": 0}
 
 VALUES = (

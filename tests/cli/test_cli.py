@@ -62,7 +62,8 @@ COMMON = {
     "config",
     "print_config",
     "scale",
-    "jobs",
+    "workers",
+    "storage",
     "device",
     "precision",
     "threads",
@@ -86,7 +87,7 @@ OPTIONS = {
 # A run of seconds: one epoch on a small network.
 QUICK = [
     "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
-    "--model.width", "8", "--model.depth", "1", "--jobs", "1",
+    "--model.width", "8", "--model.depth", "1", "--workers", "1",
 ]  # fmt: skip
 
 
@@ -144,7 +145,10 @@ def test_commands_are_the_frozen_set():
         (["train", "digits-minivit", "latent-linear"], "need one recipe, got digits-minivit and"),
         (["train", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
         (["train", "--recipe", "digits-minivit", "--recipe", "latent-linear"], "need one recipe"),
-        (["train", "--resum", "latent-linear", "--jobs", "9"], "unrecognized arguments: --resum"),
+        (
+            ["train", "--resum", "latent-linear", "--workers", "9"],
+            "unrecognized arguments: --resum",
+        ),
         (["train", "nope"], "recipe 'nope' does not exist; choose from stdlib-gpt"),
         (
             ["train", "cifar10-dbn", "--tuned.rank", "energy=1"],
@@ -168,7 +172,7 @@ def test_commands_are_the_frozen_set():
         ),
         (["train", "--variants", "wide"], "'wide' is not a variant"),
         (["train", "--seeds", "-1"], "must not be negative"),
-        (["train", "--jobs", "9"], "--jobs 9: need 1 or 2"),
+        (["train", "--workers", "9999"], "--workers 9999: need 1 to "),
         (["train", "--resume"], "--resume needs the folder"),
         (["train", "--resume", "--run-dir", "/does/not/exist"], "does not exist"),
         (["train", "--resume", "--run-dir", "x", "--config", "y"], "leave --config out"),
@@ -365,7 +369,7 @@ def test_settings_that_do_not_fit_together_are_one_clear_line(capsys, tmp_path):
     assert "cifar10_jpeg.npz" in error
     error = fails(
         capsys, "train", "texture-gcp", "--scale", "smoke", "--data.name", "image-folder",
-        "--data.dir", tmp_path, "--jobs", "1", "--run-dir", tmp_path / "e",
+        "--data.dir", tmp_path, "--workers", "1", "--run-dir", tmp_path / "e",
     )  # fmt: skip
     assert "has no folder train" in error
 
@@ -466,7 +470,7 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
     assert json.loads((run / "run.json").read_text())["command"].startswith("orthotrain train")
 
     # The resolved settings are a config file of the same run.
-    again = ["train", "--config", str(run / "config.yaml"), "--run-dir", str(run), "--jobs", "1"]
+    again = ["train", "--config", str(run / "config.yaml"), "--run-dir", str(run), "--workers", "1"]
     for command in (arguments, again, ["train", "--resume", "--run-dir", str(run)]):
         assert main([*command, "--report", "false"]) == 0
         assert capsys.readouterr().out.count("was done before") == 2
@@ -487,7 +491,7 @@ def test_train_inspect_compress_report_and_train_again(capsys, tmp_path):
 
 
 def test_a_run_of_generators_ends_with_a_table_that_fits_a_line(capsys, tmp_path):
-    arguments = ["--scale", "smoke", "--variants", "baseline", "nog", "--jobs", "1"]
+    arguments = ["--scale", "smoke", "--variants", "baseline", "nog", "--workers", "1"]
     folder = tmp_path / "run"
     assert main(["train", "latent-linear", *arguments, "--run-dir", str(folder)]) == 0
     *_, heading, baseline, nog, report = capsys.readouterr().out.splitlines()
@@ -622,8 +626,8 @@ def test_workers_default_to_two_only_on_cpu_with_cores_for_both():
 @pytest.mark.slow
 def test_a_command_killed_at_any_moment_goes_on_to_the_same_numbers(tmp_path):
     arguments = [
-        "train", "digits-minivit", "--scale", "smoke", "--variants", "oialr-paper", "--jobs", "1",
-        "--report", "false",
+        "train", "digits-minivit", "--scale", "smoke", "--variants", "oialr-paper",
+        "--workers", "1", "--report", "false",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main([*arguments, "--run-dir", str(whole)]) == 0

@@ -15,6 +15,7 @@ from typing import Final
 
 from orthotrain._version import __version__
 from orthotrain.cli.command import Command, Parser
+from orthotrain.cli.launched import own_name
 from orthotrain.cli.output import drop_output, print_what_it_can, steady_output
 from orthotrain.errors import ConfigError, OrthotrainError
 from orthotrain.files import remedy
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(f"{error}; {remedy(error)}")
     except KeyboardInterrupt as stop:
         print(
-            "\northotrain: stopped; the same command goes on from the last checkpoint",
+            f"\n{own_name()}: stopped; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         # A training that was stopped by a signal says by which.
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str) -> int:
-    print(f"orthotrain: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{own_name()}: error: {' '.join(message.split())}", file=sys.stderr)
     return ERROR_EXIT
 
 

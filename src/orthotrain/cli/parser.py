@@ -68,7 +68,9 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
     add("--recipe", default=base.recipe, help="the same, for use in a file")
     add("--scale", choices=get_args(Scale), default=base.scale, help="size of the run")
     add("--config", action="config", help="YAML file with any of these settings")
-    add("--jobs", type=int, default=None, help="trainings at a time, 1 or 2 (default: by cores)")
+    add("--workers", type=int, help="trainings at a time (default: 1 or 2, by cores)")
+    shared = "file or Optuna URL by which several commands divide the trainings of one run folder"
+    add("--storage", help=shared)
     if name == "tune":
         add("--run-dir", help="folder of the search (default: runs/RECIPE-SCALE-tune)")
         add("--output", help="where the settings go (default: tuned.json in the folder)")

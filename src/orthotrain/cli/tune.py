@@ -26,7 +26,8 @@ def run_tune(command: RunCommand) -> int:
             require_place(output, read=None if file is None else Path(str(file)))
     if output.resolve() in {path.resolve() for path in (folder.config, folder.run, record)}:
         raise ConfigError(f"--output: {output} is a file of the search itself; choose another name")
-    train_variants(command, experiment, config, variants, folder=folder, read_test=False)
+    if not train_variants(command, experiment, config, variants, folder=folder, read_test=False):
+        return 0
     choice = search.choice(config, {v.name: folder.results(v.name, config.seeds) for v in variants})
     write_json(record, choice.record)
     write_json(output, choice.settings)

@@ -67,6 +67,7 @@ class BatchStream:
         self._crop_padding = crop_padding
         self._crop_area = crop_area
         self._flip = flip
+        self._part = slice(None)
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
@@ -76,6 +77,10 @@ class BatchStream:
         """Whole batches in one pass over the data."""
         return len(self._split) // self._batch_size
 
+    def restrict_to(self, part: slice) -> None:
+        """Give this part of each batch from now on; what is drawn is drawn for the whole batch."""
+        self._part = part
+
     def next_batch(self) -> tuple[Float[Tensor, "batch c h w"], Int64[Tensor, " batch"]]:
         """The next images ``(batch, c, h, w)`` as float32 and labels ``(batch,)``."""
         if self._position + self._batch_size > len(self._order):
@@ -83,15 +88,13 @@ class BatchStream:
             self._position = 0
         chosen = self._order[self._position : self._position + self._batch_size]
         self._position += self._batch_size
-        chosen = chosen.to(self._split.labels.device)
+        chosen = chosen[self._part].to(self._split.labels.device)
+        drawn: Any = {"generator": self._generator, "of": self._batch_size, "part": self._part}
         images = augment(
-            self._split.images[chosen],
-            crop_padding=self._crop_padding,
-            flip=self._flip,
-            generator=self._generator,
+            self._split.images[chosen], crop_padding=self._crop_padding, flip=self._flip, **drawn
         )
         if self._crop_area is not None:
-            images = resized_crop(images, min_area=self._crop_area, generator=self._generator)
+            images = resized_crop(images, min_area=self._crop_area, **drawn)
         return to_float(images), self._split.labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def augment(
     crop_padding: int,
     flip: bool,
     generator: torch.Generator,
+    of: int | None = None,
+    part: slice = slice(None),
 ) -> Num[Tensor, "batch c h w"]:
     """Random crop after zero padding and random mirroring, each image by itself.
 
@@ -139,6 +144,8 @@ def augment(
         crop_padding: Pixels added on each side; the crop has the old size. 0 for no crop.
         flip: Mirror each image left to right with probability one half.
         generator: CPU generator; draws are made on CPU, so they do not depend on the device.
+        of: Images of the whole batch, for all of which is drawn; None where these are all.
+        part: Which of them these are.
 
     Returns:
         Same shape and dtype.
@@ -149,12 +156,13 @@ def augment(
     if images.ndim != 4:
         raise ShapeError(f"augment: got shape {tuple(images.shape)}, need (batch, c, h, w)")
     batch, channels, height, width = images.shape
+    drawn = batch if of is None else of
     if flip:
-        mirrored = torch.rand(batch, generator=generator) < 0.5
+        mirrored = torch.rand(drawn, generator=generator)[part] < 0.5
         mirrored = mirrored.to(images.device)[:, None, None, None]
         images = torch.where(mirrored, images.flip(-1), images)
     if crop_padding:
-        shift = torch.randint(0, 2 * crop_padding + 1, (2, batch), generator=generator)
+        shift = torch.randint(0, 2 * crop_padding + 1, (2, drawn), generator=generator)[:, part]
         shift = shift.to(images.device)
         rows = shift[0, :, None] + torch.arange(height, device=images.device)
         columns = shift[1, :, None] + torch.arange(width, device=images.device)
@@ -166,7 +174,12 @@ def augment(
 
 
 def resized_crop(
-    images: Num[Tensor, "batch c h w"], *, min_area: float, generator: torch.Generator
+    images: Num[Tensor, "batch c h w"],
+    *,
+    min_area: float,
+    generator: torch.Generator,
+    of: int | None = None,
+    part: slice = slice(None),
 ) -> Num[Tensor, "batch c h w"]:
     """Random part of each image, resized to the size of the whole.
 
@@ -179,6 +192,8 @@ def resized_crop(
         images: ``(batch, c, h, w)``, uint8 or float; not changed.
         min_area: In ``(0, 1]``.
         generator: CPU generator; draws are made on CPU, so they do not depend on the device.
+        of: Images of the whole batch, for all of which is drawn; None where these are all.
+        part: Which of them these are.
 
     Returns:
         Same shape and dtype; bytes are rounded.
@@ -189,7 +204,8 @@ def resized_crop(
     if images.ndim != 4:
         raise ShapeError(f"resized_crop: got shape {tuple(images.shape)}, need (batch, c, h, w)")
     batch, _, height, width = images.shape
-    area, ratio, top, left = torch.rand(4, batch, generator=generator)
+    drawn = batch if of is None else of
+    area, ratio, top, left = torch.rand(4, drawn, generator=generator)[:, part]
     area = min_area + (1 - min_area) * area
     ratio = torch.exp(_LOG_RATIO * (2 * ratio - 1))
     tall, wide = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)

@@ -33,14 +33,19 @@ class WindowStream:
         self._text = text
         self._batch_size = batch_size
         self._length = length
+        self._part = slice(None)
         self._generator = torch.Generator().manual_seed(seed)
+
+    def restrict_to(self, part: slice) -> None:
+        """Give this part of each batch from now on; what is drawn is drawn for the whole batch."""
+        self._part = part
 
     def next_batch(self) -> Pair:
         """What is read and what is to be told, each ``(batch, length)`` int64."""
         starts = torch.randint(
             len(self._text) - self._length, (self._batch_size,), generator=self._generator
         )
-        return windows_at(self._text, starts, length=self._length)
+        return windows_at(self._text, starts[self._part], length=self._length)
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state."""

@@ -190,16 +190,20 @@ def across_processes(
         group: Process group; None is the default one.
     """
     count = mean.new_tensor([float(samples)])
-    sums = _all_reduce(torch.cat([(mean * samples).flatten(), count]), group)
+    sums = summed_over_processes(torch.cat([(mean * samples).flatten(), count]), group)
     total = round(float(sums[-1].detach()))
     if total == 0:
         return mean, covariance, 0
     joint = (sums[:-1] / total).view_as(mean)
     apart = mean - joint
-    scatter = _all_reduce(samples * (covariance + apart @ apart.mT), group)
+    scatter = summed_over_processes(samples * (covariance + apart @ apart.mT), group)
     return joint, scatter / total, total
 
 
-def _all_reduce(x: Tensor, group: Any) -> Tensor:
+def summed_over_processes(x: Tensor, group: Any) -> Tensor:
+    """The sum of a tensor over the processes of a group; None is the default one.
+
+    Differentiable, any number of times.
+    """
     total: Tensor = _AllReduce.apply(x, group)  # type: ignore[no-untyped-call]
     return total

@@ -218,9 +218,9 @@ def test_the_rival_alone_is_refused(tmp_path):
 
 
 @pytest.mark.bad_input
-def test_more_workers_than_useful_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="need 1 or 2"):
-        run(tmp_path, DENSE, workers=3)
+def test_less_than_one_worker_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="workers=0; need at least 1"):
+        run(tmp_path, DENSE, workers=0)
 
 
 def test_the_number_of_threads_is_put_back(tmp_path):

@@ -57,7 +57,7 @@ def allowed(module: str) -> bool:
 def test_one_default_training_loads_what_it_uses(tmp_path):
     line = [
         "train", "--scale", "smoke", "--variants", "oialr-paper", "--optim.steps", "30",
-        "--jobs", "1", "--report", "false", "--run-dir", str(tmp_path / "run"),
+        "--workers", "1", "--report", "false", "--run-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     output = run_python(
         "from orthotrain.cli import main\n"

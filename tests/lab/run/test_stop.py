@@ -118,7 +118,7 @@ def test_the_command_ends_with_the_status_of_the_signal(capsys, monkeypatch):
 def test_a_command_that_is_terminated_saves_first(tmp_path, jobs):
     command = [
         sys.executable, "-m", "orthotrain", "train", "digits-minivit", "--scale", "smoke",
-        "--variants", "dense", "--seeds", "0", "1", "--optim.epochs", "1000", "--jobs", jobs,
+        "--variants", "dense", "--seeds", "0", "1", "--optim.epochs", "1000", "--workers", jobs,
         "--record.checkpoint_every_epochs", "900", "--report", "false", "--run-dir", str(tmp_path),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

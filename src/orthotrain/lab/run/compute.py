@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,12 +55,14 @@ class Meter:
         operations: Of all steps so far, whatever is computed in them.
         per_step: Of one step; None where the next one is counted.
         numbers: In the parameters of the model.
+        total: Sum over the processes that share each batch.
     """
 
     model: nn.Module
     operations: int = 0
     per_step: int | None = None
     numbers: int = field(init=False)
+    total: Callable[[int], int] = int
 
     def __post_init__(self) -> None:
         self.numbers = self._present_numbers()
@@ -71,7 +73,7 @@ class Meter:
         if self.per_step is None:
             with counting() as counter:
                 yield
-            self.per_step = counter.get_total_flops()
+            self.per_step = self.total(counter.get_total_flops())
         else:
             yield
         self.operations += self.per_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +14,16 @@ import torch
 from orthotrain.errors import ConfigError, DataError, WorkerError
 from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
+from orthotrain.lab.run.claims import STALE_SECONDS, Claims
 from orthotrain.lab.run.config import RunConfig, Variant
-from orthotrain.lab.run.loop import train
+from orthotrain.lab.run.loop import take_part, train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
-from orthotrain.lab.run.record import RunFolder, read_json, training_settings
-from orthotrain.lab.run.stop import termination_raises
+from orthotrain.lab.run.record import RunFolder, plain, read_json, training_settings
+from orthotrain.lab.run.stop import pause, termination_raises
+from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.workers import workers_that_report
 
 _Name = tuple[str, int]
-
-# Beyond two, workers on the machines this is meant for only take each other's cache.
-MAX_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,23 @@ class Run:
         config: Settings.
         folder: Where the run lives; it is :meth:`RunFolder.locked` and has been opened.
         read_test: Measure on the test part at the end of each training.
+        team: The processes that train each of them together.
+        storage: Where commands that divide the trainings claim them, see :class:`Claims`; None
+            where this one does all.
+        stale_seconds: A claim without a sign of life for so long is free for others.
     """
 
     build: str
     config: RunConfig
     folder: RunFolder
     read_test: bool = True
+    team: Team = ALONE
+    storage: str | None = None
+    stale_seconds: float = STALE_SECONDS
+
+    def result(self, name: _Name) -> Path:
+        """Where the result of a training is; it is done where there is one."""
+        return self.folder.seed(*name).result
 
     def train(self, task: _Task, *, on_progress: OnProgress) -> None:
         """One training, from those that its variant needs to its own result."""
@@ -70,14 +80,17 @@ class Run:
         if needed := task.needs(self.config):
             variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
         folder = self.folder.seed(variant.name, task.seed)
-        train(
-            named(self.build)(self.config, variant, task.seed),
-            variant=variant,
-            seed=task.seed,
-            folder=replace(folder, settings=training_settings(self.config)),
-            read_test=self.read_test,
-            on_progress=on_progress,
-        )
+        training: Any = {
+            "trainer": named(self.build)(self.config, variant, task.seed),
+            "variant": variant,
+            "seed": task.seed,
+            "folder": replace(folder, settings=training_settings(self.config)),
+            "team": self.team,
+        }
+        if self.team.main:
+            train(**training, read_test=self.read_test, on_progress=on_progress)
+        else:
+            take_part(**training)
 
 
 def run_all(
@@ -88,21 +101,25 @@ def run_all(
     Args:
         run: Settings and folder.
         variants: What to train; one that needs another's results waits for them.
-        workers: Processes, 1 or 2. With 1 everything happens in this process.
+        workers: Processes. With 1 everything happens in this process.
         on_progress: Called in this process, also for messages of workers.
 
     Raises:
-        ConfigError: ``workers`` is out of range, or a variant needs one without results.
+        ConfigError: ``workers`` is below one, a variant needs one without results, or the storage
+            cannot be used.
         OrthotrainError: What a training raised; the others are stopped.
         KeyboardInterrupt: SIGTERM or Ctrl-C came; what trained has saved a checkpoint.
     """
-    if not 1 <= workers <= MAX_WORKERS:
-        raise ConfigError(f"run_all: workers={workers}; need 1 or {MAX_WORKERS}")
+    if workers < 1:
+        raise ConfigError(f"run_all: workers={workers}; need at least 1")
     tasks = list(_open_tasks(run, variants, on_progress=on_progress))
     _check_needs(tasks, run)
     with termination_raises():
-        # Nothing else writes here.
-        remove_abandoned(run.folder.path)
+        if run.storage is not None:
+            _divide(tasks, run, workers=workers, on_progress=on_progress)
+            return
+        if run.team.main:  # Nothing else writes here.
+            remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
             with _threads(run.config.threads):
                 for task in tasks:
@@ -121,17 +138,21 @@ def _open_tasks(
         if not place.result.exists():
             yield _Task(variant, seed)
             continue
-        result = _result_of(place.result, variant.name, seed)
-        on_progress(
-            Progress(
-                variant=variant.name,
-                seed=seed,
-                stage="skipped",
-                step=result["steps"],
-                total_steps=result["steps"],
-                accuracy=result.get("validation_accuracy"),
-            )
-        )
+        on_progress(_skipped(run, _Task(variant, seed)))
+
+
+def _skipped(run: Run, task: _Task) -> Progress:
+    """What is told of a training that has a result already."""
+    variant, seed = task.name
+    result = _result_of(run.result(task.name), variant, seed)
+    return Progress(
+        variant=variant,
+        seed=seed,
+        stage="skipped",
+        step=result["steps"],
+        total_steps=result["steps"],
+        accuracy=result.get("validation_accuracy"),
+    )
 
 
 def _result_of(path: Path, variant: str, seed: int) -> dict[str, Any]:
@@ -166,6 +187,12 @@ def _check_needs(tasks: Sequence[_Task], run: Run) -> None:
                 )
 
 
+def _needed_first(tasks: Sequence[_Task], run: Run) -> list[_Task]:
+    """What others wait for goes first."""
+    needed = {name for task in tasks for name in task.needs(run.config)}
+    return sorted(tasks, key=lambda task: task.name not in needed)
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -179,9 +206,7 @@ def _threads(count: int) -> Iterator[None]:
 def _run_in_workers(
     tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnProgress
 ) -> None:
-    needed = {name for task in tasks for name in task.needs(run.config)}
-    # What others wait for goes first.
-    waiting = sorted(tasks, key=lambda task: task.name not in needed)
+    waiting = _needed_first(tasks, run)
     running: dict[Future[None], _Task] = {}
     threads = run.config.threads
     with workers_that_report(workers, threads=threads, on_progress=on_progress) as submit:
@@ -199,5 +224,70 @@ def _run_in_workers(
                     raise WorkerError(
                         f"run_all: the worker process that trained {task.variant.name} with seed "
                         f"{task.seed} did not finish: {error}; what trained beside it has saved. "
-                        "The same command goes on, with --jobs 1 it needs less memory"
+                        "The same command goes on, with --workers 1 it needs less memory"
                     ) from error
+
+
+def _divide(tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnProgress) -> None:
+    """Train what no other command trains, until all is done; tell of what others did at the end."""
+    told: set[_Name] = set()
+
+    def tell(progress: Progress) -> None:
+        if progress.stage == "finished":
+            told.add((progress.variant, progress.seed))
+        on_progress(progress)
+
+    threads = run.config.threads
+    _claims_of(run)  # What is wrong with the storage is told before anything starts.
+    if workers == 1:
+        with _threads(threads):
+            train_unclaimed(run, tasks, on_progress=tell)
+    else:
+        with workers_that_report(workers, threads=threads, on_progress=tell) as submit:
+            for future in as_completed(
+                [submit(train_unclaimed, run, tasks) for _ in range(workers)]
+            ):
+                try:
+                    future.result()
+                except WorkerError as error:
+                    raise WorkerError(
+                        f"run_all: a worker process did not finish: {error}; what trained beside "
+                        "it has saved. The same command goes on, once the claim of the process is "
+                        f"{run.stale_seconds:g} s old"
+                    ) from error
+    for task in tasks:
+        if task.name not in told:
+            on_progress(_skipped(run, task))
+
+
+def train_unclaimed(run: Run, tasks: Sequence[_Task], *, on_progress: OnProgress) -> None:
+    """Train what nobody else has claimed, one after the other, until all of it has results.
+
+    Args:
+        run: Settings, folder and storage.
+        tasks: The trainings.
+        on_progress: Told of those that are trained here.
+    """
+    claims = _claims_of(run)
+    by_name = {task.name: task for task in _needed_first(tasks, run)}
+    while waiting := [task for task in by_name.values() if not run.result(task.name).exists()]:
+        ready = [
+            task.name
+            for task in waiting
+            if all(run.result(name).exists() for name in task.needs(run.config))
+        ]
+        name = claims.take(ready)
+        if name is None:
+            pause(claims.seconds_between_signs)
+            continue
+        with claims.held(name) as found:
+            if not run.result(name).exists():  # Another may have ended it just before the claim.
+                run.train(by_name[name], on_progress=on_progress)
+            result = read_json(run.result(name))
+            found |= {key: value for key, value in result.items() if isinstance(value, int | float)}
+
+
+def _claims_of(run: Run) -> Claims:
+    assert run.storage is not None
+    settings = plain(run.config)
+    return Claims(run.storage, run.folder, settings=settings, stale_seconds=run.stale_seconds)

@@ -177,32 +177,36 @@ class RunFolder:
         return [read_json(file) for file in files if file.exists()]
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
         """Make the folder and keep a second command out of it; ends with this process, too.
+
+        Args:
+            shared: Let in others that ask for the same; they divide the trainings.
 
         Raises:
             ConfigError: The folder cannot be written, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("w", encoding="ascii")
+            file = (self.path / ".lock").open("a+", encoding="ascii")
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
         with file:
-            self._lock(file)
+            self._lock(file, shared=shared)
             yield
 
-    def _lock(self, file: IO[str]) -> None:
+    def _lock(self, file: IO[str], *, shared: bool) -> None:
         try:
             import fcntl
         except ImportError:  # Not on Windows, where a second command must be avoided by hand.
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
                 f"another process is training in {self.path}; wait for it, or choose another "
-                "folder with --run-dir"
+                "folder with --run-dir. Several commands divide the trainings of one folder where "
+                "all of them name the same --storage"
             ) from error
 
     def open(self, config: RunConfig) -> None:

@@ -48,7 +48,9 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if device == "cuda" or (device == "auto" and there) else "cpu")
 
 
-def environment(*, command: str, device: torch.device, threads: int) -> dict[str, Any]:
+def environment(
+    *, command: str, device: torch.device, threads: int, processes: int = 1
+) -> dict[str, Any]:
     """Versions, machine, command and commit, as plain values for run.json."""
     commit, dirty = git_state(Path(__file__).parent)
     return {
@@ -60,6 +62,7 @@ def environment(*, command: str, device: torch.device, threads: int) -> dict[str
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": threads,
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "git_commit": commit,
         "git_dirty": dirty,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -49,6 +50,20 @@ def held_signals() -> Iterator[Callable[[], int | None]]:
 
     with _handled(_SIGNALS, take):
         yield asked
+
+
+def pause(seconds: float) -> None:
+    """Wait that long, or until this process is asked to stop.
+
+    Raises:
+        Stopped: It was asked.
+    """
+    with held_signals() as asked:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and asked() is None:
+            time.sleep(min(left, 0.1))
+        if (number := asked()) is not None:
+            raise Stopped(number)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from orthotrain.lab.experiments.classifier.config import ClassifierRun
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.resume import fingerprint
 from orthotrain.lab.run.sizes import sizes_and_times
+from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
 from orthotrain.methods.handle import Handle
 
@@ -57,6 +58,7 @@ class ClassifierTrainer:
         length: Optimizer steps of the whole training; None for the epochs of the configuration.
         branching: Its teacher, its operations and its looks at cuts, where branches are compared.
         steps: Optimizer steps done.
+        team: The processes that share each batch.
     """
 
     config: ClassifierRun
@@ -72,6 +74,17 @@ class ClassifierTrainer:
     length: int | None = None
     branching: Branching | None = None
     steps: int = 0
+    team: Team = ALONE
+
+    def __post_init__(self) -> None:
+        self._called = self.model
+
+    def join(self, team: Team) -> None:
+        """Train on this process's part of each batch from now on."""
+        self.batches.restrict_to(team.part(self.config.data.batch_size))
+        self._called, self.team = team.wrapped(self.model), team
+        if self.branching is not None:
+            self.branching.meter.total = team.total
 
     @property
     def total_steps(self) -> int:
@@ -112,10 +125,13 @@ class ClassifierTrainer:
         lines = [] if branching is None else branching.before_first(self.steps, self._look)
         images, labels = self.batches.next_batch()
         with nullcontext() if branching is None else branching.passes():
-            loss = self._loss(images, labels)
-            self.handle.observe(loss.detach())
+            own = self.team.weighted(
+                self._loss(images, labels), part=len(labels), batch=self.config.data.batch_size
+            )
+            loss = self.team.mean(own)
+            self.handle.observe(loss)
             self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(own)
         if optim.clip_norm is not None:
             clip_grad_norm_(self.model.parameters(), optim.clip_norm)
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -123,16 +139,17 @@ class ClassifierTrainer:
         self.scheduler.step()
         self.steps += 1
         around = () if branching is None else branching.around_cuts(self.steps, self._look)
-        return Step({"loss": loss.detach(), "lr": lr}, chain(lines, around))
+        return Step({"loss": loss, "lr": lr}, chain(lines, around))
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         branching, half = self.branching, self.config.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            scores = self.model(images)
+            scores = self._called(images)
             taught = None if branching is None else branching.taught(images)
         smoothing = self.config.optim.label_smoothing
-        loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
-        return loss if branching is None else branching.loss(loss, scores.float(), taught)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
+        return loss if branching is None else branching.loss(loss, scores, taught)
 
     def _look(self, model: nn.Module) -> float:
         return evaluate(model, self.data.validation).accuracy

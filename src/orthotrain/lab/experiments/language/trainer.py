@@ -21,6 +21,7 @@ from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.sizes import sizes_and_times
+from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.trainer import Cadence, Ending, Line, Step
 from orthotrain.methods.handle import Handle
 
@@ -47,6 +48,7 @@ class LanguageTrainer:
         branching: Its teacher, its operations and its looks at cuts.
         settings: What result.json says about the training.
         steps: Optimizer steps done.
+        team: The processes that share each batch.
     """
 
     config: LanguageRun
@@ -61,6 +63,16 @@ class LanguageTrainer:
     branching: Branching
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
+    team: Team = ALONE
+
+    def __post_init__(self) -> None:
+        self._called = self.model
+
+    def join(self, team: Team) -> None:
+        """Train on this process's part of each batch from now on."""
+        self.batches.restrict_to(team.part(self.config.data.batch_size))
+        self._called, self.team = team.wrapped(self.model), team
+        self.branching.meter.total = team.total
 
     @property
     def cadence(self) -> Cadence:
@@ -88,10 +100,13 @@ class LanguageTrainer:
         lines = self.branching.before_first(self.steps, self._look)
         read, told = self.batches.next_batch()
         with self.branching.passes():
-            loss = self._loss(read, told)
-            self.handle.observe(loss.detach())
+            own = self.team.weighted(
+                self._loss(read, told), part=len(told), batch=self.config.data.batch_size
+            )
+            loss = self.team.mean(own)
+            self.handle.observe(loss)
             self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(own)
         if clip_norm is not None:
             clip_grad_norm_(self.model.parameters(), clip_norm)
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -99,14 +114,14 @@ class LanguageTrainer:
         self.scheduler.step()
         self.steps += 1
         around = self.branching.around_cuts(self.steps, self._look)
-        return Step({"loss": loss.detach(), "lr": lr}, chain(lines, around))
+        return Step({"loss": loss, "lr": lr}, chain(lines, around))
 
     def _loss(self, read: Tensor, told: Tensor) -> Tensor:
         half = self.config.precision == "bfloat16"
         with torch.autocast(read.device.type, torch.bfloat16, enabled=half):
-            scores = self.model(read)
+            scores = self._called(read)
             taught = self.branching.taught(read)
-        scores = scores.flatten(0, 1).float()
+        scores = scores.flatten(0, 1).to(torch.promote_types(scores.dtype, torch.float32))
         loss = F.cross_entropy(scores, told.flatten())
         taught = None if taught is None else taught.flatten(0, 1)
         return self.branching.loss(loss, scores, taught)
