@@ -18,6 +18,11 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or tracing
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``) runs around the call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def leaf(module: nn.Module, *args: Any) -> Tensor:
     """The call of a module as one node of a ``torch.fx`` graph, as torch's own layers are.
 
