@@ -229,6 +229,22 @@ def test_agree_with_the_twins(k, sizes):
     )
 
 
+@pytest.mark.parametrize("move", [(1, 0), (1, 1e8), (1e-200, 0)], ids=str)
+def test_ties_are_ties_wherever_they_lie(move):
+    """On a lattice many pairs lie at the radius itself, where the rounding of a product decides."""
+    scale, shift = move
+    random = generator(4)
+    for sizes in ((20, 25), (30, 8), (9, 9)):
+        real, fake = (
+            torch.randint(-2, 3, (n, 3), generator=random).double() * scale + shift for n in sizes
+        )
+        found, other = precision_recall(real, fake, k=2), density_coverage(real, fake, k=2)
+        expected = twins.precision_recall(real, fake, k=2)
+        assert (found.precision, found.recall) == pytest.approx(expected, abs=1e-12)
+        expected = twins.density_coverage(real, fake, k=2)
+        assert (other.density, other.coverage) == pytest.approx(expected, abs=1e-12)
+
+
 def test_on_a_line_by_hand():
     """Real at 0, 1, 3, 7: radii 1, 1, 2, 4 for one neighbour; generated at 2, 2.5, 20, 21."""
     real = torch.tensor([[0.0], [1.0], [3.0], [7.0]])

@@ -13,6 +13,7 @@ from orthotrain.layers import (
     LowRankMultiheadAttention,
     _contraction,
     break_even_fraction,
+    low_rank,
     stored_numbers,
 )
 from orthotrain.layers._cost import (
@@ -53,6 +54,7 @@ def steps(layer, x, *, training):
 @pytest.mark.parametrize(("rows", "m", "n", "k"), SIZES)
 def test_linear_counts_are_what_torch_counts(rows, m, n, k, training, form, monkeypatch):
     monkeypatch.setattr(_contraction, "cheapest_form", lambda *_, **__: form)
+    monkeypatch.setattr(low_rank, "plain_linear", lambda *_: None)
     layer = LowRankLinear(n, m, rank=k)
     counted = multiply_adds(steps(layer, torch.zeros(rows, n), training=training))
     assert counted == FORMS[form](rows, m, n, k, training=training)
@@ -71,6 +73,7 @@ def test_convolution_counts_are_what_torch_counts(
     channels, out, size, k, training, form, monkeypatch
 ):
     monkeypatch.setattr(_contraction, "cheapest_form", lambda *_, **__: form)
+    monkeypatch.setattr(low_rank, "plain_conv", lambda *_: None)
     layer = LowRankConv2d(channels, out, 3, padding=1, rank=k)
     x = torch.zeros(2, channels, size, size)
     sizes = 2 * size * size, out, 9 * channels

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orthotrain._checks import require_count, require_finite
@@ -20,8 +20,9 @@ from orthotrain.disentangle.samples import stream
 from orthotrain.errors import ShapeError
 from orthotrain.linalg import spd_sqrt
 
-# Rows of a distance matrix at a time: 8 MB for 1,000 columns in float64.
-_ROWS = 1024
+# Rows of a kernel matrix at a time, 8 MB for 1,000 columns in float64; and pairs of points.
+_ROWS, _PAIRS = 1024, 4096
+_EPS = torch.finfo(torch.float64).eps
 
 _MEASURES = ("FD", "KD", "precision", "recall", "density", "coverage")
 
@@ -147,12 +148,7 @@ def precision_recall(
     """
     require_count("precision_recall", "k", k, least=1)
     real, fake = _feature_sets("precision_recall", real, fake, least=k + 1)
-    apart = _distances(real, fake)
-    in_real = (apart <= _neighbour_radii(real, k).unsqueeze(1)).any(dim=0)
-    in_fake = (apart <= _neighbour_radii(fake, k)).any(dim=1)
-    return PrecisionRecall(
-        precision=float(in_real.double().mean()), recall=float(in_fake.double().mean())
-    )
+    return _manifold(_Distances(real, fake), _Distances(real, real), _Distances(fake, fake), k)
 
 
 @checked
@@ -186,11 +182,7 @@ def density_coverage(
     """
     require_count("density_coverage", "k", k, least=1)
     real, fake = _feature_sets("density_coverage", real, fake, least=k + 1)
-    inside = _distances(real, fake) < _neighbour_radii(real, k).unsqueeze(1)
-    return DensityCoverage(
-        density=float(inside.double().sum(dim=0).mean()) / k,
-        coverage=float(inside.any(dim=1).double().mean()),
-    )
+    return _neighbourhoods(_Distances(real, fake), _Distances(real, real), k)
 
 
 @dataclass(frozen=True)
@@ -303,27 +295,71 @@ def _feature_sets(
     return real.detach().double(), fake.detach().to(real.device).double()
 
 
-def _distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Euclidean distances, entry by entry: equal pairs have equal distances, and a pair of one 0.
+class _Distances:
+    """Euclidean distances of two sets, compared as if each were taken entry by entry.
 
-    The product form of ``cdist`` is faster and cannot tell near points from equal ones.
+    One product gives their squares up to rounding. Where that could decide, a pair is measured
+    again entry by entry, so equal pairs have equal distances, and a pair of equal points has 0.
     """
-    return torch.cat(
-        [
-            torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
-            for rows in torch.split(a, _ROWS)
-        ]
+
+    def __init__(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> None:
+        self._a, self._b = a, b
+        centre = b.mean(dim=0)
+        x, y = a - centre, b - centre
+        lengths = x.square().sum(dim=1, keepdim=True) + y.square().sum(dim=1)
+        self._squares = torch.addmm(lengths, x, y.mT, alpha=-2)
+        # Sums of d products, each rounded once, twice over for safety.
+        self._slack = lengths.mul_(4 * (a.shape[1] + 4) * _EPS)
+
+    def within(self, radii: Tensor, *, of_rows: bool, strictly: bool) -> Bool[Tensor, "n m"]:
+        """Which pairs are no further apart than the radius of the row, or of the column."""
+        radii = radii.unsqueeze(1) if of_rows else radii.unsqueeze(0)
+        over = self._squares - radii.square()
+        inside = over < 0
+        unsure = over.abs() <= self._slack + 4 * _EPS * radii.square()
+        rows, columns = unsure.nonzero(as_tuple=True)
+        exact, radius = self._exact(rows, columns), radii.expand_as(over)[rows, columns]
+        inside[rows, columns] = exact < radius if strictly else exact <= radius
+        return inside
+
+    def nearest(self, k: int) -> Float[Tensor, " n"]:
+        """Distance of every row to its ``k``-th nearest column."""
+        bound = (self._squares + self._slack).kthvalue(k, dim=1, keepdim=True).values
+        rows, columns = (self._squares - self._slack <= bound).nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=len(self._a))
+        candidates = self._a.new_full((len(self._a), int(counts.max())), torch.inf)
+        place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        candidates[rows, place] = self._exact(rows, columns)
+        return candidates.kthvalue(k, dim=1).values
+
+    def _exact(self, rows: Tensor, columns: Tensor) -> Tensor:
+        parts = zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True)
+        return torch.cat([(self._a[i] - self._b[j]).norm(dim=1) for i, j in parts])
+
+
+def _manifold(
+    apart: _Distances, among_real: _Distances, among_fake: _Distances, k: int
+) -> PrecisionRecall:
+    # The nearest of all to a point is the point itself.
+    in_real = apart.within(among_real.nearest(k + 1), of_rows=True, strictly=False).any(dim=0)
+    in_fake = apart.within(among_fake.nearest(k + 1), of_rows=False, strictly=False).any(dim=1)
+    return PrecisionRecall(
+        precision=float(in_real.double().mean()), recall=float(in_fake.double().mean())
     )
 
 
-def _neighbour_radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
-    """Distance of every point to its k-th nearest other point."""
-    # The nearest of all is the point itself.
-    return _distances(x, x).kthvalue(k + 1, dim=1).values
+def _neighbourhoods(apart: _Distances, among_real: _Distances, k: int) -> DensityCoverage:
+    inside = apart.within(among_real.nearest(k + 1), of_rows=True, strictly=True)
+    return DensityCoverage(
+        density=float(inside.double().sum(dim=0).mean()) / k,
+        coverage=float(inside.any(dim=1).double().mean()),
+    )
 
 
 def _measures(real: Tensor, fake: Tensor) -> dict[str, float]:
-    manifold, covered = precision_recall(real, fake), density_coverage(real, fake)
+    apart, among_real = _Distances(real, fake), _Distances(real, real)
+    manifold = _manifold(apart, among_real, _Distances(fake, fake), k=3)
+    covered = _neighbourhoods(apart, among_real, k=5)
     values = (
         float(frechet_distance(real, fake)),
         float(kernel_distance(real, fake)),

@@ -58,7 +58,10 @@ def low_rank_linear(
     rows = x.shape[:-1].numel()
     if cheapest_form(rows, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         return F.linear(x, u @ core @ vh, bias)
-    y: Tensor = _LowRankLinear.apply(x.reshape(rows, n), u, core, vh, bias)[0]  # type: ignore[no-untyped-call]
+    flat = x.reshape(rows, n)
+    if not torch.is_grad_enabled():
+        return _LowRankLinear.forward(flat, u, core, vh, bias)[0].reshape(*x.shape[:-1], m)
+    y: Tensor = _LowRankLinear.apply(flat, u, core, vh, bias)[0]  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], m)
 
 
@@ -98,6 +101,8 @@ def low_rank_conv(
     if cheapest_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
         weight = (u @ core @ vh.reshape(groups, k, n)).reshape(groups * m, *vh.shape[1:])
         return geometry.convolve(x, weight, bias, groups)
+    if not torch.is_grad_enabled():
+        return _LowRankConv.forward(x, u, core, vh, bias, geometry)[0]
     y: Tensor = _LowRankConv.apply(x, u, core, vh, bias, geometry)[0]  # type: ignore[no-untyped-call]
     return y
 

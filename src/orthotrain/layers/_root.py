@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orthotrain.errors import NonFiniteError, NotPositiveDefiniteError
-from orthotrain.layers._tracing import exporting
+from orthotrain.layers._tracing import exporting, untraced
 from orthotrain.linalg import RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS, iterated_root
 
@@ -53,7 +53,7 @@ def _recorded_root(
 
 
 # A root looks at its numbers (finite? definite?), which no graph can; so one break, here.
-@torch.compiler.disable(reason="a matrix root depends on its numbers")  # type: ignore[no-untyped-call, untyped-decorator]
+@untraced
 def _root_now(
     layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
 ) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,29 @@ def exporting() -> bool:
     """
     tracing: bool = torch._C._get_tracing_state() is not None
     return torch.compiler.is_exporting() or tracing
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``) runs around the call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def untraced(function: _Call) -> _Call:
+    """``torch.compiler.disable``, made when a graph is traced first.
+
+    It imports the whole compiler, which takes as long as importing torch.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return function(*args, **kwargs)
+
+    return cast(_Call, call)
 
 
 def leaf(module: nn.Module, *args: Any) -> Tensor:

@@ -23,6 +23,7 @@ from orthotrain.layers._factors import (
     low_rank_class_of,
     register_low_rank,
 )
+from orthotrain.layers._inference import plain_conv, plain_linear
 from orthotrain.layers._pair_contraction import pair_conv, pair_linear
 from orthotrain.layers._readable import readable, readable_factor
 from orthotrain.layers._tracing import exporting, leaf
@@ -141,6 +142,8 @@ class LowRankLinear(_SingleWeight, nn.Linear):
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
         if isinstance(x, torch.fx.Proxy):
             return leaf(self, x)
+        if (y := plain_linear(self, x, self.bias)) is not None:
+            return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
@@ -227,6 +230,8 @@ class LowRankTransposedLinear(_SingleWeight):
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
         if isinstance(x, torch.fx.Proxy):
             return leaf(self, x)
+        if (y := plain_linear(self, x, self.bias, inputs_first=True)) is not None:
+            return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
@@ -287,14 +292,14 @@ class _LowRankConv(_SingleWeight):
         channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
-        lead = () if self.groups > 1 else (1,)
-        if holds_pair(self):
+        y, lead = plain_conv(self, padded, self.bias, geometry), () if self.groups > 1 else (1,)
+        if y is None and holds_pair(self):
             pair, m = self.pair.reshape(*lead, *self.pair.shape), self.out_channels // self.groups
             y = pair_conv(padded, pair, self.bias, geometry, m=m, kernel=self.kernel_size)
-            return y if batch is x else y.squeeze(0)
-        u, core = self.u.reshape(*lead, *self.u.shape), self.core.reshape(*lead, *self.core.shape)
-        filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
-        y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
+        elif y is None:
+            u, core = (t.reshape(*lead, *t.shape) for t in (self.u, self.core))
+            filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
+            y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
         return y if batch is x else y.squeeze(0)
 
     def _fresh(self) -> nn.Module:

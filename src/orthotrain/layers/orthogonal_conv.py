@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 from orthotrain._checks import require_number
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.layers._tracing import untraced
 from orthotrain.linalg import (
     conv_exponential,
     conv_skew_part,
@@ -187,7 +188,7 @@ class OrthogonalConv2d(nn.Module):
             y = y + self.bias.view(-1, 1, 1)
         return y if x.ndim == 4 else y.squeeze(0)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def _left_vectors(self) -> tuple[Tensor, ...]:
         """Vectors of the power iteration for this pass: new tensors, in training also kept."""

@@ -9,8 +9,9 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from orthotrain._checks import known, require_finite
 from orthotrain.errors import ConfigError, ShapeError
@@ -63,6 +64,16 @@ def without_autocast(a: Tensor) -> torch.autocast | nullcontext[None]:
     if not torch.is_autocast_enabled(a.device.type):
         return nullcontext()
     return torch.autocast(device_type=a.device.type, enabled=False)
+
+
+def plain() -> bool:
+    """Whether tensors are values alone: no transform, forward derivative or tracing is on."""
+    return (
+        peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def asks_for_transforms(error: RuntimeError) -> bool:

@@ -56,6 +56,12 @@ def _route(a: Tensor, rule: Rule) -> Route:
             assert_never(rule.method)
 
 
+def _kept(route: Route) -> Tensor | None:
+    if route.kept is None and route.s is not None:
+        return torch.ones_like(route.s, dtype=torch.bool)
+    return route.kept
+
+
 class _Polar(torch.autograd.Function):
     """Polar factor with its exact derivative."""
 
@@ -64,7 +70,7 @@ class _Polar(torch.autograd.Function):
         # Here and not before, so that torch.vmap does not meet a decision on numbers.
         require_finite("polar_factor", "a", a)
         route = _route(a, rule)
-        ctx.save_for_backward(a, route.q, route.v, route.s, route.kept)  # type: ignore[arg-type]
+        ctx.save_for_backward(a, route.q, route.v, route.s, _kept(route))  # type: ignore[arg-type]
         ctx.rtol = rule.rtol  # type: ignore[attr-defined]
         return route.q
 
@@ -84,7 +90,8 @@ class _TransformedPolar(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         require_finite("polar_factor", "a", a)
-        q, v, s, kept = _route(a, rule)
+        route = _route(a, rule)
+        q, v, s, kept = route.q, route.v, route.s, _kept(route)
         if v is None or s is None or kept is None:
             v, s, kept = _spectrum(a, q, rule.rtol)
         # Forward mode takes no output that is a view.

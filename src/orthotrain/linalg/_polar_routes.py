@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from orthotrain._checks import require_finite
 from orthotrain.errors import NumericalWarning
 from orthotrain.linalg.decompose import LinAlgError, thin_svd
 from orthotrain.linalg.rank import numerical_rank
@@ -23,7 +25,7 @@ _GRAM_NOISE = 256
 _BLOCKED_FROM = 128
 # A skinny matrix with more entries than the first is widened in parts of about the second, which
 # stay in the cache: .5 to .6 of the time at 6x524288, no gain at 6x32768 (docs/log.md).
-_WHOLE_UP_TO, _PART = 2**17, 2**16
+_WHOLE_UP_TO, _PART = 2**20, 2**16
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,22 @@ class Rule:
         """Rounding of the dtype in which it is computed."""
         return torch.finfo(self.dtype).eps
 
+    @property
+    def least(self) -> float:
+        """Eigenvalues of a Gram matrix above this share of the largest are taken as they are.
+
+        The entries of ``q^T q - 1`` are within ``(17 + 1.4 condition^2) eps``, whatever the
+        spectrum, from 8x8 to 2304x256. So this keeps them within 1.4 eps of the result; typical
+        is .05 of that.
+        """
+        return max(self.work_eps / self.resolution, self.rtol**2 + _GRAM_NOISE * self.work_eps)
+
 
 class Route(NamedTuple):
-    """Polar factor ``q`` of tall matrices and, where it is at hand, ``a^T a = v s^2 v^T``."""
+    """Polar factor ``q`` of tall matrices and, where it is at hand, ``a^T a = v s^2 v^T``.
+
+    ``kept`` tells which directions are not null: all of them where ``s`` is given without it.
+    """
 
     q: Tensor
     v: Tensor | None = None
@@ -75,11 +90,12 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
 
     ``a`` may have a lesser dtype than the rule, and then ``q`` may have it, too.
     """
-    if len(_parts(a)) == 1:
+    if len(_parts(a)) == 1 and a.dtype != rule.dtype:
         a = a.to(rule.dtype)
     try:
         eigenvalues, v = torch.linalg.eigh(lower_gram(a, rule.dtype))
     except LinAlgError:
+        require_finite("polar_factor", "a", a)
         warnings.warn(
             f"polar_factor of shape {tuple(a.shape)}: eigh of the Gram matrix did not converge, "
             f"used the SVD",
@@ -88,14 +104,13 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
         )
         return svd_route(a.to(rule.dtype), rule)
     noise = _GRAM_NOISE * rule.work_eps
-    # The entries of q^T q - 1 are within (17 + 1.4 condition^2) eps, whatever the spectrum, from
-    # 8x8 to 2304x256. So this keeps them within 1.4 eps of the result; typical is .05 of that.
-    least = max(rule.work_eps / rule.resolution, rule.rtol**2 + noise)
+    least = rule.least
     # Mostly all is well, and telling so is half of the time of a small one.
-    if bool((eigenvalues[..., 0] > least * eigenvalues[..., -1]).all()):
+    if _all_above(eigenvalues, least):
         s = eigenvalues.sqrt()
         q = _rounded_product(a, (v / s.unsqueeze(-2)) @ v.mT)
-        return Route(q, v, s, torch.ones_like(s, dtype=torch.bool))
+        return Route(q, v, s)
+    require_finite("polar_factor", "a", a)
     largest = eigenvalues[..., -1:]
     relative = eigenvalues / torch.where(largest > 0, largest, 1.0)
     kept = relative >= least
@@ -103,8 +118,10 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
     settled = (kept | null).all(dim=-1)
     if rule.complete:
         settled &= kept.all(dim=-1) | (largest[..., 0] == 0)
+    # What lies in the noise of the Gram matrix has no direction there that could be refined.
+    hopeless = ((relative < noise) & ~null).any(dim=-1)
     if not bool(settled.any()) and settled.numel() > 0:
-        return Route(_refined_or_svd(a.to(rule.dtype), v, rule))
+        return Route(_refined_or_svd(a.to(rule.dtype), v, rule, hopeless))
     s = eigenvalues.clamp(min=0).sqrt()
     inverse = torch.where(kept, 1 / s, 0.0)
     q = _rounded_product(a, (v * inverse.unsqueeze(-2)) @ v.mT)
@@ -112,19 +129,25 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
         return Route(q, v, s, kept)
     # Boolean indexing takes out the chosen entries of any batch shape, a scalar one included.
     rest = ~settled
-    q[rest] = _refined_or_svd(a[rest].to(rule.dtype), v[rest], rule).to(q.dtype)
+    q[rest] = _refined_or_svd(a[rest].to(rule.dtype), v[rest], rule, hopeless[rest]).to(q.dtype)
     return Route(q)
+
+
+def _all_above(eigenvalues: Tensor, share: float) -> bool:
+    """Whether the least eigenvalue of each matrix is above a share of the largest; NaN is not."""
+    if eigenvalues.ndim == 1:
+        values = eigenvalues.tolist()  # one reading in place of five operations
+        return bool(values[0] > share * values[-1])
+    return bool((eigenvalues[..., 0] > share * eigenvalues[..., -1]).all())
 
 
 def lower_gram(a: Tensor, dtype: torch.dtype) -> Tensor:
     """``a^T a`` in ``dtype``; of a large one only the lower triangle, which ``eigh`` reads."""
     n = a.shape[-1]
-    gram = a.new_zeros(*a.shape[:-2], n, n, dtype=dtype)
     if n < _BLOCKED_FROM:
-        for part in _parts(a):
-            wide = part.to(dtype)
-            gram += wide.mT @ wide
-        return gram
+        products = (wide.mT @ wide for wide in _widened(a, dtype))
+        return sum(products, start=next(products))
+    gram = a.new_zeros(*a.shape[:-2], n, n, dtype=dtype)
     wide = a.to(dtype)
     for start, end in pairwise(n * part // 4 for part in range(5)):
         gram[..., start:end, :end] = wide[..., start:end].mT @ wide[..., :end]
@@ -140,20 +163,27 @@ def _parts(a: Tensor) -> tuple[Tensor, ...]:
     return torch.split(a, _PART // n // 64 * 64, dim=-2)
 
 
+def _widened(a: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
+    return (a,) if a.dtype == dtype else (part.to(dtype) for part in _parts(a))
+
+
 def _rounded_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the dtype of ``b``; where it goes by parts, rounded to that of ``a``."""
+    if a.dtype == b.dtype:
+        return product(a, b)
     parts = _parts(a)
-    if len(parts) == 1:
-        return product(a.to(b.dtype), b)
     q = torch.empty_like(a)
     for part, into in zip(parts, _parts(q), strict=True):
         into.copy_(product(part.to(b.dtype), b))
     return q
 
 
-def _refined_or_svd(a: Tensor, v: Tensor, rule: Rule) -> Tensor:
+def _refined_or_svd(a: Tensor, v: Tensor, rule: Rule, hopeless: Tensor) -> Tensor:
     """The refined Gram route for the matrices it can be trusted with, the SVD for the others."""
-    q, trusted = _refined(a, v, rule)
+    if bool(hopeless.all()):
+        q, trusted = torch.empty_like(a), ~hopeless
+    else:
+        q, trusted = _refined(a, v, rule)
     if bool(trusted.all()):
         return q
     rest = ~trusted

@@ -13,13 +13,14 @@ from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.linalg._coefficients import POLAR_EXPRESS_STEPS
 from orthotrain.linalg._inputs import (
+    plain,
     power_of_two_scale,
     require_matrix_shape,
     result_dtype,
     without_autocast,
 )
 from orthotrain.linalg._polar_derivative import tall_polar_factor
-from orthotrain.linalg._polar_routes import PolarMethod, Rule
+from orthotrain.linalg._polar_routes import PolarMethod, Rule, gram_route
 from orthotrain.linalg.decompose import widest_dtype, working_dtype
 
 __all__ = ["PolarMethod", "polar_factor"]
@@ -115,6 +116,11 @@ def polar_factor(
     rule = _rule(a, method, rtol, complete, max_iters)
     # The Gram route widens by itself, in parts, what no derivative is asked of.
     differentiable = a.requires_grad and torch.is_grad_enabled()
+    if rule.method == "gram" and rule.dtype != a.dtype and not differentiable and plain():
+        with without_autocast(a):
+            tall = a if a.shape[-2] >= a.shape[-1] else a.mT
+            q = gram_route(tall, rule).q
+        return (q if tall is a else q.mT).to(a.dtype).contiguous()
     widens = rule.method == "gram" and rule.dtype == torch.float64
     work = a if widens and not differentiable else a.to(rule.dtype)
     if a.dtype == torch.float64 or rule.dtype != torch.float64:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -214,18 +215,20 @@ def select_parameters(
     modules = list(named_modules_clean(model, remove_duplicate=False))
     parameters = list(named_parameters_clean(model, remove_duplicate=False))
     chosen: set[nn.Parameter] = set()
+    members = {module for _, module in modules}
+    known = {parameter for _, parameter in parameters}
     for pattern in _as_list(patterns):
         if isinstance(pattern, str):
             chosen |= _parameters_by_name(pattern, modules, parameters)
         elif isinstance(pattern, nn.Parameter):
-            if all(pattern is not parameter for _, parameter in parameters):
+            if pattern not in known:
                 raise ConfigError(
                     f"a parameter of shape {tuple(pattern.shape)} is not part of the model; "
                     "was it replaced or moved to another model since it was taken?"
                 )
             chosen.add(pattern)
         else:
-            module = _require_member(pattern, modules)
+            module = _require_member(pattern, members)
             if not (weights := _weights(module)):
                 raise ConfigError(
                     f"a {type(module).__name__} has no weight of its own; name its children"
@@ -252,6 +255,12 @@ def select_modules(
         ConfigError: A pattern matches nothing, or an object is not part of the model.
     """
     modules = list(named_modules_clean(model, remove_duplicate=False))
+    members = {module for _, module in modules}
+    owners: dict[nn.Parameter, set[nn.Module]] = defaultdict(set)
+    for module in members:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[parameter].add(module)
     chosen: set[nn.Module] = set()
     for pattern in _as_list(patterns):
         if isinstance(pattern, str):
@@ -263,24 +272,20 @@ def select_modules(
             if not found:
                 raise _nothing(pattern, [name for name, _ in modules[1:]], "module")
         elif isinstance(pattern, nn.Parameter):
-            found = {
-                module
-                for _, module in modules
-                if any(pattern is own for own in module.parameters(recurse=False))
-            }
+            found = owners.get(pattern, set())
             if not found:
                 raise ConfigError(
                     f"no module of the model owns the parameter of shape {tuple(pattern.shape)}"
                 )
         else:
-            found = {_require_member(pattern, modules)}
+            found = {_require_member(pattern, members)}
         chosen |= found
     return [pair for pair in named_modules_clean(model) if pair[1] in chosen]
 
 
-def _require_member(module: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> nn.Module:
+def _require_member(module: nn.Module, members: Set[nn.Module]) -> nn.Module:
     inner = unwrap(module)
-    if all(inner is not member for _, member in modules):
+    if inner not in members:
         raise ConfigError(
             f"a {type(inner).__name__} is not part of the model; "
             "was it replaced since it was taken?"

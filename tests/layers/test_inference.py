@@ -1,0 +1,229 @@
+"""Passes without gradients: products kept between calls, never of factors that have changed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from orthotrain import to_dense
+from orthotrain.errors import OrthotrainError, ShapeError
+from orthotrain.layers import LowRankConv2d, LowRankLinear
+from orthotrain.layers import _inference as inference
+
+BASES = ("frozen", "trained")
+
+
+def linear(bases, *, m=24, n=16, k=3, dtype=torch.float64):
+    torch.manual_seed(0)
+    return LowRankLinear.from_linear(nn.Linear(n, m, dtype=dtype), rank=k, bases=bases)
+
+
+def conv(bases, **settings):
+    torch.manual_seed(0)
+    dense = nn.Conv2d(6, 8, 3, dtype=torch.float64, **settings)
+    return LowRankConv2d.from_conv(dense, rank=2, bases=bases)
+
+
+def held(layer):
+    return layer.pair if hasattr(layer, "pair") else layer.core
+
+
+def both(layer, x):
+    """The pass without gradients and the one with them."""
+    with torch.no_grad():
+        quick = layer(x)
+    return quick, layer(x).detach()
+
+
+def assert_follows(layer, x):
+    torch.testing.assert_close(*both(layer, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("call_cost", [0, 1 << 60], ids=["two products", "one product"])
+@pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (5, 16), (2, 3, 16), (0, 16)], ids=str)
+def test_it_is_the_pass_with_gradients(shape, bases, call_cost, monkeypatch):
+    monkeypatch.setattr(inference, "_CALL", call_cost)
+    layer, x = linear(bases), torch.randn(shape, dtype=torch.float64)
+    assert_follows(layer, x)
+    assert layer in inference._KEPT
+
+
+@pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}], ids=str
+)
+def test_a_convolution_is_the_pass_with_gradients(settings, bases):
+    layer, x = conv(bases, **settings), torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    assert_follows(layer, x)
+    assert_follows(layer, x[0])
+    assert_follows(layer, x.to(memory_format=torch.channels_last))
+    assert layer in inference._KEPT
+
+
+def step(layer):
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+def fused_step(layer):
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+
+
+def written_through_data(layer):
+    held(layer).data.mul_(1.5)
+
+
+def copied_through_data(layer):
+    held(layer).data.copy_(held(layer).data * 2)
+
+
+def other_memory(layer):
+    held(layer).data = held(layer).data * 2
+
+
+def other_memory_twice(layer):
+    """The second may lie where the first was."""
+    held(layer).data = held(layer).data * 2
+    held(layer).data = held(layer).data * 2
+
+
+def loaded(layer):
+    layer.load_state_dict({k: v * 2 for k, v in layer.state_dict().items()})
+
+
+def loaded_at_another_rank(layer):
+    bases = "trained" if hasattr(layer, "pair") else "frozen"
+    other = linear(bases, k=5) if isinstance(layer, LowRankLinear) else None
+    if other is None:
+        dense = nn.Conv2d(6, 8, 3, dtype=torch.float64)
+        other = LowRankConv2d.from_conv(dense, rank=3, bases=bases)
+    layer.load_state_dict(other.state_dict())
+
+
+def loaded_in_the_other_form(layer):
+    bases = "frozen" if hasattr(layer, "pair") else "trained"
+    other = linear(bases) if layer.weight.ndim == 2 else conv(bases)
+    step(other)
+    layer.load_state_dict(other.state_dict())
+
+
+def in_inference_mode(layer):
+    with torch.inference_mode():
+        held(layer).mul_(2)
+
+
+@pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize("make", [linear, conv])
+@pytest.mark.parametrize(
+    "change",
+    [
+        step, fused_step, written_through_data, copied_through_data, other_memory,
+        other_memory_twice, loaded, loaded_at_another_rank, loaded_in_the_other_form,
+        in_inference_mode,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_it_follows_every_change_of_the_factors(make, bases, change, monkeypatch):
+    shape = (2, 16) if make is linear else (2, 6, 5, 5)
+    x = torch.randn(shape, dtype=torch.float64)
+    for call_cost in (0, 1 << 60):
+        monkeypatch.setattr(inference, "_CALL", call_cost)
+        layer = make(bases)
+        before, _ = both(layer, x)
+        change(layer)
+        assert not torch.allclose(before, both(layer, x)[1])  # else the check below means nothing
+        assert_follows(layer, x)
+
+
+def test_it_follows_another_basis():
+    layer, x = linear("frozen"), torch.randn(2, 16, dtype=torch.float64)
+    assert_follows(layer, x)
+    layer.u = layer.u * 2
+    assert_follows(layer, x)
+    layer.vh.mul_(3)
+    assert_follows(layer, x)
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_copies_conversions_and_dense_forms_have_their_own(bases):
+    layer, x = linear(bases), torch.randn(2, 16, dtype=torch.float64)
+    assert_follows(layer, x)
+    other = copy.deepcopy(layer)
+    step(other)
+    assert_follows(other, x)
+    assert_follows(layer, x)
+    stored = io.BytesIO()
+    torch.save(layer, stored)
+    assert len(stored.getvalue()) < 8_000
+    single = copy.deepcopy(layer).float()
+    with torch.no_grad():
+        assert single(x.float()).dtype == torch.float32
+    whole = to_dense(nn.Sequential(copy.deepcopy(layer)))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x), layer(x))
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_transforms_and_stand_ins_are_never_kept(bases):
+    layer, x = linear(bases), torch.randn(2, 16, dtype=torch.float64)
+    name = "pair" if bases == "trained" else "core"
+    stack = torch.stack([held(layer).detach() * i for i in (1, 2, 3)])
+
+    def call(parameter):
+        return functional_call(layer, {name: parameter}, (x,))
+
+    with torch.no_grad():
+        layer(x)
+        each = torch.stack([call(parameter) for parameter in stack])
+        torch.testing.assert_close(vmap(call)(stack), each)
+        torch.testing.assert_close(vmap(layer)(x), layer(x))
+    assert_follows(layer, x)
+
+
+def test_what_is_kept_goes_with_the_layer():
+    layer, x = linear("frozen"), torch.randn(2, 16, dtype=torch.float64)
+    assert_follows(layer, x)
+    kept = weakref.ref(inference._KEPT[layer].left)
+    del layer
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_autocast_decides_the_dtype(bases):
+    layer, x = linear(bases, dtype=torch.float32), torch.randn(2, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    quick, slow = both(layer, x)
+    torch.testing.assert_close(quick, slow)
+
+
+@pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize("x", [torch.zeros(2, 15), torch.tensor(1.0), [1.0]], ids=str)
+def test_a_wrong_input_is_refused_as_in_training(bases, x):
+    layer = linear(bases, dtype=torch.float32)
+    errors = []
+    for gradients in (False, True):
+        with (
+            torch.set_grad_enabled(gradients),
+            pytest.raises((OrthotrainError, TypeError)) as caught,
+        ):
+            layer(x)
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+
+
+def test_a_width_that_does_not_fit_is_a_shape_error():
+    with torch.no_grad(), pytest.raises(ShapeError, match="16 inputs and 24 outputs"):
+        linear("trained", dtype=torch.float32)(torch.zeros(2, 15))
