@@ -78,8 +78,19 @@ OPTIONS = {
     | {"run-dir", "output"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names},
     "report": {"help", "output"},
-    "inspect": {"help"},
-    "compress": {"help", "rank", "output"},
+    "inspect": {"help", "key", "also", "max-aspect", "json", "picture"},
+    "compress": {
+        "help",
+        "key",
+        "also",
+        "max-aspect",
+        "rank",
+        "stored-budget",
+        "out",
+        "dense",
+        "only",
+        "skip",
+    },
     "bench": {"help"},
 }
 
@@ -179,7 +190,7 @@ def test_commands_are_the_frozen_set():
         (["report", "/does/not/exist"], "/does/not/exist"),
         (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
         (["inspect", "/does/not/exist.safetensors"], "does not exist"),
-        (["inspect", "/"], "cannot be read ([Errno 21] Is a directory"),
+        (["inspect", "/usr"], "is a folder without weights: no .safetensors, .bin"),
         (["inspect", "x" * 300], "choose a shorter name"),
         (["inspect", f"{'x' * 300}.safetensors"], "choose a shorter name"),
         (["compress", "x" * 300, "--rank", "energy=.9", "-o", "y"], "choose a shorter name"),
@@ -190,11 +201,15 @@ def test_commands_are_the_frozen_set():
         (["report", "x" * 300], "choose a shorter name"),
         (["train", "--config", "x" * 300], "choose a shorter name"),
         (["train", "--config", "/"], "cannot be read ([Errno 21] Is a directory"),
-        (["compress", "/x.pt", "-o", "/y"], "rank"),
+        (["compress", "/x.pt", "-o", "/y"], "one of the arguments --rank --stored-budget"),
         (
-            ["compress", "/x.safetensors", "--rank", "energy=.9", "-o", "/y"],
-            "holds weights but not",
+            ["compress", "x", "--rank", "energy=1", "--stored-budget", "1", "-o", "/y"],
+            "not allowed",
         ),
+        (["compress", "x.safetensors", "--stored-budget", ".5", "-o", "y"], "does not exist"),
+        (["compress", "x", "--stored-budget", "2", "-o", "y"], "a share in (0, 1], got 2.0"),
+        (["compress", "x", "--stored-budget", ".5", "-o", "y.pt"], "name it y.safetensors"),
+        (["compress", "x", "--stored-budget", ".5", "-o", "y", "--also", "x"], "choose from"),
         (["compress", "/x.pt", "--rank", "energy:.9", "-o", "/y"], "energy=NUMBER, stored_budget"),
         (["bench", "nope"], "'nope' does not exist; choose from"),
     ],
@@ -570,6 +585,8 @@ def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"nothing")
     assert "no safetensors file" in fails(capsys, "inspect", path)
+    path.write_bytes(b"")
+    assert "is empty; take another copy" in fails(capsys, "inspect", path)
 
 
 @pytest.mark.bad_input
