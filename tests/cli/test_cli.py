@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from cli.calls import SOURCE, fails, without
 from orthotrain.cli import main
 from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.main import LABORATORY, build_parser
@@ -19,7 +20,6 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import recipe_config, recipe_names
 from orthotrain.lab.run.record import RunFolder
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
     "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step",
     "layer_fraction", "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
@@ -99,15 +99,6 @@ QUICK = [
     "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
     "--model.width", "8", "--model.depth", "1", "--jobs", "1",
 ]  # fmt: skip
-
-
-def fails(capsys, *arguments):
-    """The error line of a command that must end with exit code 2."""
-    assert main([*map(str, arguments)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("orthotrain: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def parser_of(command, recipe="digits-minivit"):
@@ -523,19 +514,6 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
     assert main(["report", "a", "-o", "page"]) == 0
     assert calls == [([Path("a"), Path("b")], None), ([Path("a")], Path("page"))]
     assert str(tmp_path / "index.html") in capsys.readouterr().out
-
-
-def without(blocked, *arguments):
-    """The command in a process without these modules; it loads no others that take long."""
-    code = (
-        f"import atexit, os, sys; sys.path.insert(0, {str(SOURCE)!r})\n"
-        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "slow = ('matplotlib', 'sklearn', 'PIL')\n"
-        "atexit.register(lambda: any(map(sys.modules.get, slow)) and os._exit(9))\n"
-        "from orthotrain.cli.main import main\n"
-        f"sys.exit(main({[*map(str, arguments)]!r}))\n"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_inspect_and_compress_run_without_the_extra(capsys, tmp_path):

@@ -49,7 +49,6 @@ def _rule(given: Namespace) -> RankRule:
 def _compress_file(source: Path, output: Path, rule: RankRule, given: Namespace) -> None:
     from orthotrain.cli.progress import shown_layers
     from orthotrain.lowrank.state_dicts import compress_state, read_any
-    from orthotrain.lowrank.state_dicts.weights import VECTOR
 
     stored = read_any(source, key=given.key)
     for file in stored.files:
@@ -62,9 +61,6 @@ def _compress_file(source: Path, output: Path, rule: RankRule, given: Namespace)
     made.save(output)
     print(stored)
     print(made.report)
-    for each in made.left:
-        if each.reason != VECTOR:
-            print(f"left as it is: {each.name}: {each.reason}")
     if given.dense:
         print(
             f"{output}: every name and shape as before, weights of the ranks above; as two factors "
@@ -79,14 +75,14 @@ def _compress_run(source: Path, output: Path, rule: RankRule, given: Namespace) 
     from orthotrain.lab.run.restore import read_network
     from orthotrain.lowrank import compress, save, to_dense
 
-    if given.key is not None or given.also:
-        raise ConfigError(
-            "--key and --also are for files of weights alone; the checkpoint of a run builds its "
-            "network: leave them out"
-        )
+    if given.key is not None:
+        raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
     model = read_network(source)
     before = _stored(model.state_dict())
-    compress(model, rank=rule, only=given.only, skip=given.skip)
+    compress(
+        model, rank=rule, only=given.only, skip=given.skip, also=given.also,
+        max_aspect=given.max_aspect,
+    )  # fmt: skip
     after = _stored(model.state_dict())
     save(to_dense(model) if given.dense else model, output)
     _say(output, after, before)

@@ -42,8 +42,8 @@ _RUNS: Final = {
     "train": "train the variants of a recipe side by side and write a report",
     "tune": "choose low-rank settings on the validation part",
 }
-# orthotrain.lowrank.state_dicts.weights.ON_REQUEST, which would load torch.
-_ON_REQUEST: Final = ("embedding", "gru", "lstm", "rnn", "transposed")
+# orthotrain.lowrank.cut.KINDS, which would load torch.
+_KINDS: Final = ("lstm", "gru", "rnn", "embedding", "transposed")
 _EXAMPLES: Final = """\
 examples:
   orthotrain train                                  the default recipe, then its report
@@ -185,8 +185,8 @@ def _add_reading(parser: ArgumentParser) -> None:
         "--key", metavar="NAME", help="entry that holds the weights, such as state_dict_ema"
     )
     parser.add_argument(
-        "--also", nargs="+", default=(), metavar="KIND", choices=_ON_REQUEST,
-        help=f"kinds that are cut on request: {', '.join(_ON_REQUEST)}",
+        "--also", nargs="+", default=(), metavar="KIND", choices=_KINDS,
+        help=f"kinds that are cut on request: {', '.join(_KINDS)}",
     )  # fmt: skip
     parser.add_argument(
         "--max-aspect", type=float, default=10.0, metavar="RATIO",

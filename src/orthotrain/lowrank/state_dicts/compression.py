@@ -7,16 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
-from orthotrain.layers._factors import _LOW_RANK_CLASSES
-from orthotrain.lowrank.compression import CompressedLayer, Compression
+from orthotrain.lowrank.compression_report import CompressedLayer, Compression
+from orthotrain.lowrank.cut import Kind
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
+from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
 from orthotrain.lowrank.state_dicts.read import StoredModel
 from orthotrain.lowrank.state_dicts.survey import (
@@ -25,20 +26,11 @@ from orthotrain.lowrank.state_dicts.survey import (
     ranks_by,
     spectra_of,
 )
-from orthotrain.lowrank.state_dicts.weights import LeftOut, OnRequest, StoredWeight
+from orthotrain.lowrank.state_dicts.weights import VECTOR, StoredWeight
 from orthotrain.lowrank.storage import StoredLayout, distinct, factored_metadata, write_saved
 
 #: What is written: two factors of each weight that is cut, or dense weights of low rank.
 StateForm = Literal["factors", "dense"]
-
-# The class that holds each kind on request in factors, by the name it is registered under.
-_HOLDS: Final = {
-    "embedding": "torch.nn.modules.sparse.Embedding",
-    "gru": "torch.nn.modules.rnn.GRU",
-    "lstm": "torch.nn.modules.rnn.LSTM",
-    "rnn": "torch.nn.modules.rnn.RNN",
-    "transposed": "torch.nn.modules.conv.ConvTranspose2d",
-}
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,12 @@ class CompressedState:
     Attributes:
         tensors: By name, on the CPU; names of one tied weight share it.
         metadata: What the file says beside them: ranks, and how weights were read.
-        report: One row per weight that could be cut. ``print`` shows a table.
-        left: What stays as it is, with the reason.
+        report: One row per weight that could be cut, and why others stay. ``print`` shows a table.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     report: Compression
-    left: tuple[LeftOut, ...]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, at once.
@@ -79,10 +69,10 @@ def compress_state(  # noqa: PLR0913  # a rule and its three short forms
     energy: float | None = None,
     stored_budget: float | None = None,
     form: StateForm = "factors",
-    also: Sequence[OnRequest] = (),
+    also: Sequence[Kind] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
-    max_aspect: float = 10.0,
+    max_aspect: float = MAX_ASPECT,
     only_if_cheaper: bool = True,
     on_progress: OnProgress | None = None,
 ) -> CompressedState:
@@ -113,8 +103,8 @@ def compress_state(  # noqa: PLR0913  # a rule and its three short forms
 
     Raises:
         ConfigError: No rank rule or two, a value out of range, a pattern that matches nothing, a
-            budget that cannot be met, no weight that can be cut, a kind without a layer that holds
-            it in factors, or ``"dense"`` of a file that is low-rank already.
+            budget that cannot be met, no weight that can be cut, or ``"dense"`` of a file that is
+            low-rank already.
         NonFiniteError: A weight holds NaN or infinity; the message names the tensor.
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
@@ -136,7 +126,7 @@ def compress_state(  # noqa: PLR0913  # a rule and its three short forms
             _replace(tensors, layouts, weight, k, form)
     return CompressedState(
         tensors, _metadata(tensors, layouts, chosen, ranks, form),
-        _report(chosen, ranks, spectra), chosen.left,
+        _report(chosen, ranks, spectra),
     )  # fmt: skip
 
 
@@ -158,13 +148,6 @@ def _require_form(chosen: Chosen, form: StateForm) -> None:
             raise ConfigError(
                 f"compress cannot write {weight.name} dense: the file holds it in factors, and its "
                 "shape is known to its model alone; load it there and call orthotrain.to_dense"
-            )
-        needed = _HOLDS.get(weight.kind)
-        if form == "factors" and needed is not None and needed not in _LOW_RANK_CLASSES:
-            raise ConfigError(
-                f"compress cannot write two factors of {weight.name} ({weight.kind}): no layer "
-                "here holds such a weight in factors; write dense weights of low rank instead "
-                f'(--dense, form="dense"), or leave {weight.kind} out of also'
             )
 
 
@@ -234,4 +217,10 @@ def _report(chosen: Chosen, ranks: Sequence[int | None], spectra: Sequence[Tenso
     )
     others = chosen.other_numbers
     before = others + sum(layer.stored_before for layer in layers)
-    return Compression(layers, "weight", before, others + sum(layer.stored for layer in layers))
+    return Compression(
+        layers,
+        "weight",
+        before,
+        others + sum(layer.stored for layer in layers),
+        refused={each.name: each.reason for each in chosen.left if each.reason != VECTOR},
+    )

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
+from orthotrain.lowrank.cut import Kind
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
+from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
 from orthotrain.lowrank.state_dicts.read import StoredModel
-from orthotrain.lowrank.state_dicts.weights import LeftOut, OnRequest, StoredWeight
+from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight
 
 #: Shares of energy at which ranks are told.
 ENERGIES: Final = (0.9, 0.99, 0.999)
@@ -143,8 +145,8 @@ class Survey:
 def survey(
     stored: StoredModel | Mapping[str, Tensor],
     *,
-    also: Sequence[OnRequest] = (),
-    max_aspect: float = 10.0,
+    also: Sequence[Kind] = (),
+    max_aspect: float = MAX_ASPECT,
     on_progress: OnProgress | None = None,
 ) -> Survey:
     """What could be saved of a state dict by low-rank weights.
@@ -167,8 +169,8 @@ def survey(
 def surveyed(
     stored: StoredModel,
     *,
-    also: Sequence[OnRequest] = (),
-    max_aspect: float = 10.0,
+    also: Sequence[Kind] = (),
+    max_aspect: float = MAX_ASPECT,
     on_progress: OnProgress | None = None,
     owners: Mapping[str, nn.Module] | None = None,
 ) -> Survey:

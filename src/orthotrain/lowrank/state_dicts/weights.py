@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,16 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._checks import is_dense, require_finite
 from orthotrain.layers import stored_numbers
-from orthotrain.layers._factors import LowRankModule, pair_name
+from orthotrain.layers._factor_names import pair_name
+from orthotrain.layers._factors import LowRankModule
 from orthotrain.linalg.decompose import leading_factors, singular_values_by_gram, thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout, stored_layout, weight_layout
+from orthotrain.lowrank.cut import KINDS
 from orthotrain.lowrank.no_form import COMPUTED
 from orthotrain.lowrank.rank_rule import Candidate
 from orthotrain.lowrank.storage import StoredLayout
 
-#: Kinds of weights that are cut on request only.
-OnRequest = Literal["embedding", "gru", "lstm", "rnn", "transposed"]
-ON_REQUEST: Final[tuple[str, ...]] = get_args(OnRequest)
 #: Why a tensor with fewer than two dimensions is left.
 VECTOR: Final = "bias, norm or other vector"
 
@@ -237,7 +236,7 @@ class Reader:
         kind = self._kind(key, layout, bias is not None, owner)
         if kind == "embedding":
             layout = WeightLayout.of_inputs_first(shape)
-        if kind in ON_REQUEST and kind not in self.also:
+        if kind in KINDS and kind not in self.also:
             return f"{_NAMES[kind]}, cut on request: also {kind}"
         if kind == "conv" and shape[1] == 1 and shape[0] > 1:
             return "depthwise convolution, or one input channel: nothing to factor"
@@ -248,7 +247,7 @@ class Reader:
             return (
                 f"too thin: {layout.m} x {layout.n}, max_aspect={self.max_aspect:g} leaves it out"
             )
-        multiple = _CONV_RANK_MULTIPLE if kind == "conv" else 1
+        multiple = _CONV_RANK_MULTIPLE if kind in ("conv", "transposed") else 1
         return StoredWeight(key, kind, layout, (tensor,), multiple=multiple)
 
     def _kind(self, key: str, layout: WeightLayout, bias: bool, owner: nn.Module | None) -> str:
@@ -301,7 +300,7 @@ class Reader:
         prefix = key.removesuffix("pair")
         owner, bias, m = self.owners.get(stem), self.tensors.get(f"{prefix}bias"), 0
         if isinstance(owner, LowRankModule):
-            m = owner.layout(owner, f"{last.removesuffix('pair')}weight").m
+            m = owner.layout_of_pair(last).m
         elif key in self.layouts:
             m = self.layouts[key].m
         elif bias is not None:
