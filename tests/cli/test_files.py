@@ -54,7 +54,10 @@ def test_inspect_prints_what_could_be_saved_and_writes_it(capsys, tmp_path, chec
     assert [h for h in headings if h in lines[1]] == headings
     content = json.loads(numbers.read_text())
     weights = {weight["name"]: weight for weight in content["weights"]}
-    assert weights.keys() == {"0", "2"}
+    assert {name: bool(weight["stays"]) for name, weight in weights.items()} == {
+        "0": False, "2": False, "3.weight_ih_l0": True, "3.weight_hh_l0": True,
+    }  # fmt: skip
+    assert sum(line.endswith("  stays") for line in lines) == 2
     (row,) = (line for line in lines if line.startswith("0 "))
     for at in weights["0"]["at"]:
         assert f"{at['rank']}: {at['stored']:,}" in row
@@ -173,4 +176,7 @@ def test_progress_is_shown_for_large_files_alone(capsys, tmp_path, checkpoint, m
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("orthotrain.cli.progress._LONG", 1000)
     assert main(["inspect", str(checkpoint)]) == 0
-    assert capsys.readouterr().err == "0 of 2 layers; next 0\n1 of 2 layers; next 2\n"
+    assert capsys.readouterr().err == "".join(
+        f"{i} of 4 layers; next {name}\n"
+        for i, name in enumerate(("0", "2", "3.weight_ih_l0", "3.weight_hh_l0"))
+    )

@@ -48,7 +48,7 @@ def run_inspect(command: Command) -> int:
         stored, also=given.also, max_aspect=given.max_aspect, owners=owners,
         on_progress=shown_layers(sum(t.numel() for t in stored.tensors.values())),
     )  # fmt: skip
-    print(table_of(found))
+    print(table_of(found, network=bool(owners)))
     if given.json is not None:
         from orthotrain.files import write_atomically
 
@@ -75,24 +75,24 @@ def _modules_of(path: Path) -> dict[str, nn.Module]:
         return {}
 
 
-def table_of(found: Survey) -> str:
-    """What was found, as it is printed."""
+def table_of(found: Survey, *, network: bool) -> str:
+    """What was found, as it is printed; ``network`` where the modules were known, too."""
     shares = (f"{100 * at.energy:g} % energy" for w in found.weights[:1] for at in w.at)
-    headings = ("layer", "kind", "shape", "rank", "stored", "condition", *shares, "pays up to")
-    outside = found.stored - sum(weight.stored for weight in found.weights)
+    headings = ("layer", "kind", "shape", "rank", "stored", "condition", *shares, "pays up to", "")
+    cut = [weight for weight in found.weights if not weight.stays]
+    outside = found.stored - sum(weight.stored for weight in cut)
     return "\n".join(
         [
             found.source,
             *_aligned([headings, *map(_row, found.weights)]),
-            f"{found.stored:,} numbers stored ({_size(found.bytes)}), {outside:,} of them outside "
-            "these layers",
-            *(_totals(found) if found.weights else ["no weight here can be low-rank"]),
+            f"{found.stored:,} numbers stored ({_size(found.bytes)}), {outside:,} of them stay",
+            *(_totals(found, network) if cut else ["no weight here can be low-rank"]),
             *_left(found),
         ]
     )
 
 
-def _totals(found: Survey) -> list[str]:
+def _totals(found: Survey, network: bool) -> list[str]:
     """What budgets would leave, and how far the numbers can be trusted."""
     return [
         "",
@@ -102,7 +102,7 @@ def _totals(found: Survey) -> list[str]:
         "Energy is that of the weights, without data: measure a smaller model before you use it.",
         *(
             ["Convolutions are read without groups: names and shapes do not tell them."]
-            if any(weight.kind == "conv" for weight in found.weights)
+            if not network and any(weight.kind == "conv" for weight in found.weights)
             else []
         ),
     ]
@@ -125,6 +125,7 @@ def _row(weight: WeightSurvey) -> tuple[str, ...]:
             for at in weight.at
         ),
         f"{weight.break_even_rank}",
+        "stays" if weight.stays else "",
     )
 
 

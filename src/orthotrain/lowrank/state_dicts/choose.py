@@ -23,10 +23,12 @@ class Chosen:
     Attributes:
         weights: Those that may be cut, in the order of the state dict; a tied one comes once.
         left: Everything else.
+        others: Weights among the rest that settings could add.
     """
 
     weights: tuple[StoredWeight, ...]
     left: tuple[LeftOut, ...]
+    others: tuple[StoredWeight, ...]
 
     @property
     def other_numbers(self) -> int:
@@ -66,11 +68,13 @@ def choose(
     looks = {key: reader.look(key) for key in stored.tensors}
     _apply_patterns(looks, only=only, skip=skip)
     weights: list[StoredWeight] = []
+    others: list[StoredWeight] = []
     left: list[LeftOut] = []
     for keys in _tied(stored.tensors):
         weight, reasons = _together([looks[key] for key in keys], keys)
         if weight is not None:
-            weights.append(weight)
+            (others if any(reasons) else weights).append(weight)
+        if not any(reasons):
             continue
         for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
             tensor = stored.tensors[key]
@@ -83,7 +87,8 @@ def choose(
         for key, kind in stored.without.items()
     ]
     bases = {key for w in weights if w.form == "core" for key in _bases(w)}
-    return Chosen(tuple(weights), tuple(each for each in left if each.name not in bases))
+    left = [each for each in left if each.name not in bases]
+    return Chosen(tuple(weights), tuple(left), tuple(others))
 
 
 def _bases(weight: StoredWeight) -> list[str]:
@@ -95,12 +100,12 @@ def _bases(weight: StoredWeight) -> list[str]:
 def _apply_patterns(
     looks: dict[str, StoredWeight | str], *, only: Sequence[str], skip: Sequence[str]
 ) -> None:
-    """Turn weights that patterns leave out into the reason for it, in place."""
+    """Write down, in place, which weights patterns leave out."""
     for key, look in looks.items():
         if isinstance(look, StoredWeight) and _matches(key, skip):
-            looks[key] = "skipped by pattern"
+            looks[key] = replace(look, stays="skipped by pattern")
         elif isinstance(look, StoredWeight) and only and not _matches(key, only):
-            looks[key] = "not named by only"
+            looks[key] = replace(look, stays="not named by only")
     for pattern in (*only, *skip):
         if not any(_matches(key, [pattern]) for key in looks):
             layers = dict.fromkeys(name for key in looks for name in _names(key))
@@ -123,18 +128,20 @@ def _names(key: str) -> tuple[str, ...]:
 def _together(
     looks: Sequence[StoredWeight | str], keys: Sequence[str]
 ) -> tuple[StoredWeight | None, list[str]]:
-    """One weight for all names of it, or why each of them stays as it is."""
-    first = looks[0]
-    weights = [look for look in looks if isinstance(look, StoredWeight)]
-    if isinstance(first, StoredWeight) and len(weights) == len(looks):
-        if all((w.layout, w.form) == (first.layout, first.form) for w in weights):
-            return replace(first, aliases=tuple(keys[1:])), []
-        return None, [f"tied weight that is read in different ways: {', '.join(keys)}"] * len(keys)
-    held, why = next(
-        (k, look) for k, look in zip(keys, looks, strict=True) if isinstance(look, str)
-    )
-    tied = f"tied to {held}, which stays as it is ({why})"
-    return None, [look if isinstance(look, str) else tied for look in looks]
+    """The one weight that all names are of, if they are, and why each of them stays, if they do."""
+    reasons = [look if isinstance(look, str) else look.stays for look in looks]
+    if any(reasons):
+        held, why = next(each for each in zip(keys, reasons, strict=True) if each[1])
+        tied = f"tied to {held}, which stays as it is ({why})"
+        reasons = [reason or tied for reason in reasons]
+    first, *rest = looks
+    if not isinstance(first, StoredWeight):
+        return None, reasons
+    for other in rest:
+        if isinstance(other, str) or (other.layout, other.form) != (first.layout, first.form):
+            several = f"tied weight that is read in different ways: {', '.join(keys)}"
+            return None, [reason or several for reason in reasons]
+    return replace(first, aliases=tuple(keys[1:])), reasons
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> list[list[str]]:

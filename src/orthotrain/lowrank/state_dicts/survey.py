@@ -63,6 +63,7 @@ class WeightSurvey:
             the smallest one is rounding.
         at: Rank and size at 90, 99 and 99.9 % of its energy.
         break_even_rank: The largest rank at which factors hold fewer numbers than the dense weight.
+        stays: Why it is left out of the budgets: cut on request only, or too thin; else empty.
         spectrum: ``(blocks, r)`` singular values; no part of ``to_dict``.
     """
 
@@ -77,6 +78,7 @@ class WeightSurvey:
     condition: float | None
     at: tuple[RankAt, ...]
     break_even_rank: int
+    stays: str
     spectrum: Tensor = field(repr=False, compare=False)
 
 
@@ -113,8 +115,8 @@ class Survey:
         source: The file and what it is.
         stored: Numbers it holds.
         bytes: Bytes of all its tensors.
-        weights: One per weight that may be cut.
-        left: All other tensors, each with its reason.
+        weights: One per weight of a kind that can be low-rank.
+        left: Each tensor that stays as it is by these settings, with the reason.
         budgets: At 75, 50 and 25 % of the stored numbers.
     """
 
@@ -176,20 +178,21 @@ def surveyed(
 ) -> Survey:
     """``survey``, where the modules of the network may be known by name."""
     chosen = choose(stored, also=also, only=(), skip=(), max_aspect=max_aspect, owners=owners)
-    spectra = spectra_of(chosen.weights, "inspect", on_progress)
-    pairs = list(zip(chosen.weights, spectra, strict=True))
-    candidates = [w.candidate(s, only_if_cheaper=True) for w, s in pairs]
-    size = sum(w.bytes_at(None) for w in chosen.weights) + chosen.other_bytes
+    place = {key: i for i, key in enumerate(stored.tensors)}
+    weights = sorted((*chosen.weights, *chosen.others), key=lambda weight: place[weight.key])
+    spectra = spectra_of(weights, "inspect", on_progress)
+    candidates = {
+        weight.key: weight.candidate(s, only_if_cheaper=True)
+        for weight, s in zip(weights, spectra, strict=True)
+    }
+    cut = [candidates[weight.key] for weight in chosen.weights]
     return Survey(
         source=str(stored),
         stored=chosen.other_numbers + sum(weight.stored for weight in chosen.weights),
-        bytes=size,
-        weights=tuple(
-            _weight(weight, s, candidate)
-            for (weight, s), candidate in zip(pairs, candidates, strict=True)
-        ),
+        bytes=chosen.other_bytes + sum(weight.bytes_at(None) for weight in chosen.weights),
+        weights=tuple(_weight(weight, candidates[weight.key]) for weight in weights),
         left=chosen.left,
-        budgets=tuple(_budget(share, chosen, candidates) for share in BUDGETS),
+        budgets=tuple(_budget(share, chosen, cut) for share in BUDGETS),
     )
 
 
@@ -238,7 +241,8 @@ def _model(stored: StoredModel | Mapping[str, Tensor]) -> StoredModel:
     return stored if isinstance(stored, StoredModel) else StoredModel(stored)
 
 
-def _weight(weight: StoredWeight, s: Tensor, candidate: Candidate) -> WeightSurvey:
+def _weight(weight: StoredWeight, candidate: Candidate) -> WeightSurvey:
+    s = candidate.spectrum
     ranks = [candidate.rounded(max(1, Energy(share).rank(candidate))) for share in ENERGIES]
     exact = weight.form == "dense" and weight.held[0].dtype.itemsize == 8
     least = 0.0 if exact or weight.form != "dense" else _RESOLVED
@@ -258,6 +262,7 @@ def _weight(weight: StoredWeight, s: Tensor, candidate: Candidate) -> WeightSurv
             for share, k in zip(ENERGIES, ranks, strict=True)
         ),
         break_even_rank=weight.break_even_rank,
+        stays=weight.stays,
         spectrum=s,
     )
 

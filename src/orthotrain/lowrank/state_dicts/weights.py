@@ -74,6 +74,7 @@ class StoredWeight:
         form: Which of these.
         aliases: Other names of the same weight, of its pair or of its core.
         multiple: Ranks are rounded up to a multiple of this.
+        stays: Why it is not cut unless a setting asks for it; empty where it may be.
     """
 
     key: str
@@ -83,6 +84,7 @@ class StoredWeight:
     form: Literal["dense", "pair", "core"] = "dense"
     aliases: tuple[str, ...] = ()
     multiple: int = 1
+    stays: str = ""
 
     @property
     def name(self) -> str:
@@ -236,19 +238,19 @@ class Reader:
         kind = self._kind(key, layout, bias is not None, owner)
         if kind == "embedding":
             layout = WeightLayout.of_inputs_first(shape)
-        if kind in KINDS and kind not in self.also:
-            return f"{_NAMES[kind]}, cut on request: also {kind}"
         if kind == "conv" and shape[1] == 1 and shape[0] > 1:
             return "depthwise convolution, or one input channel: nothing to factor"
         small, large = sorted((layout.m, layout.n))
         if small == 1:
             return "a single row or column: nothing to factor"
-        if small * self.max_aspect <= large:
-            return (
-                f"too thin: {layout.m} x {layout.n}, max_aspect={self.max_aspect:g} leaves it out"
-            )
+        stays = ""
+        if kind in KINDS and kind not in self.also:
+            stays = f"{_NAMES[kind]}, cut on request: also {kind}"
+        elif small * self.max_aspect <= large:
+            limit = f"max_aspect={self.max_aspect:g} leaves it out"
+            stays = f"too thin: {layout.m} x {layout.n}, {limit}"
         multiple = _CONV_RANK_MULTIPLE if kind in ("conv", "transposed") else 1
-        return StoredWeight(key, kind, layout, (tensor,), multiple=multiple)
+        return StoredWeight(key, kind, layout, (tensor,), multiple=multiple, stays=stays)
 
     def _kind(self, key: str, layout: WeightLayout, bias: bool, owner: nn.Module | None) -> str:
         stem, _, last = key.rpartition(".")
