@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from cli.calls import SOURCE, fails, without
 from orthotrain.cli import main
 from orthotrain.cli.bench import benchmark_scripts
 from orthotrain.cli.main import LABORATORY, build_parser
@@ -19,7 +20,6 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import recipe_config, recipe_names
 from orthotrain.lab.run.record import RunFolder
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 LOWRANK = {
     "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step",
     "layer_fraction", "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
@@ -79,8 +79,19 @@ OPTIONS = {
     | {"run-dir", "output"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names},
     "report": {"help", "output"},
-    "inspect": {"help"},
-    "compress": {"help", "rank", "output"},
+    "inspect": {"help", "key", "also", "max-aspect", "json", "picture"},
+    "compress": {
+        "help",
+        "key",
+        "also",
+        "max-aspect",
+        "rank",
+        "stored-budget",
+        "out",
+        "dense",
+        "only",
+        "skip",
+    },
     "bench": {"help"},
 }
 
@@ -89,15 +100,6 @@ QUICK = [
     "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
     "--model.width", "8", "--model.depth", "1", "--workers", "1",
 ]  # fmt: skip
-
-
-def fails(capsys, *arguments):
-    """The error line of a command that must end with exit code 2."""
-    assert main([*map(str, arguments)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("orthotrain: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def parser_of(command, recipe="digits-minivit"):
@@ -183,7 +185,7 @@ def test_commands_are_the_frozen_set():
         (["report", "/does/not/exist"], "/does/not/exist"),
         (["inspect", "/does/not/exist.pt"], "/does/not/exist.pt does not exist"),
         (["inspect", "/does/not/exist.safetensors"], "does not exist"),
-        (["inspect", "/"], "cannot be read ([Errno 21] Is a directory"),
+        (["inspect", "/usr"], "is a folder without weights: no .safetensors, .bin"),
         (["inspect", "x" * 300], "choose a shorter name"),
         (["inspect", f"{'x' * 300}.safetensors"], "choose a shorter name"),
         (["compress", "x" * 300, "--rank", "energy=.9", "-o", "y"], "choose a shorter name"),
@@ -194,11 +196,15 @@ def test_commands_are_the_frozen_set():
         (["report", "x" * 300], "choose a shorter name"),
         (["train", "--config", "x" * 300], "choose a shorter name"),
         (["train", "--config", "/"], "cannot be read ([Errno 21] Is a directory"),
-        (["compress", "/x.pt", "-o", "/y"], "rank"),
+        (["compress", "/x.pt", "-o", "/y"], "one of the arguments --rank --stored-budget"),
         (
-            ["compress", "/x.safetensors", "--rank", "energy=.9", "-o", "/y"],
-            "holds weights but not",
+            ["compress", "x", "--rank", "energy=1", "--stored-budget", "1", "-o", "/y"],
+            "not allowed",
         ),
+        (["compress", "x.safetensors", "--stored-budget", ".5", "-o", "y"], "does not exist"),
+        (["compress", "x", "--stored-budget", "2", "-o", "y"], "a share in (0, 1], got 2.0"),
+        (["compress", "x", "--stored-budget", ".5", "-o", "y.pt"], "name it y.safetensors"),
+        (["compress", "x", "--stored-budget", ".5", "-o", "y", "--also", "x"], "choose from"),
         (["compress", "/x.pt", "--rank", "energy:.9", "-o", "/y"], "energy=NUMBER, stored_budget"),
         (["bench", "nope"], "'nope' does not exist; choose from"),
     ],
@@ -514,19 +520,6 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
 
-def without(blocked, *arguments):
-    """The command in a process without these modules; it loads no others that take long."""
-    code = (
-        f"import atexit, os, sys; sys.path.insert(0, {str(SOURCE)!r})\n"
-        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "slow = ('matplotlib', 'sklearn', 'PIL')\n"
-        "atexit.register(lambda: any(map(sys.modules.get, slow)) and os._exit(9))\n"
-        "from orthotrain.cli.main import main\n"
-        f"sys.exit(main({[*map(str, arguments)]!r}))\n"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_inspect_and_compress_run_without_the_extra(capsys, tmp_path):
     small = tmp_path / "small.safetensors"
     arguments = ["train", *QUICK, "--variants", "dense", "--report", "false"]
@@ -574,6 +567,8 @@ def test_a_damaged_checkpoint_is_one_clear_line(capsys, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"nothing")
     assert "no safetensors file" in fails(capsys, "inspect", path)
+    path.write_bytes(b"")
+    assert "is empty; take another copy" in fails(capsys, "inspect", path)
 
 
 @pytest.mark.bad_input

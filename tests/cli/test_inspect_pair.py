@@ -7,14 +7,15 @@ import math
 import torch
 from torch import nn
 
-from orthotrain.cli.inspect import layers_of
 from orthotrain.layers import LowRankConv2d, LowRankLinear
+from orthotrain.lowrank.state_dicts import StoredModel
+from orthotrain.lowrank.state_dicts.survey import surveyed
 
 
 def read(layer: nn.Module, *, model: bool):
     network = nn.Sequential(layer)
-    (found,) = layers_of(network.state_dict(), network if model else None)
-    return found
+    owners = dict(network.named_modules()) if model else None
+    return surveyed(StoredModel(network.state_dict()), owners=owners)
 
 
 def condition(layer) -> float:
@@ -25,16 +26,20 @@ def condition(layer) -> float:
 def test_where_the_factors_part_is_known_from_the_model_or_the_bias():
     linear = LowRankLinear.from_linear(nn.Linear(9, 5).double(), rank=3, bases="trained")
     for found in (read(linear, model=True), read(linear, model=False)):
-        assert (found.name, found.rank, found.stored) == ("0", 3, 3 * 14)
-        assert str(found.layout) == "5x9"
-        assert math.isclose(found.condition, condition(linear), rel_tol=1e-9)
+        (weight,) = found.weights
+        assert (weight.name, weight.rank, weight.stored) == ("0", 3, 3 * 14)
+        assert weight.shape == "5x9"
+        assert math.isclose(weight.condition, condition(linear), rel_tol=1e-9)
     conv = LowRankConv2d.from_conv(nn.Conv2d(4, 6, 3, groups=2), rank=2, bases="trained")
-    assert [str(read(conv, model=model).layout) for model in (True, False)] == ["2 of 3x18"] * 2
+    assert [read(conv, model=model).weights[0].shape for model in (True, False)] == [
+        "2 of 3x18"
+    ] * 2
 
 
-def test_without_either_there_is_no_condition():
+def test_without_either_it_is_named_and_counted():
     bare = LowRankLinear.from_linear(nn.Linear(9, 5, bias=False), rank=3, bases="trained")
-    assert read(bare, model=True).condition > 1
+    assert read(bare, model=True).weights[0].condition > 1
     found = read(bare, model=False)
-    assert math.isnan(found.condition)
-    assert found.stored == 3 * 14
+    assert not found.weights
+    assert [(each.name, each.numbers) for each in found.left] == [("0.pair", 3 * 14)]
+    assert "where its two factors part" in found.left[0].reason

@@ -114,7 +114,7 @@ def test_the_low_rank_form_goes_by_exact_type():
             return super().forward(x) + 1
 
     assert low_rank_class_of(Own(3, 3)) is None
-    assert low_rank_class_of(nn.ConvTranspose2d(3, 3, 1)) is None
+    assert low_rank_class_of(nn.Bilinear(3, 3, 1)) is None
     assert low_rank_class_of(nn.Linear(3, 3)) is LowRankLinear
     assert low_rank_class_of(nn.MultiheadAttention(4, 2)) is LowRankMultiheadAttention
 

@@ -33,7 +33,7 @@ def low_rank(dense: nn.Module, *, shared: bool = False) -> nn.Module:
     model = copy.deepcopy(dense)
     for module in list(model.modules()):
         low_rank_class = low_rank_class_of(module)
-        for name in low_rank_class.weight_names if low_rank_class else ():
+        for name in low_rank_class.weights_of(module) if low_rank_class else ():
             if module._parameters.get(name) is not None:
                 layouts = low_rank_class.layouts(module, name)
                 layout = layouts[-1] if shared else layouts[0]

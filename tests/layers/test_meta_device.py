@@ -38,6 +38,16 @@ LAYERS = {
     "conv 1d": lambda: LowRankConv1d(4, 6, 3, rank=3),
     "conv 2d": lambda: LowRankConv2d(4, 6, 3, groups=2, rank=3, bias=False),
     "conv 3d": lambda: LowRankConv3d(4, 6, 2, rank=3),
+    "conv 1d, transposed": lambda: layers.LowRankConvTranspose1d(4, 6, 3, rank=3),
+    "conv 2d, transposed": lambda: layers.LowRankConvTranspose2d(4, 6, 3, groups=2, rank=2),
+    "conv 3d, transposed": lambda: layers.LowRankConvTranspose3d(4, 6, 2, rank=3),
+    "embedding": lambda: layers.LowRankEmbedding(9, 6, rank=3),
+    "lstm": lambda: layers.LowRankLSTM(5, 4, 2, rank=3, bidirectional=True),
+    "gru": lambda: layers.LowRankGRU(5, 4, rank=3),
+    "rnn": lambda: layers.LowRankRNN(5, 4),
+    "lstm cell": lambda: layers.LowRankLSTMCell(5, 4, rank=3),
+    "gru cell": lambda: layers.LowRankGRUCell(5, 4, rank=3),
+    "rnn cell": lambda: layers.LowRankRNNCell(5, 4, rank=3),
     "attention": lambda: LowRankMultiheadAttention(8, 2),
     "attention, rank": lambda: LowRankMultiheadAttention(8, 2, batch_first=True, rank=3),
     "attention, separate": lambda: LowRankMultiheadAttention(
@@ -109,7 +119,7 @@ def test_parameters_are_drawn_in_memory_that_holds_anything(make):
 
 def factors_of(module):
     if isinstance(module, LowRankModule):
-        for weight in module.weight_names:
+        for weight in module.weights_of(module):
             if is_factored(module, weight):
                 u, _, vh = module.factors(weight)
                 yield u.detach(), vh.detach()

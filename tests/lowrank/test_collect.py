@@ -13,9 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lowrank.nets import Everything, batch, everything_loss, filled, mlp
 from orthotrain.errors import NonFiniteError
-from orthotrain.lowrank import collect, compress
+from orthotrain.linalg import truncated
+from orthotrain.lowrank import collect, compress, samples
+from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.collect import Collector
+from orthotrain.lowrank.look import decomposed_in
 from orthotrain.lowrank.metric import metric_of
+from orthotrain.lowrank.moments import Moments
 from orthotrain.lowrank.samples import chosen_samples
 from orthotrain.lowrank.sites import Selection, find_sites
 from reference.matrices import generator
@@ -387,3 +391,79 @@ def test_what_is_not_finite_is_named(where):
 
     with pytest.raises(NonFiniteError, match=rf"the {where} of \d hold NaN or infinity"):
         collected(model, run)
+
+
+# --- layers that are cut on request ---------------------------------------------------------------
+
+
+TRANSPOSED = [
+    lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, dilation=2),
+    lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), output_padding=(1, 2), groups=2),
+    lambda: nn.ConvTranspose3d(2, 3, (1, 2, 2), padding=(1, 0, 1)),
+]
+
+
+@pytest.mark.parametrize("make", TRANSPOSED)
+def test_patches_of_a_transposed_convolution_give_its_output(make):
+    layer = filled(make())
+    x = batch(0, 2, layer.in_channels, *(3,) * len(layer.kernel_size))
+    y = layer(x)
+    index = torch.arange(y.numel() // layer.out_channels)
+    patches = samples.input_samples(layer, x, y, index)
+    site = sites_of(layer, also=["transposed"])[0]
+    matrices = site.layout.matrices(layer.weight.detach())
+    parts = patches.view(len(patches), layer.groups, -1)
+    by_place = torch.einsum("sbn,bmn->sbm", parts, matrices).flatten(1) + layer.bias
+    torch.testing.assert_close(by_place, samples.output_samples(layer, y, index))
+
+
+def test_an_embedding_is_a_linear_layer_of_one_hot_inputs():
+    table, ids = filled(nn.Embedding(7, 4)), torch.tensor([[1, 1, 6], [0, 3, 1]])
+    site = sites_of(table, also=["embedding"])[0]
+    collector = Collector([site], gradients=True)
+    with collector.active():
+        (table(ids) ** 3).sum().backward()
+    collector.end_pass()
+    [moments] = collector.moments(site)
+    torch.testing.assert_close(moments.a, torch.bincount(ids.flatten(), minlength=7)[None] / 6)
+    gradients = 3 * table(ids).detach().flatten(0, 1) ** 2
+    torch.testing.assert_close(moments.b[0], outer(gradients) * 36)
+    twin = filled(nn.Linear(7, 4, bias=False))
+    with torch.no_grad():
+        twin.weight.copy_(table.weight.mT)
+    [twin_site] = sites_of(twin)
+    a = torch.diag_embed(moments.a)
+    metric = metric_of(twin_site, [Moments(a, 6, moments.b)])
+    ours = decomposed_in(site, metric_of(site, [moments]))
+    expected = decomposed_in(twin_site, metric)
+    for got, wanted in zip(truncated(ours, 2), truncated(expected, 2), strict=True):
+        torch.testing.assert_close(got.abs(), wanted.abs())
+    cut_site_(site, *truncated(ours, 3))
+    cut_site_(twin_site, *truncated(expected, 3))
+    ours = decomposed_in(site, metric_of(site, [moments]))
+    expected = decomposed_in(twin_site, metric_of(twin_site, [Moments(a, 6, moments.b)]))
+    torch.testing.assert_close(ours.s, expected.s)
+
+
+def test_each_weight_of_a_recurrent_layer_has_its_own_samples():
+    layer, x = filled(nn.LSTM(5, 4)), batch(0, 6, 2, 5)
+    sites = sites_of(layer, also=["lstm"])
+    collector = Collector(sites, gradients=True)
+    with collector.active():
+        (layer(x)[0] ** 3).sum().backward()
+    collector.end_pass()
+    by_name = {site.name: collector.moments(site)[0] for site in sites}
+    assert {*by_name} == {"weight_ih_l0", "weight_hh_l0"}
+    y, _ = layer(x)
+    torch.testing.assert_close(by_name["weight_ih_l0"].a[0], outer(x.flatten(0, 1)) / 12)
+    before = torch.cat((torch.zeros(1, 2, 4, dtype=y.dtype), y[:-1])).flatten(0, 1)
+    torch.testing.assert_close(by_name["weight_hh_l0"].a[0], outer(before.detach()) / 12)
+    # The gates as the input of a twin: its gradient is what arrives at both products.
+    gates = (F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0)).detach().requires_grad_()
+    twin = filled(nn.LSTM(16, 4))
+    with torch.no_grad():
+        twin.load_state_dict(layer.state_dict() | {"weight_ih_l0": torch.eye(16)})
+        twin.bias_ih_l0.zero_()
+    (g,) = torch.autograd.grad((twin(gates)[0] ** 3).sum(), gates)
+    for moments in by_name.values():
+        torch.testing.assert_close(moments.b[0], outer(g.flatten(0, 1)) * 12**2)

@@ -108,7 +108,7 @@ def test_tied_layers_share_their_factors_again():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("model", [nn.ReLU(), nn.LSTM(4, 4), "a name", None])
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.Bilinear(4, 4, 4), "a name", None])
 def test_what_can_follow_nothing_is_refused(model):
     with pytest.raises(ConfigError, match="follow needs"):
         orthotrain.follow(model)

@@ -34,7 +34,9 @@ def test_weights_are_eligible_by_their_shape():
     names, refused = found(model)
     assert names == ["2", "3", "4"]
     assert refused == {
-        "0": "too thin: 10 x 100", "1": "too thin: 100 x 10", "5": "too thin: 40 x 4",
+        "0": "too thin: 10 x 100, max_aspect=10 leaves it out",
+        "1": "too thin: 100 x 10, max_aspect=10 leaves it out",
+        "5": "too thin: 40 x 4, max_aspect=10 leaves it out",
     }  # fmt: skip
     assert found(model, max_aspect=math.inf)[0] == ["0", "1", "2", "3", "4", "5"]
 

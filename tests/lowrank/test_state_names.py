@@ -123,7 +123,7 @@ def test_saved_wrapped_loads_plain_and_saved_plain_loads_wrapped(tmp_path, make,
     model = form(filled(make()))
     save(model, tmp_path / "plain")
     save(wrap(form(filled(make()))), tmp_path / "wrapped")
-    names = [read_saved(tmp_path / file)[0].keys() for file in ("plain", "wrapped")]
+    names = [read_saved(tmp_path / file).tensors.keys() for file in ("plain", "wrapped")]
     assert names[0] == names[1] == model.state_dict().keys()
     for file in ("plain", "wrapped"):
         into = wrap(filled(make(), seed=3))

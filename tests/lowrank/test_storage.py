@@ -17,9 +17,9 @@ from torch import nn
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain import files
 from orthotrain.errors import CheckpointError
-from orthotrain.lab.run.restore import read_weights
 from orthotrain.layers import LowRankLinear
 from orthotrain.lowrank import compress, load, save
+from orthotrain.lowrank.state_dicts import read_any
 from reference.damage import flipped
 
 
@@ -152,7 +152,7 @@ def rewrite(source, target, *, tensors=None, **changes):
 
 def reading_of(path):
     """What loads it, and what ``orthotrain inspect`` reads it with."""
-    return (lambda: load(mlp(6, depth=2), path)), (lambda: read_weights(path))
+    return (lambda: load(mlp(6, depth=2), path)), (lambda: read_any(path))
 
 
 @pytest.mark.bad_input
@@ -171,7 +171,7 @@ def test_flipped_bits_are_noticed(tmp_path):
     for place in places:
         path.write_bytes(flipped(content, place))
         with pytest.raises(CheckpointError):
-            read_weights(path)
+            read_any(path)
     for place in places[-3:]:
         path.write_bytes(flipped(content, place))
         model = low_rank(width=6, seed=3)

@@ -1,170 +1,171 @@
-"""``orthotrain inspect``: layers, shapes, ranks, sizes and condition numbers of a checkpoint."""
+"""``orthotrain inspect``: what a file of weights holds, and what low-rank weights could save."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthotrain.cli.command import Command
-from orthotrain.errors import CheckpointError
+from orthotrain.cli.places import require_place
+from orthotrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from orthotrain.linalg.matrices import WeightLayout
-
-_HEADINGS = ("layer", "shape", "rank", "stored", "condition")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight of a checkpoint.
-
-    Attributes:
-        name: Qualified name without the trailing ``.weight`` or factor.
-        layout: How it is read as matrices; of a low-rank weight, ``m`` and ``n`` of its product.
-        rank: Columns kept, the smaller side where dense.
-        stored: Numbers of all its matrices.
-        condition: Largest over smallest singular value, the worst of its matrices.
-    """
-
-    name: str
-    layout: WeightLayout
-    rank: int
-    stored: int
-    condition: float
+    from orthotrain.lowrank.state_dicts import Survey
+    from orthotrain.lowrank.state_dicts.survey import BudgetSurvey, WeightSurvey
 
 
 def run_inspect(command: Command) -> int:
-    """Print one line per weight, and the total."""
-    from orthotrain.lab.run.restore import read_weights
+    """Print one line per weight, the totals at budgets, and what stays as it is."""
+    given = command.arguments
+    path = Path(given.file)
+    for output in (given.json, given.picture):
+        if output is not None:
+            require_place(Path(output), read=path)
+    if given.picture is not None:
+        from orthotrain.extras import optional_module
 
-    path = Path(command.arguments.checkpoint)
-    weights = read_weights(path)
-    layers = layers_of(weights, _network_of(path))
-    total = sum(tensor.numel() for tensor in weights.values())
-    lines = [
-        (
-            layer.name,
-            str(layer.layout),
-            f"{layer.rank}/{layer.layout.full_rank}",
-            f"{layer.stored:,}",
-            f"{layer.condition:.3g}",
-        )
-        for layer in layers
-    ]
-    widths = [max(len(line[i]) for line in (_HEADINGS, *lines)) for i in range(len(_HEADINGS))]
-    for line in (_HEADINGS, *lines):
-        cells = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        print("  ".join(cells))
-    rest = total - sum(layer.stored for layer in layers)
-    print(f"{total:,} numbers stored, {rest:,} of them outside these layers")
+        optional_module("inspect --picture", "matplotlib", package="matplotlib")
+
+    from orthotrain.cli.progress import shown_layers
+    from orthotrain.lab.run.checkpoint import is_run_checkpoint
+    from orthotrain.lowrank.state_dicts import StoredModel, read_any
+    from orthotrain.lowrank.state_dicts.survey import surveyed
+
+    owners: dict[str, nn.Module] = {}
+    if is_run_checkpoint(path):
+        from orthotrain.lab.run.restore import read_weights
+
+        if given.key is not None:
+            raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
+        stored = StoredModel(read_weights(path), str(path), (path,), "checkpoint of a run")
+        owners = _modules_of(path)
+    else:
+        stored = read_any(path, key=given.key)
+    found = surveyed(
+        stored, also=given.also, max_aspect=given.max_aspect, owners=owners,
+        on_progress=shown_layers(sum(t.numel() for t in stored.tensors.values())),
+    )  # fmt: skip
+    print(table_of(found, network=bool(owners)))
+    if given.json is not None:
+        from orthotrain.files import write_atomically
+
+        content = json.dumps(found.to_dict(), indent=2)
+        write_atomically(given.json, f"{content}\n".encode())
+        print(f"numbers: {Path(given.json).resolve()}")
+    if given.picture is not None:
+        from orthotrain.cli.picture import draw_survey
+        from orthotrain.files import write_atomically
+
+        write_atomically(given.picture, draw_survey(found))
+        print(f"picture: {Path(given.picture).resolve()}")
     return 0
 
 
-def _network_of(path: Path) -> nn.Module | None:
-    """The network whose weights a file holds, where it is the checkpoint of a run."""
-    if path.suffix == ".safetensors":
-        return None
+def _modules_of(path: Path) -> dict[str, nn.Module]:
+    """The modules of the network whose checkpoint a file is, by name."""
     from orthotrain.lab.run.restore import read_network
 
     try:
-        return read_network(path)
+        return dict(read_network(path).named_modules(remove_duplicate=False))
     except CheckpointError as error:
         print(f"weights alone, so a convolution with groups is read as one matrix: {error}")
-        return None
+        return {}
 
 
-def layers_of(weights: dict[str, Tensor], model: nn.Module | None = None) -> list[Layer]:
-    """Every weight matrix of a state dict, low-rank or dense, in order of the state dict.
-
-    A key that ends in ``core`` with ``u`` and ``vh`` beside it is a low-rank weight, and so is one
-    that ends in ``pair``, which holds two factors side by side. Where they part is known from
-    the model, else from the bias beside it; else the condition is not a number. Any other
-    floating tensor named ``weight`` (or ending in ``_weight``) with two dimensions or more is a
-    dense one. Where the model is given, its layers say how a dense weight is read as matrices.
-    Else names and shapes do, as far as they tell (``orthotrain.linalg.matrices.stored_layout``): a
-    state dict does not hold the groups of a convolution.
-    """
-    owners = dict(model.named_modules(remove_duplicate=False)) if model is not None else {}
-    layers = []
-    for key, tensor in weights.items():
-        stem = key.removesuffix("core")
-        factors = [weights.get(stem + "u"), weights.get(stem + "vh")]
-        if key.endswith("core") and None not in factors:
-            layers.append(_low_rank(stem, tensor, factors))
-        elif key.rpartition(".")[2].rpartition("_")[2] == "pair":
-            owner = owners.get(key.rpartition(".")[0])
-            layers.append(_pair(key, tensor, weights, owner))
-        elif key.endswith("weight") and tensor.is_floating_point() and tensor.ndim > 1:
-            owner = owners.get(key.rpartition(".")[0])
-            layers.append(_dense(key, tensor, _layout(key, tensor, weights, owner)))
-    return layers
-
-
-def _low_rank(stem: str, core: Tensor, factors: list[Tensor | None]) -> Layer:
-    from orthotrain.linalg import condition_number
-    from orthotrain.linalg.matrices import WeightLayout
-
-    u, vh = (factor for factor in factors if factor is not None)
-    blocks, m, n = core.shape[:-2].numel(), u.shape[-2], vh.shape[-1]
-    return Layer(
-        name=stem.rstrip("._"),
-        layout=WeightLayout((blocks * m, n), blocks, m, n),
-        rank=core.shape[-1],
-        stored=u.numel() + core.numel() + vh.numel(),
-        condition=condition_number(core).max().item(),
+def table_of(found: Survey, *, network: bool) -> str:
+    """What was found, as it is printed; ``network`` where the modules were known, too."""
+    shares = (f"{100 * at.energy:g} % energy" for w in found.weights[:1] for at in w.at)
+    headings = ("layer", "kind", "shape", "rank", "stored", "condition", *shares, "pays up to", "")
+    cut = [weight for weight in found.weights if not weight.stays]
+    outside = found.stored - sum(weight.stored for weight in cut)
+    return "\n".join(
+        [
+            found.source,
+            *_aligned([headings, *map(_row, found.weights)]),
+            f"{found.stored:,} numbers stored ({_size(found.bytes)}), {outside:,} of them stay",
+            *(_totals(found, network) if cut else ["no weight here can be low-rank"]),
+            *_left(found),
+        ]
     )
 
 
-def _pair(key: str, pair: Tensor, weights: dict[str, Tensor], owner: nn.Module | None) -> Layer:
-    from orthotrain.layers._factors import LowRankModule
-    from orthotrain.linalg import condition_number
-    from orthotrain.linalg.factor_pair import halves, orthonormal_form
-    from orthotrain.linalg.matrices import WeightLayout
+def _totals(found: Survey, network: bool) -> list[str]:
+    """What budgets would leave, and how far the numbers can be trusted."""
+    return [
+        "",
+        "what a budget would leave",
+        *_aligned([_BUDGET_HEADINGS, *map(_line, found.budgets)]),
+        *(f"{100 * each.share:.0f} %: {each.problem}" for each in found.budgets if each.problem),
+        "Energy is that of the weights, without data: measure a smaller model before you use it.",
+        *(
+            ["Convolutions are read without groups: names and shapes do not tell them."]
+            if not network and any(weight.kind == "conv" for weight in found.weights)
+            else []
+        ),
+    ]
 
-    stem = key.removesuffix("pair")
-    blocks, rank, both = pair.shape[:-2].numel(), *pair.shape[-2:]
-    bias = weights.get(stem + "bias")
-    m, condition = 0, float("nan")
-    if isinstance(owner, LowRankModule):
-        m = owner.layout(owner, stem.rpartition(".")[2] + "weight").m
-    elif bias is not None:
-        m = len(bias) // blocks
-    if 0 < m < both:
-        _, core, _ = orthonormal_form(*halves(pair, m))
-        condition = condition_number(core).max().item()
-    return Layer(
-        name=stem.rstrip("._"),
-        layout=WeightLayout((blocks * m, both - m), blocks, m or rank, both - m),
-        rank=rank,
-        stored=pair.numel(),
-        condition=condition,
+
+_BUDGET_HEADINGS = ("budget", "stored", "bytes", "layers cut", "energy kept", "least energy kept")
+
+
+def _row(weight: WeightSurvey) -> tuple[str, ...]:
+    tied = f" (tied: {', '.join(weight.aliases)})" if weight.aliases else ""
+    return (
+        weight.name + tied,
+        weight.kind,
+        weight.shape,
+        f"{weight.rank}/{weight.full_rank}",
+        f"{weight.stored:,}",
+        "over 4e6" if weight.condition is None else f"{weight.condition:.3g}",
+        *(
+            f"{at.rank}: {f'{at.stored:,}' if at.stored < weight.stored else 'as it is'}"
+            for at in weight.at
+        ),
+        f"{weight.break_even_rank}",
+        "stays" if weight.stays else "",
     )
 
 
-def _layout(
-    key: str, weight: Tensor, weights: dict[str, Tensor], owner: nn.Module | None
-) -> WeightLayout:
-    from orthotrain.linalg.matrices import stored_layout, weight_layout
-
-    stem, _, name = key.rpartition(".")
-    if owner is not None:
-        return weight_layout(owner, name, weight.shape)
-    return stored_layout(key, weight.shape, weights.get(f"{stem}.bias" if stem else "bias"))
-
-
-def _dense(key: str, weight: Tensor, layout: WeightLayout) -> Layer:
-    from orthotrain.linalg import condition_number
-
-    return Layer(
-        name=key.removesuffix("weight").rstrip("._"),
-        layout=layout,
-        rank=layout.full_rank,
-        stored=weight.numel(),
-        condition=condition_number(layout.matrices(weight)).max().item(),
+def _line(budget: BudgetSurvey) -> tuple[str, ...]:
+    name = f"{100 * budget.share:.0f} %"
+    if budget.stored is None or budget.bytes is None:
+        return (name, "out of reach", "", "", "", "")
+    kept, worst = budget.kept, budget.worst_kept
+    return (
+        name,
+        f"{budget.stored:,}",
+        _size(budget.bytes),
+        f"{budget.cut}",
+        "" if kept is None else f"{100 * kept:.1f} %",
+        "" if worst is None else f"{100 * worst:.1f} % ({budget.worst})",
     )
+
+
+def _left(found: Survey) -> list[str]:
+    """Every tensor that stays, by reason; vectors are counted."""
+    from orthotrain.lowrank.state_dicts.weights import VECTOR
+
+    lines = ["", "left as they are"] if found.left else []
+    for reason, each in found.left_by_reason.items():
+        numbers = f"{sum(one.numbers for one in each):,} numbers"
+        names = ", ".join(one.name for one in each)
+        lines.append(f"  {reason} ({numbers}): {len(each) if reason == VECTOR else names}")
+    return lines
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

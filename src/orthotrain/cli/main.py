@@ -6,12 +6,12 @@ The commands that need the library alone are parsed here, with the standard libr
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orthotrain._version import __version__
 from orthotrain.cli.command import Command, Parser
@@ -19,6 +19,9 @@ from orthotrain.cli.launched import own_name
 from orthotrain.cli.output import drop_output, print_what_it_can, steady_output
 from orthotrain.errors import ConfigError, OrthotrainError
 from orthotrain.files import remedy
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
 
 ERROR_EXIT: Final = 2
 # What a shell reports for a process that ended by Ctrl-C.
@@ -40,12 +43,16 @@ _RUNS: Final = {
     "train": "train the variants of a recipe side by side and write a report",
     "tune": "choose low-rank settings on the validation part",
 }
+# orthotrain.lowrank.cut.KINDS, which would load torch.
+_KINDS: Final = ("lstm", "gru", "rnn", "embedding", "transposed")
 _EXAMPLES: Final = """\
 examples:
   orthotrain train                                  the default recipe, then its report
   orthotrain train cifar10-minivit --data.dir DIR   another one, with local data
   orthotrain train --optim.epochs 30 --seeds 0 1 --run-dir runs/short
   orthotrain report runs/a runs/b                   one page for several runs
+  orthotrain inspect model.safetensors              what could be saved of any model file
+  orthotrain compress model.ckpt --stored-budget .5 --out small.safetensors
 
 inspect and compress need nothing else; the others need: pip install "orthotrain[lab]"
 """
@@ -128,21 +135,61 @@ def build_parser() -> Parser:
     report.add_argument(
         "-o", "--output", help="folder of the report (default: report in the run folder)"
     )
-    inspect = commands.add_parser(
-        "inspect", help="show layers, ranks, sizes and condition numbers of a checkpoint"
-    )
-    inspect.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt or *.safetensors")
-    compress = commands.add_parser("compress", help="truncate a trained checkpoint to low rank")
-    compress.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a run folder")
-    compress.add_argument(
-        "--rank",
-        required=True,
-        metavar="RULE=SHARE",
-        help="rank rule, such as rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
-    )
-    compress.add_argument(
-        "-o", "--output", required=True, help="safetensors file, see orthotrain.load"
-    )
+    _add_files(commands)
     bench = commands.add_parser("bench", help="run the scripts in benchmarks/")
     bench.add_argument("name", nargs="?", metavar="NAME", help="one script (default: all)")
     return parser
+
+
+def _add_files(commands: _SubParsersAction[Parser]) -> None:
+    """The commands that read a file of weights."""
+    inspect = commands.add_parser(
+        "inspect", help="show layers, ranks and sizes of a model file, and what could be saved"
+    )
+    _add_reading(inspect)
+    inspect.add_argument("--json", metavar="FILE", help="also write all numbers there")
+    inspect.add_argument("--picture", metavar="FILE.png", help="also draw them there")
+    compress = commands.add_parser("compress", help="make a model file smaller: low-rank weights")
+    _add_reading(compress)
+    rule = compress.add_mutually_exclusive_group(required=True)
+    rule.add_argument(
+        "--rank",
+        metavar="RULE=SHARE",
+        help="rank rule, such as rank_rtol=0.1, energy=0.9 or stored_budget=0.5",
+    )
+    rule.add_argument(
+        "--stored-budget", type=float, metavar="SHARE", help="share of the numbers to store"
+    )
+    compress.add_argument(
+        "-o", "--out", dest="output", required=True, metavar="FILE",
+        help="safetensors file, see orthotrain.load",
+    )  # fmt: skip
+    compress.add_argument(
+        "--dense",
+        action="store_true",
+        help="keep every name and shape, for programs without orthotrain; as large as before",
+    )
+    for name, text in (("only", "layers to cut"), ("skip", "layers that stay")):
+        compress.add_argument(
+            f"--{name}", nargs="+", default=(), metavar="PATTERN", help=f"names of {text}"
+        )
+
+
+def _add_reading(parser: ArgumentParser) -> None:
+    """The file, and how it is read."""
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="safetensors, a file of torch.save, a folder of Transformers, a run's checkpoint.pt",
+    )
+    parser.add_argument(
+        "--key", metavar="NAME", help="entry that holds the weights, such as state_dict_ema"
+    )
+    parser.add_argument(
+        "--also", nargs="+", default=(), metavar="KIND", choices=_KINDS,
+        help=f"kinds that are cut on request: {', '.join(_KINDS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-aspect", type=float, default=10.0, metavar="RATIO",
+        help="weights with one side this many times the other stay (default: 10)",
+    )  # fmt: skip

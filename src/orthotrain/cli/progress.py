@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from orthotrain.lab.run.progress import OnProgress, Progress
+
+# Files with more numbers take seconds to decompose.
+_LONG: Final = 20_000_000
+
+
+def shown_layers(numbers: int) -> Callable[[int, int, str], None] | None:
+    """A callback that says on standard error how many layers are decomposed; None for small files.
+
+    Args:
+        numbers: How many the file holds.
+    """
+    if numbers < _LONG:
+        return None
+
+    def take(done: int, total: int, name: str) -> None:
+        if 4 * done // total > 4 * (done - 1) // total:  # at each quarter
+            print(f"{done} of {total} layers; next {name}", file=sys.stderr, flush=True)
+
+    return take
 
 
 @contextmanager

@@ -20,6 +20,20 @@ from orthotrain.layers.low_rank import (
     LowRankTransposedLinear,
 )
 from orthotrain.layers.low_rank_attention import LowRankMultiheadAttention
+from orthotrain.layers.low_rank_conv_transpose import (
+    LowRankConvTranspose1d,
+    LowRankConvTranspose2d,
+    LowRankConvTranspose3d,
+)
+from orthotrain.layers.low_rank_embedding import LowRankEmbedding
+from orthotrain.layers.low_rank_recurrent import (
+    LowRankGRU,
+    LowRankGRUCell,
+    LowRankLSTM,
+    LowRankLSTMCell,
+    LowRankRNN,
+    LowRankRNNCell,
+)
 from orthotrain.layers.orthogonal_conv import OrthogonalConv2d
 from orthotrain.layers.orthogonal_weight import orthogonal_weight
 
@@ -33,8 +47,18 @@ __all__ = [
     "LowRankConv1d",
     "LowRankConv2d",
     "LowRankConv3d",
+    "LowRankConvTranspose1d",
+    "LowRankConvTranspose2d",
+    "LowRankConvTranspose3d",
+    "LowRankEmbedding",
+    "LowRankGRU",
+    "LowRankGRUCell",
+    "LowRankLSTM",
+    "LowRankLSTMCell",
     "LowRankLinear",
     "LowRankMultiheadAttention",
+    "LowRankRNN",
+    "LowRankRNNCell",
     "LowRankTransposedLinear",
     "OrthogonalConv2d",
     "break_even_fraction",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import RankError
 from orthotrain.layers._cost import Bases
+from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._parameters import rename_, resize_parameter_
 from orthotrain.linalg import thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
@@ -51,6 +52,12 @@ class LowRankModule(nn.Module):
 
     _dense_class: type[nn.Module]
     weight_names: ClassVar[tuple[str, ...]] = ("weight",)
+    on_request: ClassVar[str] = ""  # the name in ``compress(also=...)``, where it is only then cut
+
+    @classmethod
+    def weights_of(cls, module: nn.Module) -> tuple[str, ...]:
+        """Names of the weights that a dense or low-rank module may hold in factors."""
+        return cls.weight_names
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -79,6 +86,10 @@ class LowRankModule(nn.Module):
         u, core, vh = (getattr(self, name) for name in factor_names(weight))
         return Factors(u, core, vh)
 
+    def layout_of_pair(self, name: str) -> WeightLayout:
+        """The layout of the weight whose pair has this name."""
+        return self.layout(self, next(w for w in self.weights_of(self) if pair_name(w) == name))
+
     def pair_of(self, weight: str = "weight") -> tuple[Tensor, Tensor]:
         """``left`` and ``right`` of a weight that is held as a pair, as views of it."""
         pair: Tensor = getattr(self, pair_name(weight))
@@ -93,7 +104,7 @@ class LowRankModule(nn.Module):
     @property
     def rank(self) -> int:
         """Rank of the (first) weight held in factors."""
-        return self.rank_of(next(name for name in self.weight_names if is_factored(self, name)))
+        return self.rank_of(next(name for name in self.weights_of(self) if is_factored(self, name)))
 
     def two_factors(self, weight: str = "weight") -> tuple[Tensor, Tensor]:
         """The weight as one product of two: ``left, right``, or ``u @ core, vh``."""
@@ -105,7 +116,7 @@ class LowRankModule(nn.Module):
     def materialized(self, weight: str = "weight") -> Tensor:
         """The dense weight, differentiable in the core or the pair."""
         left, right = self.two_factors(weight)
-        return (left @ right).reshape(self.layout(self, weight).shape)
+        return self.layout(self, weight).tensor(left @ right)
 
     @torch.no_grad()
     def project_(self, dense: Tensor, weight: str = "weight") -> None:
@@ -133,17 +144,6 @@ class LowRankModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         follow_state_dict(self, state_dict, prefix, *args)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-
-
-def factor_names(weight: str) -> tuple[str, str, str]:
-    """Names of ``u``, ``core`` and ``vh`` of a weight: ``q_proj_weight`` gives ``q_proj_u``..."""
-    stem = weight.removesuffix("weight")
-    return f"{stem}u", f"{stem}core", f"{stem}vh"
-
-
-def pair_name(weight: str) -> str:
-    """Name of the pair of a weight: ``q_proj_weight`` gives ``q_proj_pair``."""
-    return f"{weight.removesuffix('weight')}pair"
 
 
 def is_factored(module: nn.Module, weight: str = "weight") -> bool:
@@ -193,14 +193,16 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
     rename_(module._parameters, parameter_name(module, weight), weight)
     module._buffers.pop(u_name, None)
     module._buffers.pop(vh_name, None)
-    if not any(is_factored(module, name) for name in module.weight_names):
+    if not any(is_factored(module, name) for name in module.weights_of(module)):
         module.__class__ = module.__dict__.pop("_dense_class")
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
 
 
 def become_(module: LowRankModule, dense: nn.Module, rank: int | None) -> None:
     """Make a low-rank module, in its constructor, out of a fresh dense one."""
     module.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
-    for weight in module.weight_names:
+    for weight in module.weights_of(module):
         if module._parameters.get(weight) is not None:
             factorize_(module, weight, type(module), rank=rank)
 
@@ -261,7 +263,7 @@ def follow_state_dict(
     low_rank_class = low_rank_class_of(module)
     if low_rank_class is None:
         return
-    for weight in low_rank_class.weight_names:
+    for weight in low_rank_class.weights_of(module):
         parameter = weight_parameter(module, weight)
         if parameter is None:
             continue
@@ -289,7 +291,8 @@ def low_rank_class_of(module: nn.Module) -> type[LowRankModule] | None:
     """
     if isinstance(module, LowRankModule):
         return type(module)
-    return _LOW_RANK_CLASSES.get(_qualified_name(type(module)))
+    cls = type(module)
+    return _LOW_RANK_CLASSES.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def register_low_rank(*dense_classes: str) -> Any:
@@ -394,7 +397,3 @@ def _hold(module: nn.Module, weight: str, name: str, low_rank_class: type[LowRan
     if not isinstance(module, LowRankModule):
         module.__dict__["_dense_class"] = module.__class__
         module.__class__ = low_rank_class
-
-
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

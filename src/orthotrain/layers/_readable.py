@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from orthotrain.layers._factors import LowRankModule, factor_names, holds_pair, is_factored
+from orthotrain.layers._factor_names import factor_names
+from orthotrain.layers._factors import LowRankModule, holds_pair, is_factored
 
 
 def readable(weight: str) -> Any:

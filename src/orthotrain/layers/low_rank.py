@@ -49,7 +49,7 @@ class _SingleWeight(LowRankModule):
         After ``to_empty`` there is none: the best approximation of this rank is kept.
         """
         fresh = self._fresh()
-        weight, bias = fresh._parameters["weight"], self._parameters["bias"]
+        weight, bias = fresh._parameters["weight"], self._parameters.get("bias")
         assert weight is not None
         self.project_(weight)
         if bias is not None:

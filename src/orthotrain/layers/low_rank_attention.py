@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
+from orthotrain.layers._factor_names import pair_name
 from orthotrain.layers._factors import (
     LowRankModule,
     become_,
     holds_pair,
     is_factored,
-    pair_name,
     register_low_rank,
 )
 from orthotrain.layers._pair_contraction import pair_linear

@@ -122,8 +122,7 @@ def weight_layout(module: nn.Module, name: str, shape: Sequence[int]) -> WeightL
         blocks = torch.Size(shape[:-2]).numel()
         return WeightLayout(tuple(shape), blocks, shape[-2], shape[-1])
     if name.endswith("pair"):
-        weight = f"{name.removesuffix('pair')}weight"
-        return WeightLayout.of_pair(shape, module.layout(module, weight).m)  # type: ignore[operator]
+        return WeightLayout.of_pair(shape, module.layout_of_pair(name).m)  # type: ignore[operator]
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
         return WeightLayout.of_blocks(shape, 3)
     if isinstance(module, _ConvTransposeNd) and len(shape) == 2 + len(module.kernel_size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,9 @@ from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError, RankError, ShapeError
 from orthotrain.linalg._inputs import require_matrix, without_autocast
 from orthotrain.linalg.decompose import thin_svd, working_dtype
+
+#: Share of the mean eigenvalue that is added to the diagonal of a covariance.
+RIDGE: Final = 1e-3
 
 
 class MetricSVD(NamedTuple):
@@ -34,7 +37,7 @@ def metric_svd(
     *,
     a: Float[Tensor, "*batch n n"] | None = None,
     b: Float[Tensor, "*batch m m"] | None = None,
-    ridge: float = 1e-3,
+    ridge: float = RIDGE,
 ) -> MetricSVD:
     """Singular value decomposition of ``w`` in the metric ``|d|^2 = tr(b d a d^T)``.
 

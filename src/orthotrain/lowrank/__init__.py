@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from orthotrain._names import missing_name
 from orthotrain.lowrank.branch import Branch, Sizes
-from orthotrain.lowrank.compression import CompressedLayer, Compression, compress
+from orthotrain.lowrank.compression import compress
+from orthotrain.lowrank.compression_report import CompressedLayer, Compression
 from orthotrain.lowrank.dense_view import dense_parameters
 from orthotrain.lowrank.following import follow, restore_structure
 from orthotrain.lowrank.method import AdaptiveLowRank

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orthotrain._resized import earlier_shapes
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
-from orthotrain.layers._factors import LowRankModule, factor_names, is_factored
+from orthotrain.layers._factor_names import factor_names
+from orthotrain.layers._factors import LowRankModule, is_factored
 from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.look import Cut
 from orthotrain.lowrank.sites import Site
@@ -250,7 +251,7 @@ def _frozen_names(model: nn.Module) -> Iterator[str]:
     """Names of every ``u`` and ``vh`` there can be, under each name of a shared module."""
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRankModule):
-            for weight in module.weight_names:
+            for weight in module.weights_of(module):
                 if is_factored(module, weight):
                     u, _, vh = factor_names(weight)
                     yield from (f"{name}.{each}".removeprefix(".") for each in (u, vh))

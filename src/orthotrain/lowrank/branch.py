@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
-from orthotrain.lowrank.compression import Compression
+from orthotrain.lowrank.compression_report import Compression
 from orthotrain.lowrank.rate import rate_after_cut
 
 

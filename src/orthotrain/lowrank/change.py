@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch.optim import Optimizer
 
 from orthotrain.layers import Bases
 from orthotrain.layers._factors import (
+    hold_dense_,
     hold_factors_,
     hold_pair_,
+    is_factored,
     low_rank_class_of,
 )
 from orthotrain.layers._parameters import resize_parameter_
@@ -110,6 +113,35 @@ def _in_full(site: Site, p: Tensor, qh: Tensor) -> tuple[Tensor, Tensor]:
         return p, qh
     u, _, vh = site.factors
     return u.to(p) @ p, qh @ vh.to(qh)
+
+
+def undo_of(sites: Sequence[Site]) -> Callable[[], None]:
+    """What takes sites back to the form and values that they have now."""
+    held = [
+        (
+            site,
+            site.bases if site.factored else None,
+            site.parameter.detach().clone(),
+            site.parameter.grad,
+            site.factors if site.factored and not site.trains_bases else None,
+        )
+        for site in sites
+    ]
+
+    def undo() -> None:
+        for site, form, value, gradient, factors in held:
+            parameter = site.parameter
+            resize_parameter_(parameter, value)
+            parameter.grad = gradient
+            for module, weight in site.owners:
+                if form is None and is_factored(module, weight):
+                    hold_dense_(module, weight)
+                elif factors is not None:
+                    low_rank_class = low_rank_class_of(module)
+                    assert low_rank_class is not None
+                    hold_factors_(module, weight, low_rank_class, factors.u, factors.vh)
+
+    return undo
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from orthotrain.linalg import working_dtype
 from orthotrain.lowrank.metric import moment_shapes
 from orthotrain.lowrank.moments import Moments, Pass
 from orthotrain.lowrank.observed_attention import attention_observed
+from orthotrain.lowrank.observed_recurrence import recurrence_observed
 from orthotrain.lowrank.samples import (
     chosen_samples,
     count_samples,
@@ -87,11 +89,14 @@ class Collector:
         """Gather until the context ends; nothing is left on the model then."""
         with ExitStack() as stack:
             by_attention: dict[nn.Module, dict[int, _Key]] = {}
+            recurrent: dict[nn.Module, dict[str, _Key]] = {}
             for site in self._sites:
                 for module, weight in site.owners:
                     if isinstance(module, nn.MultiheadAttention):
                         parts = by_attention.setdefault(module, {})
                         parts |= {part: (site.name, i) for i, part in enumerate(_parts(weight))}
+                    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                        recurrent.setdefault(module, {})[weight] = (site.name, 0)
                     else:
                         hook = module.register_forward_hook(
                             _Called(self, (site.name, 0)), with_kwargs=True
@@ -99,6 +104,9 @@ class Collector:
                         stack.callback(hook.remove)
             for module, parts in by_attention.items():
                 stack.enter_context(attention_observed(module, _Projected(self, module, parts)))
+            for module, keys in recurrent.items():
+                seen = partial(self._see, module, keys)
+                stack.enter_context(recurrence_observed(module, seen))
             yield
 
     # --- passes -------------------------------------------------------------------------------
@@ -213,6 +221,12 @@ class Collector:
 
     # --- what the hooks call ------------------------------------------------------------------
 
+    def _see(
+        self, module: nn.Module, keys: Mapping[str, _Key], weight: str, x: Tensor, y: Tensor
+    ) -> None:
+        if weight in keys:
+            self.take(keys[weight], module, x, y)
+
     @torch.no_grad()
     def take(self, key: _Key, module: nn.Module, x: Tensor, output: Tensor) -> None:
         """Read the input now, and count it now or with the gradient that comes later."""
@@ -220,16 +234,17 @@ class Collector:
         if count == 0 or (self._wait and not output.requires_grad):
             return
         blocks = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+        words = module.num_embeddings if isinstance(module, nn.Embedding) else 0
         index = chosen_samples(count, self._most[key[0]], self._generator)
         rows = input_samples(module, x.detach(), output, index)
         if not self._wait:
-            self._pass.setdefault(key, Pass()).add(rows, None, count, blocks)
+            self._pass.setdefault(key, Pass()).add(rows, None, count, blocks, words=words)
             return
 
         @torch.no_grad()
         def arrived(gradient: Tensor) -> None:
             g = output_samples(module, gradient, index) if self._gradients else None
-            self._pass.setdefault(key, Pass()).add(rows, g, count, blocks)
+            self._pass.setdefault(key, Pass()).add(rows, g, count, blocks, words=words)
 
         output.register_hook(arrived)  # type: ignore[no-untyped-call]
 

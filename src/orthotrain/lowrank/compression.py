@@ -2,87 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from orthotrain._checks import require_share
 from orthotrain._doors import checked
+from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
-from orthotrain.lowrank.change import cut_site_
+from orthotrain.lowrank.change import cut_site_, undo_of
+from orthotrain.lowrank.compression_report import Compression, cut_and_report
 from orthotrain.lowrank.cut import (
+    Kind,
     KnownWeights,
     chosen_layers,
     known_weights,
     require_data_for,
-    stored_in,
 )
+from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.measure import LossFunction
-from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.output_error import model_error, seen_on
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
-from orthotrain.lowrank.sites import Site, find_sites, require_sites
+from orthotrain.lowrank.sites import MAX_ASPECT, Site, find_sites, require_sites
 from orthotrain.methods.select import unwrap
 
 
-@dataclass(frozen=True)
-class CompressedLayer:
-    """What ``compress`` did to one weight.
-
-    Attributes:
-        name: Qualified name of the module.
-        shape: Shape of the dense weight.
-        rank: Its rank now; None while it is dense.
-        stored_before: Numbers that held it before.
-        stored: Numbers that hold it now.
-        loss_share: Its share of what all cuts together lose, by the estimate that chose the
-            ranks; 0 where it was not cut.
-        note: Why it was cut by its weight alone, where that is so.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    rank: int | None
-    stored_before: int
-    stored: int
-    loss_share: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What ``compress`` did; on the model as ``.compression``. ``print`` shows a table.
-
-    Attributes:
-        layers: One row per weight that could be cut, in model order.
-        importance: What ranks were chosen by: ``"loss"``, ``"input"`` or ``"weight"``.
-        stored_before: Numbers that the whole model held.
-        stored: Numbers that it holds.
-    """
-
-    layers: tuple[CompressedLayer, ...]
-    importance: Importance
-    stored_before: int
-    stored: int
-
-    def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [
-            f"{layer.name:{width}}  {'x'.join(map(str, layer.shape)):>12}  "
-            f"{'dense' if layer.rank is None else f'rank {layer.rank}':>9}  "
-            f"{layer.stored_before:>12,} to {layer.stored:>12,}  "
-            f"{100 * layer.loss_share:5.1f} % of what was lost  {layer.note}".rstrip()
-            for layer in self.layers
-        ]
-        percent = 100 * self.stored / self.stored_before
-        total = f"stored {self.stored:,} of {self.stored_before:,} ({percent:.1f} %)"
-        return "\n".join([*lines, f"{total}, ranks by {self.importance}"])
-
-
 @checked
-def compress(  # noqa: PLR0913  # a rule and its three short forms
+def compress(  # noqa: PLR0913  # a rule and its short forms, what is cut, what it is measured on
     model: nn.Module,
     *,
     rank: RankRule | None = None,
@@ -91,8 +41,12 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     stored_budget: float | None = None,
     data: Iterable[Any] | None = None,
     loss: LossFunction | None = None,
+    held_out: Iterable[Any] | None = None,
+    max_output_error: float | None = None,
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    also: Collection[Kind] = (),
+    max_aspect: float = MAX_ASPECT,
     only_if_cheaper: bool = True,
     bases: Bases = "trained",
 ) -> nn.Module:
@@ -119,8 +73,18 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         loss: ``loss(model, batch)``, one number with a backward pass: the training loss, a mean
             over the batch. The model it is given is the inner one, without wrappers, so several
             processes cut alike where they give the same batches.
+        held_out: Batches that the cut does not see, in the form of ``data``. The report tells
+            the whole model's output error on them, and its loss before and after. The outputs of
+            all of them are kept until the end.
+        max_output_error: The largest relative output error that is allowed, in ``(0, 1]``: of
+            each layer on ``data``, and of the whole model on ``held_out``. Layers keep the rank
+            that they need for it. One that saw no data stays as it is.
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
+        also: Kinds of layers that are cut on request: ``"lstm"``, ``"gru"``, ``"rnn"`` (cells,
+            too), ``"embedding"`` and ``"transposed"``, which is transposed convolutions.
+        max_aspect: A weight whose larger side is this many times the smaller, or more, stays as
+            it is; ``math.inf`` takes every shape.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.
         bases: The form a dense layer takes: ``"trained"`` is two factors, ``"frozen"`` a core
             between frozen bases, which holds more numbers at the same rank.
@@ -132,13 +96,19 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         ConfigError: No rank rule or two of them, a value outside its range, a pattern that
             matches nothing, a budget that cannot be met, no layer that can be converted, a loss
             without data, no batch, a loss without a backward pass, or data for a model on
-            several devices. Nothing is changed then.
+            several devices; ranks within ``max_output_error`` that exceed the budget, or a model
+            that exceeds it on ``held_out``. Nothing is changed then.
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity; the
             message names the layer. Nothing is changed then.
+
+    Source:
+        The metric of inputs is that of SVD-LLM (Wang et al., arXiv:2403.07378), that of the loss
+        K-FAC's (Martens and Grosse, arXiv:1503.05671). ``docs/compress.md`` compares others.
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
-    selection = chosen_layers("compress", only=only, skip=skip)
+    selection = chosen_layers("compress", only=only, skip=skip, also=also, max_aspect=max_aspect)
     require_data_for("compress", data, loss)
+    _require_bound(max_output_error, data)
     inner = unwrap(model)
     sites, refusals = find_sites(inner, selection)
     require_sites(sites, refusals, "compress")
@@ -146,43 +116,78 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
         inner, sites, rules=[rule], data=data, loss=loss, only_if_cheaper=only_if_cheaper,
         bases=bases, what="compress",
     )  # fmt: skip
-    ranks, before = known.ranks(sites, rule), [stored_in(site) for site in sites]
-    for site, k in zip(sites, ranks, strict=True):
-        if k is not None:
-            cut_site_(site, *known.factors(site, k), bases=bases)
+    ranks = _ranks_within(known, sites, rule, max_output_error)
+    batches = [] if held_out is None else list(held_out)
+    if held_out is not None and not batches:
+        raise ConfigError("compress needs at least one batch in held_out, got an empty one")
+    before = seen_on(inner, batches, loss) if batches else None
+
+    def cut(site: Site, kept: Decomposition) -> None:
+        cut_site_(site, *kept, bases=bases)
+
+    undo = undo_of(sites) if batches and max_output_error is not None else None
+    report = cut_and_report(known, sites, ranks, cut=cut, refusals=refusals)
+    if before is not None:
+        after = seen_on(inner, batches, loss)
+        report = replace(
+            report, output_error=model_error(before, after),
+            loss_before=before.loss, loss_after=after.loss,
+        )  # fmt: skip
+    if undo is not None and max_output_error is not None:
+        _require_within(report, max_output_error, undo)
     guard(inner)
-    model.__dict__["compression"] = compression_of(known, sites, ranks, stored_before=before)
+    model.__dict__["compression"] = report
     return model
 
 
-def compression_of(
-    known: KnownWeights,
-    sites: Sequence[Site],
-    ranks: Sequence[int | None],
-    *,
-    stored_before: Sequence[int],
-) -> Compression:
-    """The report on a cut that was made.
-
-    Args:
-        known: What it was decided on.
-        sites: The weights, after it.
-        ranks: What they were cut to; None where they stayed as they were.
-        stored_before: Numbers that held each of them before.
-    """
-    lost, others = known.lost(ranks), known.other_numbers
-    total = sum(lost) or 1.0
-    layers = tuple(
-        CompressedLayer(
-            name=site.name,
-            shape=site.layout.shape,
-            rank=site.rank if site.factored else None,
-            stored_before=was,
-            stored=stored_in(site),
-            loss_share=each / total,
-            note=known.note(site),
+def _require_bound(bound: float | None, data: object) -> None:
+    if bound is None:
+        return
+    require_share("compress", "max_output_error", bound, one=True)
+    if data is None:
+        raise ConfigError(
+            f"compress needs data to measure output errors on, got max_output_error={bound:g} "
+            "without data"
         )
-        for site, was, each in zip(sites, stored_before, lost, strict=True)
+
+
+def _ranks_within(
+    known: KnownWeights, sites: Sequence[Site], rule: RankRule, bound: float | None
+) -> list[int | None]:
+    """The rank of each site by the rule, and no lower than the bound on its error allows."""
+    if bound is None:
+        return known.ranks(sites, rule)
+    least = known.least_ranks(sites, bound)
+    try:
+        return known.ranks(sites, rule, at_least=least)
+    except ConfigError as error:
+        by_rule = zip(sites, least, known.ranks(sites, rule), strict=True)
+        named = ", ".join(
+            f"{site.name} needs rank {needed}, the rule leaves {left}"
+            for site, needed, left in by_rule
+            if left is not None and left < needed
+        )
+        raise ConfigError(
+            f"compress cannot keep max_output_error={bound:g} and the size: {named}. {error}, or "
+            "raise max_output_error"
+        ) from error
+
+
+def _require_within(report: Compression, bound: float, undo: Callable[[], None]) -> None:
+    """Take the cut back where the whole model's error is beyond the bound, or not known."""
+    error = report.output_error
+    if error is not None and error <= bound:
+        return
+    undo()
+    if error is None:
+        raise ConfigError(
+            "compress needs outputs to compare for max_output_error, got none or others after the "
+            "cut; let loss call the model that it is given, or leave held_out out"
+        )
+    layers = sorted(report.layers, key=lambda layer: -(layer.output_error or 0.0))
+    worst = ", ".join(f"{each.name} {each.output_error:.3g}" for each in layers[:4] if each.rank)
+    raise ConfigError(
+        f"compress was to keep the model's output error within max_output_error={bound:g}, got "
+        f"{error:.3g} on held_out at {report.stored:,} of {report.stored_before:,} numbers. Most "
+        f"of its layers: {worst}. Nothing is changed; allow a larger size or error"
     )
-    stored = others + sum(layer.stored for layer in layers)
-    return Compression(layers, known.importance, others + sum(stored_before), stored)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases, stored_numbers
@@ -14,10 +14,15 @@ from orthotrain.linalg import MetricSVD, truncated
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Decomposition, View, decomposed, require_reachable
-from orthotrain.lowrank.measure import LossFunction, measured_metrics
+from orthotrain.lowrank.measure import LossFunction, Measured, measured
 from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
-from orthotrain.lowrank.sites import Selection, Site, other_numbers
+from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers
+
+#: Kinds of layers that are cut on request.
+Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
+KINDS: Final = get_args(Kind)
 
 _OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
 
@@ -31,6 +36,7 @@ class KnownWeights:
     Attributes:
         candidates: What a rank rule is told, one per site.
         views: Decompositions in the metric, by name of the site, where it saw data.
+        inputs: Second moments of inputs, by name of the site, where it saw data.
         importance: What the ranks are chosen by.
         other_numbers: Stored numbers of the model outside the sites.
         only_if_cheaper: Whether a site stays as it is where its factors hold no fewer numbers.
@@ -39,16 +45,24 @@ class KnownWeights:
 
     candidates: Sequence[Candidate]
     views: Mapping[str, MetricSVD]
+    inputs: Mapping[str, Tensor]
     importance: Importance
     other_numbers: int
     only_if_cheaper: bool
     bases: Bases
 
-    def ranks(self, sites: Sequence[Site], rule: RankRule) -> list[int | None]:
-        """The rank that each site is cut to; None where it stays as it is."""
+    def ranks(
+        self, sites: Sequence[Site], rule: RankRule, *, at_least: Sequence[int] = ()
+    ) -> list[int | None]:
+        """The rank that each site is cut to, or more; None where it stays as it is.
+
+        Raises:
+            ConfigError: The rule cannot be met with the ranks of ``at_least``.
+        """
         wanted = decided_ranks(
-            self.candidates, rule=rule, limits=_OPEN, other_numbers=self.other_numbers
-        )
+            self.candidates, rule=rule, limits=_OPEN, other_numbers=self.other_numbers,
+            at_least=at_least,
+        )  # fmt: skip
         return [
             k
             if not self.only_if_cheaper or stored_at(site, k, bases=self.bases) < stored_in(site)
@@ -64,6 +78,21 @@ class KnownWeights:
     def most(self) -> float:
         """What would be lost by all of them together if nothing of them was kept."""
         return sum(_lost(each, 0) for each in self.candidates)
+
+    def least_ranks(self, sites: Sequence[Site], bound: float) -> list[int]:
+        """The rank from which on each site's output error is within a bound.
+
+        A site that saw no data keeps the rank that it has.
+        """
+        ranks = []
+        for site in sites:
+            a = self.inputs.get(site.name)
+            if a is None:
+                ranks.append(site.rank)
+                continue
+            found = self.views.get(site.name) or decomposed(site)
+            ranks.append(least_rank(errors_by_rank(site, found, a), bound))
+        return ranks
 
     def factors(self, site: Site, rank: int) -> Decomposition:
         """Plain singular value decomposition ``p, s, qh`` of what a cut to a rank keeps."""
@@ -107,30 +136,46 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     """
     others = other_numbers(model, sites)
     importance: Importance = "weight" if data is None else "input" if loss is None else "loss"
-    known = KnownWeights((), {}, importance, others, only_if_cheaper, bases)
+    known = KnownWeights((), {}, {}, importance, others, only_if_cheaper, bases)
     for rule in rules:
         require_reachable(rule, sites, limits=_OPEN, other_numbers=others, settings=known)
-    metrics = {} if data is None else measured_metrics(model, sites, data, loss, what=what)
-    view = View(lambda site: metrics.get(site.name))
+    seen = Measured({}, {})
+    if data is not None:
+        seen = measured(model, sites, data, loss, what=what)
+    view = View(lambda site: seen.metrics.get(site.name))
     for i, site in enumerate(sites):
         view.look(
             i, site, LayerHistory(), known, within_reach=True,
-            keep=metrics.get(site.name) is not None,
+            keep=site.name in seen.metrics,
         )  # fmt: skip
     views = {n: d for n, d in view.decompositions.items() if isinstance(d, MetricSVD)}
-    return replace(known, candidates=list(view.weighed(known).values()), views=views)
+    candidates = list(view.weighed(known).values())
+    return replace(known, candidates=candidates, views=views, inputs=seen.inputs)
 
 
-def chosen_layers(what: str, *, only: Collection[str], skip: Collection[str]) -> Selection:
-    """The layers that patterns name.
+def chosen_layers(
+    what: str,
+    *,
+    only: Collection[str],
+    skip: Collection[str],
+    also: Collection[str] = (),
+    max_aspect: float = MAX_ASPECT,
+) -> Selection:
+    """The layers that patterns, kinds and shapes leave.
 
     Raises:
-        ConfigError: One string stands where a sequence of patterns is needed.
+        ConfigError: One string stands where a sequence of patterns is needed, a kind of layer
+            that is not known, or a ``max_aspect`` of 1 or less.
     """
-    for name, patterns in (("skip", skip), ("only", only)):
+    for name, patterns in (("skip", skip), ("only", only), ("also", also)):
         if isinstance(patterns, str):
             raise ConfigError(f"{what} needs {name} to be a sequence of patterns, got {patterns!r}")
-    return Selection(skip=tuple(skip), only=tuple(only))
+    if unknown := set(also) - set(KINDS):
+        raise ConfigError(f"{what} needs also to be among {KINDS}, got {sorted(unknown)}")
+    if not max_aspect > 1:
+        needed = "a number above 1, math.inf for every shape"
+        raise ConfigError(f"{what} needs max_aspect to be {needed}, got {max_aspect!r}")
+    return Selection(skip=tuple(skip), only=tuple(only), also=tuple(also), max_aspect=max_aspect)
 
 
 def require_data_for(what: str, data: object, loss: object) -> None:

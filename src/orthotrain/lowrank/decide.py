@@ -84,7 +84,12 @@ def decide(
 
 
 def decided_ranks(
-    candidates: Sequence[Candidate], *, rule: RankRule, limits: Limits, other_numbers: int = 0
+    candidates: Sequence[Candidate],
+    *,
+    rule: RankRule,
+    limits: Limits,
+    other_numbers: int = 0,
+    at_least: Sequence[int] = (),
 ) -> list[int]:
     """The rank of each candidate after this update; its ceiling where it is out of reach.
 
@@ -93,8 +98,11 @@ def decided_ranks(
         rule: How ranks follow from spectra.
         limits: Guards on every cut.
         other_numbers: Stored numbers of the model outside the candidates, for the rule.
+        at_least: A rank for each candidate below which it does not fall, beside the guards.
     """
     floors = [limits.floor(c.full_rank) for c in candidates]
+    if at_least:
+        floors = [max(both) for both in zip(floors, at_least, strict=True)]
     lowest = [min(floor, c.spectrum.shape[-1]) for floor, c in zip(floors, candidates, strict=True)]
     wanted = rule.ranks(candidates, min_ranks=lowest, other_numbers=other_numbers)
     ranks = []

@@ -37,7 +37,7 @@ def dense_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in named_modules_clean(model):
         weights = {}
         if isinstance(module, LowRankModule):
-            held = (weight for weight in module.weight_names if is_factored(module, weight))
+            held = (weight for weight in module.weights_of(module) if is_factored(module, weight))
             weights = {parameter_name(module, weight): weight for weight in held}
         for own, parameter in module._parameters.items():
             if parameter is None or id(parameter) in seen:

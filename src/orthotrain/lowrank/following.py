@@ -11,16 +11,15 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
+from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._factors import (
     LowRankModule,
-    factor_names,
     follow_state_dict,
     hold_factors_,
     hold_pair_,
     holds_pair,
     is_factored,
     low_rank_class_of,
-    pair_name,
     weight_parameter,
 )
 from orthotrain.layers._parameters import resize_parameter_
@@ -229,7 +228,7 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
         low_rank_class = low_rank_class_of(module)
         if low_rank_class is not None:
             prefix = f"{name}." if name else ""
-            for weight in low_rank_class.weight_names:
+            for weight in low_rank_class.weights_of(module):
                 known |= {prefix + factor_names(weight)[1], prefix + pair_name(weight)}
             follow_state_dict(module, wanted, prefix, problems)
     factored = {name for name in wanted if is_factored_name(name)}
@@ -264,6 +263,6 @@ def factored_weights(model: nn.Module) -> list[tuple[LowRankModule, str]]:
         (module, weight)
         for module in model.modules()
         if isinstance(module, LowRankModule)
-        for weight in module.weight_names
+        for weight in module.weights_of(module)
         if is_factored(module, weight)
     ]

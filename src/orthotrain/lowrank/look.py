@@ -268,7 +268,11 @@ def decomposed_in(site: Site, metric: Metric) -> MetricSVD:
     Raises:
         NonFiniteError: The weight holds NaN or infinity.
     """
-    return metric_svd(_finite_matrix(site), a=metric.a, b=metric.b)
+    w = _finite_matrix(site)
+    if metric.scale is None:
+        return metric_svd(w, a=metric.a, b=metric.b)
+    left, s, right = metric_svd(w * metric.scale, b=metric.b)
+    return MetricSVD(left, s, right / metric.scale)
 
 
 def require_finite(site: Site) -> None:

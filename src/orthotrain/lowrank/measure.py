@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lowrank.collect import Collector
-from orthotrain.lowrank.metric import Metric, metric_of
+from orthotrain.lowrank.metric import Metric, inputs_of, metric_of
 from orthotrain.lowrank.sites import Site
 
 #: From a model and one batch to a loss with a backward pass: one number, a mean over the batch.
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
-def measured_metrics(
+class Measured(NamedTuple):
+    """What data and loss showed of each site, by name; a site that saw nothing is not in it."""
+
+    metrics: dict[str, Metric]
+    inputs: dict[str, Tensor]
+
+
+def measured(
     model: nn.Module,
     sites: Sequence[Site],
     data: Iterable[Any],
     loss: LossFunction | None,
     *,
     what: str = "compress",
-) -> dict[str, Metric | None]:
-    """The metric of each site, by name; None where a site saw nothing.
+) -> Measured:
+    """The metric of each site, and second moments of its inputs.
 
     The model runs in evaluation mode. Modes, gradients and ``requires_grad`` are as before
     afterwards.
@@ -53,15 +60,17 @@ def measured_metrics(
             batches += 1
             if loss is None:
                 with torch.no_grad():
-                    _call(model, batch)
+                    call(model, batch)
                 collector.end_pass()
             else:
                 with torch.enable_grad():
                     value = _checked(loss(model, batch), what)
                     value.backward()  # type: ignore[no-untyped-call]
                 collector.end_pass()
-    found = {site.name: metric_of(site, collector.moments(site)) for site in sites}
-    if not batches or not any(found.values()):
+    moments = {site: collector.moments(site) for site in sites}
+    found = {s.name: m for s, each in moments.items() if (m := metric_of(s, each)) is not None}
+    inputs = {s.name: a for s, each in moments.items() if (a := inputs_of(s, each)) is not None}
+    if not batches or not found:
         lacking = "a layer that saw data" if batches else "at least one batch"
         why = (
             "check that loss calls the model that it is given"
@@ -69,23 +78,25 @@ def measured_metrics(
             else "an iterator that was read before is empty"
         )
         raise ConfigError(f"{what} needs {lacking}, got {batches} batches and none; {why}")
-    return found
+    return Measured(found, inputs)
 
 
 def mean_loss(model: nn.Module, data: Sequence[Any], loss: LossFunction) -> float:
     """The mean loss over batches, in evaluation mode; modes are as before afterwards."""
+    with in_evaluation(model), torch.no_grad():
+        return sum(float(loss(model, batch)) for batch in data) / len(data)
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own mode is as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
-            return sum(float(loss(model, batch)) for batch in data) / len(data)
+        yield
     finally:
-        _set_modes(modes)
-
-
-def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+        for module, training in modes:
+            module.training = training
 
 
 def require_one_device(model: nn.Module, what: str) -> None:
@@ -102,11 +113,11 @@ def require_one_device(model: nn.Module, what: str) -> None:
         )
 
 
-def _call(model: nn.Module, batch: Any) -> None:
+def call(model: nn.Module, batch: Any) -> Any:
+    """The model on a batch: the entries of a mapping by name, the first of a list, or itself."""
     if isinstance(batch, Mapping):
-        model(**batch)
-    else:
-        model(batch[0] if isinstance(batch, tuple | list) else batch)
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 def _checked(value: Any, what: str) -> Tensor:
@@ -131,17 +142,15 @@ def _checked(value: Any, what: str) -> Tensor:
 @contextmanager
 def _left_as_it_was(model: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
     """Evaluation mode and a gradient for every site; everything as before at the end."""
-    modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
-        model.eval()
         for p, _, _ in parameters:
             p.grad = None
         for site in sites:
             site.parameter.requires_grad_(True)
-        yield
+        with in_evaluation(model):
+            yield
     finally:
-        _set_modes(modes)
         for p, gradient, required in parameters:
             p.requires_grad_(required)
             p.grad = gradient

@@ -20,6 +20,7 @@ class Moments:
 
     Attributes:
         a: ``(blocks, n, n)``, mean of ``x x^T`` over the samples of the inputs; None before any.
+            Of an embedding, whose inputs are one-hot, its diagonal ``(1, n)``.
         a_samples: How many samples that is.
         b: ``(blocks, m, m)``, sum of ``g g^T`` over the samples of a pass, scaled and added up
             over passes; None before any.
@@ -38,10 +39,17 @@ class Pass:
     b: Tensor | None = None
     samples: int = 0
 
-    def add(self, x: Tensor, g: Tensor | None, count: int, blocks: int) -> None:
-        """Rows ``(s, blocks * n)`` of inputs and of gradients, which stand for ``count``."""
+    def add(self, x: Tensor, g: Tensor | None, count: int, blocks: int, *, words: int = 0) -> None:
+        """Rows ``(s, blocks * n)`` of inputs and of gradients, which stand for ``count``.
+
+        With ``words`` the inputs are integers ``(s,)`` below that number, of an embedding.
+        """
         each = count / len(x)
-        self.a = _added(self.a, x, blocks, each)
+        if words:
+            counts = torch.bincount(x, minlength=words)[None] * each
+            self.a = counts if self.a is None else self.a + counts
+        else:
+            self.a = _added(self.a, x, blocks, each)
         if g is not None:
             self.b = _added(self.b, g, blocks, each)
         self.samples += count

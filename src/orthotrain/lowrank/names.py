@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from orthotrain.layers._factors import factor_names, low_rank_class_of, pair_name
+from orthotrain.layers._factor_names import factor_names, pair_name
+from orthotrain.layers._factors import low_rank_class_of
 from orthotrain.methods.select import WRAPPER_NAMES, inner_name, named_modules_clean
 
 _Value = TypeVar("_Value")
@@ -70,7 +71,7 @@ def _names_in_every_form(model: nn.Module) -> Iterator[str]:
     yield from clean_keys(model)
     for name, module in named_modules_clean(model, remove_duplicate=False):
         low_rank_class = low_rank_class_of(module)
-        for weight in () if low_rank_class is None else low_rank_class.weight_names:
+        for weight in () if low_rank_class is None else low_rank_class.weights_of(module):
             for own in (weight, *factor_names(weight), pair_name(weight)):
                 yield f"{name}.{own}".lstrip(".")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from orthotrain.layers._factors import low_rank_class_of, weight_parameter
+from orthotrain.layers._factors import LowRankModule, low_rank_class_of, weight_parameter
 from orthotrain.methods.select import named_modules_clean
 
 COMPUTED: Final = (
@@ -18,10 +18,7 @@ COMPUTED: Final = (
 
 _CONVERTED_CLASSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 _WHY: Final[dict[type[nn.Module], str]] = {
-    nn.RNNBase: "torch's recurrent kernels read whole weights",
-    nn.RNNCellBase: "torch's recurrent kernels read whole weights",
     nn.Bilinear: "its weight is no matrix",
-    nn.Embedding: "a look-up reads single rows",
     nn.EmbeddingBag: "a look-up reads single rows",
 }
 
@@ -29,15 +26,20 @@ _WHY: Final[dict[type[nn.Module], str]] = {
 def is_layer(module: nn.Module) -> bool:
     """Whether this is a layer of a kind one would expect to be converted."""
     expected = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
-    return isinstance(module, expected) or low_rank_class_of(module) is not None
+    low_rank_class = low_rank_class_of(module)
+    held = low_rank_class is not None and not low_rank_class.on_request
+    return held or isinstance(module, expected)
 
 
-def layers_without_form(model: nn.Module, named: Set[int]) -> Iterator[tuple[str, str]]:
-    """Name and reason of each layer with a weight that cannot be held low-rank.
+def left_as_they_are(
+    model: nn.Module, named: Set[int], *, also: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Name and reason of each layer with a weight that is not held low-rank, whatever its shape.
 
     Args:
         model: The inner model.
         named: ``id`` of parameters that are named anyway: of an embedding tied to a head.
+        also: Kinds of layers that are asked for; others of these kinds are named.
     """
     inside = ""  # a quantized layer keeps its weight in children of its own
     for name, module in named_modules_clean(model):
@@ -49,9 +51,21 @@ def layers_without_form(model: nn.Module, named: Set[int]) -> Iterator[tuple[str
                 yield name, reason
                 inside = f"{name}." if _is_quantized(module) else ""
         elif is_parametrized(module) or all(
-            weight_parameter(module, weight) is None for weight in low_rank_class.weight_names
+            weight_parameter(module, weight) is None for weight in low_rank_class.weights_of(module)
         ):
             yield name, COMPUTED
+        elif not is_asked_for(low_rank_class, also) and _has_none_of(module, named):
+            kind = low_rank_class.__name__.removeprefix("LowRank")
+            yield name, f"{kind} is cut on request: also=[{low_rank_class.on_request!r}]"
+
+
+def is_asked_for(low_rank_class: type[LowRankModule], also: Sequence[str]) -> bool:
+    """Whether layers of this class are taken: always, or because their kind is named."""
+    return not low_rank_class.on_request or low_rank_class.on_request in also
+
+
+def _has_none_of(module: nn.Module, named: Set[int]) -> bool:
+    return not any(id(p) in named for p in module._parameters.values())
 
 
 def _reason(module: nn.Module, named: Set[int]) -> str | None:
@@ -65,7 +79,7 @@ def _reason(module: nn.Module, named: Set[int]) -> str | None:
         return COMPUTED
     if isinstance(module, LazyModuleMixin):
         return f"{kind} has no weight yet; run a batch through the model before"
-    if not is_layer(module) and any(id(p) in named for p in module._parameters.values()):
+    if not is_layer(module) and not _has_none_of(module, named):
         return None
     base = next((c for c in _CONVERTED_CLASSES if isinstance(module, c)), None)
     if base is not None:

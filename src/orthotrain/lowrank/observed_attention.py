@@ -47,7 +47,7 @@ class ObservedAttention(LowRankMultiheadAttention):
 
 def _stands_for(module: ObservedAttention) -> type[nn.Module]:
     """The class of a module without its observer: low-rank where it holds factors."""
-    if any(is_factored(module, weight) for weight in module.weight_names):
+    if any(is_factored(module, weight) for weight in module.weights_of(module)):
         return LowRankMultiheadAttention
     dense: type[nn.Module] = module.__dict__["_dense_class"]
     return dense

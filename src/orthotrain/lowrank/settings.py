@@ -13,6 +13,7 @@ from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
+from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.methods.optimizer_state import StateMode
 
 
@@ -35,7 +36,7 @@ class LowRankSettings:
     dense_last: bool = True
     only: Collection[str] = ()
     skip: Collection[str] = ()
-    max_aspect: float = 10.0
+    max_aspect: float = MAX_ASPECT
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
     spread: bool = False

@@ -20,7 +20,7 @@ from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.change import cut_trained_site_
-from orthotrain.lowrank.compression import Compression, compression_of
+from orthotrain.lowrank.compression_report import Compression, cut_and_report
 from orthotrain.lowrank.cut import (
     KnownWeights,
     chosen_layers,
@@ -28,9 +28,11 @@ from orthotrain.lowrank.cut import (
     require_data_for,
     stored_in,
 )
+from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.measure import LossFunction, mean_loss
 from orthotrain.lowrank.rules import StoredBudget
 from orthotrain.lowrank.sites import (
+    Refusal,
     Selection,
     Site,
     find_sites,
@@ -129,7 +131,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         for rule in rules:
             twin, own = copy_together(start, optimizer, what="sizes")
             ranks = known.ranks(sites, rule)
-            compression = _cut(_trained_sites(twin, own, selection), own, known, ranks)
+            compression = _cut(twin, own, selection, known, ranks)
             twin.__dict__["compression"] = compression
             branch = Branch(
                 share=rule.share, model=twin, optimizer=own, teacher=teacher,
@@ -167,7 +169,7 @@ def _check_start(
 ) -> None:
     """Refuse what no data are needed for to see that it cannot work."""
     require_own_parameters(start, optimizer, what="sizes")
-    sites = _trained_sites(start, optimizer, selection)
+    sites, _ = _trained_sites(start, optimizer, selection)
     for site in sites:
         require_supported(optimizer, site, shape=site.layout.pair_shape(1), what="sizes cannot cut")
     others = other_numbers(start, sites)
@@ -181,32 +183,40 @@ def _check_start(
             )
 
 
-def _trained_sites(model: nn.Module, optimizer: Optimizer, selection: Selection) -> list[Site]:
-    """The weights that are cut: those that the optimizer trains."""
+def _trained_sites(
+    model: nn.Module, optimizer: Optimizer, selection: Selection
+) -> tuple[list[Site], list[Refusal]]:
+    """The weights that are cut: those that the optimizer trains; and why others are not."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     sites, refusals = find_sites(model, selection, trained=trained)
     require_sites(sites, refusals, "sizes")
-    return sites
+    return sites, refusals
 
 
 def _sites(
     teacher: nn.Module, start: nn.Module, optimizer: Optimizer, selection: Selection
 ) -> list[Site]:
     """The same weights in the teacher, where nothing is trained."""
-    names = {site.name for site in _trained_sites(start, optimizer, selection)}
+    names = {site.name for site in _trained_sites(start, optimizer, selection)[0]}
     return [site for site in find_sites(teacher, selection)[0] if site.name in names]
 
 
 def _cut(
-    sites: Sequence[Site], optimizer: Optimizer, known: KnownWeights, ranks: Sequence[int | None]
+    twin: nn.Module,
+    optimizer: Optimizer,
+    selection: Selection,
+    known: KnownWeights,
+    ranks: Sequence[int | None],
 ) -> Compression:
     """Cut a copy, its optimizer's state with it."""
-    before = [stored_in(site) for site in sites]
-    for site, k in zip(sites, ranks, strict=True):
-        if k is not None:
-            cut_trained_site_(site, known.factors(site, k), optimizer, bases=known.bases)
+
+    def cut(site: Site, kept: Decomposition) -> None:
+        cut_trained_site_(site, kept, optimizer, bases=known.bases)
+
+    sites, refusals = _trained_sites(twin, optimizer, selection)
+    compression = cut_and_report(known, sites, ranks, cut=cut, refusals=refusals)
     check_shapes(optimizer)
-    return compression_of(known, sites, ranks, stored_before=before)
+    return compression
 
 
 def _train(branch: Branch, train_on: TrainOn, *, count_operations: bool) -> None:

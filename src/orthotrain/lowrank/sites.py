@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,12 +23,12 @@ from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.adapters import adapted
 from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape
-from orthotrain.lowrank.no_form import is_layer, layers_without_form
+from orthotrain.lowrank.no_form import is_asked_for, is_layer, left_as_they_are
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
 # Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
-_MAX_ASPECT = 10.0
+MAX_ASPECT: Final = 10.0
 
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
 _CONV_RANK_MULTIPLE = 16
@@ -131,6 +132,7 @@ class Selection:
         shared_attention_basis: Query, key and value of packed attention share one basis.
         max_aspect: A weight whose larger side is this many times the smaller, or more,
             stays dense; ``math.inf`` takes every shape.
+        also: Kinds of layers that are taken on request only.
     """
 
     skip: Collection[str] = ()
@@ -138,7 +140,8 @@ class Selection:
     dense_first: bool = False
     dense_last: bool = False
     shared_attention_basis: bool = False
-    max_aspect: float = _MAX_ASPECT
+    max_aspect: float = MAX_ASPECT
+    also: Sequence[str] = ()
 
 
 def find_sites(
@@ -169,7 +172,7 @@ def find_sites(
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
     adapters = adapted(model)
-    without = layers_without_form(model, by_parameter.keys())
+    without = left_as_they_are(model, by_parameter.keys(), also=selection.also)
     sites, refusals = [], [Refusal(name, reason) for name, reason in without]
     for key, tied in by_parameter.items():
         reasons = [
@@ -239,8 +242,8 @@ def require_sites(sites: Sequence[Site], refusals: Sequence[Refusal], what: str)
     shown = "; ".join(_said(reason, names) for reason, names in by_reason.items())
     raise ConfigError(
         f"{what} needs at least one eligible layer (Linear, Conv1d/2d/3d, MultiheadAttention), "
-        f"got a model with none{': ' + shown if shown else ''}; loosen skip, dense_first and "
-        "dense_last, or attach to the module that holds the layers"
+        f"got a model with none{': ' + shown if shown else ''}; loosen skip, max_aspect, "
+        "dense_first and dense_last, or give the module that holds the layers"
     )
 
 
@@ -256,9 +259,11 @@ def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
     """One site per weight, before any is refused."""
     for name, module in named_modules_clean(model):
         low_rank_class = low_rank_class_of(module)
-        if low_rank_class is None:
+        if low_rank_class is None or not is_asked_for(low_rank_class, selection.also):
             continue
-        held = [w for w in low_rank_class.weight_names if weight_parameter(module, w) is not None]
+        held = [
+            w for w in low_rank_class.weights_of(module) if weight_parameter(module, w) is not None
+        ]
         for weight in held:
             layouts = low_rank_class.layouts(module, weight)
             shared = selection.shared_attention_basis and not is_factored(module, weight)
@@ -284,7 +289,7 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     parameter, layout = site.parameter, site.layout
     small, large = sorted((layout.m, layout.n))
     if id(module) in ends:
-        return "first or last layer of the model, kept dense"
+        return "first or last layer of the model, kept dense by dense_first or dense_last"
     if id(module) in skipped:
         return "skipped by pattern"
     if type(parameter) is not nn.Parameter or parameter.is_meta:
@@ -297,7 +302,10 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     if not parameter.is_floating_point():
         return f"its weight has dtype {parameter.dtype}, a floating one is needed"
     if small * selection.max_aspect <= large:
-        return f"too thin: {layout.m} x {layout.n}"
+        limit = f"max_aspect={selection.max_aspect:g} leaves it out"
+        return f"too thin: {layout.m} x {layout.n}, {limit}"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+        return "an embedding that rescales its rows (max_norm) or has sparse gradients"
     return None
 
 

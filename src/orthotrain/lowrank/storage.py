@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,42 @@ from torch import Tensor, nn
 from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
-from orthotrain.lowrank.following import restore_structure
+from orthotrain.layers._factors import pair_name
+from orthotrain.lowrank.following import factored_weights, restore_structure
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
-from orthotrain.methods.select import unwrap
+from orthotrain.methods.select import named_modules_clean, unwrap
+
+
+class StoredLayout(NamedTuple):
+    """How a weight was read as matrices when it was compressed without its network.
+
+    ``m`` outputs by ``n`` inputs each; ``inputs_first`` of embeddings and transposed convolutions.
+    """
+
+    m: int
+    n: int
+    inputs_first: bool
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """What a safetensors file holds.
+
+    Attributes:
+        tensors: By name, each once.
+        aliases: Names that stand for another tensor of the file.
+        layouts: How weights were read that were compressed without their network, by name of the
+            pair.
+    """
+
+    tensors: dict[str, Tensor]
+    aliases: Mapping[str, str]
+    layouts: Mapping[str, StoredLayout]
+
+    def with_aliases(self) -> dict[str, Tensor]:
+        """Every name that the model has."""
+        return self.tensors | {alias: self.tensors[name] for alias, name in self.aliases.items()}
 
 
 @checked
@@ -37,11 +70,28 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     inner = unwrap(model)
     state = inner.state_dict()
-    tensors, aliases = _distinct({name: state[key] for name, key in clean_keys(inner).items()})
-    metadata = {
-        "ranks": json.dumps(_ranks(tensors), sort_keys=True),
-        "aliases": json.dumps(aliases, sort_keys=True),
-    }
+    tensors, aliases = distinct({name: state[key] for name, key in clean_keys(inner).items()})
+    write_saved(path, tensors, factored_metadata(tensors, aliases))
+
+
+def factored_metadata(
+    tensors: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    layouts: Mapping[str, StoredLayout] | None = None,
+) -> dict[str, str]:
+    """What ``load`` reads beside the tensors: ranks, and names that stand for another tensor."""
+    entries: dict[str, Mapping[str, object]] = {"ranks": _ranks(tensors), "aliases": aliases}
+    if layouts:
+        entries["layouts"] = layouts
+    return {name: json.dumps(entry, sort_keys=True) for name, entry in entries.items()}
+
+
+def write_saved(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, metadata and their hash, at once.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
     content = hashed_bytes(tensors, metadata)
     try:
         write_atomically(path, content)
@@ -74,12 +124,13 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             the last two cases the model may have changed in part, so build it anew.
     """
     path = Path(path)
-    tensors, aliases = read_saved(path)
-    tensors |= {alias: tensors[name] for alias, name in aliases.items()}
-    inner = unwrap(model)
-    tensors = as_names_of(inner, tensors)
+    inner, saved = unwrap(model), read_saved(path)
+    held = {n: (tensor, saved.layouts.get(n)) for n, tensor in saved.with_aliases().items()}
+    named = as_names_of(inner, held)
+    tensors = {name: tensor for name, (tensor, _) in named.items()}
     try:
         restore_structure(inner, tensors)
+        _require_layouts(inner, {name: layout for name, (_, layout) in named.items() if layout})
         _give_memory(inner)
         keys = clean_keys(inner)
         inner.load_state_dict({keys.get(name, name): value for name, value in tensors.items()})
@@ -94,6 +145,24 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             "state dict; build the model on a device"
         )
     return model
+
+
+def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> None:
+    """Refuse factors that were made of a weight read in another way than its layer reads it.
+
+    Raises:
+        CheckpointError: The shapes of factors may agree where their halves do not.
+    """
+    modules = dict(named_modules_clean(model, remove_duplicate=False))
+    for module, weight in factored_weights(model):
+        for name in (n for n, each in modules.items() if each is module):
+            layout, key = module.layout(module, weight), f"{name}.{pair_name(weight)}".lstrip(".")
+            read = layouts.get(key)
+            if read not in (None, (layout.m, layout.n, layout.inputs_first)):
+                raise CheckpointError(
+                    f"{key} was made of a weight read as {read}, and {type(module).__name__} reads "
+                    "it as another kind of layer; compress the file again and leave it out (skip)"
+                )
 
 
 def _give_memory(model: nn.Module) -> None:
@@ -114,22 +183,32 @@ def _give_memory(model: nn.Module) -> None:
                 held[name] = memory[id(tensor)]
 
 
-def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a safetensors file, and the names that stand for another tensor of it.
+def read_saved(path: Path, *, foreign: bool = False) -> SavedFile:
+    """What a safetensors file holds, after its hash was checked.
+
+    Args:
+        path: The file.
+        foreign: Whether files of other programs are expected; else a line in the log says that
+            damage to them cannot be noticed.
 
     Raises:
         CheckpointError: The file is missing or damaged, or its metadata is malformed.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, foreign=foreign)
     if not is_ours(metadata):
-        return tensors, {}
+        return SavedFile(tensors, {}, {})
     ranks, aliases = (_entry(metadata, name, path) for name in ("ranks", "aliases"))
     if ranks != _ranks(tensors):
         raise _malformed(path, "ranks", "they are not those of the tensors in the file")
     for alias, name in aliases.items():
         if not isinstance(name, str) or name not in tensors or alias in tensors:
             raise _malformed(path, "aliases", f"{alias!r} cannot stand for {name!r}")
-    return tensors, aliases
+    layouts = _entry(metadata, "layouts", path) if "layouts" in metadata else {}
+    for name, layout in layouts.items():
+        kinds = [type(value) for value in layout] if isinstance(layout, list) else []
+        if name not in tensors or kinds != [int, int, bool]:
+            raise _malformed(path, "layouts", f"{layout!r} cannot be that of {name!r}")
+    return SavedFile(tensors, aliases, {n: StoredLayout(*each) for n, each in layouts.items()})
 
 
 def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -159,7 +238,7 @@ def _malformed(path: Path, name: str, reason: str) -> CheckpointError:
     )
 
 
-def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors without repetitions, and the names of those that are the same as another."""
     first: dict[tuple[object, ...], str] = {}
     tensors, aliases = {}, {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
 from orthotrain._resized import left_model
@@ -17,10 +19,13 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
+from orthotrain.layers.low_rank_conv_transpose import transposed_filters
+from orthotrain.layers.low_rank_embedding import LowRankEmbedding
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.following import factored_weights
 from orthotrain.lowrank.plain import leave_plain_
 
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _READS_WEIGHTS_BY_NAME = (
     nn.MultiheadAttention,
     nn.TransformerEncoderLayer,
@@ -68,9 +73,9 @@ def to_factored(model: nn.Module) -> nn.Module:
 
     ``u @ core`` folds into one factor; trained factors are taken as they are. So a layer stores
     ``k (m + n)`` numbers. A layer for which that is not less than the dense weight becomes dense,
-    and so does one whose weight torch's own code reads by name: attention projections and the
-    linear layers inside
-    ``nn.TransformerEncoderLayer``, ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
+    and so does one whose weight torch's own code reads by name: attention projections, recurrent
+    layers, and the linear layers inside ``nn.TransformerEncoderLayer``,
+    ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
 
     An optimizer that held the weights of a layer that became two warns at its next step: it does
     not train the new ones. What this library has put on the model goes, as for ``to_dense``.
@@ -109,12 +114,12 @@ def _product(module: LowRankModule, weight: str) -> Tensor:
     dtype, device = factors[0].dtype, factors[0].device
     exact = widest_dtype(device)
     product = reduce(torch.matmul, (f.to(exact) for f in factors))
-    return product.reshape(module.layout(module, weight).shape).to(dtype)
+    return module.layout(module, weight).tensor(product).to(dtype)
 
 
 def _pays_as_two_layers(module: LowRankModule) -> bool:
     """Whether two plain layers hold fewer numbers than one; never for packed projections."""
-    if module.weight_names != ("weight",):
+    if module.weights_of(module) != ("weight",):
         return False
     layout = module.layout(module, "weight")
     return module.rank * (layout.m + layout.n) < layout.m * layout.n
@@ -124,22 +129,28 @@ def _pays_as_two_layers(module: LowRankModule) -> bool:
 def _two_layers(module: LowRankModule) -> nn.Sequential:
     """A layer by ``vh`` into ``k`` features or channels, and one by ``u @ core`` out of them."""
     left, vh = module.two_factors()
-    kind: dict[str, object] = {"device": left.device, "dtype": left.dtype}
+    kind: dict[str, Any] = {"device": left.device, "dtype": left.dtype}
     k = module.rank
-    bias = module._parameters["bias"]
+    bias = module._parameters.get("bias")
     first: nn.Module
     second: nn.Module
     if isinstance(module, LowRankTransposedLinear):
         left, vh = vh.mT, left.mT
     if isinstance(module, nn.modules.conv._ConvNd):
-        convolution, groups = module._dense_class, module.groups
-        first = convolution(
+        groups = module.groups
+        first = module._dense_class(
             module.in_channels, groups * k, module.kernel_size, module.stride, module.padding,
-            module.dilation, groups, False, module.padding_mode, **kind,
+            dilation=module.dilation, groups=groups, bias=False,
+            padding_mode=module.padding_mode, **kind,
         )  # fmt: skip
-        second = convolution(
+        if isinstance(first, _ConvTransposeNd):
+            first.output_padding, vh = module.output_padding, transposed_filters(vh, first)
+        second = _CONV[len(module.kernel_size)](
             groups * k, module.out_channels, 1, groups=groups, bias=bias is not None, **kind
         )
+    elif isinstance(module, LowRankEmbedding):
+        first = nn.Embedding(module.num_embeddings, k, module.padding_idx, **kind)
+        second, vh = nn.Linear(k, left.shape[0], bias=False, **kind), vh.mT
     else:
         assert isinstance(module, LowRankLinear | LowRankTransposedLinear)
         first = nn.Linear(vh.shape[1], k, bias=False, **kind)

@@ -57,11 +57,11 @@ def hashed_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     return bytes(to_bytes(plain, {**described, _HASH: content_hash(plain, described)}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, after its hash was checked.
 
     A file without a hash, of another program or an earlier version, is read with a line in the
-    log.
+    log; ``foreign`` leaves the line out for those of other programs.
 
     Raises:
         CheckpointError: The file is missing, is not the one that was written, or has a format
@@ -81,7 +81,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} has the format {name!r}, this version reads {FORMAT} and {UNHASHED_FORMAT}; "
             "use the version of orthotrain that wrote it"
         )
-    if written is None:
+    if written is None and (is_ours(metadata) or not foreign):
         _logger.warning(
             "%s has no hash of its content, so damage to it cannot be noticed; files of "
             "orthotrain.save have one",

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,20 @@ def _sealed(archive: io.BytesIO) -> bytes:
     archive.seek(0, io.SEEK_END)
     archive.write(_SEAL + digest.encode())
     return archive.getvalue()
+
+
+def is_run_checkpoint(path: Path) -> bool:
+    """Whether a file is one that ``save_checkpoint`` wrote, by its digest or its own name in it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(_SEAL_BYTES, path.stat().st_size), io.SEEK_END)
+            if file.read().startswith(_SEAL):
+                return True
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(FORMAT.encode() in archive.read(name) for name in pickles)
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError):
+        return False  # whoever reads it says what is wrong
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.checkpoint import load_checkpoint
 from orthotrain.lowrank import restore_structure
-from orthotrain.lowrank.storage import read_saved
 
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
 _MARK = "_rebuilds_from_checkpoints"
@@ -54,17 +53,14 @@ def network_entry(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a checkpoint of a run, or of a safetensors file.
+    """Named tensors of a checkpoint of a run.
 
     Of a generator those of its averaged copy, which is the one that is shown and scored.
 
     Raises:
         CheckpointError: The file is missing, damaged or of another kind.
     """
-    if path.suffix != ".safetensors":
-        return _weights(load_checkpoint(path))
-    tensors, _ = read_saved(path)
-    return tensors
+    return _weights(load_checkpoint(path))
 
 
 def read_network(path: Path) -> nn.Module:
