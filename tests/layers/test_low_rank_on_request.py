@@ -203,6 +203,28 @@ def test_recurrent_layers_become_dense_where_two_layers_are_asked_for():
     same(model(drawn((3, 2, 5))), expected)
 
 
+LEAVES = {
+    "embedding": (lambda: nn.Embedding(9, 6), torch.tensor([[1, 8], [2, 0]])),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 3), drawn((2, 4, 5))),
+    "cell": (lambda: nn.GRUCell(5, 4), drawn((2, 5))),
+    "lstm": (lambda: nn.LSTM(5, 4), drawn((3, 2, 5))),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch looks, while it compiles
+@pytest.mark.parametrize("name", LEAVES)
+def test_traced_as_one_node_and_exported(name):
+    make, x = LEAVES[name]
+    net = nn.Sequential(in_factors(filled(make()), 2))
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
+    same(traced(x), net(x))
+    same(torch.export.export(net, (x,)).module()(x), net(x))
+    same(torch.compile(net, backend="eager")(x), net(x))
+
+
 @pytest.mark.bad_input
 def test_a_rank_out_of_range_names_the_layer():
     with pytest.raises(RankError, match="LowRankLSTM needs a rank from 1 to 3"):

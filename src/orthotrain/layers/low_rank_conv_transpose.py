@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
 from orthotrain.layers._factors import become_, holds_pair, register_low_rank
+from orthotrain.layers._tracing import leaf
 from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
@@ -32,6 +33,8 @@ class _LowRankConvTranspose(_SingleWeight, _ConvTransposeNd):
         return (weight_layout(module, weight, shape),)
 
     def _forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x) if output_size is None else leaf(self, x, output_size)
         dims, padding = len(self.kernel_size), cast("tuple[int, ...]", self.padding)
         added = self._output_padding(
             x, output_size, self.stride, padding, self.kernel_size, dims, self.dilation  # type: ignore[arg-type]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthotrain._doors import checked
 from orthotrain.layers._factors import become_, holds_pair, register_low_rank
+from orthotrain.layers._tracing import leaf
 from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout
 
@@ -49,6 +51,8 @@ class LowRankEmbedding(_SingleWeight, nn.Embedding):
 
     def forward(self, ids: Integer[Tensor, "*rows"]) -> Float[Tensor, "*rows dim"]:
         """The rows that ``ids`` name."""
+        if isinstance(ids, torch.fx.Proxy):
+            return leaf(self, ids)
         left, right = self.two_factors()
         return F.linear(F.embedding(ids, right.mT, self.padding_idx), left)
 

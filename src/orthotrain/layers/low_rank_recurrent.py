@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 from orthotrain._doors import checked
-from orthotrain.layers._factors import LowRankModule, become_, is_factored, register_low_rank
+from orthotrain.layers._factors import (
+    LowRankModule,
+    become_,
+    is_factored,
+    register_low_rank,
+    weight_parameter,
+)
+from orthotrain.layers._tracing import leaf
 from orthotrain.linalg._inputs import without_autocast
 from orthotrain.linalg.matrices import WeightLayout
 
@@ -38,10 +45,17 @@ class _LowRankRecurrent(LowRankModule):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("weight_") and name in self.weights_of(self) and is_factored(self, name):
-            left = self.two_factors(name)[0]
-            with nullcontext() if left.is_meta else without_autocast(left):
+            held = weight_parameter(self, name)
+            assert held is not None
+            with nullcontext() if held.is_meta else without_autocast(held):
                 return self.materialized(name)
         return super().__getattr__(name)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch's own layer or cell, same arguments and results."""
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx)
+        return super().forward(input, hx)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
