@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from orthotrain._doors import checked
+from orthotrain._sharded import require_whole
 from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_
 from orthotrain.lowrank.cut import (
@@ -130,11 +131,12 @@ def compress(  # noqa: PLR0913  # a rule and its three short forms
     Raises:
         ConfigError: No rank rule or two of them, a value outside its range, a pattern that
             matches nothing, a budget that cannot be met, no layer that can be converted, a loss
-            without data, no batch, a loss without a backward pass, or data for a model on
-            several devices. Nothing is changed then.
+            without data, no batch, a loss without a backward pass, data for a model on several
+            devices, or a model that is sharded over processes. Nothing is changed then.
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity; the
             message names the layer. Nothing is changed then.
     """
+    require_whole("compress", model)
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
     selection = chosen_layers("compress", only=only, skip=skip)
     require_data_for("compress", data, loss)

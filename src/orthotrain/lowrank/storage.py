@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
+from orthotrain._sharded import GATHER_FIRST, SHARD_AFTER, require_whole
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
 from orthotrain.lowrank.following import restore_structure
@@ -32,8 +33,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: File to write, usually ``*.safetensors``. Its folder must exist.
 
     Raises:
+        ConfigError: The model is sharded over processes.
         CheckpointError: The file cannot be written.
     """
+    require_whole("save", model, f"{GATHER_FIRST}, or save it with torch.distributed.checkpoint")
     path = Path(path)
     inner = unwrap(model)
     state = inner.state_dict()
@@ -69,10 +72,12 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         The same model.
 
     Raises:
+        ConfigError: The model is sharded over processes.
         CheckpointError: The file is missing, damaged or of an unknown format, or it belongs to
             another architecture, or has no value for something that is on the meta device; in
             the last two cases the model may have changed in part, so build it anew.
     """
+    require_whole("load", model, SHARD_AFTER)
     path = Path(path)
     tensors, aliases = read_saved(path)
     tensors |= {alias: tensors[name] for alias, name in aliases.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
+from orthotrain._sharded import GATHER_FIRST, require_whole
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
@@ -39,7 +40,11 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model; its outputs agree to rounding.
+
+    Raises:
+        ConfigError: The model is sharded over processes.
     """
+    require_whole("to_dense", model, GATHER_FIRST)
     merged: set[int] = set()
     for module, weight in factored_weights(model):
         parameter = weight_parameter(module, weight)
@@ -70,7 +75,11 @@ def to_factored(model: nn.Module) -> nn.Module:
     Returns:
         The same model with ``nn.Sequential`` pairs in the place of low-rank layers; the model
         itself becomes a dense layer again where it is one. Outputs agree to rounding.
+
+    Raises:
+        ConfigError: The model is sharded over processes.
     """
+    require_whole("to_factored", model, GATHER_FIRST)
     pairs: dict[int, nn.Sequential] = {}
     first_of_weight: dict[int, nn.Sequential] = {}
     for parent in list(model.modules()):
