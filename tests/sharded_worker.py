@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -211,6 +212,22 @@ def replaced_parameters():
     return told(optimizer.step)
 
 
+def tensor_parallel_beside(*, sharded):
+    """What a model gives that is cut in one layer and tensor parallel in others."""
+    model = orthotrain.compress(net(), energy=0.5, only=["2"], only_if_cheaper=False)
+    if sharded:
+        whole = {"output_layouts": Replicate()}
+        parallelize_module(model, mesh(), {"0": ColwiseParallel(**whole), "4": ColwiseParallel()})
+    y = model(batch(0)).detach()
+    return y if not sharded else _all_gathered(y)
+
+
+def _all_gathered(y):
+    parts = [torch.empty_like(y) for _ in range(WORLD)]
+    dist.all_gather(parts, y.contiguous())
+    return torch.cat(parts, -1)
+
+
 def watched_covariances(rank):
     model = fsdp2_at_the_root(
         nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).double()
@@ -340,6 +357,8 @@ def main(rank: int, folder: Path) -> None:
             for bases in BASES
             for name in CUT_BEFORE
         },
+        "beside": tensor_parallel_beside(sharded=True),
+        "not parallel": tensor_parallel_beside(sharded=False),
         "gathered": gathered(tensor_parallel(net())),
         "resumed": {
             f"{bases}, {at}": resumed_under_ddp(bases, at, folder / f"{bases}{at}", rank)

@@ -148,6 +148,10 @@ def test_a_tensor_parallel_model_is_gathered_as_the_page_says(both):
         assert same(outcomes["gathered"], net().state_dict())
 
 
+def test_layers_beside_tensor_parallel_ones_may_be_cut(both):
+    torch.testing.assert_close(both[0]["beside"], both[0]["not parallel"], rtol=0, atol=1e-12)
+
+
 def test_covariances_are_watched_in_a_sharded_model(both):
     for outcomes in both:
         assert outcomes["covariances"] == ["1", "1"]
@@ -191,9 +195,10 @@ def test_one_process_resumes_from_a_distributed_checkpoint_bit_for_bit(tmp_path)
     model = net()
     optimizer, handle = attached(model)
     train(model, optimizer, range(4))
-    # An averaged copy beside it has the same names.
+    # An averaged copy beside it has the same names, and something else some of them.
     copy = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    dcp.save({**parts_of(model, optimizer), "ema": copy}, checkpoint_id=tmp_path)
+    parts = {"a": {"0.weight": torch.zeros(2, 2)}, **parts_of(model, optimizer), "ema": copy}
+    dcp.save(parts, checkpoint_id=tmp_path)
     torch.save(handle.state_dict(), tmp_path / "handle.pt")
     train(model, optimizer, range(4, 9))
 
