@@ -199,14 +199,6 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
         module.__class__ = module.__dict__.pop("_dense_class")
 
 
-def become_(module: LowRankModule, dense: nn.Module, rank: int | None) -> None:
-    """Make a low-rank module, in its constructor, out of a fresh dense one."""
-    module.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
-    for weight in module.weight_names:
-        if module._parameters.get(weight) is not None:
-            factorize_(module, weight, type(module), rank=rank)
-
-
 def factorize_(
     module: nn.Module,
     weight: str,
