@@ -29,7 +29,7 @@ NO_DOOR = {
     "Bound", "Branch", "ChanceLevel", "CompressedLayer", "Compression", "ConditionReadings",
     "ConvSpectralBound", "DciScore", "DensityCoverage", "Evaluation", "FactorDataset",
     "FactorVaeScore", "Fidelity", "GradientMethod", "Handle", "ImageSet", "Interventions",
-    "LatentEncoder", "LayerRule", "LowRankMultiheadAttention", "LowRankTransposedLinear",
+    "LatentEncoder", "LayerRule", "LowRankTransposedLinear",
     "MetricSVD", "Method", "PathLength", "Phase", "PrecisionRecall", "RankRule",
     "RotatedGenerator", "Row", "Run", "Score", "Sizes", "SpriteMoments", "Summary", "Target",
     "Total", "VariationPredictability", "VoteScore", "WeightMethod", "attach", "pixel_features",

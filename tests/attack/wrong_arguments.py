@@ -221,6 +221,7 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
         "LowRankConv1d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankConv2d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankConv3d": lambda: {"*args": (4, 4, 3), "rank": 2},
+        "LowRankMultiheadAttention": lambda: {"embed_dim": 8, "num_heads": 2, "rank": 2},
         "LowRankLinear.from_linear": lambda: {"linear": nn.Linear(6, 5)},
         "LowRankConv2d.from_conv": lambda: {"conv": nn.Conv2d(4, 4, 3)},
         "OrthogonalConv2d": lambda: {"in_channels": 3, "out_channels": 4, "kernel_size": 3},

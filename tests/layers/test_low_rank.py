@@ -1,5 +1,7 @@
 """Low-rank linear and convolution layers: how they are made, and what bad input gets."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -145,6 +147,46 @@ def test_a_rank_outside_its_range(rank):
         LowRankLinear.from_linear(linear, rank=rank)
     with pytest.raises(RankError, match=advice):
         LowRankConv2d(4, 12, 3, groups=2, rank=rank)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: LowRankMultiheadAttention(8, 3), "multiple of num_heads, got 8 and 3"),
+        (lambda: LowRankMultiheadAttention(8.0, 2), "needs embed_dim to be a whole number"),
+        (lambda: LowRankMultiheadAttention(8, 0), "needs num_heads to be a whole number, 1 or"),
+        (lambda: LowRankMultiheadAttention(8, 2, kdim=-3), "needs kdim to be a whole number, 1"),
+        (lambda: LowRankMultiheadAttention(8, 2, 1.5), "needs dropout to be a share"),
+        (lambda: LowRankMultiheadAttention(8, 2, bias="yes"), "needs bias to be True or False"),
+        (lambda: LowRankMultiheadAttention(8, 2, rank=1.5), "needs rank to be a whole number"),
+        (lambda: LowRankMultiheadAttention(8, 2, dtype=torch.int64), "that one says: Only Tens"),
+        (lambda: LowRankLinear(8, 6, rank=2, dtype=torch.int64), "LowRankLinear needs the argum"),
+        (lambda: LowRankConv2d("4", 6, 3, rank=2), "LowRankConv2d needs the arguments of the lay"),
+        (lambda: LowRankConv2d(4, 6, 3, groups=3, rank=2), "must be divisible by groups"),
+        (lambda: LowRankConv3d(4, 6, rank=2), "missing 1 required positional argument: 'kernel"),
+    ],
+)
+def test_arguments_that_torch_cannot_take(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
+
+
+def test_attention_takes_the_arguments_of_torch_in_its_order():
+    taken = list(inspect.signature(nn.MultiheadAttention).parameters)
+    assert list(inspect.signature(LowRankMultiheadAttention).parameters) == [*taken, "rank"]
+    settings = {"dropout": 0.5, "bias": False, "add_bias_kv": True, "add_zero_attn": True,
+                "kdim": 6, "vdim": 4, "batch_first": True, "device": "cpu",
+                "dtype": torch.float64}  # fmt: skip
+    dense, layer = (
+        nn.MultiheadAttention(8, 2, **settings),
+        LowRankMultiheadAttention(8, 2, **settings),
+    )
+    assert layer.v_proj_weight.shape == dense.v_proj_weight.shape
+    for name in ("dropout", "add_zero_attn", "kdim", "vdim", "batch_first", "num_heads"):
+        assert getattr(layer, name) == getattr(dense, name)
+    assert (layer.in_proj_bias is None, layer.bias_k is None) == (True, False)
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
 
 
 @pytest.mark.bad_input

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from orthotrain.errors import NumericalWarning
-from orthotrain.linalg import eigh, polar_factor, spd_inv_sqrt, spd_sqrt, svd
+from orthotrain.errors import ConvergenceError, NumericalWarning
+from orthotrain.linalg import (
+    condition_number,
+    eigh,
+    polar_factor,
+    spd_inv_sqrt,
+    spd_sqrt,
+    svd,
+    thin_svd,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     random = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=random, dtype=torch.float64)
+    return torch.randn(shape, generator=random, dtype=torch.float64)
 
 
 TALL = randn(3, 4, 3)
@@ -39,6 +47,8 @@ KERNELS = {
     "right vectors": (lambda a: svd(a)[2].square(), TALL),
     "eigenvalues": (lambda a: eigh(a)[0], SPD),
     "eigenvectors": (lambda a: eigh(a)[1].square(), SPD),
+    "condition number": (condition_number, TALL),
+    "condition on the range": (partial(condition_number, rtol=0.5), TALL),
     "polar": (polar_factor, TALL),
     "polar of wide": (polar_factor, TALL.mT.contiguous()),
     "polar by QDWH": (partial(polar_factor, method="qdwh"), TALL),
@@ -60,6 +70,25 @@ def test_vmap_grad_and_both(name):
     sum(scalar(name)(a) for a in leaves).backward()
     torch.testing.assert_close(grad(scalar(name))(batch[0]), leaves.grad[0])
     torch.testing.assert_close(vmap(grad(scalar(name)))(batch), leaves.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch", [TALL, TALL.mT.contiguous()], ids=["tall", "wide"])
+def test_measurements_under_vmap_are_those_of_a_loop(batch, dtype):
+    a = batch.to(dtype)
+    for together, alone in zip(vmap(thin_svd)(a), zip(*map(thin_svd, a), strict=True), strict=True):
+        torch.testing.assert_close(together.abs(), torch.stack(alone).abs(), rtol=0, atol=1e-6)
+    singular = torch.stack([a[0], torch.zeros_like(a[0]), a[0].clone()])
+    singular[2, 0], singular[2, :, 0] = 0, 0
+    for rtol in (None, 1e-3):
+        f = partial(condition_number, rtol=rtol)
+        torch.testing.assert_close(vmap(f)(singular), torch.stack([f(each) for each in singular]))
+
+
+@pytest.mark.bad_input
+def test_nan_under_vmap_is_a_typed_error():
+    with pytest.raises(ConvergenceError, match=r"NaN and infinity are refused without it"):
+        vmap(condition_number)(torch.full((2, 3, 3), torch.nan))
 
 
 @pytest.mark.parametrize("name", KERNELS)

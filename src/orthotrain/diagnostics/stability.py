@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from orthotrain._checks import require_count, require_steps
 from orthotrain._doors import checked
+from orthotrain._sharded import USE_DDP, require_whole, sharding_of
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.linalg import (
     basis_stability_from_polar,
@@ -61,7 +62,8 @@ class BasisStability(Method):
 
     Raises:
         ConfigError: ``every_steps`` or ``lag`` below 1, or ``params`` empty. At ``attach``: a
-            pattern matches nothing, or nothing selected is a weight of the kinds above.
+            pattern matches nothing, nothing selected is a weight of the kinds above, or one is
+            sharded over processes.
 
     Note:
         With ``auto=False``, call ``handle.before_step()`` too; without it the first look is
@@ -87,7 +89,10 @@ class BasisStability(Method):
     def bind(self, run: Run) -> Bound:
         """Find the layers to watch; see :class:`~orthotrain.methods.Method`."""
         owned = [parameter for _, parameter in select_parameters(run.model, self.params)]
-        layers = [(n, m) for n, m in select_modules(run.model, owned) if list(_matrices(n, m))]
+        chosen = select_modules(run.model, owned)
+        if any(sharding_of(module) for _, module in chosen):
+            require_whole("BasisStability", run.model, USE_DDP)
+        layers = [(n, m) for n, m in chosen if list(_matrices(n, m))]
         if not layers:
             raise ConfigError(
                 f"BasisStability: nothing selected by {self.params!r} is the weight of a Linear, "

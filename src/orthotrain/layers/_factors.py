@@ -154,7 +154,9 @@ def is_factored(module: nn.Module, weight: str = "weight") -> bool:
 
 def holds_pair(module: nn.Module, weight: str = "weight") -> bool:
     """Whether a weight of the module is held as ``left @ right``, both trained."""
-    return isinstance(module, LowRankModule) and pair_name(weight) in module._parameters
+    name = pair_name(weight)  # a plain attribute in replicas of DataParallel and inside FSDP1
+    held = name in module._parameters or name in module.__dict__
+    return held and isinstance(module, LowRankModule)
 
 
 def parameter_name(module: nn.Module, weight: str) -> str:
@@ -197,14 +199,6 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
         module.__class__ = module.__dict__.pop("_dense_class")
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
-
-
-def become_(module: LowRankModule, dense: nn.Module, rank: int | None) -> None:
-    """Make a low-rank module, in its constructor, out of a fresh dense one."""
-    module.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
-    for weight in module.weights_of(module):
-        if module._parameters.get(weight) is not None:
-            factorize_(module, weight, type(module), rank=rank)
 
 
 def factorize_(
@@ -321,9 +315,7 @@ def _follow_factors(
     """Take the structure of stored factors; a message where they do not fit the layer."""
     layouts = low_rank_class.layouts(module, weight)
     shapes = tuple(tuple(t.shape) if t is not None else None for t in held)
-    core_shape = shapes[1]
-    assert core_shape is not None
-    rank = core_shape[-1] if core_shape else 0
+    rank = (shapes[1] or (0,))[-1]
     fitting = [each for each in layouts if each.factor_shapes(rank) == shapes]
     if not fitting or not 1 <= rank <= fitting[0].full_rank:
         return (
@@ -333,9 +325,9 @@ def _follow_factors(
         )
     parameter = weight_parameter(module, weight)
     assert parameter is not None
-    u_shape, new_core_shape, vh_shape = fitting[0].factor_shapes(rank)
-    if parameter.shape != new_core_shape:
-        resize_parameter_(parameter, parameter.new_empty(new_core_shape))
+    u_shape, core_shape, vh_shape = fitting[0].factor_shapes(rank)
+    if parameter.shape != core_shape:
+        resize_parameter_(parameter, parameter.new_empty(core_shape))
     known = module._buffers.get(factor_names(weight)[0])
     if known is not None and known.shape == u_shape:
         return None  # values are copied into the tensors that are there, which may be shared
@@ -392,7 +384,7 @@ def _follow_dense(
 
 
 def _hold(module: nn.Module, weight: str, name: str, low_rank_class: type[LowRankModule]) -> None:
-    """Keep the weight's Parameter under a name, in a module of the low-rank class."""
+    """Keep the weight's Parameter under a name."""
     rename_(module._parameters, parameter_name(module, weight), name)
     if not isinstance(module, LowRankModule):
         module.__dict__["_dense_class"] = module.__class__

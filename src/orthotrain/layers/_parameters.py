@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain._resized import shape_changed
+from orthotrain.errors import ConfigError
 
 
 def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
@@ -16,8 +17,17 @@ def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
     ``set_`` under ``no_grad`` is the only way that keeps the object, a living old loss and
     DistributedDataParallel all working. Optimizer state of the old shape is dropped at the next
     step of an optimizer, unless it followed.
+
+    Raises:
+        ConfigError: The parameter is sharded: no process has all of it.
     """
     before = parameter.shape
+    if hasattr(parameter, "device_mesh"):
+        raise ConfigError(
+            f"a sharded parameter (DTensor) of shape {tuple(before)} cannot take the shape "
+            f"{tuple(value.shape)}; give the model its structure before it is sharded "
+            "(docs/sharding.md)"
+        )
     with torch.no_grad():
         parameter.set_(value.to(parameter.dtype).contiguous().clone())  # type: ignore[call-overload]
     parameter.grad = None

@@ -25,7 +25,11 @@ def readable(weight: str) -> Any:
 
 
 def readable_factor(index: int, weight: str = "weight") -> Any:
-    """A property that reads ``u``, ``core`` or ``vh`` (by ``index``): what is held, or computed."""
+    """A property that reads ``u``, ``core`` or ``vh`` (by ``index``): what is held, or computed.
+
+    Replicas of ``DataParallel`` and layers inside FSDP1 have a plain tensor in the place of their
+    Parameter, which is written and deleted like an attribute.
+    """
     name = factor_names(weight)[index]
 
     def read(self: LowRankModule) -> Tensor | None:
@@ -33,8 +37,19 @@ def readable_factor(index: int, weight: str = "weight") -> Any:
             return self._buffers[name]
         if name in self._parameters:
             return self._parameters[name]
+        if name in self.__dict__:
+            held: Tensor = self.__dict__[name]
+            return held
         if not holds_pair(self, weight):
             raise AttributeError(f"{type(self).__name__} holds no {name!r}: {weight} is dense")
         return self.factors(weight)[index]
 
-    return property(read, doc=f"``{name}``: held, or computed from a pair on each access.")
+    def write(self: LowRankModule, value: Tensor) -> None:
+        if factor_names(weight)[0] not in self._buffers:
+            raise AttributeError(f"{type(self).__name__} computes {name!r} when it is read")
+        self.__dict__[name] = value
+
+    def delete(self: LowRankModule) -> None:
+        self.__dict__.pop(name)
+
+    return property(read, write, delete, f"``{name}``: held, or computed from a pair when read.")

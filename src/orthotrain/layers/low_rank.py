@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from orthotrain._checks import require_count, require_tensor
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.layers._built import become_
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import (
     LowRankModule,
-    become_,
     factorize_,
     holds_pair,
     low_rank_class_of,
@@ -112,7 +112,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
     ) -> None:
         require_count("LowRankLinear", "in_features", in_features)
         require_count("LowRankLinear", "out_features", out_features)
-        become_(self, nn.Linear(in_features, out_features, bias, device, dtype), rank)
+        become_(self, lambda: nn.Linear(in_features, out_features, bias, device, dtype), rank)
 
     @classmethod
     @checked
@@ -219,7 +219,7 @@ class LowRankTransposedLinear(_SingleWeight):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        become_(self, TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
+        become_(self, lambda: TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:
@@ -318,7 +318,7 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv1d(*args, **kwargs), rank)
+        become_(self, lambda: nn.Conv1d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c w"]) -> Float[Tensor, "*batch m out_w"]:
         """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
@@ -357,7 +357,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv2d(*args, **kwargs), rank)
+        become_(self, lambda: nn.Conv2d(*args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
@@ -370,7 +370,7 @@ class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv3d(*args, **kwargs), rank)
+        become_(self, lambda: nn.Conv3d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c d h w"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_count, require_share
+from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.layers._built import become_
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factor_names import pair_name
 from orthotrain.layers._factors import (
     LowRankModule,
-    become_,
     holds_pair,
     is_factored,
     register_low_rank,
@@ -28,6 +31,7 @@ from orthotrain.linalg.matrices import WeightLayout, weight_layout
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
+@checked
 @register_low_rank("torch.nn.modules.activation.MultiheadAttention")
 class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     """Torch's multi-head attention with low-rank input projections.
@@ -40,11 +44,21 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     converted as one; built directly, it is dense.
 
     Args:
-        args: As ``nn.MultiheadAttention`` takes them.
+        embed_dim: Width of query and output, a multiple of ``num_heads``.
+        num_heads: How many heads.
+        dropout: Share of the attention weights that training leaves out, in ``[0, 1]``.
+        bias: Whether the projections have biases.
+        add_bias_kv: Whether a learned token is added to keys and values.
+        add_zero_attn: Whether a token of zeros is.
+        kdim: Width of the keys; that of the query by default.
+        vdim: Width of the values; that of the query by default.
+        batch_first: Whether inputs are ``(batch, length, width)``.
+        device: Device of all tensors.
+        dtype: Floating-point type of all tensors.
         rank: ``k`` of each projection, from 1 to its smaller side; None is full rank.
-        kwargs: As ``nn.MultiheadAttention`` takes them.
 
     Raises:
+        ConfigError: An argument that torch's layer cannot take.
         RankError: ``rank`` is out of range.
 
     Source:
@@ -60,8 +74,38 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     k_proj_weight = readable("k_proj_weight")
     v_proj_weight = readable("v_proj_weight")
 
-    def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.MultiheadAttention(*args, **kwargs), rank)
+    def __init__(  # noqa: PLR0913 - the signature is torch's
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+    ) -> None:
+        name = "LowRankMultiheadAttention"
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "kdim": kdim, "vdim": vdim}
+        for what, size in sizes.items():
+            if size is not None:
+                require_count(name, what, size)
+        require_share(name, "dropout", dropout, zero=True, one=True)
+        if embed_dim % num_heads:
+            raise ConfigError(
+                f"{name} needs embed_dim to be a multiple of num_heads, got {embed_dim} and "
+                f"{num_heads}; each head takes as much of the width"
+            )
+        dense = partial(
+            nn.MultiheadAttention, embed_dim, num_heads, dropout, bias, add_bias_kv,
+            add_zero_attn, kdim, vdim, batch_first, device, dtype,
+        )  # fmt: skip
+        become_(self, dense, rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:

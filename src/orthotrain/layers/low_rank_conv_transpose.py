@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
-from orthotrain.layers._factors import become_, holds_pair, register_low_rank
+from orthotrain.layers._built import become_
+from orthotrain.layers._factors import holds_pair, register_low_rank
 from orthotrain.layers._tracing import leaf
 from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
@@ -69,7 +70,7 @@ class LowRankConvTranspose1d(_LowRankConvTranspose, nn.ConvTranspose1d):
     """1-D transposed convolution in factors; see ``LowRankConvTranspose2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.ConvTranspose1d(*args, **kwargs), rank)
+        become_(self, lambda: nn.ConvTranspose1d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c w"], output_size: Sequence[int] | None = None
@@ -101,7 +102,7 @@ class LowRankConvTranspose2d(_LowRankConvTranspose, nn.ConvTranspose2d):
     """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.ConvTranspose2d(*args, **kwargs), rank)
+        become_(self, lambda: nn.ConvTranspose2d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c h w"], output_size: Sequence[int] | None = None
@@ -116,7 +117,7 @@ class LowRankConvTranspose3d(_LowRankConvTranspose, nn.ConvTranspose3d):
     """3-D transposed convolution in factors; see ``LowRankConvTranspose2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.ConvTranspose3d(*args, **kwargs), rank)
+        become_(self, lambda: nn.ConvTranspose3d(*args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c d h w"], output_size: Sequence[int] | None = None

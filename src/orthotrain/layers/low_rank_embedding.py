@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthotrain._doors import checked
-from orthotrain.layers._factors import become_, holds_pair, register_low_rank
+from orthotrain.layers._built import become_
+from orthotrain.layers._factors import holds_pair, register_low_rank
 from orthotrain.layers._tracing import leaf
 from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout
@@ -41,7 +42,7 @@ class LowRankEmbedding(_SingleWeight, nn.Embedding):
     on_request: ClassVar[str] = "embedding"
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Embedding(*args, **kwargs), rank)
+        become_(self, lambda: nn.Embedding(*args, **kwargs), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:

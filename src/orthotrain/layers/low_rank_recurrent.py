@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from orthotrain._doors import checked
+from orthotrain.layers._built import become_
 from orthotrain.layers._factors import (
     LowRankModule,
-    become_,
     is_factored,
     register_low_rank,
     weight_parameter,
@@ -133,7 +133,7 @@ class LowRankLSTM(_LowRankLayer, nn.LSTM):
     on_request: ClassVar[str] = "lstm"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.LSTM(*args, **kwargs), rank)
+        become_(self, lambda: nn.LSTM(*args, **kwargs), rank)
 
 
 @checked
@@ -144,7 +144,7 @@ class LowRankGRU(_LowRankLayer, nn.GRU):
     on_request: ClassVar[str] = "gru"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.GRU(*args, **kwargs), rank)
+        become_(self, lambda: nn.GRU(*args, **kwargs), rank)
 
 
 @checked
@@ -155,7 +155,7 @@ class LowRankRNN(_LowRankLayer, nn.RNN):
     on_request: ClassVar[str] = "rnn"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.RNN(*args, **kwargs), rank)
+        become_(self, lambda: nn.RNN(*args, **kwargs), rank)
 
 
 @checked
@@ -166,7 +166,7 @@ class LowRankLSTMCell(_LowRankRecurrent, nn.LSTMCell):
     on_request: ClassVar[str] = "lstm"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.LSTMCell(*args, **kwargs), rank)
+        become_(self, lambda: nn.LSTMCell(*args, **kwargs), rank)
 
 
 @checked
@@ -177,7 +177,7 @@ class LowRankGRUCell(_LowRankRecurrent, nn.GRUCell):
     on_request: ClassVar[str] = "gru"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.GRUCell(*args, **kwargs), rank)
+        become_(self, lambda: nn.GRUCell(*args, **kwargs), rank)
 
 
 @checked
@@ -188,4 +188,4 @@ class LowRankRNNCell(_LowRankRecurrent, nn.RNNCell):
     on_request: ClassVar[str] = "rnn"
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.RNNCell(*args, **kwargs), rank)
+        become_(self, lambda: nn.RNNCell(*args, **kwargs), rank)

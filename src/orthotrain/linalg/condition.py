@@ -48,6 +48,8 @@ def condition_number(
         A matrix that is singular up to rounding gives a large number without meaning, about
         ``1e16`` in float64: give ``rtol`` where the rank may be deficient. Differentiable where
         the result is finite and the largest and smallest counted singular values are simple.
+        ``torch.vmap`` and ``torch.func`` work. Under ``vmap`` nobody sees NaN before the driver,
+        so it is a ConvergenceError there.
 
     Example:
         >>> a = torch.diag(torch.tensor([8.0, 2.0, 0.0]))

@@ -165,7 +165,11 @@ def _tall_svd(a: Tensor, *, rounded: bool) -> tuple[Tensor, ...]:
     except LinAlgError:
         return _first_to_converge("thin_svd", a, _thin)
     inexact = eigenvalues[..., 0] * _GRAM_EXACT_CONDITION**2 <= eigenvalues[..., -1]
-    if bool(inexact.all()):
+    try:
+        exact_for_some = not bool(inexact.all())
+    except RuntimeError:  # under torch.vmap nobody can know
+        exact_for_some = False
+    if not exact_for_some:
         return _first_to_converge("thin_svd", a, _thin)
     factors = _from_right_vectors(a, v)
     if bool(inexact.any()):
@@ -214,6 +218,13 @@ def _rungs(device: torch.device) -> tuple[_Rung, ...]:
             return (_Rung(f"the default driver on {device.type}", None), _CPU_RUNG)
 
 
+def _are_finite(factors: tuple[Tensor, ...]) -> bool:
+    try:
+        return all(bool(torch.isfinite(factor).all()) for factor in factors)
+    except RuntimeError:  # under torch.vmap nobody can know
+        return True
+
+
 def _first_to_converge(
     function: str,
     a: Tensor,
@@ -229,7 +240,7 @@ def _first_to_converge(
             failed.append(rung.name)
             continue
         # An accelerator's Jacobi driver may return NaN where it should raise.
-        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        if not _are_finite(factors):
             failed.append(rung.name)
             continue
         if failed:
@@ -241,7 +252,14 @@ def _first_to_converge(
             )
         return tuple(factor.to(a) for factor in factors)
     raise ConvergenceError(
-        f"{function} of shape {tuple(a.shape)} and norm {float(a.detach().norm()):.3g} did not "
-        f"converge with {', '.join(failed)}; entries of very different size are the usual "
-        f"cause: scale the matrix or add a small multiple of the identity"
+        f"{function} of shape {tuple(a.shape)} and norm {_norm(a)} did not converge with "
+        f"{', '.join(failed)}; entries of very different size are the usual cause: scale the "
+        f"matrix or add a small multiple of the identity"
     )
+
+
+def _norm(a: Tensor) -> str:
+    try:
+        return f"{float(a.detach().norm()):.3g}"
+    except RuntimeError:  # under torch.vmap, where NaN was not noticed before, either
+        return "unknown under torch.vmap (NaN and infinity are refused without it)"

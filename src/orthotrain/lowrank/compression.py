@@ -10,6 +10,7 @@ from torch import nn
 
 from orthotrain._checks import require_share
 from orthotrain._doors import checked
+from orthotrain._sharded import require_whole
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_, undo_of
@@ -97,7 +98,8 @@ def compress(  # noqa: PLR0913  # a rule and its short forms, what is cut, what 
             matches nothing, a budget that cannot be met, no layer that can be converted, a loss
             without data, no batch, a loss without a backward pass, or data for a model on
             several devices; ranks within ``max_output_error`` that exceed the budget, or a model
-            that exceeds it on ``held_out``. Nothing is changed then.
+            that exceeds it on ``held_out``; or a model that is sharded over processes. Nothing is
+            changed then.
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity; the
             message names the layer. Nothing is changed then.
 
@@ -105,6 +107,7 @@ def compress(  # noqa: PLR0913  # a rule and its short forms, what is cut, what 
         The metric of inputs is that of SVD-LLM (Wang et al., arXiv:2403.07378), that of the loss
         K-FAC's (Martens and Grosse, arXiv:1503.05671). ``docs/compress.md`` compares others.
     """
+    require_whole("compress", model)
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
     selection = chosen_layers("compress", only=only, skip=skip, also=also, max_aspect=max_aspect)
     require_data_for("compress", data, loss)

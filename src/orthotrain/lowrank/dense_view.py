@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
+from orthotrain._sharded import GATHER_FIRST, require_whole
 from orthotrain.layers._factors import LowRankModule, is_factored, parameter_name
 from orthotrain.methods.select import named_modules_clean
 
@@ -27,6 +28,9 @@ def dense_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         parameter. It is made anew each time, and writing into it changes nothing. Every other
         tensor is the Parameter itself.
 
+    Raises:
+        ConfigError: A layer with frozen bases is sharded: its core is a DTensor, its bases are not.
+
     Example:
         >>> from orthotrain import compress
         >>> model = compress(nn.Sequential(nn.Linear(8, 8)), rank_rtol=0.5, only_if_cheaper=False)
@@ -34,6 +38,8 @@ def dense_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         [('0.weight', (8, 8)), ('0.bias', (8,))]
     """
     seen: set[int] = set()
+    if any(isinstance(module, LowRankModule) and module._buffers for module in model.modules()):
+        require_whole("dense_parameters", model, GATHER_FIRST)
     for name, module in named_modules_clean(model):
         weights = {}
         if isinstance(module, LowRankModule):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from orthotrain._doors import checked
+from orthotrain._sharded import SHARD_AFTER, require_whole
 from orthotrain.errors import CheckpointError, ConfigError, OrthotrainWarning
 from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._factors import (
@@ -25,6 +27,7 @@ from orthotrain.layers._factors import (
 from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.factor_pair import nearest_pair
+from orthotrain.lowrank.distributed_checkpoint import is_metadata, shapes_of_model
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.sites import Site
@@ -165,8 +168,10 @@ def follow(model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ConfigError: ``model`` is no module, or none of its layers has a low-rank form.
+        ConfigError: ``model`` is no module, none of its layers has a low-rank form, or it is
+            sharded over processes.
     """
+    require_whole("follow", model, SHARD_AFTER)
     if not follow_checkpoints(model):
         raise ConfigError(
             "follow needs a model with layers that have a low-rank form (nn.Linear, convolutions, "
@@ -204,7 +209,7 @@ def follow_checkpoints(model: nn.Module) -> list[RemovableHandle]:
 
 
 @checked
-def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
 
     Ranks and forms follow the checkpoint; values are not copied, ``load_state_dict`` does that.
@@ -212,14 +217,20 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.
 
     Args:
         model: A fresh model, dense or low-rank.
-        state_dict: Names and tensors; only the shapes of factors are read.
+        state_dict: Names and tensors; only the shapes of factors are read. Of a checkpoint of
+            ``torch.distributed.checkpoint``, which loads into tensors that are there:
+            ``FileSystemReader(folder).read_metadata().state_dict_metadata``.
 
     Returns:
         The same model.
 
     Raises:
+        ConfigError: The model is sharded over processes.
         CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
     """
+    require_whole("restore_structure", model, SHARD_AFTER)
+    if is_metadata(state_dict):
+        state_dict = shapes_of_model(model, state_dict)
     guard(model)
     wanted = as_names_of(model, state_dict)
     problems: list[str] = []

@@ -11,6 +11,7 @@ from torch import nn
 
 from orthotrain._checks import require_steps
 from orthotrain._doors import checked
+from orthotrain._sharded import require_whole
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
@@ -164,8 +165,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
         Raises:
             ConfigError: No eligible layer, a pattern that matches nothing, a switch that lies at
                 or beyond the run's last step, a budget that no rank meets, a model on several
-                devices whose data decide, or an optimizer that cannot train factors.
+                devices whose data decide, a sharded one, or an optimizer that cannot train factors.
         """
+        require_whole("AdaptiveLowRank", run.model)
         schedule = self.schedule(run.total_steps)
         total, first = run.total_steps, schedule.first_switch
         if total is not None and first >= total:

@@ -35,7 +35,7 @@ def as_names_of(model: nn.Module, given: Mapping[str, _Value]) -> dict[str, _Val
         model: Dense or low-rank, wrapped or not.
         given: By name; a name that the model does not have keeps its name.
     """
-    known = {*_names_in_every_form(model)}
+    known = {*names_in_every_form(model)}
     best, most = dict(given), -1
     for read in _readings(given, known):
         found = {read(name): value for name, value in given.items()}
@@ -66,7 +66,7 @@ def _clean_key(model: nn.Module, key: str) -> str:
     return ".".join(parts)
 
 
-def _names_in_every_form(model: nn.Module) -> Iterator[str]:
+def names_in_every_form(model: nn.Module) -> Iterator[str]:
     """Clean names of a model's state dict, with its weights dense, in factors and as pairs."""
     yield from clean_keys(model)
     for name, module in named_modules_clean(model, remove_duplicate=False):

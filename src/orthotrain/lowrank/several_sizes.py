@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orthotrain._checks import require_share
 from orthotrain._doors import checked
+from orthotrain._sharded import require_whole
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.branch import Branch, Sizes
 from orthotrain.lowrank.change import cut_trained_site_
@@ -99,7 +100,8 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         ConfigError: Before anything is trained: no share, a share outside ``(0, 1)``, twice, or
             not smaller than the model is; a budget that cannot be met, with the layers that stand
             in the way; no layer that can be cut; an optimizer that holds other parameters or
-            cannot train factors; or data and a loss that ``compress`` refuses.
+            cannot train factors; a model that is sharded over processes; or data and a loss that
+            ``compress`` refuses.
         NonFiniteError: A weight, an input, a gradient or a loss holds NaN or infinity.
 
     Note:
@@ -110,6 +112,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         OrthotrainWarning: ``train_on`` returned neither a number nor None; its loss is left out.
     """
     require_model("sizes", model, optimizer)
+    require_whole("sizes", model)
     optimizer, start = outermost_optimizer("sizes", optimizer), unwrap(model)
     rules = _rules(shares)
     selection = chosen_layers("sizes", only=only, skip=skip)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotrain._doors import checked
+from orthotrain._sharded import GATHER_FIRST, SHARD_AFTER, require_whole
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
 from orthotrain.layers._factors import pair_name
@@ -65,8 +66,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: File to write, usually ``*.safetensors``. Its folder must exist.
 
     Raises:
+        ConfigError: The model is sharded over processes.
         CheckpointError: The file cannot be written.
     """
+    require_whole("save", model, f"{GATHER_FIRST}, or save it with torch.distributed.checkpoint")
     path = Path(path)
     inner = unwrap(model)
     state = inner.state_dict()
@@ -119,10 +122,12 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         The same model.
 
     Raises:
+        ConfigError: The model is sharded over processes.
         CheckpointError: The file is missing, damaged or of an unknown format, or it belongs to
             another architecture, or has no value for something that is on the meta device; in
             the last two cases the model may have changed in part, so build it anew.
     """
+    require_whole("load", model, SHARD_AFTER)
     path = Path(path)
     inner, saved = unwrap(model), read_saved(path)
     held = {n: (tensor, saved.layouts.get(n)) for n, tensor in saved.with_aliases().items()}

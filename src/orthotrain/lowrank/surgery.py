@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
 from orthotrain._resized import left_model
+from orthotrain._sharded import GATHER_FIRST, require_whole
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
@@ -51,7 +52,11 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model; its outputs agree to rounding.
+
+    Raises:
+        ConfigError: The model is sharded over processes.
     """
+    require_whole("to_dense", model, GATHER_FIRST)
     merged: set[int] = set()
     for module, weight in factored_weights(model):
         parameter = weight_parameter(module, weight)
@@ -86,7 +91,11 @@ def to_factored(model: nn.Module) -> nn.Module:
     Returns:
         The same model with ``nn.Sequential`` pairs in the place of low-rank layers; the model
         itself becomes a dense layer again where it is one. Outputs agree to rounding.
+
+    Raises:
+        ConfigError: The model is sharded over processes.
     """
+    require_whole("to_factored", model, GATHER_FIRST)
     pairs: dict[int, nn.Sequential] = {}
     first_of_weight: dict[int, nn.Sequential] = {}
     for parent in list(model.modules()):

@@ -9,12 +9,14 @@ from collections.abc import Container, Sequence
 
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain._checks import require_count, require_steps
+from orthotrain._sharded import require_own_steps
 from orthotrain.errors import ConfigError
 from orthotrain.methods._facts import facts_of
+from orthotrain.methods._hooks import refuse_data_parallel
 from orthotrain.methods._optimizer import groups_of, kinds_of, require_model
 from orthotrain.methods._wrapped_optimizer import stepped_optimizer
 from orthotrain.methods.handle import Handle
@@ -80,8 +82,9 @@ def attach(
     Raises:
         ConfigError: No method; something that is not a method, such as a class or a list; model
             and optimizer swapped; an optimizer that holds none of the model's parameters; a
-            parameter that two optimizers hold, or that a handle acts on already; ``records`` that
-            is no count; or a setting that does not fit the model. On all processes alike: they do
+            parameter that two optimizers hold, or that a handle acts on already; an engine of
+            DeepSpeed; ``records`` that is no count; or a setting that does not fit the model. At
+            the first step: the model was sharded after ``attach``. On all processes alike: they do
             not agree, one of them failed, or one did not call ``attach`` within the timeout of
             the group.
     """
@@ -95,6 +98,9 @@ def attach(
             require_steps("attach", "total_steps", total_steps)
         if records is not None:
             require_count("attach", "records", records, "records to keep (None: all)", least=0)
+        require_own_steps("attach", model, optimizer)
+        if any(isinstance(w, DataParallel) and len(w.device_ids) > 1 for w in wrappers(model)):
+            refuse_data_parallel(methods)
         inner = unwrap(model)
         optimizers = _optimizers(optimizer)
         _check_parameters(inner, optimizers)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +22,11 @@ def active_ddp_module() -> DistributedDataParallel | None:
     """
     found = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
     return found if isinstance(found, DistributedDataParallel) else None
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether a module is a copy that ``DataParallel`` made for one forward on one device."""
+    return bool(module.__dict__.get("_is_replica"))
 
 
 def cannot_resize_under(wrapper: DistributedDataParallel) -> str | None:

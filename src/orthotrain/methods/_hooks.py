@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import OrthotrainWarning
-from orthotrain.methods._compat import active_ddp_module
+from orthotrain.errors import ConfigError, OrthotrainWarning
+from orthotrain.methods._compat import active_ddp_module, is_replica
 from orthotrain.methods._hooked import Hooked
+from orthotrain.methods.protocol import Method, Phase
 from orthotrain.methods.weak_hook import WeakHook
 
 # Longer than any gradient accumulation in common use, short enough to be seen in the first
@@ -25,6 +26,16 @@ _CHANGES_BEFORE_WARNING = 10
 _TIMES = 4  # as many as were ever seen between two steps
 
 
+def refuse_data_parallel(methods: Iterable[Method]) -> None:
+    """Raise ConfigError where methods change shapes: they see the passes of copies alone."""
+    names = [type(method).__name__ for method in methods if method.phase is Phase.STRUCTURE]
+    if names:
+        raise ConfigError(
+            f"{', '.join(names)} sees no pass of a model in DataParallel on several devices, which "
+            "copies it for each; use DistributedDataParallel with one process per device"
+        )
+
+
 class ForwardHook(WeakHook[Hooked]):
     """After a forward: finds the DDP wrapper, and the loss where the output carries one."""
 
@@ -32,6 +43,8 @@ class ForwardHook(WeakHook[Hooked]):
         # A compiled forward traces through here; the constant removes the rest from its graph.
         if torch.compiler.is_compiling() or (handle := self.owner) is None:
             return
+        if is_replica(module):
+            refuse_data_parallel(handle.methods.values())
         if (wrapper := active_ddp_module()) is not None and handle.run.wrapper is not wrapper:
             handle.run.wrapper = wrapper
         # A tensor has no loss inside; asking it for one would cost an exception per step.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain._resized import must_look_at
+from orthotrain._sharded import require_as_attached, sharding_of
 from orthotrain.errors import StateError
 from orthotrain.methods._optimizer import is_no_step
 from orthotrain.methods.optimizer_state import check_shapes, drop_outlived
@@ -21,7 +23,9 @@ STATE_IS_MISSING: Final = (
 class StateCheck:
     """What a handle knows of state dicts that were loaded, and what it asks before a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model: nn.Module | None = model  # until the first step
+        self._sharding = sharding_of(model)
         # From the start: a checkpoint may have been loaded before the handle was there.
         self._expected = True
         self._is_first = True
@@ -47,9 +51,13 @@ class StateCheck:
         """Drop state that the model's form outlived, refuse what was loaded and does not fit.
 
         Raises:
+            ConfigError: The first step of a model that was sharded since ``attach``.
             StateError: Loaded state of another shape, or a run that goes on without the state of
                 its handle.
         """
+        if self._model is not None:
+            require_as_attached(self._model, optimizer, self._sharding)
+            self._model = None
         if must_look_at(optimizer) and (self._is_first or not self._expected):
             drop_outlived(optimizer)
         if self._expected:

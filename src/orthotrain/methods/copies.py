@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain._doors import checked
+from orthotrain._sharded import SHARD_AFTER, require_whole
 from orthotrain.errors import ConfigError
 from orthotrain.methods._wrapped_optimizer import held_optimizers
 from orthotrain.methods.select import named_parameters_clean, unwrap
@@ -32,7 +33,11 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
     Returns:
         The inner model's copy, dense or low-rank as the model is, on its devices.
+
+    Raises:
+        ConfigError: The model is sharded over processes.
     """
+    require_whole("frozen_copy", model, SHARD_AFTER)
     return _copied(unwrap(model), {}).eval().requires_grad_(False)
 
 

@@ -44,7 +44,7 @@ class Handle:
         self._acts = Acts(run, methods)
         self._attached = self._compare_step = True
         self._skipped: set[int] = set()  # of each optimizer its place among all
-        self._state_checks = [StateCheck() for _ in run.optimizers]
+        self._state_checks = [StateCheck(run.model) for _ in run.optimizers]
         self._backward_hooks = [BackwardHook(self, each) for each in run.optimizers]
         self._hooks = self._registered(outer)
 

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import LBFGS, Optimizer
 
 from orthotrain._doors import checked
+from orthotrain._sharded import USE_DDP, is_flat, require_whole
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 from orthotrain.methods.protocol import Run
@@ -75,6 +76,8 @@ def find_targets(
             f"{method} acts on the gradient between backward and step, and LBFGS computes "
             "gradients anew inside its step; take an optimizer that uses the gradient it is given"
         )
+    if is_flat(run.model):
+        require_whole(method, run.model, USE_DDP)
     _refuse(
         method,
         [(name, _fault(parameter, held=parameter in owners)) for name, parameter in chosen],
@@ -94,8 +97,8 @@ def _fault(parameter: nn.Parameter, *, held: bool) -> str | None:
         return "is sharded (DTensor), and no process has the whole matrix; use DDP instead"
     if parameter.ndim < 2 or parameter.numel() == 0:
         return (
-            f"of shape {tuple(parameter.shape)} is no matrix (FSDP's flat shards are none, "
-            "either); name weights of linear layers or convolutions"
+            f"of shape {tuple(parameter.shape)} is no matrix; name weights of linear layers or "
+            "convolutions"
         )
     if not parameter.is_floating_point():
         return f"is {parameter.dtype}; only real floating-point weights have these matrices"
