@@ -34,6 +34,7 @@ from orthotrain._checks import (
 from orthotrain.errors import ConfigError
 
 _Door = TypeVar("_Door", bound=Callable[..., Any])
+_Layer = TypeVar("_Layer")
 
 
 class _Kind(NamedTuple):
@@ -68,6 +69,21 @@ def checked(door: _Door) -> _Door:
     source = (lambda: door) if dataclass else (lambda: constructor)
     door.__init__ = _wrapped(constructor, door.__qualname__, source)  # type: ignore[misc]
     return door
+
+
+def built(layer: Callable[..., _Layer], *args: Any, **kwargs: Any) -> _Layer:
+    """A layer of torch with a caller's arguments.
+
+    Raises:
+        ConfigError: torch refuses them; the message has its reason.
+    """
+    try:
+        return layer(*args, **kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        name = getattr(layer, "__name__", str(layer))
+        raise ConfigError(
+            f"torch.nn.{name} refuses these arguments: {error}; give them as its page says"
+        ) from error
 
 
 def _wrapped(function: Callable[..., Any], owner: str, source: Callable[[], Any]) -> Any:

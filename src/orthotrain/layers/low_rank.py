@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orthotrain._checks import require_count, require_tensor
-from orthotrain._doors import checked
+from orthotrain._doors import built, checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv, low_rank_linear
 from orthotrain.layers._cost import Bases
@@ -153,14 +153,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
 
 class TransposedLinear(nn.Module):
-    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``.
-
-    Args:
-        nf: Width of the output.
-        nx: Width of the input.
-        device: Device of all tensors.
-        dtype: Floating-point type of all tensors.
-    """
+    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``."""
 
     bias: nn.Parameter
 
@@ -183,6 +176,7 @@ class TransposedLinear(nn.Module):
         return F.linear(x, self.weight.mT, self.bias)
 
 
+@checked
 @register_low_rank(
     "transformers.pytorch_utils.Conv1D", "orthotrain.layers.low_rank.TransposedLinear"
 )
@@ -200,6 +194,7 @@ class LowRankTransposedLinear(_SingleWeight):
         dtype: Floating-point type of all tensors.
 
     Raises:
+        ConfigError: A width below one.
         RankError: ``rank`` is out of range.
     """
 
@@ -213,9 +208,11 @@ class LowRankTransposedLinear(_SingleWeight):
         nx: int,
         *,
         rank: int | None = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        require_count("LowRankTransposedLinear", "nf", nf)
+        require_count("LowRankTransposedLinear", "nx", nx)
         become_(self, TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
 
     @classmethod
@@ -313,7 +310,7 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
     """1-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv1d(*args, **kwargs), rank)
+        become_(self, built(nn.Conv1d, *args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c w"]) -> Float[Tensor, "*batch m out_w"]:
         """``(batch, in, size)`` to ``(batch, out, size')``; the batch may be missing."""
@@ -340,6 +337,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         weight: In the dense layer's shape, materialized when read.
 
     Raises:
+        ConfigError: Arguments that ``nn.Conv2d`` refuses.
         RankError: ``rank`` is out of range.
 
     Source:
@@ -352,7 +350,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv2d(*args, **kwargs), rank)
+        become_(self, built(nn.Conv2d, *args, **kwargs), rank)
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch m out_h out_w"]:
         """``(batch, in, h, w)`` to ``(batch, out, h', w')``; the batch may be missing."""
@@ -365,7 +363,7 @@ class LowRankConv3d(_LowRankConv, nn.Conv3d):
     """3-D convolution with the weight ``u @ core @ vh`` of each group; see ``LowRankConv2d``."""
 
     def __init__(self, *args: Any, rank: int, **kwargs: Any) -> None:
-        become_(self, nn.Conv3d(*args, **kwargs), rank)
+        become_(self, built(nn.Conv3d, *args, **kwargs), rank)
 
     def forward(
         self, x: Float[Tensor, "*batch c d h w"]

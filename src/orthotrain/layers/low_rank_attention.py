@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._doors import built, checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._factors import (
@@ -28,6 +29,7 @@ from orthotrain.linalg.matrices import WeightLayout, weight_layout
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
+@checked
 @register_low_rank("torch.nn.modules.activation.MultiheadAttention")
 class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     """Torch's multi-head attention with low-rank input projections.
@@ -45,6 +47,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         kwargs: As ``nn.MultiheadAttention`` takes them.
 
     Raises:
+        ConfigError: Arguments that ``nn.MultiheadAttention`` refuses.
         RankError: ``rank`` is out of range.
 
     Source:
@@ -61,7 +64,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     v_proj_weight = readable("v_proj_weight")
 
     def __init__(self, *args: Any, rank: int | None = None, **kwargs: Any) -> None:
-        become_(self, nn.MultiheadAttention(*args, **kwargs), rank)
+        become_(self, built(nn.MultiheadAttention, *args, **kwargs), rank)
 
     @classmethod
     def layouts(cls, module: nn.Module, weight: str) -> tuple[WeightLayout, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orthotrain._checks import is_dense
 from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
@@ -168,6 +169,13 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
             raise CheckpointError(
                 f"save needs tensors only, got {type(tensor).__name__} for {name} (extra state); "
                 "save it beside the model with torch.save"
+            )
+        held = is_dense(tensor, None) and not (tensor.is_meta or tensor.is_quantized)
+        if not held or tensor.dtype is torch.complex128:  # as safetensors has it
+            raise CheckpointError(
+                f"save needs dense tensors with values, got {name} with layout {tensor.layout}, "
+                f"dtype {tensor.dtype} on {tensor.device}; give it values with to_empty or "
+                "to_dense(), or save it beside the model with torch.save"
             )
         view = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
         known = first.setdefault(view, name)
