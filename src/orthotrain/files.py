@@ -71,6 +71,8 @@ def write_atomically(
             file; it is as before.
     """
     path = Path(path)
+    if "\0" in path.name:  # which Python refuses without saying that it is the path
+        raise OSError(errno.EINVAL, "null character in the name", str(path))
     _require_no_other(path)
     remove_abandoned(path.parent, name=path.name, seconds=_ABANDONED_SECONDS, below=False)
     moved = False

@@ -126,12 +126,14 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
     import orthotrain
     from orthotrain import linalg
     from orthotrain.disentangle import FactorBudget, FeatureSpace
-    from orthotrain.lowrank import StoredBudget
     from orthotrain.methods import Run
 
     def trained() -> dict[str, Any]:
         model = _net()
         return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+
+    def attached() -> Any:
+        return orthotrain.attach(*trained().values(), orthotrain.BasisStability(every_steps=1))
 
     def saved(path: str) -> str:
         model = orthotrain.compress(_net(), energy=0.9, only_if_cheaper=False)
@@ -149,6 +151,8 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "attach": lambda: trained() | {"*methods": (orthotrain.BasisStability(every_steps=1),)},
         "compress": lambda: {"model": _net(), "energy": 0.9},
+        "dense_parameters": lambda: {"model": _net()},
+        "follow": lambda: {"model": _net()},
         "frozen_copy": lambda: {"model": _net()},
         "load": lambda: {"model": _net(), "path": saved(str(tmp / "saved.safetensors"))},
         "save": lambda: {"model": _net(), "path": str(tmp / "save.safetensors")},
@@ -222,6 +226,7 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
         "LowRankConv2d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankConv3d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankMultiheadAttention": lambda: {"embed_dim": 8, "num_heads": 2, "rank": 2},
+        "LowRankTransposedLinear": lambda: {"nf": 6, "nx": 5, "rank": 2},
         "LowRankLinear.from_linear": lambda: {"linear": nn.Linear(6, 5)},
         "LowRankConv2d.from_conv": lambda: {"conv": nn.Conv2d(4, 4, 3)},
         "OrthogonalConv2d": lambda: {"in_channels": 3, "out_channels": 4, "kernel_size": 3},
@@ -345,8 +350,16 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
         "Sprites": lambda: {"size": 16},
         "image_set": lambda: {"source": "sprites", "image_size": 16},
         "sprite_moments": lambda: {"images": images.abs()},
-        "LowRankRule": lambda: {"rank": StoredBudget(0.5)},
+        "JsonlWriter": lambda: {"handle": attached(), "path": str(tmp / "records.jsonl")},
+        "TensorBoardWriter": lambda: {"handle": attached(), "writer": _Scalars()},
     }  # fmt: skip
+
+
+class _Scalars:
+    """What takes a number by name and step."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        pass
 
 
 class _Dots:
@@ -385,6 +398,7 @@ FORWARDS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "LowRankConv1d.forward": ("LowRankConv1d", lambda: (_randn(2, 4, 9),)),
     "LowRankConv2d.forward": ("LowRankConv2d", lambda: (_randn(2, 4, 6, 6),)),
     "LowRankConv3d.forward": ("LowRankConv3d", lambda: (_randn(2, 4, 5, 5, 5),)),
+    "LowRankTransposedLinear.forward": ("LowRankTransposedLinear", lambda: (_randn(3, 5),)),
     "DecorrelatedBatchNorm1d.forward": ("DecorrelatedBatchNorm1d", lambda: (_randn(16, 4),)),
     "DecorrelatedBatchNorm2d.forward": ("DecorrelatedBatchNorm2d", lambda: (_randn(4, 4, 3, 3),)),
     "DecorrelatedBatchNorm3d.forward": (
@@ -403,6 +417,19 @@ FORWARDS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "LinearGenerator.forward": ("LinearGenerator", lambda: (_randn(2, 6),)),
     "QuadraticCritic.forward": ("QuadraticCritic", lambda: (_randn(2, 8),)),
 }
+
+
+def public_names() -> set[str]:
+    """What can be called among the public names."""
+    import orthotrain
+
+    homes = [getattr(orthotrain, package) if package else orthotrain for package in PACKAGES]
+    return {
+        name
+        for home in homes
+        for name in home.__all__
+        if callable(getattr(home, name)) and not isinstance(getattr(home, name), types.ModuleType)
+    }
 
 
 def public_calls() -> dict[str, Callable[..., Any]]:

@@ -46,7 +46,11 @@ class Slow(toy.ToyTrainer):
         time.sleep(0.05)
         if self.job == "plain 0" and self.steps == 7:
             steps = Path(os.environ["STEPS_FILE"])
-            wait_until(lambda: len({pid for pid, *_ in steps_taken(steps)}) >= int(os.environ.get("MEET", "1")))
+            wait_until(
+                lambda: (
+                    len({pid for pid, *_ in steps_taken(steps)}) >= int(os.environ.get("MEET", "1"))
+                )
+            )
         return super().step()
 
 
@@ -262,7 +266,10 @@ def test_a_search_divides_its_trials_too(tmp_path, capsys):
 @pytest.mark.bad_input
 def test_a_run_of_another_kind_is_refused(tmp_path):
     claims_of(tmp_path / "run", tmp_path / "j.log")
-    for changes, named in (({"recipe": "other"}, "recipe is toy there"), ({"rate": 1.0}, "rate is")):
+    for changes, named in (
+        ({"recipe": "other"}, "recipe is toy there"),
+        ({"rate": 1.0}, "rate is"),
+    ):
         with pytest.raises(ConfigError, match=f"other settings .*{named}"):
             claims_of(tmp_path / "run", tmp_path / "j.log", settings=_settings(**changes))
 

@@ -14,8 +14,16 @@ from orthotrain.errors import StateError
 from orthotrain.layers import (
     DecorrelatedBatchNorm1d,
     DecorrelatedBatchNorm2d,
+    EigenSubspace,
     GlobalCovariancePool,
     LowRankMultiheadAttention,
+    OrthogonalConv2d,
+)
+from orthotrain.models import (
+    EigenDiscriminator,
+    EigenGenerator,
+    SimpleDiscriminator,
+    SimpleGenerator,
 )
 
 BATCHES = (2, 3, 8, 17)
@@ -55,6 +63,7 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         "whitening 2-D": (whitened(maps, 8, 4, 9, 9), images),
         "covariance pool": (pool.eval(), images),
         "covariance pool of fewer places": (bare.eval(), randn(8, 4, 4, 4)),
+        "subspace": (EigenSubspace(3, out_shape=(2, 5)).eval(), randn(8, 3)),
     }
 
 
@@ -131,6 +140,40 @@ def test_low_rank_attention_is_a_leaf_of_fx():
     assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["attention"]
     x = randn(2, 5, 8)
     torch.testing.assert_close(graph(x), block(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (DecorrelatedBatchNorm1d(6), (8, 6)),
+        (DecorrelatedBatchNorm2d(6), (2, 6, 4, 4)),
+        (GlobalCovariancePool(6), (2, 6, 4, 4)),
+        (EigenSubspace(6, out_shape=(2, 3)), (2, 6)),
+        (OrthogonalConv2d(6, 4, 3), (2, 6, 4, 4)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_other_layers_are_leaves_of_fx(layer, shape):
+    net = nn.Sequential(layer, nn.ReLU()).eval()
+    graph = torch.fx.symbolic_trace(net)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert torch.equal(graph(randn(*shape)), net(randn(*shape)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (EigenGenerator(16, noise_dim=0, num_basis=2, base_channels=4), (4,)),
+        (EigenDiscriminator(16, base_channels=4), (3, 16, 16)),
+        (SimpleGenerator(16, latent_dim=4), (4,)),
+        (SimpleDiscriminator(16), (3, 16, 16)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_generators_keep_the_batch_free(model, shape):
+    model.eval()
+    program = export(model, randn(2, *shape)).module()
+    torch.testing.assert_close(program(randn(5, *shape)), model(randn(5, *shape)))
 
 
 def export(net: nn.Module, x: torch.Tensor):

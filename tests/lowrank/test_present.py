@@ -9,9 +9,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as pruning
 
 import orthotrain
-from lowrank.nets import as_published, batch, filled, mlp, through_file
+from lowrank.nets import as_published, batch, filled, through_file
 from orthotrain import AdaptiveLowRank, attach
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.layers import LowRankLinear
@@ -28,11 +29,11 @@ def net(width=WIDTH):
     )  # fmt: skip
 
 
-def run(model, *, importance="weight", every=2, optimizer=None, **settings):
+def run(model, *, importance="weight", delay=2, every=2, optimizer=None, **settings):
     """Attached, updates after steps 2, 4, ... that halve every layer."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.01)
     method = AdaptiveLowRank(
-        delay_steps=2, every_steps=every, importance=importance, energy=0.7, dense_last=False,
+        delay_steps=delay, every_steps=every, importance=importance, energy=0.7, dense_last=False,
         only_if_cheaper=False, **settings,
     )  # fmt: skip
     return optimizer, attach(model, optimizer, method)
@@ -285,18 +286,15 @@ def test_quantized_layers_are_named_once():
 
 MASK = torch.ones(WIDTH, 1, dtype=torch.float64)
 SEEN: list[float] = []
-BY_NAME: dict[str, float] = {}
-ROW = 3
+BY_NAME: dict[str, torch.Tensor | float] = {}
 
 
-NOISE = torch.ones(3)
-
-
-class Masking:
+class Masking(nn.Module):
     def __init__(self):
-        self.mask = MASK
+        super().__init__()
+        self.register_buffer("mask", MASK.clone())
 
-    def __call__(self, g):
+    def forward(self, g):
         return g * self.mask
 
     def bound(self, g):
@@ -319,8 +317,19 @@ def first_rows(g):
 
 def one_row(g):
     g = g.clone()
-    g[ROW] = 0
+    g[3] = 0
     return g
+
+
+def upper(g):
+    return g.triu()
+
+
+def running_mean(g):
+    if "mean" in BY_NAME:
+        BY_NAME["mean"].lerp_(g, 0.1)
+    else:
+        BY_NAME["mean"] = g.clone()
 
 
 def on_parameter(p):
@@ -332,26 +341,21 @@ SHAPED = {
     "closure": by_closure(MASK.clone()),
     "default": lambda g, mask=MASK: g * mask,
     "partial": functools.partial(torch.mul, MASK),
-    "object": Masking(),
+    "module": Masking(),
     "bound method": Masking().bound,
     "in a list": lambda g, masks=(MASK,): g * masks[0],
     "calls another": lambda g: helper(g),
+    "made inside": lambda g: g * torch.ones(WIDTH, WIDTH, dtype=g.dtype),
+    "flat": lambda g: (g.flatten() * torch.ones(WIDTH * WIDTH)).view_as(g),
+    "product": lambda g: torch.eye(WIDTH, dtype=g.dtype) @ g,
+    "its own": lambda g: torch.zeros(WIDTH, WIDTH, dtype=g.dtype),
+    "running mean": running_mean,
     "slice": first_rows,
     "row": one_row,
+    "triangle": upper,
     "method by place": lambda g: g.index_fill(0, torch.tensor(0), 0.0),
+    "sizes": lambda g: g.view(2, -1).clone().view(g.shape),
 }
-SHAPELESS = {
-    "clip": lambda g: g.clamp(-1, 1),
-    "scale": lambda g: g * 0.5,
-    "log": lambda g: SEEN.append(g.norm().item()),
-    "log by name": lambda g: BY_NAME.__setitem__("0", g.norm().item()),
-    "one number": by_closure(torch.ones(())),
-    "builtin": torch.nan_to_num,
-}
-
-
-def log_in_a_mapping(g):
-    BY_NAME["0"] = g.norm().item()
 
 
 class Log:
@@ -362,62 +366,147 @@ class Log:
         self.entries["norm"] = float(g.norm())
 
 
-data = torch.ones(8, 8)  # called like an attribute that hooks use
+def log_in_a_mapping(g):
+    BY_NAME["0"] = g.norm().item()
 
 
 def halve(g):
     g.data.mul_(0.5)
 
 
-kept = [torch.ones(8, 8)]
+def largest(g):
+    flat = g.flatten()
+    places = flat.abs().topk(3).indices
+    kept = torch.zeros_like(flat)
+    kept[places] = flat[places]
+    return kept.view_as(g)
 
-SHAPELESS |= {
+
+kept = [torch.ones(WIDTH, WIDTH)]
+SHAPELESS = {
+    "clip": lambda g: g.clamp(-1, 1),
+    "scale": lambda g: g * 0.5,
+    "log": lambda g: SEEN.append(g.norm().item()),
+    "log by name": lambda g: BY_NAME.__setitem__("0", g.norm().item()),
     "log in a mapping": log_in_a_mapping,
     "log in an object": Log(),
-    "an attribute called like a global": halve,
+    "log as text": lambda g: SEEN.append(len(repr(g))),
+    "log quantiles": lambda g: SEEN.append(
+        g.quantile(torch.tensor([0.1, 0.5, 0.9]).to(g)).tolist()
+    ),
+    "one number": by_closure(torch.ones(())),
+    "builtin": torch.nan_to_num,
+    "in place": halve,
     "keeps what it saw": lambda g: kept.append(g.detach().clone()),
     "flattens": lambda g: g * (g.view(-1).norm() / g.reshape(-1).norm()),
-    "a tensor of another size": lambda g: g * NOISE.mean(),
+    "all of it": lambda g: g[:] * g[...],
+    "where it says itself": lambda g: g.masked_fill(g.abs() > 1, 0.0),
+    "largest": largest,
+    "noise": lambda g: g + 1e-3 * torch.zeros_like(g),
 }
 
 
-@pytest.mark.parametrize("hook", SHAPED.values(), ids=SHAPED)
-@pytest.mark.parametrize("late", [False, True], ids=["before attach", "after attach"])
-def test_a_layer_whose_hook_needs_its_shape_stays_dense(hook, late):
+def hooked(hook, **settings):
+    """A model with a hook on the gradient of layer 2, attached."""
     model = net()
-    if not late:
-        model[2].weight.register_hook(hook)
-    optimizer, handle = run(model)
-    if late:
-        model[2].weight.register_hook(hook)
+    model[2].weight.register_hook(hook)
+    return model, *run(model, **settings)
+
+
+@pytest.mark.parametrize("hook", SHAPED.values(), ids=SHAPED)
+def test_a_layer_whose_hook_needs_its_shape_stays_dense(hook):
+    BY_NAME.clear()
+    model, optimizer, handle = hooked(hook)
+    assert "did not run yet" in note(handle, "2")
+    steps(model, optimizer, 4)
     assert "so it needs the dense shape" in note(handle, "2")
-    steps(model, optimizer, 3)
     assert type(model[2]) is nn.Linear
     assert list(rows(handle)) == ["0", "4"]
+
+
+def test_a_hook_that_came_after_attach():
+    model = net()
+    optimizer, handle = run(model)
+    model[2].weight.register_hook(by_closure(MASK))
+    assert "did not run yet" in note(handle, "2")
+    steps(model, optimizer, 4)
+    assert "by_closure.<locals>.<lambda>, that holds a tensor of shape (8, 1)" in note(handle, "2")
+    assert type(model[2]) is nn.Linear
 
 
 def test_a_hook_after_the_gradient_that_needs_the_shape():
     model = net()
     model[2].weight.register_post_accumulate_grad_hook(on_parameter)
     optimizer, handle = run(model)
-    assert "on_parameter, that holds a tensor of shape (8, 1)" in note(handle, "2")
     steps(model, optimizer, 3)
+    assert "on_parameter, that holds a tensor of shape (8, 1)" in note(handle, "2")
     assert type(model[2]) is nn.Linear
+
+
+def test_a_layer_whose_hook_never_ran_stays_dense_at_an_update():
+    model, optimizer, handle = hooked(by_closure(torch.ones(())), delay=0)
+    assert [type(layer) for layer in model[::2]] == [LowRankLinear, nn.Linear, LowRankLinear]
+    assert list(rows(handle)) == ["0", "4"]
+    steps(model, optimizer, 2)
+    assert type(model[2]) is LowRankLinear
+    assert list(rows(handle)) == ["0", "2", "4"]
 
 
 @pytest.mark.parametrize("hook", SHAPELESS.values(), ids=SHAPELESS)
 def test_a_layer_whose_hook_does_not_mind_is_converted(hook):
-    model = net()
-    model[2].weight.register_hook(hook)
-    optimizer, handle = run(model)
+    model, optimizer, handle = hooked(hook)
     steps(model, optimizer, 4)
     assert type(model[2]) is LowRankLinear
     assert not note(handle, "2")
 
 
+def test_a_hook_is_called_as_before_and_given_back():
+    seen = []
+    model, optimizer, handle = hooked(seen.append)
+    steps(model, optimizer, 3)
+    assert [tuple(g.shape) for g in seen] == [(WIDTH, WIDTH)] * 2 + [(model[2].rank, 2 * WIDTH)]
+    handle.detach()
+    assert list(model[2].pair._backward_hooks.values()) == [seen.append]
+
+
+def test_a_hook_can_be_removed():
+    model = net()
+    mine = model[2].weight.register_hook(by_closure(MASK))
+    optimizer, handle = run(model)
+    steps(model, optimizer, 1)
+    mine.remove()
+    steps(model, optimizer, 3)
+    assert type(model[2]) is LowRankLinear
+    assert not note(handle, "2")
+
+
+def asserts_the_shape(g):
+    assert g.shape == (WIDTH, WIDTH)
+
+
+def later_of_another_shape(g):
+    return g if g.shape == (WIDTH, WIDTH) else g.sum()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("hook", [asserts_the_shape, later_of_another_shape])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_hook_that_fails_in_a_low_rank_layer_is_named(hook, compressed):
+    model = net()
+    model[2].weight.register_hook(hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if compressed:
+        compress(model, energy=0.5, only_if_cheaper=False)
+    else:
+        run(model, optimizer=optimizer)
+    words = rf"2 became low-rank, so its hook {hook.__name__} is given .* leave the layer out"
+    with pytest.raises(ConfigError, match=words):
+        steps(model, optimizer, 4)
+
+
 def test_an_optimizer_that_steps_inside_the_backward_pass_is_no_such_hook():
     model = net()
-    optimizer = torch.optim.SGD([model[2].weight], lr=0.01)
+    optimizer = torch.optim.AdamW([model[2].weight], lr=0.01)
     optimizers = {model[2].weight: optimizer}
 
     def step(p):
@@ -426,7 +515,10 @@ def test_an_optimizer_that_steps_inside_the_backward_pass_is_no_such_hook():
 
     model[2].weight.register_post_accumulate_grad_hook(step)
     _, handle = run(model, optimizer=optimizer)
+    for i in range(4):
+        (model(batch(i, 16, WIDTH)) - 1).square().mean().backward()
     assert list(rows(handle)) == ["2"]
+    assert type(model[2]) is LowRankLinear
 
 
 def test_a_hook_that_holds_the_weight_itself_follows_it():
@@ -438,12 +530,63 @@ def test_a_hook_that_holds_the_weight_itself_follows_it():
     assert type(model[2]) is LowRankLinear
 
 
-@pytest.mark.bad_input
-def test_attach_names_the_hook_where_no_layer_is_left():
-    model = mlp(WIDTH, depth=1)
-    model[0].weight.register_hook(SHAPED["global"])
-    with pytest.raises(ConfigError, match=r"0: its gradient has a hook, <lambda>, that holds a"):
-        run(model)
+# --- weights that changed inside their layer ------------------------------------------------------
+
+
+def prune(layer):
+    pruning.l1_unstructured(layer, "weight", 0.5)
+
+
+def normalize(layer):
+    torch.nn.utils.parametrizations.weight_norm(layer)
+
+
+def halve_rows(layer):
+    for parameter in (layer.weight, layer.bias):
+        parameter.data = parameter.data[: WIDTH // 2].clone()
+
+
+def halve_layer(layer):
+    halve_rows(layer)
+    layer.out_features = WIDTH // 2
+
+
+def changed(change, *, after, importance):
+    """A run in which the last layer is changed by hand after so many steps."""
+    model = net()
+    optimizer, handle = run(model, importance=importance)
+    steps(model, optimizer, after)
+    change(model[4])
+    for parameter in model[4].parameters():
+        optimizer.state.pop(parameter, None)
+    for i in range(after, 5):
+        optimizer.zero_grad()
+        model(batch(i, 16, WIDTH)).square().mean().backward()
+        optimizer.step()
+    return model, handle
+
+
+@importances
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (prune, "its weight is computed from other parameters"),
+        (normalize, "its weight is computed from other parameters"),
+        (halve_rows, "its weight is (4, 8), the layer says (8, 8)"),
+    ],
+)
+def test_a_weight_that_changed_inside_its_layer_is_named(change, words, after, importance):
+    model, handle = changed(change, after=after, importance=importance)
+    assert list(rows(handle)) == ["0", "2"]
+    assert words in note(handle, "4")
+    assert type(model[2]) is LowRankLinear
+
+
+def test_a_layer_that_was_made_smaller_is_converted_in_its_size():
+    model, handle = changed(halve_layer, after=1, importance="weight")
+    assert rows(handle)["4"][0] == (4, 8)
+    assert type(model[4]) is LowRankLinear
 
 
 # --- methods that act on named weights ------------------------------------------------------------

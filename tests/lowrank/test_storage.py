@@ -18,7 +18,7 @@ from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain import files
 from orthotrain.errors import CheckpointError
 from orthotrain.layers import LowRankLinear
-from orthotrain.lowrank import compress, load, save
+from orthotrain.lowrank import compress, load, restore_structure, save
 from orthotrain.lowrank.state_dicts import read_any
 from reference.damage import flipped
 
@@ -349,6 +349,41 @@ def test_extra_state_is_refused(tmp_path):
 
     with pytest.raises(CheckpointError, match="extra state"):
         save(nn.Sequential(WithExtra(3, 3)), tmp_path / "model")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("buffer", "words"),
+    [
+        (torch.ones(3, device="meta"), "meta"),
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.ones(3, dtype=torch.complex128), "complex128"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(tmp_path, buffer, words):
+    model = nn.Linear(3, 3)
+    model.register_buffer("extra", buffer)
+    with pytest.raises(CheckpointError, match=f"save needs dense .*got extra.*{words}"):
+        save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_were_never_loaded_are_seen(tmp_path):
+    """Shaped without values, a model gives NaN, not what happens to lie in memory."""
+    frozen = compress(mlp(12), energy=0.5, bases="frozen", only_if_cheaper=False)
+    for source, model in ((low_rank(), mlp(12)), (frozen, mlp(12)), (mlp(12), low_rank())):
+        restore_structure(model, source.state_dict())
+        assert model(batch(0, 2, 12)).isnan().all()
+        model.load_state_dict(source.state_dict())
+        assert torch.equal(model(batch(0, 2, 12)), source(batch(0, 2, 12)))
+
+
+@pytest.mark.bad_input
+def test_a_name_with_a_null_character_is_refused():
+    with pytest.raises(CheckpointError, match="null character"):
+        save(nn.Linear(3, 3), "a\0b")
+    with pytest.raises(CheckpointError, match="null"):
+        load(nn.Linear(3, 3), "a\0b")
 
 
 def test_type_of_a_loaded_layer(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import io
 import logging
+import math
 import pickle
 import weakref
 from types import SimpleNamespace
@@ -465,10 +466,33 @@ def test_losses_on_a_device_are_read_late_together_and_in_order(monkeypatch):
 
 
 @pytest.mark.bad_input
-def test_a_loss_must_be_scalar():
-    _, _optimizer, handle = make(Diary())
+@pytest.mark.parametrize("methods", [[Diary()], [Retraction("*")]])
+def test_a_loss_must_be_a_real_scalar(methods):
+    """Whether a method wants it or not."""
+    _, _optimizer, handle = make(*methods)
     with pytest.raises(ConfigError, match="scalar"):
         handle.observe(torch.ones(2))
+    for wrong in ("0.5", None, 1j, True, [0.5], torch.ones((), dtype=torch.complex64)):
+        with pytest.raises(ConfigError, match="real number"):
+            handle.observe(wrong)
+    for right in (math.nan, 3, torch.tensor(0.5), torch.ones(1, 1)):
+        handle.observe(right)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_state_of_a_handle_is_refused():
+    _, _optimizer, handle = make(Diary())
+    state = handle.state_dict()
+    for wrong in (None, [], {}, "x", state | {"step": -1}, state | {"step": 1.5}):
+        with pytest.raises(StateError, match="entries 'step' and 'methods'"):
+            handle.load_state_dict(wrong)
+
+
+@pytest.mark.bad_input
+def test_a_record_is_given_to_what_can_be_called():
+    _, _optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="on_record needs a function of one record, got 3"):
+        handle.on_record(3)
 
 
 # --- the step that never comes, or no more --------------------------------------------------------

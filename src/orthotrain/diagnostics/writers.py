@@ -10,8 +10,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from orthotrain._checks import described
 from orthotrain._doors import checked
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.files import write_atomically
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.protocol import Record
@@ -103,9 +104,17 @@ class TensorBoardWriter:
     Args:
         handle: What ``attach`` gave.
         writer: Anything with ``add_scalar(tag, value, global_step)``.
+
+    Raises:
+        ConfigError: ``writer`` has no ``add_scalar``.
     """
 
     def __init__(self, handle: Handle, writer: Scalars) -> None:
+        if not callable(getattr(writer, "add_scalar", None)):
+            raise ConfigError(
+                "TensorBoardWriter needs writer to have add_scalar, as torch.utils.tensorboard's "
+                f"SummaryWriter has, got {described(writer)}"
+            )
         self._writer = writer
         handle.on_record(self._take)
 

@@ -327,11 +327,11 @@ def _follow_factors(
     assert parameter is not None
     u_shape, core_shape, vh_shape = fitting[0].factor_shapes(rank)
     if parameter.shape != core_shape:
-        resize_parameter_(parameter, parameter.new_empty(core_shape))
+        resize_parameter_(parameter, parameter.new_full(core_shape, torch.nan))
     known = module._buffers.get(factor_names(weight)[0])
     if known is not None and known.shape == u_shape:
         return None  # values are copied into the tensors that are there, which may be shared
-    u, vh = (parameter.detach().new_empty(shape) for shape in (u_shape, vh_shape))
+    u, vh = (parameter.detach().new_full(each, torch.nan) for each in (u_shape, vh_shape))
     hold_factors_(module, weight, low_rank_class, u, vh)
     return None
 
@@ -360,7 +360,7 @@ def _follow_pair(
     parameter = weight_parameter(module, weight)
     assert parameter is not None
     if parameter.shape != shape:
-        resize_parameter_(parameter, parameter.new_empty(shape))
+        resize_parameter_(parameter, parameter.new_full(shape, torch.nan))
     hold_pair_(module, weight, low_rank_class)
     return None
 
@@ -378,7 +378,7 @@ def _follow_dense(
     parameter = weight_parameter(module, weight)
     assert parameter is not None
     if parameter.shape != shape:  # a tied weight was restored through its other owner
-        resize_parameter_(parameter, parameter.new_empty(shape))
+        resize_parameter_(parameter, parameter.new_full(shape, torch.nan))
     hold_dense_(module, weight)
     return None
 

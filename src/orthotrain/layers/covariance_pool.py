@@ -10,6 +10,7 @@ from orthotrain._checks import require_number, require_share, require_values
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._root import root_in_layer
+from orthotrain.layers._tracing import leaf
 from orthotrain.linalg import RootGradient, RootMethod, spd_sqrt, working_dtype
 from orthotrain.linalg._root_checks import require_root_settings
 
@@ -123,6 +124,8 @@ class GlobalCovariancePool(nn.Module):
     @checked
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
         """Upper triangles of the roots, row by row: ``S_11, S_12, ..., S_1d, S_22, ...``."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         require_values(self._name(), "x", x)
         autocast = torch.is_autocast_enabled(x.device.type)
         p = self.covariance(x)

@@ -20,7 +20,7 @@ from orthotrain.layers._channel_groups import (
 )
 from orthotrain.layers._fixed_root import FixedRoot
 from orthotrain.layers._root import root_in_layer
-from orthotrain.layers._tracing import exporting
+from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_checks import require_root_settings
 
@@ -108,6 +108,8 @@ class DecorrelatedBatchNorm(FixedRoot):
     @checked
     def forward(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "batch c *space"]:
         """Whitened activation of the same shape, dtype and memory format."""
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         self._require_shape(x)
         if not exporting() and x.numel() == 0 and not self.training:
             return x.clone()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.layers._tracing import leaf
 from orthotrain.linalg import working_dtype
 from orthotrain.linalg.orthonormality import gram_deviation
 
@@ -106,13 +107,16 @@ class EigenSubspace(nn.Module):
     @checked
     def forward(self, z: Float[Tensor, "n k"]) -> Float[Tensor, "n ..."]:
         """Feature maps ``(n, *out_shape)`` of coordinates ``(n, k)``."""
+        if isinstance(z, torch.fx.Proxy):
+            return leaf(self, z)
         if z.ndim != 2 or z.shape[1] != self.num_basis:
             raise ShapeError(
                 f"EigenSubspace needs coordinates of shape (n, {self.num_basis}), got "
                 f"{tuple(z.shape)}; each column is the coordinate along one direction"
             )
         phi = torch.addmm(self.mean, z * self.scale, self.u)
-        return phi.view(len(z), *self.out_shape)
+        # Not len(z), which fixes a free batch in an exported graph.
+        return phi.view(z.shape[0], *self.out_shape)
 
     def orthonormality_error(self) -> Float[Tensor, ""]:
         """``|U U^T - 1|_F``, without a gradient, in float64 (float32 on an accelerator)."""

@@ -156,14 +156,7 @@ class LowRankLinear(_SingleWeight, nn.Linear):
 
 
 class TransposedLinear(nn.Module):
-    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``.
-
-    Args:
-        nf: Width of the output.
-        nx: Width of the input.
-        device: Device of all tensors.
-        dtype: Floating-point type of all tensors.
-    """
+    """Dense form of a ``LowRankTransposedLinear`` that was built directly: weight ``(in, out)``."""
 
     bias: nn.Parameter
 
@@ -186,6 +179,7 @@ class TransposedLinear(nn.Module):
         return F.linear(x, self.weight.mT, self.bias)
 
 
+@checked
 @register_low_rank(
     "transformers.pytorch_utils.Conv1D", "orthotrain.layers.low_rank.TransposedLinear"
 )
@@ -203,6 +197,7 @@ class LowRankTransposedLinear(_SingleWeight):
         dtype: Floating-point type of all tensors.
 
     Raises:
+        ConfigError: A width below one.
         RankError: ``rank`` is out of range.
     """
 
@@ -216,9 +211,11 @@ class LowRankTransposedLinear(_SingleWeight):
         nx: int,
         *,
         rank: int | None = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        require_count("LowRankTransposedLinear", "nf", nf)
+        require_count("LowRankTransposedLinear", "nx", nx)
         become_(self, lambda: TransposedLinear(nf, nx, device=device, dtype=dtype), rank)
 
     @classmethod
@@ -345,6 +342,7 @@ class LowRankConv2d(_LowRankConv, nn.Conv2d):
         weight: In the dense layer's shape, materialized when read.
 
     Raises:
+        ConfigError: Arguments that ``nn.Conv2d`` refuses.
         RankError: ``rank`` is out of range.
 
     Source:

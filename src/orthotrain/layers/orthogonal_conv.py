@@ -12,7 +12,7 @@ from torch.nn.modules.utils import _pair
 from orthotrain._checks import require_number
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
-from orthotrain.layers._tracing import untraced
+from orthotrain.layers._tracing import leaf, untraced
 from orthotrain.linalg import (
     conv_exponential,
     conv_skew_part,
@@ -176,6 +176,8 @@ class OrthogonalConv2d(nn.Module):
         Raises:
             ShapeError: Other channels, or a height or width that the stride does not divide.
         """
+        if isinstance(x, torch.fx.Proxy):
+            return leaf(self, x)
         _require_input(x, self.in_channels, self.stride)
         batch = x if x.ndim == 4 else x.unsqueeze(0)
         batch = _space_to_depth(batch, self.stride)

@@ -176,6 +176,12 @@ class Collector:
         """Forget what this pass has added."""
         self._pass.clear()
 
+    def forget(self, name: str) -> None:
+        """Forget all that was seen of one site."""
+        for known in (self._pass, self._moments):
+            for key in [key for key in known if key[0] == name]:
+                del known[key]
+
     def moments(self, site: Site) -> list[Moments]:
         """One for each projection that was seen; most sites have one projection.
 

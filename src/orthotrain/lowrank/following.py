@@ -213,6 +213,7 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Mod
     """Shape a model like the checkpoint that ``state_dict`` comes from, in place.
 
     Ranks and forms follow the checkpoint; values are not copied, ``load_state_dict`` does that.
+    Until then, weights whose shape changed are NaN.
     What wrappers put into names (``module.``, ``_orig_mod.``) does not matter on either side.
 
     Args:

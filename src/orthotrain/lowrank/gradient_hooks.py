@@ -3,151 +3,175 @@
 A weight that becomes low-rank keeps its hooks, and they are given gradients of factors. A hook that
 clips, scales or logs does not mind. One that holds a mask, or takes rows out of what it is
 given, would stop the run or change other numbers than it means. A hook cannot be tried without
-doing what it does, so its code is read.
+doing what it does, so each is watched at its work while the weight is dense.
 """
 
 from __future__ import annotations
 
-import dis
-import functools
-import inspect
-import itertools
-from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, MethodType
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
+from orthotrain.errors import ConfigError
 from orthotrain.methods.weak_hook import WeakHook
 
-# Methods of a tensor whose arguments are places or sizes.
-_BY_PLACE: Final = frozenset(
+# Functions whose arguments are places, sizes, or another side of a product.
+_PLACES: Final = frozenset(
     {
         "chunk", "diagonal", "fill_diagonal_", "index_add_", "index_copy_", "index_fill",
-        "index_fill_", "masked_fill", "masked_fill_", "masked_scatter_", "narrow", "reshape",
-        "select", "split", "tril", "tril_", "triu", "triu_", "unflatten", "view", "view_as",
+        "index_fill_", "index_select", "narrow", "select", "split", "tril", "tril_", "triu",
+        "triu_",
     }
 )  # fmt: skip
-# What fills a list or a mapping: tensors in there are what the hook has kept.
-_FILLS: Final = frozenset({"append", "extend", "update", "setdefault", "__setitem__"})
-_DEPTH: Final = 3  # functions that call functions
+_SIZES: Final = frozenset({"reshape", "unflatten", "view"})
+_PRODUCTS: Final = frozenset({"__matmul__", "__rmatmul__", "einsum", "linear", "matmul", "mm"})
+
+
+def watch_hooks(parameter: nn.Parameter, layer: str) -> None:
+    """Watch the hooks on the gradient of a dense weight from now on; each goes on as before."""
+    for hooks in _hooks_of(parameter):
+        for key, hook in hooks.items():
+            if not isinstance(hook, WeakHook | _Watched):
+                hooks[key] = _Watched(hook, parameter, layer)
+
+
+def release_hooks(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the hooks on gradients of weights back as they were given."""
+    for parameter in parameters:
+        for hooks in _hooks_of(parameter):
+            hooks.update({k: h.hook for k, h in hooks.items() if isinstance(h, _Watched)})
 
 
 def hook_that_needs_the_shape(parameter: nn.Parameter) -> str | None:
-    """Why a hook on the gradient of a weight needs the weight's shape; ``None`` where none does."""
-    on_gradient: Mapping[int, Any] = parameter._backward_hooks or {}
-    on_parameter: Mapping[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    for hook in (*on_gradient.values(), *on_parameter.values()):
-        if isinstance(hook, WeakHook):
-            continue
-        if (reason := _reason(hook, parameter, _DEPTH)) is not None:
-            name = getattr(hook, "__qualname__", type(hook).__qualname__)
-            return f"its gradient has a hook, {name}, that {reason}, so it needs the dense shape"
-    return None
+    """Why a hook on the gradient of a weight needs the weight's shape, as far as it was seen."""
+    watched = [hook for hook in _watched_on(parameter) if hook.reason is not None]
+    if not watched:
+        return None
+    hook = watched[0]
+    return f"its gradient has a hook, {hook.name}, that {hook.reason}, so it needs the dense shape"
 
 
-def _reason(function: Any, own: Tensor, depth: int) -> str | None:
-    code, held = _code_of(function), list(_held_by(function))
-    for value in held:
-        if isinstance(value, Tensor) and value is not own and _goes_with(value, own):
-            return f"holds a tensor of shape {tuple(value.shape)}"
-    if code is not None:
-        if by_place := sorted(_BY_PLACE.intersection(code.co_names) - _flattening(code)):
-            return f"calls {by_place[0]}"
-        if _takes_places(code, containers=any(isinstance(v, dict | list) for v in held)):
-            return "takes a part of what it is given"
-    called = [v for v in held if isinstance(v, FunctionType | MethodType | functools.partial)]
-    reasons = (_reason(each, own, depth - 1) for each in (called if depth else ()))
-    return next((reason for reason in reasons if reason is not None), None)
+def unseen_hook(parameter: nn.Parameter) -> str | None:
+    """Name of a hook on the gradient of a weight that did not run yet, so nothing is known."""
+    return next((hook.name for hook in _watched_on(parameter) if not hook.seen), None)
 
 
-def _goes_with(held: Tensor, own: Tensor) -> bool:
-    """Whether a tensor can be multiplied with the weight's gradient, entry by entry."""
-    pairs = zip(reversed(held.shape), reversed(own.shape), strict=False)
-    fits = held.ndim <= own.ndim and all(a in (1, b) for a, b in pairs)
-    return held.numel() > 1 and fits
+class _Watched:
+    """A hook of the user: watched while the weight is dense, its failure explained after that."""
 
+    def __init__(self, hook: Any, parameter: nn.Parameter, layer: str) -> None:
+        self.hook, self.layer = hook, layer
+        self.name = self.__name__ = getattr(hook, "__qualname__", type(hook).__qualname__)
+        self.reason: str | None = None
+        self.seen = False
+        self._weight, self._shape = id(parameter), parameter.shape
 
-def _takes_places(code: CodeType, *, containers: bool) -> bool:
-    """Whether code takes parts; where it has containers of its own, only slices are sure."""
-    steps = list(dis.get_instructions(code))
-    slices = any("SLICE" in step.opname for step in steps)
-    # An entry by a text is one of a mapping.
-    parts = (
-        "SUBSCR" in step.opname and not _is_text(before)
-        for before, step in itertools.pairwise(steps)
-    )
-    return slices or (not containers and any(parts))
+    def __call__(self, given: Tensor) -> Any:
+        if given.shape != self._shape:
+            return self._call_low_rank(given)
+        with _Watch(given, weight=self._weight) as watch:
+            result = self.hook(given)
+        if isinstance(result, Tensor) and not watch.made(result):
+            watch.reason = watch.reason or "gives a tensor of its own"
+        self.seen, self.reason = True, self.reason or watch.reason
+        return result
 
-
-def _is_text(step: dis.Instruction) -> bool:
-    return step.opname == "LOAD_CONST" and isinstance(step.argval, str)
-
-
-def _flattening(code: CodeType) -> set[str]:
-    """``view`` and ``reshape``, where they are called with -1 alone, which fits every shape."""
-    steps = [s for s in dis.get_instructions(code) if s.opname not in ("PRECALL", "CACHE")]
-    calls = list(zip(steps, steps[1:], steps[2:], strict=False))
-    found: dict[str, list[bool]] = {"view": [], "reshape": []}
-    for name, argument, call in calls:
-        if name.argval in found and name.opname.startswith("LOAD"):
-            found[name.argval].append(
-                argument.argval == -1 and call.opname == "CALL" and call.arg == 1
-            )
-    return {name for name, alone in found.items() if alone and all(alone)}
-
-
-def _code_of(function: Any) -> CodeType | None:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not isinstance(function, FunctionType | MethodType):
-        function = getattr(type(function), "__call__", None)  # noqa: B004  # its code is wanted
-    code = getattr(function, "__code__", None)
-    return code if isinstance(code, CodeType) else None
-
-
-def _held_by(function: Any) -> Iterator[Any]:
-    """What a function was given before it is called: in a closure, by name, as a default."""
-    if isinstance(function, functools.partial):
-        yield from _opened([*function.args, *function.keywords.values()])
-        yield from _held_by(function.func)
-    elif isinstance(function, MethodType):
-        yield from _opened(_attributes(function.__self__))
-        yield from _held_by(function.__func__)
-    elif isinstance(function, FunctionType):
-        yield from _opened(
-            [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    def _call_low_rank(self, given: Tensor) -> Any:
+        advice = (
+            f"{self.layer} became low-rank, so its hook {self.name} is given gradients of "
+            f"factors, {tuple(given.shape)} in place of {tuple(self._shape)}. If it needs the "
+            "dense shape, leave the layer out with skip"
         )
         try:
-            seen = inspect.getclosurevars(function)
-        except ValueError:  # a name that has no value yet
-            return
-        code = function.__code__
-        # Not the names of attributes, which are among those of the code.
-        read = {s.argval for s in dis.get_instructions(code) if s.opname.startswith("LOAD_GLOBAL")}
-        values = [v for name, v in seen.globals.items() if name in read]
-        fills = bool(_FILLS.intersection(code.co_names)) or any(
-            step.opname == "STORE_SUBSCR" and _is_text(before)
-            for before, step in itertools.pairwise(dis.get_instructions(code))
-        )
-        values += seen.nonlocals.values()
-        yield from values if fills else _opened(values)
-    else:
-        yield from _opened(_attributes(function))
+            result = self.hook(given)
+        except (RuntimeError, IndexError, AssertionError) as error:
+            kind = type(error).__name__
+            raise ConfigError(f"{advice}. The hook raised {kind}: {error}") from error
+        if isinstance(result, Tensor) and result.shape != given.shape:
+            raise ConfigError(f"{advice}. The hook returned the shape {tuple(result.shape)}")
+        return result
 
 
-def _attributes(thing: object) -> list[object]:
-    if isinstance(thing, nn.Module | Optimizer | Tensor):
-        return []
-    return list(getattr(thing, "__dict__", {}).values())
+class _Watch(TorchFunctionMode):
+    """Sees each call of torch inside a hook; ``ours`` is what was made of the gradient alone."""
+
+    def __init__(self, gradient: Tensor, *, weight: int) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self._ours = {id(gradient): gradient}
+        self._weight = weight
+
+    def made(self, result: Tensor) -> bool:
+        """Whether a tensor was made of the gradient."""
+        return id(result) in self._ours
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The call itself, and what it says about the hook."""
+        result = func(*args, **(kwargs or {}))
+        given = list(_tensors((args, kwargs)))
+        ours = [t for t in given if self.made(t) or id(t) == self._weight]
+        if ours:
+            reason = self.reason or self._reason(func.__name__, args, given, ours, result)
+            self.reason = None if reason and _in_an_optimizer() else reason
+            # Numbers that sum a gradient up, such as its norm, have no places.
+            self._ours |= {id(t): t for t in _tensors(result) if t.numel() > 1}
+        return result
+
+    def _reason(
+        self, name: str, args: Any, given: list[Tensor], ours: list[Tensor], result: Any
+    ) -> str | None:
+        for held in given:
+            if held.numel() == 1 or any(held is one for one in ours):
+                continue
+            if name in _PRODUCTS or any(_fits(held, one) for one in ours):
+                return f"holds a tensor of shape {tuple(held.shape)}"
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(map(self._is_a_place, index)):
+                return "takes a part of what it is given"
+        known = {one.shape for one in self._ours.values()}
+        resized = name in _SIZES and result.ndim > 1 and result.shape not in known
+        return f"calls {name}" if resized or name in _PLACES else None
+
+    def _is_a_place(self, index: Any) -> bool:
+        """Not all of a side, and not where something of the gradient says."""
+        if isinstance(index, Tensor):
+            return not self.made(index)
+        return not (index is None or index is ... or index == slice(None))
 
 
-def _opened(values: list[Any]) -> Iterator[Any]:
-    """Values, and what lists and mappings of tensors among them hold."""
-    for value in values:
+def _hooks_of(parameter: nn.Parameter) -> Iterator[dict[int, Any]]:
+    yield parameter._backward_hooks or {}
+    yield getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+
+
+def _watched_on(parameter: nn.Parameter) -> list[_Watched]:
+    return [h for hooks in _hooks_of(parameter) for h in hooks.values() if isinstance(h, _Watched)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
         yield value
-        if isinstance(value, Mapping):
-            yield from (v for v in value.values() if isinstance(v, Tensor))
-        elif isinstance(value, list | tuple):
-            yield from (v for v in value if isinstance(v, Tensor))
+    elif isinstance(value, list | tuple | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)
+
+
+def _fits(held: Tensor, ours: Tensor) -> bool:
+    """Whether two tensors can be multiplied entry by entry."""
+    pairs = zip(reversed(held.shape), reversed(ours.shape), strict=False)
+    return held.ndim <= ours.ndim and all(a in (1, b) for a, b in pairs)
+
+
+def _in_an_optimizer() -> bool:
+    """Whether an optimizer steps inside the backward pass: its state follows the weight."""
+    frame = sys._getframe().f_back
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Optimizer):
+        frame = frame.f_back
+    return frame is not None

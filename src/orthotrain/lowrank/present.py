@@ -9,6 +9,7 @@ from torch import nn
 
 from orthotrain.errors import ConfigError
 from orthotrain.layers._factors import weight_parameter
+from orthotrain.lowrank.gradient_hooks import unseen_hook
 from orthotrain.lowrank.sites import Refusal, Selection, Site, find_sites, require_supported
 from orthotrain.methods import Run
 from orthotrain.methods.select import named_modules_clean, select_parameters
@@ -34,11 +35,14 @@ class Present:
         return sorted([*self.kept, *self.new], key=lambda site: order[id(site.owners[0][0])])
 
 
-def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present:
+def look_again(
+    run: Run, selection: Selection, known: Sequence[Site], *, changing: bool = False
+) -> Present:
     """Search a run's model once more, with the selection of ``attach``.
 
     A known layer that was frozen is kept: it is left alone as long as it requires no gradient.
-    A pattern whose layers are gone matches nothing now, which is no error here.
+    A pattern whose layers are gone matches nothing now, which is no error here. Right before a
+    change (``changing``), a hook on a gradient that was never seen to run keeps a layer dense.
     """
     only = _matching(run.model, selection.only)
     still = replace(selection, skip=_matching(run.model, selection.skip), only=only)
@@ -46,6 +50,10 @@ def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present
     found, refusals = find_sites(run.model, still, trained=trained)
     if selection.only and not only:
         found = []
+    if changing:
+        waiting = unseen_hooks(found)
+        found = [site for site in found if site.name not in waiting]
+        refusals += [Refusal(name, never_seen(hook)) for name, hook in waiting.items()]
     ours = {_identity(site): site for site in known}
     there = {_identity(site) for site in found}
     modules = {id(module) for _, module in named_modules_clean(run.model)}
@@ -66,9 +74,23 @@ def look_again(run: Run, selection: Selection, known: Sequence[Site]) -> Present
     return Present(kept, new, [each for each in refusals if each.name not in names])
 
 
+def never_seen(hook: str) -> str:
+    """What is said of a layer with a hook that did not run yet."""
+    return (
+        f"its gradient has a hook, {hook}, that did not run yet; where it needs the weight's "
+        "shape, the layer stays dense"
+    )
+
+
+def unseen_hooks(sites: Sequence[Site]) -> dict[str, str]:
+    """Hooks on gradients of dense weights that did not run yet, by layer."""
+    dense = [site for site in sites if not site.factored]
+    return {s.name: hook for s in dense if (hook := unseen_hook(s.parameter)) is not None}
+
+
 def _identity(site: Site) -> tuple[object, ...]:
     owners = frozenset((id(module), weight) for module, weight in site.owners)
-    return site.name, owners, id(weight_parameter(*site.owners[0]))
+    return site.name, owners, id(weight_parameter(*site.owners[0])), site.layout
 
 
 def _stays(site: Site, modules: Set[int]) -> bool:

@@ -22,7 +22,7 @@ from orthotrain.layers._factors import (
 from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.adapters import adapted
-from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape
+from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape, watch_hooks
 from orthotrain.lowrank.no_form import is_asked_for, is_layer, left_as_they_are
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
@@ -58,6 +58,12 @@ class Site:
         parameter = weight_parameter(module, weight)
         assert parameter is not None
         return parameter
+
+    @property
+    def intact(self) -> bool:
+        """Whether the weight is a parameter still, a dense one in the shape it had."""
+        held = weight_parameter(*self.owners[0])
+        return held is not None and (self.factored or held.shape == self.layout.shape)
 
     @property
     def factored(self) -> bool:
@@ -184,7 +190,7 @@ def find_sites(
         ]
         if trained is not None:
             reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
-            reasons = [reason or _hooked(tied[0]) for reason in reasons]
+        reasons = [reason or _hooked(tied[0]) for reason in reasons]
         if len({site.layout for site in tied}) > 1:
             reasons = [f"tied weight held in different shapes by {_names(tied)}"] * len(tied)
         if any(reasons):
@@ -301,6 +307,8 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
         return None
     if not parameter.is_floating_point():
         return f"its weight has dtype {parameter.dtype}, a floating one is needed"
+    if not site.intact:
+        return f"its weight is {tuple(parameter.shape)}, the layer says {tuple(layout.shape)}"
     if small * selection.max_aspect <= large:
         limit = f"max_aspect={selection.max_aspect:g} leaves it out"
         return f"too thin: {layout.m} x {layout.n}, {limit}"
@@ -323,7 +331,11 @@ def _untrained(site: Site, trained: Set[int]) -> str | None:
 
 
 def _hooked(site: Site) -> str | None:
-    return None if site.factored else hook_that_needs_the_shape(site.parameter)
+    """Why a hook keeps a weight dense; from here on its hooks are watched."""
+    if site.factored:
+        return None
+    watch_hooks(site.parameter, site.name)
+    return hook_that_needs_the_shape(site.parameter)
 
 
 def _names(sites: Sequence[Site]) -> str:

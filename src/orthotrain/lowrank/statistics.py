@@ -68,6 +68,11 @@ class Statistics:
         self.stop()
         self._collector = None
 
+    def forget(self, site: Site) -> None:
+        """Forget what was seen of a layer, whose sums may be of another shape from now on."""
+        if self._collector is not None:
+            self._collector.forget(site.name)
+
     def end_step(self) -> None:
         """Take what the passes of one optimizer step have shown, on all processes."""
         collector = self._collector

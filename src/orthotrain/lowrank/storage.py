@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from orthotrain._checks import is_dense
 from orthotrain._doors import checked
 from orthotrain._sharded import GATHER_FIRST, SHARD_AFTER, require_whole
 from orthotrain.errors import CheckpointError
@@ -252,6 +253,13 @@ def distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
             raise CheckpointError(
                 f"save needs tensors only, got {type(tensor).__name__} for {name} (extra state); "
                 "save it beside the model with torch.save"
+            )
+        held = is_dense(tensor, None) and not (tensor.is_meta or tensor.is_quantized)
+        if not held or tensor.dtype is torch.complex128:  # as safetensors has it
+            raise CheckpointError(
+                f"save needs dense tensors with values, got {name} with layout {tensor.layout}, "
+                f"dtype {tensor.dtype} on {tensor.device}; give it values with to_empty or "
+                "to_dense(), or save it beside the model with torch.save"
             )
         view = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
         known = first.setdefault(view, name)

@@ -14,9 +14,10 @@ from orthotrain.errors import StateError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.cut import stored_in
 from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
+from orthotrain.lowrank.gradient_hooks import release_hooks
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.present import Present, look_again
+from orthotrain.lowrank.present import Present, look_again, never_seen, unseen_hooks
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Selection, Site, other_numbers, require_supported
@@ -85,7 +86,17 @@ class LowRankTraining(Bound):
                 "AdaptiveLowRank: the model that was loaded is low-rank, and its schedule is at "
                 f"its start; {STATE_IS_MISSING}"
             )
+        self._leave_out_missing()
         self._step_scale.step_begins()
+
+    def _leave_out_missing(self) -> None:
+        """Forget layers whose weight was pruned, parametrized or cut by hand since."""
+        missing = [site for site in self._sites if not site.intact]
+        if missing:
+            self._pending = None
+            for site in missing:
+                self._statistics.forget(site)
+            self._look_again(take_new=False)
 
     def _present_shapes(self) -> list[torch.Size]:
         return [site.parameter.shape for site in self._sites]
@@ -99,6 +110,7 @@ class LowRankTraining(Bound):
 
     def after_step(self) -> None:
         """Update where one is due; watch the passes where one is near."""
+        self._leave_out_missing()
         self._statistics.end_step()
         self._judge_last_cut()
         if self._schedule.due(self._run.step):
@@ -120,14 +132,14 @@ class LowRankTraining(Bound):
         elif not watched and self._statistics.active:
             self._statistics.close()
 
-    def _present(self) -> Present:
+    def _present(self, *, changing: bool = False) -> Present:
         if self._run.has_all_optimizers:  # a function that trains may return the handle
-            self._last_seen = look_again(self._run, self._selection, self._sites)
+            self._last_seen = look_again(self._run, self._selection, self._sites, changing=changing)
         return self._last_seen
 
-    def _look_again(self, *, take_new: bool) -> None:
+    def _look_again(self, *, take_new: bool, changing: bool = False) -> None:
         """Leave out layers that are gone; take those that are new, where they can be judged."""
-        present = self._present()
+        present = self._present(changing=changing)
         if not take_new:
             present = replace(present, new=[])
         if not present.new and present.kept == self._sites:
@@ -170,7 +182,7 @@ class LowRankTraining(Bound):
         self._run.deliver_losses()
         self._judge_last_cut(final=True)
         # What was watched are the layers of the window's first step.
-        self._look_again(take_new=not self._statistics.active)
+        self._look_again(take_new=not self._statistics.active, changing=True)
         self._agreement.require_same(self._sites)
         if not self._sites:
             self._statistics.close()
@@ -245,6 +257,7 @@ class LowRankTraining(Bound):
             Refusal(site.name, f"it came or changed after the layers of an update were set; {then}")
             for site in present.new
         ]
+        new += [Refusal(name, never_seen(h)) for name, h in unseen_hooks(present.kept).items()]
         return notes_on(
             present.kept, [*present.refusals, *new], self._layers, schedule=self._schedule,
             updates=self._updates, losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
@@ -310,3 +323,4 @@ class LowRankTraining(Bound):
         self._statistics.close()
         for hook in (*self._model_hooks, *self._copy_hooks):
             hook.remove()
+        release_hooks(self._run.model.parameters())

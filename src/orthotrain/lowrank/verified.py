@@ -101,6 +101,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {remedy(error)}") from error
+    except ValueError as error:  # a null character
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}; correct it") from error
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -333,11 +333,12 @@ class Handle:
         Raises:
             StateError: The state is not a handle's, or belongs to other methods.
         """
-        step, methods = state.get("step"), state.get("methods")
-        if not isinstance(step, int) or not isinstance(methods, Mapping):
+        found = state if isinstance(state, Mapping) else {}
+        step, methods = found.get("step"), found.get("methods")
+        if not isinstance(step, int) or step < 0 or not isinstance(methods, Mapping):
             raise StateError(
                 "Handle.load_state_dict: need the entries 'step' and 'methods' that "
-                f"handle.state_dict() gives, got {sorted(map(str, state))}"
+                f"handle.state_dict() gives, got {sorted(map(str, found)) or type(state).__name__}"
             )
         if set(methods) != set(self._bound):
             raise StateError(

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from orthotrain._checks import described, is_dense
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.methods._optimizer import groups_of, kinds_of
@@ -306,7 +308,15 @@ class Run:
             sink(entry)
 
     def on_record(self, callback: Callable[[Record], None]) -> None:
-        """Call ``callback`` with every record from now on."""
+        """Call ``callback`` with every record from now on.
+
+        Raises:
+            ConfigError: It cannot be called.
+        """
+        if not callable(callback):
+            raise ConfigError(
+                f"on_record needs a function of one record, got {described(callback)}"
+            )
         self._sinks.append(callback)
 
     def add_observer(self, bound: Bound) -> None:
@@ -317,15 +327,18 @@ class Run:
         """Keep one training loss for the methods that want it; no wait for a device.
 
         Raises:
-            ConfigError: ``loss`` is a tensor of more than one element.
+            ConfigError: ``loss`` is no number, or a tensor of more than one element.
         """
-        if not self._observers:
-            return
-        self.losses_observed += 1
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ConfigError(
                 f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
             )
+        real = isinstance(loss, Real) and not isinstance(loss, bool)
+        if not real and (not is_dense(loss, None) or torch.is_complex(loss)):
+            raise ConfigError(f"observe: need a loss, a real number, got {described(loss)}")
+        if not self._observers:
+            return
+        self.losses_observed += 1
         if not isinstance(loss, Tensor) or _is_free_to_read(loss):
             self.deliver_losses()
             self._deliver(loss.item() if isinstance(loss, Tensor) else float(loss), self.step)

@@ -49,7 +49,7 @@ def require_at_least_one(model: str, **sizes: int) -> None:
 
 def require_images(model: str, images: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ShapeError unless ``images`` is a batch of images of ``shape``, not an empty one."""
-    if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
+    if images.ndim != 4 or images.shape[1:] != shape or images.shape[0] == 0:
         sizes = ", ".join(map(str, shape))
         raise ShapeError(
             f"{model}: got images {tuple(images.shape)}, need (batch, {sizes}) with at least one "

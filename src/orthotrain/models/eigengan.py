@@ -169,7 +169,7 @@ class EigenGenerator(nn.Module):
             ConfigError: ``e`` is missing, or there although ``noise_dim`` is 0.
         """
         codes = self._codes(z)
-        h = self._start(e, len(codes))
+        h = self._start(e, codes.shape[0])
         for i, block in enumerate(self.blocks):
             h = block(codes[:, i], h)
         return torch.tanh(self.to_image(F.leaky_relu(h, SLOPE)))
@@ -221,12 +221,12 @@ class EigenGenerator(nn.Module):
 
     def _codes(self, z: Tensor) -> Tensor:
         shape = (len(self.blocks), self.num_basis)
-        if z.shape[1:] not in ((self.latent_dim,), shape) or len(z) == 0:
+        if z.shape[1:] not in ((self.latent_dim,), shape) or z.shape[0] == 0:
             raise ShapeError(
                 f"EigenGenerator: got z of shape {tuple(z.shape)}, need (n, {self.latent_dim}) or "
                 f"(n, {shape[0]}, {shape[1]}), blocks by coordinates, with n of at least 1"
             )
-        return z.reshape(len(z), *shape)
+        return z.reshape(z.shape[0], *shape)
 
     def _start(self, e: Tensor | None, n: int) -> Tensor:
         if self.start is None:

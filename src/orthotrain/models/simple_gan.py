@@ -70,7 +70,7 @@ class LatentMap(nn.Module):
     @checked
     def forward(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
         """``(n, latent_dim)`` to ``(n, c, h, w)``."""
-        maps = (z @ self.weight).view(len(z), *self.out_shape)
+        maps = (z @ self.weight).view(z.shape[0], *self.out_shape)
         return maps + self.bias[:, None, None]
 
     def extra_repr(self) -> str:
@@ -154,7 +154,7 @@ class SimpleGenerator(nn.Module):
         Raises:
             ShapeError: The codes have another shape, or there is none.
         """
-        if z.shape[1:] != (self.latent_dim,) or len(z) == 0:
+        if z.shape[1:] != (self.latent_dim,) or z.shape[0] == 0:
             raise ShapeError(
                 f"SimpleGenerator: got z of shape {tuple(z.shape)}, need (n, {self.latent_dim}) "
                 "with n of at least 1"
