@@ -29,8 +29,8 @@ NO_DOOR = {
     "Bound", "Branch", "ChanceLevel", "CompressedLayer", "Compression", "ConditionReadings",
     "ConvSpectralBound", "DciScore", "DensityCoverage", "Evaluation", "FactorDataset",
     "FactorVaeScore", "Fidelity", "GradientMethod", "Handle", "ImageSet", "Interventions",
-    "LatentEncoder", "LayerRule", "Method", "MetricSVD", "PathLength", "Phase", "PrecisionRecall", "RankRule",
-    "RotatedGenerator", "Row", "Run", "Score", "Sizes", "SpriteMoments", "Summary", "Target",
+    "LatentEncoder", "LayerRule", "Method", "MetricSVD", "PathLength", "Phase",
+    "PrecisionRecall", "RankRule", "RotatedGenerator", "Row", "Run", "Score", "Sizes", "SpriteMoments", "Summary", "Target",
     "Total", "VariationPredictability", "VoteScore", "WeightMethod", "attach", "pixel_features",
 }  # fmt: skip
 

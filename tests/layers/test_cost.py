@@ -73,7 +73,7 @@ def test_convolution_counts_are_what_torch_counts(
     channels, out, size, k, training, form, monkeypatch
 ):
     monkeypatch.setattr(_contraction, "cheapest_form", lambda *_, **__: form)
-    monkeypatch.setattr(low_rank, "plain_conv", lambda *_: None)
+    monkeypatch.setattr(low_rank_conv, "plain_conv", lambda *_: None)
     layer = LowRankConv2d(channels, out, 3, padding=1, rank=k)
     x = torch.zeros(2, channels, size, size)
     sizes = 2 * size * size, out, 9 * channels

@@ -12,14 +12,9 @@ from orthotrain.layers.decorrelated_batch_norm import (
 )
 from orthotrain.layers.eigen_subspace import EigenSubspace
 from orthotrain.layers.insert_whitening import insert_whitening
-from orthotrain.layers.low_rank import (
-    LowRankConv1d,
-    LowRankConv2d,
-    LowRankConv3d,
-    LowRankLinear,
-    LowRankTransposedLinear,
-)
+from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
 from orthotrain.layers.low_rank_attention import LowRankMultiheadAttention
+from orthotrain.layers.low_rank_conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
 from orthotrain.layers.low_rank_conv_transpose import (
     LowRankConvTranspose1d,
     LowRankConvTranspose2d,

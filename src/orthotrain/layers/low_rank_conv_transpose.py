@@ -13,15 +13,15 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from orthotrain._doors import checked
 from orthotrain.layers._built import become_
 from orthotrain.layers._factors import holds_pair, register_low_rank
+from orthotrain.layers._single_weight import SingleWeight
 from orthotrain.layers._tracing import leaf
-from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
 
 
-class _LowRankConvTranspose(_SingleWeight, _ConvTransposeNd):
+class _LowRankConvTranspose(SingleWeight, _ConvTransposeNd):
     """One factorization per group: outputs by inputs times taps, as of a convolution."""
 
     on_request: ClassVar[str] = "transposed"

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from orthotrain._doors import checked
 from orthotrain.layers._built import become_
 from orthotrain.layers._factors import holds_pair, register_low_rank
+from orthotrain.layers._single_weight import SingleWeight
 from orthotrain.layers._tracing import leaf
-from orthotrain.layers.low_rank import _SingleWeight
 from orthotrain.linalg.matrices import WeightLayout
 
 
 @checked
 @register_low_rank("torch.nn.modules.sparse.Embedding")
-class LowRankEmbedding(_SingleWeight, nn.Embedding):
+class LowRankEmbedding(SingleWeight, nn.Embedding):
     """An embedding whose rows are ``k`` numbers wide, and a matrix that makes them wide again.
 
     A linear layer of one-hot inputs: the table is ``vh``, transposed, or the right half of the
