@@ -30,7 +30,8 @@ NO_DOOR = {
     "ConvSpectralBound", "DciScore", "DensityCoverage", "Evaluation", "FactorDataset",
     "FactorVaeScore", "Fidelity", "GradientMethod", "Handle", "ImageSet", "Interventions",
     "LatentEncoder", "LayerRule", "Method", "MetricSVD", "PathLength", "Phase",
-    "PrecisionRecall", "RankRule", "RotatedGenerator", "Row", "Run", "Score", "Sizes", "SpriteMoments", "Summary", "Target",
+    "PrecisionRecall", "RankRule", "RotatedGenerator", "Row", "Run", "Score", "Sizes",
+    "SpriteMoments", "Summary", "Target",
     "Total", "VariationPredictability", "VoteScore", "WeightMethod", "attach", "pixel_features",
 }  # fmt: skip
 
@@ -108,12 +109,12 @@ def test_what_an_annotation_takes(hint, right, wrong):
         (lambda: orthotrain.ConditionMonitor("0", every_steps=1.5), "every_steps"),
         (lambda: linalg.ranks_within_budget([TENSOR[0], 3], costs=[], budget=1, min_ranks=[]),
          r"spectra\[1\] to be a torch tensor, got 3"),
-        (lambda: layers.LowRankMultiheadAttention(8, 3), "MultiheadAttention refuses .*divisible"),
-        (lambda: layers.LowRankMultiheadAttention("8", 2), "nn.MultiheadAttention refuses"),
+        (lambda: layers.LowRankMultiheadAttention(8, 3), "embed_dim to be a multiple of num_heads, got 8 and 3"),
+        (lambda: layers.LowRankMultiheadAttention("8", 2), "embed_dim to be a whole number, got .8."),
         (lambda: layers.LowRankMultiheadAttention(8, 2, rank="x"), "rank .*got 'x'"),
         (lambda: layers.LowRankTransposedLinear("8", 6), "nf .*got '8'"),
         (lambda: layers.LowRankTransposedLinear(8, -6), "nx .*got -6"),
-        (lambda: layers.LowRankConv2d(4, 6, 3, groups=4, rank=1), "nn.Conv2d refuses .*divisible"),
+        (lambda: layers.LowRankConv2d(4, 6, 3, groups=4, rank=1), "that one says: .*divisible"),
         (lambda: layers.OrthogonalConv2d(3, 4, 3, max_norm=50), "max_norm below 2.7, got 50"),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from orthotrain.layers import (
     _contraction,
     break_even_fraction,
     low_rank,
+    low_rank_conv,
     stored_numbers,
 )
 from orthotrain.layers._cost import (
