@@ -98,7 +98,9 @@ def _totals(found: Survey, network: bool) -> list[str]:
         "",
         "what a budget would leave",
         *_aligned([_BUDGET_HEADINGS, *map(_line, found.budgets)]),
-        *(f"{100 * each.share:.0f} %: {each.problem}" for each in found.budgets if each.problem),
+        *[f"{100 * each.share:.0f} %: {each.problem}" for each in found.budgets if each.problem][
+            :1
+        ],
         "Energy is that of the weights, without data: measure a smaller model before you use it.",
         *(
             ["Convolutions are read without groups: names and shapes do not tell them."]

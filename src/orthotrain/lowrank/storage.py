@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
-from orthotrain.layers._factors import pair_name
+from orthotrain.layers._factor_names import pair_name
 from orthotrain.lowrank.following import factored_weights, restore_structure
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
