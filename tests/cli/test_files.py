@@ -133,6 +133,8 @@ def test_nothing_is_written_over_what_is_read(capsys, tmp_path, checkpoint):
         capsys, "compress", folder, "--stored-budget", ".8", "--out", folder / "model.safetensors"
     )
     assert "is the file that is read" in error
+    error = fails(capsys, "inspect", folder, "--json", folder / "model.safetensors")
+    assert "is the file that is read" in error
     assert (folder / "model.safetensors").read_bytes() == content
 
 

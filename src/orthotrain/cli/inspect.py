@@ -21,9 +21,9 @@ def run_inspect(command: Command) -> int:
     """Print one line per weight, the totals at budgets, and what stays as it is."""
     given = command.arguments
     path = Path(given.file)
-    for output in (given.json, given.picture):
-        if output is not None:
-            require_place(Path(output), read=path)
+    outputs = [Path(output) for output in (given.json, given.picture) if output is not None]
+    for output in outputs:
+        require_place(output, read=path)
     if given.picture is not None:
         from orthotrain.extras import optional_module
 
@@ -44,6 +44,9 @@ def run_inspect(command: Command) -> int:
         owners = _modules_of(path)
     else:
         stored = read_any(path, key=given.key)
+    for output in outputs:  # a folder has several files
+        for file in stored.files:
+            require_place(output, read=file)
     found = surveyed(
         stored, also=given.also, max_aspect=given.max_aspect, owners=owners,
         on_progress=shown_layers(sum(t.numel() for t in stored.tensors.values())),
