@@ -5,6 +5,7 @@ import torch
 
 from orthotrain.errors import ConvergenceError, NonFiniteError, NumericalWarning
 from orthotrain.linalg import condition_number, decompose, thin_svd, working_dtype
+from orthotrain.linalg.decompose import leading_factors
 from reference.matrices import from_spectrum, generator, log_spectrum
 
 SHAPES = [(6, 6), (9, 4), (4, 9), (80, 3), (3, 80), (5, 1), (1, 1)]
@@ -167,3 +168,24 @@ def test_an_ill_conditioned_entry_changes_no_bit_of_the_others():
         assert torch.equal(one[0], other[0])
     u, s, vh = (factor[1] for factor in mixed)
     torch.testing.assert_close((u * s) @ vh, ill.float().double(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (40, 40)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("condition", [1e2, 1e9])
+def test_leading_factors_lose_the_least_whatever_the_condition(shape, dtype, condition):
+    a = from_spectrum(log_spectrum(40, condition), *shape).to(dtype)
+    energy = torch.linalg.svdvals(a.double()).square()
+    for k in (1, 12, 40):
+        p, s, qh = leading_factors(a.expand(2, *shape), k)
+        assert {t.dtype for t in (p, s, qh)} == {torch.float64}
+        assert (p.shape[-1], s.shape[-1], qh.shape[-2]) == (k, k, k)
+        lost = (a.double() - (p * s.unsqueeze(-2)) @ qh).square().sum((-2, -1))
+        # Measured up to 5 eps of the energy.
+        excess = lost - energy[k:].sum()
+        assert (excess <= 16 * torch.finfo(torch.float64).eps * energy.sum()).all()
+
+
+def test_leading_factors_of_zeros_are_zeros():
+    p, s, qh = leading_factors(torch.zeros(4, 3), 2)
+    assert not (p * s @ qh).any()

@@ -115,6 +115,7 @@ def test_a_checkpoint_of_timm_and_its_average(tmp_path):
         ({"run": {"weights": weights()}, "step": 3}, "run.weights"),
         ({"anything": weights()}, "anything"),
         ({"net": weights(), "optimizer_state": {"m": torch.ones(2, 2)}}, "net"),
+        ({"x": weights(), "adam": {"param_groups": [], "state": {0: torch.ones(2)}}}, "x"),
     ],
 )
 def test_weights_are_found_where_programs_keep_them(tmp_path, content, entry):
@@ -161,18 +162,20 @@ def test_a_folder_with_an_index_over_files(tmp_path, kind):
     (tmp_path / names[1]).rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=f"needs {names[1]}, which is not beside it"):
         read_any(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / names[1])
     for bad, words in (
         ({}, "it has no weight_map"),
         ({"weight_map": {"a": "../secret"}}, "names '../secret', which is no file beside it"),
-        ({"weight_map": {**where, "more": names[0]}}, "which is not beside it|names more"),
+        ({"weight_map": {**where, "more": names[0]}}, "names more, which its files do not hold"),
     ):
         index.write_text(json.dumps(bad))
         with pytest.raises(CheckpointError, match=words):
             read_any(tmp_path)
 
 
-def test_a_folder_with_one_file_and_what_a_trainer_keeps_beside_it(tmp_path):
-    save_file(weights(), tmp_path / "model.safetensors")
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_with_one_file_and_what_a_trainer_keeps_beside_it(tmp_path, name):
+    (save_file if "safe" in name else torch.save)(weights(), tmp_path / name)
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
         torch.save({"x": torch.ones(1)}, tmp_path / name)
     assert same(read_any(tmp_path).tensors, weights())

@@ -266,7 +266,7 @@ def test_what_has_no_low_rank_form_is_named_with_the_reason_every_layer_of_it():
         assert words in reasons[name], name
     assert not any(weight.stays for weight in survey(state, max_aspect=100).weights)
     made = compress_state({"a.weight": linear, "q.weight": state["quantized.weight"]}, energy=0.9)
-    assert made.tensors["q.weight"] is state["quantized.weight"]
+    assert made.tensors["q.weight"].data_ptr() == state["quantized.weight"].data_ptr()
 
 
 def test_a_survey_tells_ranks_sizes_and_totals():
@@ -318,7 +318,11 @@ def test_a_file_in_factors_can_be_cut_again(tmp_path):
     shaped.load_state_dict(frozen_again.tensors)
     torch.testing.assert_close(shaped[0].weight.double(), best, rtol=0, atol=1e-6)
     # Where the halves of a pair part is told by the bias, or by nothing.
-    bare = survey(orthotrain.compress(copy.deepcopy(model), energy=0.9).state_dict())
+    compressed = orthotrain.compress(copy.deepcopy(model), energy=0.9)
+    orthotrain.save(compressed, tmp_path / "saved.safetensors")
+    saved = survey(read_any(tmp_path / "saved.safetensors"))
+    assert [weight.shape for weight in saved.weights] == ["40x32", "32x40"]
+    bare = survey(compressed.state_dict())
     assert [weight.name for weight in bare.weights] == ["1"]
     assert "the model alone can tell" in bare.left[0].reason
 
@@ -343,6 +347,18 @@ def test_a_budget_that_no_rank_can_meet_names_what_stands_in_the_way():
     (_, _, last) = survey(state).budgets
     assert last.stored is None
     assert "embed.weight" in last.problem
+
+
+@pytest.mark.bad_input
+def test_a_mapping_is_read_as_a_file_is():
+    state = filled(Net()).state_dict()
+    whole = survey({"state_dict": state, "epoch": 3, "optimizer": {"m": torch.ones(9, 9)}})
+    assert whole.stored == survey(state).stored
+    for call in (survey, lambda given: compress_state(given, energy=0.9)):
+        with pytest.raises(CheckpointError, match="the state dict holds no weights"):
+            call({"epoch": 3})
+        with pytest.raises(ConfigError, match="needs stored to be a StoredModel or a mapping"):
+            call("model.pt")
 
 
 @pytest.mark.bad_input

@@ -13,7 +13,7 @@ from orthotrain.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from orthotrain.lowrank.state_dicts import Survey
+    from orthotrain.lowrank.state_dicts import StoredModel, Survey
     from orthotrain.lowrank.state_dicts.survey import BudgetSurvey, WeightSurvey
 
 
@@ -21,47 +21,51 @@ def run_inspect(command: Command) -> int:
     """Print one line per weight, the totals at budgets, and what stays as it is."""
     given = command.arguments
     path = Path(given.file)
-    for output in (given.json, given.picture):
-        if output is not None:
-            require_place(Path(output), read=path)
+    outputs = [Path(output) for output in (given.json, given.picture) if output is not None]
+    for output in outputs:
+        require_place(output, read=path)
     if given.picture is not None:
         from orthotrain.extras import optional_module
 
         optional_module("inspect --picture", "matplotlib", package="matplotlib")
 
     from orthotrain.cli.progress import shown_layers
-    from orthotrain.lab.run.checkpoint import is_run_checkpoint
-    from orthotrain.lowrank.state_dicts import StoredModel, read_any
+    from orthotrain.files import write_atomically
     from orthotrain.lowrank.state_dicts.survey import surveyed
 
-    owners: dict[str, nn.Module] = {}
-    if is_run_checkpoint(path):
-        from orthotrain.lab.run.restore import read_weights
-
-        if given.key is not None:
-            raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
-        stored = StoredModel(read_weights(path), str(path), (path,), "checkpoint of a run")
-        owners = _modules_of(path)
-    else:
-        stored = read_any(path, key=given.key)
+    stored, owners = _read(path, given.key)
+    for output in outputs:  # a folder has several files
+        for file in stored.files:
+            require_place(output, read=file)
     found = surveyed(
         stored, also=given.also, max_aspect=given.max_aspect, owners=owners,
         on_progress=shown_layers(sum(t.numel() for t in stored.tensors.values())),
     )  # fmt: skip
     print(table_of(found, network=bool(owners)))
     if given.json is not None:
-        from orthotrain.files import write_atomically
-
-        content = json.dumps(found.to_dict(), indent=2)
-        write_atomically(given.json, f"{content}\n".encode())
+        write_atomically(given.json, f"{json.dumps(found.to_dict(), indent=2)}\n".encode())
         print(f"numbers: {Path(given.json).resolve()}")
     if given.picture is not None:
         from orthotrain.cli.picture import draw_survey
-        from orthotrain.files import write_atomically
 
         write_atomically(given.picture, draw_survey(found))
         print(f"picture: {Path(given.picture).resolve()}")
     return 0
+
+
+def _read(path: Path, key: str | None) -> tuple[StoredModel, dict[str, nn.Module]]:
+    """The weights of a file, and the modules by name where it is the checkpoint of a run."""
+    from orthotrain.lab.run.checkpoint import is_run_checkpoint
+    from orthotrain.lowrank.state_dicts import StoredModel, read_any
+
+    if not is_run_checkpoint(path):
+        return read_any(path, key=key), {}
+    if key is not None:
+        raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
+    from orthotrain.lab.run.restore import read_weights
+
+    stored = StoredModel(read_weights(path), str(path), (path,), "checkpoint of a run")
+    return stored, _modules_of(path)
 
 
 def _modules_of(path: Path) -> dict[str, nn.Module]:
@@ -94,18 +98,15 @@ def table_of(found: Survey, *, network: bool) -> str:
 
 def _totals(found: Survey, network: bool) -> list[str]:
     """What budgets would leave, and how far the numbers can be trusted."""
-    return [
-        "",
-        "what a budget would leave",
-        *_aligned([_BUDGET_HEADINGS, *map(_line, found.budgets)]),
-        *(f"{100 * each.share:.0f} %: {each.problem}" for each in found.budgets if each.problem),
-        "Energy is that of the weights, without data: measure a smaller model before you use it.",
-        *(
-            ["Convolutions are read without groups: names and shapes do not tell them."]
-            if not network and any(weight.kind == "conv" for weight in found.weights)
-            else []
-        ),
-    ]
+    lines = ["", "what a budget would leave"]
+    lines += _aligned([_BUDGET_HEADINGS, *map(_line, found.budgets)])
+    lines += [f"{100 * b.share:.0f} %: {b.problem}" for b in found.budgets if b.problem][:1]
+    lines.append(
+        "Energy is that of the weights, without data: measure a smaller model before you use it."
+    )
+    if not network and any(weight.kind == "conv" for weight in found.weights):
+        lines.append("Convolutions are read without groups: names and shapes do not tell them.")
+    return lines
 
 
 _BUDGET_HEADINGS = ("budget", "stored", "bytes", "layers cut", "energy kept", "least energy kept")
@@ -119,7 +120,7 @@ def _row(weight: WeightSurvey) -> tuple[str, ...]:
         weight.shape,
         f"{weight.rank}/{weight.full_rank}",
         f"{weight.stored:,}",
-        "over 4e6" if weight.condition is None else f"{weight.condition:.3g}",
+        _condition(weight),
         *(
             f"{at.rank}: {f'{at.stored:,}' if at.stored < weight.stored else 'as it is'}"
             for at in weight.at
@@ -127,6 +128,12 @@ def _row(weight: WeightSurvey) -> tuple[str, ...]:
         f"{weight.break_even_rank}",
         "stays" if weight.stays else "",
     )
+
+
+def _condition(weight: WeightSurvey) -> str:
+    if weight.condition is not None:
+        return f"{weight.condition:.3g}"
+    return "singular" if weight.dtype == "float64" else "over 4e6"
 
 
 def _line(budget: BudgetSurvey) -> tuple[str, ...]:

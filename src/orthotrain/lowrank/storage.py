@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,17 @@ from orthotrain._doors import checked
 from orthotrain._sharded import GATHER_FIRST, SHARD_AFTER, require_whole
 from orthotrain.errors import CheckpointError
 from orthotrain.files import remedy, write_atomically
-from orthotrain.layers._factors import pair_name
-from orthotrain.lowrank.following import factored_weights, restore_structure
+from orthotrain.layers._factor_names import pair_name
+from orthotrain.layers._factors import LowRankModule, holds_pair
+from orthotrain.linalg.matrices import WeightLayout
+from orthotrain.lowrank.following import restore_structure
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import named_modules_clean, unwrap
 
 
 class StoredLayout(NamedTuple):
-    """How a weight was read as matrices when it was compressed without its network.
+    """How a weight that is held as a pair is read as matrices.
 
     ``m`` outputs by ``n`` inputs each; ``inputs_first`` of embeddings and transposed convolutions.
     """
@@ -42,8 +44,7 @@ class SavedFile:
     Attributes:
         tensors: By name, each once.
         aliases: Names that stand for another tensor of the file.
-        layouts: How weights were read that were compressed without their network, by name of the
-            pair.
+        layouts: How weights are read that are held as pairs, by name of the pair.
     """
 
     tensors: dict[str, Tensor]
@@ -75,7 +76,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     inner = unwrap(model)
     state = inner.state_dict()
     tensors, aliases = distinct({name: state[key] for name, key in clean_keys(inner).items()})
-    write_saved(path, tensors, factored_metadata(tensors, aliases))
+    layouts = {
+        key: StoredLayout(layout.m, layout.n, layout.inputs_first)
+        for key, layout in _layouts(inner)
+        if key in tensors
+    }
+    write_saved(path, tensors, factored_metadata(tensors, aliases, layouts))
 
 
 def factored_metadata(
@@ -159,16 +165,22 @@ def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> N
     Raises:
         CheckpointError: The shapes of factors may agree where their halves do not.
     """
-    modules = dict(named_modules_clean(model, remove_duplicate=False))
-    for module, weight in factored_weights(model):
-        for name in (n for n, each in modules.items() if each is module):
-            layout, key = module.layout(module, weight), f"{name}.{pair_name(weight)}".lstrip(".")
-            read = layouts.get(key)
-            if read not in (None, (layout.m, layout.n, layout.inputs_first)):
-                raise CheckpointError(
-                    f"{key} was made of a weight read as {read}, and {type(module).__name__} reads "
-                    "it as another kind of layer; compress the file again and leave it out (skip)"
-                )
+    for key, layout in _layouts(model):
+        read = layouts.get(key)
+        if read not in (None, (layout.m, layout.n, layout.inputs_first)):
+            raise CheckpointError(
+                f"{key} was made of a weight read as {read}, and the layer of this model reads it "
+                "as another kind of layer; compress the file again and leave it out (skip)"
+            )
+
+
+def _layouts(model: nn.Module) -> Iterator[tuple[str, WeightLayout]]:
+    """Clean name and layout of each pair of a model."""
+    for name, module in named_modules_clean(model, remove_duplicate=False):
+        if isinstance(module, LowRankModule):
+            for weight in module.weights_of(module):
+                if holds_pair(module, weight):
+                    yield f"{name}.{pair_name(weight)}".lstrip("."), module.layout(module, weight)
 
 
 def _give_memory(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from orthotrain.errors import CheckpointError
 from orthotrain.lab.run import record
-from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
+from orthotrain.lab.run.checkpoint import is_run_checkpoint, load_checkpoint, save_checkpoint
 from reference.damage import flipped
 
 
@@ -115,3 +115,19 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     torch.save({"format": "orthotrain-checkpoint", "schema": 1, "x": Harmful()}, path)
     with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_file_tells_whether_it_is_the_checkpoint_of_a_run(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 3})
+    assert is_run_checkpoint(path)
+    content = path.read_bytes()
+    path.write_bytes(b"damaged" + content[100:])  # by the digest at its end
+    assert is_run_checkpoint(path)
+    torch.save({"format": "orthotrain-checkpoint", "schema": 1}, path)  # of the version without one
+    assert is_run_checkpoint(path)
+    for foreign in ({"model": {"weight": torch.ones(2)}}, [1]):
+        torch.save(foreign, path)
+        assert not is_run_checkpoint(path)
+    path.write_bytes(b"")
+    assert not any(map(is_run_checkpoint, (path, tmp_path, tmp_path / "nowhere")))

@@ -68,7 +68,7 @@ def is_run_checkpoint(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             return any(FORMAT.encode() in archive.read(name) for name in pickles)
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError):
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError):
         return False  # whoever reads it says what is wrong
 
 

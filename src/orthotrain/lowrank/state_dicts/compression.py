@@ -19,7 +19,7 @@ from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
-from orthotrain.lowrank.state_dicts.read import StoredModel
+from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
 from orthotrain.lowrank.state_dicts.survey import (
     OnProgress,
     kept_energy,
@@ -102,13 +102,14 @@ def compress_state(  # noqa: PLR0913  # a rule and its three short forms
         on_progress: Called before each weight.
 
     Raises:
+        CheckpointError: There are no tensors.
         ConfigError: No rank rule or two, a value out of range, a pattern that matches nothing, a
             budget that cannot be met, no weight that can be cut, or ``"dense"`` of a file that is
             low-rank already.
         NonFiniteError: A weight holds NaN or infinity; the message names the tensor.
     """
     rule = chosen_rule(rank, rank_rtol=rank_rtol, energy=energy, stored_budget=stored_budget)
-    model = stored if isinstance(stored, StoredModel) else StoredModel(stored)
+    model = stored_model(stored)
     chosen = choose(model, also=also, only=only, skip=skip, max_aspect=max_aspect)
     _require_form(chosen, form)
     spectra = spectra_of(chosen.weights, "compress", on_progress)

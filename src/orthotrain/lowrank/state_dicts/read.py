@@ -70,6 +70,20 @@ class StoredModel:
         return ", ".join(parts)
 
 
+def stored_model(given: StoredModel | Mapping[str, Tensor]) -> StoredModel:
+    """A model as it was read, or the weights in a mapping, which may be a whole checkpoint.
+
+    Raises:
+        CheckpointError: The mapping holds no tensors.
+    """
+    if isinstance(given, StoredModel):
+        return given
+    entry = find_entry(given, key=None, source="the state dict")
+    return StoredModel(
+        entry.tensors, entry=entry.name, other_entries=entry.others, without=entry.without
+    )
+
+
 @checked
 def read_any(path: str | os.PathLike[str], *, key: str | None = None) -> StoredModel:
     """Named tensors of a file or folder that any program wrote; no code in it is ever run.

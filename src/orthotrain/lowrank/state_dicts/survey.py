@@ -16,7 +16,7 @@ from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
 from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
-from orthotrain.lowrank.state_dicts.read import StoredModel
+from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
 from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight
 
 #: Shares of energy at which ranks are told.
@@ -162,10 +162,11 @@ def survey(
         on_progress: Called before each weight.
 
     Raises:
+        CheckpointError: There are no tensors.
         ConfigError: ``max_aspect`` is 1 or less.
         NonFiniteError: A weight holds NaN or infinity; the message names the tensor.
     """
-    return surveyed(_model(stored), also=also, max_aspect=max_aspect, on_progress=on_progress)
+    return surveyed(stored_model(stored), also=also, max_aspect=max_aspect, on_progress=on_progress)
 
 
 def surveyed(
@@ -235,10 +236,6 @@ def kept_energy(spectrum: Tensor, rank: int) -> float:
     squares = spectrum.square()
     total = float(squares.sum())
     return float(squares[:, :rank].sum()) / total if total else 1.0
-
-
-def _model(stored: StoredModel | Mapping[str, Tensor]) -> StoredModel:
-    return stored if isinstance(stored, StoredModel) else StoredModel(stored)
 
 
 def _weight(weight: StoredWeight, candidate: Candidate) -> WeightSurvey:
