@@ -204,7 +204,8 @@ def test_a_gan_goes_on_bit_for_bit_while_layers_wait():
 # --- gradients that wait for their step -----------------------------------------------------------
 
 
-def test_a_gradient_that_waits_for_its_step_is_used_at_full_length():
+@pytest.mark.parametrize("importance", ["weight", "loss"])
+def test_a_gradient_that_waits_for_its_step_is_used_at_full_length(importance):
     """The first optimizer is skipped once, so from then on a step of training ends at it."""
     low, dense = mlp(8), mlp(8)
     low_pair, dense_pair = (
@@ -213,7 +214,7 @@ def test_a_gradient_that_waits_for_its_step_is_used_at_full_length():
     )
     keeping_all = as_published(
         delay_steps=1, every_steps=10, rank_rtol=0.0, layer_fraction=1.0, dense_last=False,
-        only_if_cheaper=False,
+        only_if_cheaper=False, importance=importance,
     )  # fmt: skip
     handle = attach(low, low_pair, keeping_all)
     for pair, model in ((low_pair, low), (dense_pair, dense)):
