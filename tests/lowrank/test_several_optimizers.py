@@ -234,7 +234,7 @@ def test_a_gradient_that_waits_for_its_step_is_used_at_full_length(importance):
         torch.testing.assert_close(weights(low)[name], weight, rtol=1e-12, atol=1e-12)
 
 
-def test_layers_that_still_wait_at_the_next_update_are_decided_anew():
+def test_layers_that_wait_change_before_the_next_update():
     model = Gan()
     optimizers = model.optimizers()
     every = as_published(delay_steps=1, every_steps=1, rank_rtol=0.3, max_drop=0.3,

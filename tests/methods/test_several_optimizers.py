@@ -246,6 +246,20 @@ def test_the_state_within_a_step_is_part_of_the_handle_s():
     assert other.run.step == 1
 
 
+@pytest.mark.parametrize("reached", [1, 2])
+def test_a_shape_may_change_from_the_own_step_to_the_next_pass(reached):
+    """Also where that pass reaches one end of the part alone."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    pair = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:1], model[1:])]
+    run = attach(model, pair, Diary()).run
+    step_all(model, pair)
+    assert all(run.may_change_shape(p) for p in model.parameters())
+    model[reached](torch.ones(1, 3)).sum().backward()
+    assert not any(run.may_change_shape(p) for p in model.parameters())
+    pair[1].step()
+    assert [run.may_change_shape(layer.weight) for layer in model] == [False, True, True]
+
+
 # --- by hand --------------------------------------------------------------------------------------
 
 

@@ -66,10 +66,10 @@ class Handle:
             hooks += step_hooks(optimizer, *(partial(moment, place) for moment in moments))
             looked_after.add(optimizer)
             held = groups_of([optimizer])
-            trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
-            self._backward_hooks[place].put_on(trained)
-            if run.has_several and trained is not None:
-                hooks.append(trained.register_post_accumulate_grad_hook(PassHook(run.round)))  # type: ignore[no-untyped-call]
+            trained = [p for p in model.parameters() if p.requires_grad and p in held]
+            self._backward_hooks[place].put_on(next(iter(trained), None))
+            if run.has_several:  # a pass may end amid a part, or begin there
+                hooks += [PassHook(run.round).put_on(p) for p in {*trained[:1], *trained[-1:]}]
         return hooks
 
     def __repr__(self) -> str:
