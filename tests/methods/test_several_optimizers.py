@@ -337,6 +337,13 @@ def test_what_is_no_list_of_optimizers(choose, message):
 
 
 @pytest.mark.bad_input
+def test_a_second_optimizer_without_brackets():
+    model = small_model()
+    with pytest.raises(ConfigError, match=r"SGD as a method; several optimizers go in a list"):
+        attach(model, *two(model), Diary())
+
+
+@pytest.mark.bad_input
 def test_a_weight_that_none_of_them_holds_is_named():
     model = small_model()
     pair = [torch.optim.SGD([model[0].weight], lr=0.1), torch.optim.SGD([model[0].bias], lr=0.1)]

@@ -128,6 +128,11 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
                 f"attach: got a {type(method).__name__} of methods; unpack it with a star: "
                 "attach(model, optimizer, *methods)"
             )
+        if isinstance(method, Optimizer):
+            raise ConfigError(
+                f"attach: got the optimizer {type(method).__name__} as a method; several "
+                "optimizers go in a list: attach(model, [one, other], *methods)"
+            )
         if not isinstance(method, Method):
             raise ConfigError(
                 f"attach: got {method!r} of type {type(method).__name__} as a method; need an "
