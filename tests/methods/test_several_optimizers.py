@@ -235,15 +235,20 @@ def test_sam_beside_another_one():
 
 def test_the_state_within_a_step_is_part_of_the_handle_s():
     model, pair, handle = make(Diary())
-    _, other_pair, other = make(Diary())
     backward(model)
     pair[0].step()
-    state = handle.state_dict()
-    assert state["round"] == {"stepped": [0], "untouched": [0]}
-    other.load_state_dict(state)
-    backward(other.run.model)
-    other_pair[1].step()
-    assert other.run.step == 1
+    states = [handle.state_dict()]
+    backward(model)
+    states.append(handle.state_dict())
+    assert [state["round"]["untouched"] for state in states] == [[0], []]
+    for state, untouched in zip(states, (True, False), strict=True):
+        other_model, other_pair, other = make(Diary())
+        other.load_state_dict(state)
+        assert other.run.may_change_shape(other_model[0].weight) is untouched
+        assert not other.run.may_change_shape(other_model[2].weight)
+        other_pair[1].step()
+        assert other.run.step == 1
+        assert other.run.may_change_shape(other_model[2].weight)
 
 
 @pytest.mark.parametrize("reached", [1, 2])
