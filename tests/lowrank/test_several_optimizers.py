@@ -204,7 +204,8 @@ def test_a_gan_goes_on_bit_for_bit_while_layers_wait():
 # --- gradients that wait for their step -----------------------------------------------------------
 
 
-def test_a_gradient_that_waits_for_its_step_is_used_at_full_length():
+@pytest.mark.parametrize("importance", ["weight", "loss"])
+def test_a_gradient_that_waits_for_its_step_is_used_at_full_length(importance):
     """The first optimizer is skipped once, so from then on a step of training ends at it."""
     low, dense = mlp(8), mlp(8)
     low_pair, dense_pair = (
@@ -213,7 +214,7 @@ def test_a_gradient_that_waits_for_its_step_is_used_at_full_length():
     )
     keeping_all = as_published(
         delay_steps=1, every_steps=10, rank_rtol=0.0, layer_fraction=1.0, dense_last=False,
-        only_if_cheaper=False,
+        only_if_cheaper=False, importance=importance,
     )  # fmt: skip
     handle = attach(low, low_pair, keeping_all)
     for pair, model in ((low_pair, low), (dense_pair, dense)):
@@ -233,7 +234,7 @@ def test_a_gradient_that_waits_for_its_step_is_used_at_full_length():
         torch.testing.assert_close(weights(low)[name], weight, rtol=1e-12, atol=1e-12)
 
 
-def test_layers_that_still_wait_at_the_next_update_are_decided_anew():
+def test_layers_that_wait_change_before_the_next_update():
     model = Gan()
     optimizers = model.optimizers()
     every = as_published(delay_steps=1, every_steps=1, rank_rtol=0.3, max_drop=0.3,

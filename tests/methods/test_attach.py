@@ -904,6 +904,17 @@ def test_a_new_optimizer_after_the_first_was_deleted():
     attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Diary())
 
 
+def test_a_handle_whose_optimizer_is_gone_is_detached_first():
+    model, optimizer, handle = make(Diary())
+    del optimizer
+    gc.collect()
+    new = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match=r"whose optimizer was deleted; call detach\(\)"):
+        attach(model, new, Diary())
+    handle.detach()
+    attach(model, new, Diary())
+
+
 def test_using_a_handle_whose_optimizer_is_gone():
     _model, optimizer, handle = make(Idle())
     before = handle.summary().total

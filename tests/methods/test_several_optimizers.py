@@ -235,15 +235,34 @@ def test_sam_beside_another_one():
 
 def test_the_state_within_a_step_is_part_of_the_handle_s():
     model, pair, handle = make(Diary())
-    _, other_pair, other = make(Diary())
     backward(model)
     pair[0].step()
-    state = handle.state_dict()
-    assert state["round"] == {"stepped": [0], "untouched": [0]}
-    other.load_state_dict(state)
-    backward(other.run.model)
-    other_pair[1].step()
-    assert other.run.step == 1
+    states = [handle.state_dict()]
+    backward(model)
+    states.append(handle.state_dict())
+    assert [state["round"]["untouched"] for state in states] == [[0], []]
+    for state, untouched in zip(states, (True, False), strict=True):
+        other_model, other_pair, other = make(Diary())
+        other.load_state_dict(state)
+        assert other.run.may_change_shape(other_model[0].weight) is untouched
+        assert not other.run.may_change_shape(other_model[2].weight)
+        other_pair[1].step()
+        assert other.run.step == 1
+        assert other.run.may_change_shape(other_model[2].weight)
+
+
+@pytest.mark.parametrize("reached", [1, 2])
+def test_a_shape_may_change_from_the_own_step_to_the_next_pass(reached):
+    """Also where that pass reaches one end of the part alone."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    pair = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:1], model[1:])]
+    run = attach(model, pair, Diary()).run
+    step_all(model, pair)
+    assert all(run.may_change_shape(p) for p in model.parameters())
+    model[reached](torch.ones(1, 3)).sum().backward()
+    assert not any(run.may_change_shape(p) for p in model.parameters())
+    pair[1].step()
+    assert [run.may_change_shape(layer.weight) for layer in model] == [False, True, True]
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -320,6 +339,13 @@ def test_what_is_no_list_of_optimizers(choose, message):
     pair = two(model)
     with pytest.raises(ConfigError, match=message):
         attach(model, choose(pair), Diary())
+
+
+@pytest.mark.bad_input
+def test_a_second_optimizer_without_brackets():
+    model = small_model()
+    with pytest.raises(ConfigError, match=r"SGD as a method; several optimizers go in a list"):
+        attach(model, *two(model), Diary())
 
 
 @pytest.mark.bad_input

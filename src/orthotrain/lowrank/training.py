@@ -172,12 +172,8 @@ class LowRankTraining(Bound):
     # --- updates ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Start an update; what is left of one that is still on its way is done at once.
-
-        Layers that still wait for their own optimizer are decided anew.
-        """
+        """Start an update; what is left of one that is still on its way is done at once."""
         if self._pending is not None:
-            self._pending.waits = []
             self._go_on()
         self._run.deliver_losses()
         self._judge_last_cut(final=True)

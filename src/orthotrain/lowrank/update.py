@@ -29,12 +29,9 @@ class Update:
     layer is seen per step, then ranks are decided, then one layer changes per step, decomposed
     again because its weight has moved. So no step does more than one layer's work.
 
-    With several optimizers, a layer that has a gradient of a pass since the step of its own
-    optimizer waits for the next such step. No gradient is lost, and no pass that has begun meets
-    another shape than the step would leave it.
-
-    Attributes:
-        waits: Positions of the layers that wait.
+    With several optimizers, a layer whose gradient was computed since the step of its own
+    optimizer waits for the next such step, which comes before the next update. So no gradient is
+    lost. A pass that has begun finds the weight changed only where that step changes it anyway.
 
     Args:
         sites: All layers.
@@ -47,6 +44,9 @@ class Update:
         record: Takes an event and its fields.
         number: Which update it is, from one.
         settling: Whether each layer switches by itself.
+
+    Attributes:
+        waits: Positions of the layers that wait.
     """
 
     def __init__(  # noqa: PLR0913  # what an update touches

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 
-# A method's name and what of it is called.
-_Act = tuple[str, Callable[[], None]]
+#: A method's name and what of it is called.
+Act = tuple[str, Callable[[], None]]
 
 
 class Acts:
@@ -74,9 +74,7 @@ class Acts:
         bounds = ((name, self.bounds[name]) for name in self.acting)
         return [f"{name} on {weight}" for name, bound in bounds for weight in bound.acts_on()]
 
-    def _of(
-        self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH
-    ) -> list[_Act]:
+    def _of(self, name: str, *, since: Phase = Phase.LOSS, until: Phase = Phase.WATCH) -> list[Act]:
         """What the methods of some phases do at a moment of the step, in the order they do it."""
         return [
             (label, getattr(bound, name))
@@ -84,7 +82,7 @@ class Acts:
             if since <= self.methods[label].phase <= until and _overrides(bound, name)
         ]
 
-    def run(self, acts: Sequence[_Act]) -> None:
+    def run(self, acts: Sequence[Act]) -> None:
         """Call what is due, and take the time."""
         self.running = True
         try:

@@ -134,6 +134,11 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
                 f"attach: got a {type(method).__name__} of methods; unpack it with a star: "
                 "attach(model, optimizer, *methods)"
             )
+        if isinstance(method, Optimizer):
+            raise ConfigError(
+                f"attach: got the optimizer {type(method).__name__} as a method; several "
+                "optimizers go in a list: attach(model, [one, other], *methods)"
+            )
         if not isinstance(method, Method):
             raise ConfigError(
                 f"attach: got {method!r} of type {type(method).__name__} as a method; need an "
@@ -181,7 +186,7 @@ def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None
 
 def _check_free(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     held = groups_of(optimizers)
-    if _taken(held):
+    if _taken(held) or _left_over(model):
         # An optimizer that was deleted in a cycle is still there until the next collection.
         gc.collect()
     if taken := _taken(held):
@@ -191,13 +196,27 @@ def _check_free(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             "optimizer, *methods). Several optimizers over parts of a model go there as a list, or "
             "into a call each if they share no parameter"
         )
+    if _left_over(model):
+        raise ConfigError(
+            f"attach: this {type(model).__name__} already has methods attached, by a handle whose "
+            "optimizer was deleted; call detach() on that handle first"
+        )
+
+
+def _attached() -> list[Handle]:
+    return [handle for handle in _handles if handle.attached]
 
 
 def _taken(held: Container[nn.Parameter]) -> list[nn.Parameter]:
     """Parameters that some handle acts on."""
-    attached = [handle for handle in _handles if handle.attached]
-    owned = (p for handle in attached for p in groups_of(handle.run.living_optimizers))
+    owned = (p for handle in _attached() for p in groups_of(handle.run.living_optimizers))
     return [parameter for parameter in owned if parameter in held]
+
+
+def _left_over(model: nn.Module) -> bool:
+    """Whether a handle of a model waits for an optimizer that is gone."""
+    runs = (handle.run for handle in _attached())
+    return any(run.model is model and not run.has_all_optimizers for run in runs)
 
 
 def _named(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str:

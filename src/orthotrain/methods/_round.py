@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from orthotrain.methods.weak_hook import WeakHook
 
@@ -65,7 +66,12 @@ class Round:
 
 
 class PassHook(WeakHook[Round]):
-    """On one parameter of each optimizer: tells of every backward pass that reaches it."""
+    """On two parameters of each optimizer: tells of every backward pass that reaches them."""
+
+    def put_on(self, parameter: nn.Parameter) -> RemovableHandle:
+        """Fire whenever the gradient of ``parameter`` is complete."""
+        hook: RemovableHandle = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
+        return hook
 
     def __call__(self, parameter: Tensor) -> None:
         # Compiled autograd traces through here, and a counter would compile it anew at each pass.

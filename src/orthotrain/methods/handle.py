@@ -12,14 +12,14 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods._acts import Acts
+from orthotrain.methods._acts import Act, Acts
 from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
 from orthotrain.methods._optimizer import groups_of, is_no_step, kinds_of, rates_are_zero
 from orthotrain.methods._round import PassHook
 from orthotrain.methods._state_check import StateCheck
 from orthotrain.methods._wrapped_optimizer import inner_optimizer, step_hooks
 from orthotrain.methods.copies import matching_copy
-from orthotrain.methods.protocol import Bound, Method, Record, Run
+from orthotrain.methods.protocol import Method, Record, Run
 from orthotrain.methods.summary import Summary, summarize
 from orthotrain.methods.targets import left_the_model
 from orthotrain.methods.weak_hook import remove_dead
@@ -34,6 +34,7 @@ class Handle:
     Attributes:
         run: Model, optimizers, step count and records, as the methods see them.
         auto: Whether the optimizer's own step calls the methods.
+        methods: The methods by name, in the order they act.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Handle:
         self.run = run
         self.auto = auto
         self._acts = Acts(run, methods)
+        self.methods, self._bound = self._acts.methods, self._acts.bounds
         self._attached = self._compare_step = True
         self._skipped: set[int] = set()  # of each optimizer its place among all
         self._state_checks = [StateCheck(run.model) for _ in run.optimizers]
@@ -64,20 +66,11 @@ class Handle:
             hooks += step_hooks(optimizer, *(partial(moment, place) for moment in moments))
             looked_after.add(optimizer)
             held = groups_of([optimizer])
-            trained = next((p for p in model.parameters() if p.requires_grad and p in held), None)
-            self._backward_hooks[place].put_on(trained)
-            if run.has_several and trained is not None:
-                hooks.append(trained.register_post_accumulate_grad_hook(PassHook(run.round)))  # type: ignore[no-untyped-call]
+            trained = [p for p in model.parameters() if p.requires_grad and p in held]
+            self._backward_hooks[place].put_on(next(iter(trained), None))
+            if run.has_several:  # a pass may end amid a part, or begin there
+                hooks += [PassHook(run.round).put_on(p) for p in {*trained[:1], *trained[-1:]}]
         return hooks
-
-    @property
-    def methods(self) -> dict[str, Method]:
-        """The methods by name, in the order they act."""
-        return self._acts.methods
-
-    @property
-    def _bound(self) -> dict[str, Bound]:
-        return self._acts.bounds
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -97,7 +90,8 @@ class Handle:
     def _step_begins(self, place: int, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         for hook in self._backward_hooks:
             hook.pause()
-        _ = self.run.optimizers  # without one of them no step of training would ever end
+        if self.run.has_several:  # without one of them no step of training would ever end
+            _ = self.run.optimizers
         self._state_checks[place].before_step(optimizer, ", ".join(self._acts.acting))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and (
@@ -155,8 +149,7 @@ class Handle:
             self._run_after([place])
 
     def _run_before(self, places: Sequence[int]) -> None:
-        with self.run.step_of(places):
-            self._acts.run(self._acts.before)
+        self._run(self._acts.before, places)
 
     def _run_after(self, places: Sequence[int]) -> None:
         ends = self.run.round.stepped(places)
@@ -168,12 +161,16 @@ class Handle:
                     "step", [f"step {self.run.step}"], error=StateError,
                     remedy="Load the handle's state on every process",
                 )  # fmt: skip
-            with self.run.step_of(places):
-                self._acts.run(self._acts.after)
+            self._run(self._acts.after, places)
             if ends:
-                self._acts.run(self._acts.at_end)
+                self._run(self._acts.at_end)
         finally:
             self.run.step -= not ends
+
+    def _run(self, acts: Sequence[Act], places: Sequence[int] | None = None) -> None:
+        if acts:
+            with self.run.step_of(places):
+                self._acts.run(acts)
 
     def before_step(self, optimizer: Optimizer | None = None) -> None:
         """With ``auto=False``: call right before ``optimizer.step()``, gradients ready.

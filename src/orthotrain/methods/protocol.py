@@ -153,6 +153,7 @@ class Run:
             there are more than ``keep_records``.
         dropped_records: How many went.
         processes: Those that train this model together.
+        round: Which of several optimizers have stepped since the last step of training ended.
     """
 
     def __init__(
@@ -241,8 +242,8 @@ class Run:
         return found if self._stepping is None else [found[place] for place in self._stepping]
 
     @contextmanager
-    def step_of(self, places: Sequence[int]) -> Iterator[None]:
-        """Inside, it is the step of these optimizers, by their places among all."""
+    def step_of(self, places: Sequence[int] | None) -> Iterator[None]:
+        """Inside, it is the step of these optimizers, by their places; ``None`` for all."""
         self._stepping = places
         try:
             yield
