@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 
 import orthotrain
+from integrations.exported import assert_exports
 from orthotrain import AdaptiveLowRank, BasisStability
 from orthotrain.errors import CheckpointError, ConfigError, StateError
 from orthotrain.integrations.lightning import (
@@ -199,6 +200,13 @@ def test_every_loss_is_observed_once_in_its_own_scale(tmp_path, monkeypatch, com
     fit(tmp_path, module=Tells(compiled=compiled), accumulate_grad_batches=accumulate, max_steps=4)
     assert seen == pytest.approx(expected)
     assert len(expected) == 4 * accumulate
+
+
+@pytest.mark.slow
+def test_the_trained_model_is_exported(tmp_path):
+    module, _, _ = fit(tmp_path)
+    x = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    assert_exports(module.net, x)
 
 
 def test_sizes_and_ranks_reach_the_logger(tmp_path):

@@ -82,18 +82,20 @@ def equal(one, other):
 
 
 LOOPS = {
-    "resnet": ("resnet", {}),
     "vit with layer decay": ("vit", {}),
     "accumulation": ("vit", {"accumulate": 2}),
     "bf16": ("vit", {"bf16": True}),
     "Lookahead": ("vit", {"opt": "lookahead_adamw"}),
     "SAM": ("vit", {"opt": "sam"}),
 }
-COMPILED = pytest.param("vit", {"compiled": True}, marks=pytest.mark.slow, id="compiled")
+SLOW = [
+    pytest.param("resnet", {}, marks=pytest.mark.slow, id="resnet"),
+    pytest.param("vit", {"compiled": True}, marks=pytest.mark.slow, id="compiled"),
+]
 
 
 @pytest.mark.parametrize(
-    ("net", "settings"), [*(pytest.param(*loop, id=name) for name, loop in LOOPS.items()), COMPILED]
+    ("net", "settings"), [*(pytest.param(*loop, id=name) for name, loop in LOOPS.items()), *SLOW]
 )
 def test_resumed_runs_and_their_averages_equal_the_unbroken_one(tmp_path, net, settings):
     *whole, handle, optimizer = loop(tmp_path, net, **settings)

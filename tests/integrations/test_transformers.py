@@ -18,6 +18,7 @@ from transformers import (  # noqa: E402
     ViTForImageClassification,
 )
 
+from integrations.exported import assert_exports  # noqa: E402
 from orthotrain import AdaptiveLowRank, BasisStability  # noqa: E402
 from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
 from orthotrain.integrations.transformers import STATE_FILE, OrthotrainCallback  # noqa: E402
@@ -251,6 +252,26 @@ def test_nothing_else_changes_in_the_run(tmp_path):
 def test_two_callbacks_on_one_model_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="give all methods to one callback"):
         trainer(tmp_path, callbacks=[OrthotrainCallback(BasisStability(every_steps=4))])
+
+
+class Logits(torch.nn.Module):
+    """What is exported of a model whose output is a mapping."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values=pixel_values).logits
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch and Transformers, while they trace
+def test_the_trained_model_is_exported(tmp_path):
+    made, _ = trainer(tmp_path, vit)
+    made.train()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert_exports(Logits(made.model), x)
 
 
 class Hidden(torch.optim.Optimizer):
