@@ -18,6 +18,7 @@ from transformers import (  # noqa: E402
     ViTForImageClassification,
 )
 
+import orthotrain  # noqa: E402
 from integrations.exported import assert_exports  # noqa: E402
 from orthotrain import AdaptiveLowRank, BasisStability  # noqa: E402
 from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
@@ -338,3 +339,20 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path, damage):
     resumed, _ = trainer(tmp_path, callback=callback)
     with pytest.raises(Exception, match=match):
         resumed.train(resume_from_checkpoint=str(folder))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make", [gpt, vit])
+def test_a_checkpoint_of_a_run_without_the_callback_is_refused(tmp_path, make):
+    """The schedule would start over on a model that is cut already."""
+    model = make()
+    orthotrain.compress(model, stored_budget=0.5)
+    made, _ = trainer(tmp_path, make, model=model)
+    made.callback_handler.callbacks = [
+        each for each in made.callback_handler.callbacks
+        if not isinstance(each, OrthotrainCallback)
+    ]  # fmt: skip
+    made.train()
+    resumed, _ = trainer(tmp_path, make)
+    with pytest.raises(CheckpointError, match="would start over"):
+        resumed.train(resume_from_checkpoint=True)

@@ -702,7 +702,8 @@ def test_a_copy_of_the_model_is_not_attached(make_copy):
     backward(twin)
     optimizer.step()
     assert handle.run.step == 0
-    assert all(hook.owner is None for hook in twin._forward_hooks.values())
+    # A pickle holds functions of Python's own in their place.
+    assert not any(getattr(hook, "owner", None) for hook in twin._forward_hooks.values())
     again = attach(twin, optimizer, Diary())
     assert len(twin._forward_hooks) == 1
     optimizer.step()
