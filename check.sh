@@ -47,7 +47,8 @@ if [ "${CI:-}" = true ]; then stage slow ./test.sh -m "slow and not gpu and not 
 # The frameworks come last: the stages before run as on a machine that does not have them.
 if [ "${CI:-}" = true ]; then
   if (install_group integrations); then
-    stage loops ./test.sh --doctest-modules tests/integrations tests/layers/test_export.py src/orthotrain/integrations
+    # The slow ones, too: two processes, compiled models, exports.
+    stage loops ./test.sh -m "not gpu and not data and not paper" --doctest-modules tests/integrations tests/layers/test_export.py src/orthotrain/integrations
   else
     say "skipped loops: the frameworks could not be installed, the lines above say why"
   fi

@@ -33,6 +33,20 @@ def test_the_pages_that_promise_code_have_it():
     assert pages <= {page.name for page in WITH_CODE}
 
 
+def test_the_table_of_loops_names_tests_that_are_there():
+    text = (ROOT / "docs" / "loops.md").read_text()
+    table = text.split("## What is tested in which loop")[1].split("\n## ")[0]
+    named = dict(re.findall(r"^(\d+)\. `([^`]+)`$", table, re.MULTILINE))
+    for entry in named.values():
+        path, test = entry.split("::")
+        assert f"def {test}(" in (ROOT / path).read_text(), entry
+    head, _, *rows = [line.strip("|").split("|") for line in table.splitlines() if "|" in line]
+    assert len(rows) == 5
+    cells = [cell.strip() for row in rows for cell in row[1:]]
+    assert len(cells) == 5 * (len(head) - 1)
+    assert {*cells} == named.keys()
+
+
 def write_files(page: Path, folder: Path, monkeypatch) -> None:
     """Write the files of a page into a folder, and go there."""
     for name, text in files_of(page).items():

@@ -4,10 +4,9 @@ from integrations.join import held, main  # isort: skip  # before the frameworks
 
 import torch.distributed as dist
 
-from integrations.test_accelerate import loop
+from integrations.test_accelerate import SAVED, loop
 
 LOOPS = [(before, accumulate) for before in (True, False) for accumulate in (1, 2)]
-SAVED = (3, 6)
 
 
 def scenarios(rank, folder):
@@ -15,7 +14,7 @@ def scenarios(rank, folder):
     for before, accumulate in LOOPS:
         name = f"{'before' if before else 'after'}, {accumulate}"
         settings = {"before": before, "accumulate": accumulate, "rank": rank}
-        model, handle = loop(folder / name, **settings)
+        model, _, handle = loop(folder / name, **settings)
         total = handle.summary().total
         results[f"{name}, whole"] = {
             "held": held(model), "shrunk": total.stored < total.dense,
@@ -23,7 +22,7 @@ def scenarios(rank, folder):
         }  # fmt: skip
         dist.barrier()
         for at in SAVED:
-            model, handle = loop(folder / name, resume=at, **settings)
+            model, _, handle = loop(folder / name, resume=at, **settings)
             results[f"{name}, resumed at {at}"] = {
                 "held": held(model), "summary": str(handle.summary()),
             }  # fmt: skip

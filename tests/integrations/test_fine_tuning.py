@@ -182,9 +182,19 @@ def test_adapters_on_a_smaller_base(tmp_path, pretrained):
     assert any("lora" in record["layer"] for record in watch.records)
     assert all(torch.equal(p, frozen[n]) for n, p in tuned.named_parameters() if n in frozen)
     expected = logits(tuned)
+    lost = logits(copy.deepcopy(tuned).merge_and_unload())  # as the page warns
+    assert not torch.allclose(lost, expected, atol=1e-2)
     tuned.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
     assert torch.equal(logits(again), expected)
     merged = orthotrain.to_dense(tuned).merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
     assert not any("orthotrain" in type(m).__module__ for m in merged.modules())
+
+
+@peft_warns
+@pytest.mark.bad_input
+def test_peft_refuses_a_low_rank_conv1d(pretrained):
+    base = orthotrain.compress(copy.deepcopy(pretrained[gpt]), stored_budget=0.5)
+    with pytest.raises(ValueError, match=r"LowRankTransposedLinear.* is not supported"):
+        adapted(base, "c_attn")

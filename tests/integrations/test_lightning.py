@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 
 import orthotrain
+from integrations.exported import assert_exports
 from orthotrain import AdaptiveLowRank, BasisStability
 from orthotrain.errors import CheckpointError, ConfigError, StateError
 from orthotrain.integrations.lightning import (
@@ -64,6 +65,24 @@ def loader():
     several = torch.distributed.is_initialized()
     sampler = torch.utils.data.DistributedSampler(data, shuffle=False) if several else None
     return torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
+
+
+class Hidden(torch.optim.Optimizer):
+    """Takes the steps of an optimizer that nobody finds."""
+
+    def __init__(self, parameters):
+        inner = torch.optim.AdamW(parameters)
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, {}
+        self._inside = lambda: inner
+
+    def step(self, closure=None):
+        return self._inside().step(closure)
+
+    def state_dict(self):
+        return self._inside().state_dict()
+
+    def load_state_dict(self, state):
+        self._inside().load_state_dict(state)
 
 
 def fit(folder, *, module=None, callback=None, callbacks=(), resume=None, logger=False, **settings):
@@ -143,6 +162,18 @@ def test_a_checkpoint_loads_by_the_function_and_where_the_module_follows(tmp_pat
         Net.load_from_checkpoint(path)
 
 
+@pytest.mark.parametrize("mode", ["max", "min"], ids=["dense, early", "low-rank, late"])
+def test_the_best_model_is_loaded_at_the_end(tmp_path, mode):
+    best = ModelCheckpoint(dirpath=tmp_path / "best", monitor="held_out", mode=mode)
+    module, _, trainer = fit(tmp_path, callbacks=[best])
+    low_rank = any(isinstance(m, orthotrain.layers.LowRankLinear) for m in module.modules())
+    assert low_rank
+    (result,) = trainer.validate(module, loader(), ckpt_path=best.best_model_path, verbose=False)
+    assert result["held_out"] == pytest.approx(best.best_model_score.item(), rel=1e-6)
+    low_rank = any(isinstance(m, orthotrain.layers.LowRankLinear) for m in module.modules())
+    assert low_rank is (mode == "min")
+
+
 def test_the_best_checkpoint_is_tested(tmp_path):
     module, _, trainer = fit(tmp_path)
     early = Net()
@@ -169,6 +200,13 @@ def test_every_loss_is_observed_once_in_its_own_scale(tmp_path, monkeypatch, com
     fit(tmp_path, module=Tells(compiled=compiled), accumulate_grad_batches=accumulate, max_steps=4)
     assert seen == pytest.approx(expected)
     assert len(expected) == 4 * accumulate
+
+
+@pytest.mark.slow
+def test_the_trained_model_is_exported(tmp_path):
+    module, _, _ = fit(tmp_path)
+    x = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    assert_exports(module.net, x)
 
 
 def test_sizes_and_ranks_reach_the_logger(tmp_path):
@@ -219,6 +257,40 @@ def test_two_callbacks_no_method_and_a_foreign_checkpoint_are_refused(tmp_path):
     fit(tmp_path, callback=OrthotrainCallback(BasisStability(every_steps=4)))
     with pytest.raises(StateError, match="attach the methods the state was saved with"):
         fit(tmp_path, resume=tmp_path / f"step={EVERY}.ckpt")
+
+
+@pytest.mark.bad_input
+def test_an_optimizer_whose_inner_one_cannot_be_found_and_several_are_refused(tmp_path):
+    class Hides(Net):
+        def configure_optimizers(self):
+            return Hidden(self.parameters())
+
+    with pytest.raises(ConfigError, match=r"Hidden does not fire torch's hooks .*; call"):
+        fit(tmp_path, module=Hides())
+
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.AdamW(part.parameters()) for part in (self.net[0], self.net[2])]
+
+    with pytest.raises(ConfigError, match="needs one optimizer, got 2; call"):
+        fit(tmp_path, module=Two())
+
+
+@pytest.mark.bad_input
+def test_the_checkpoint_of_another_model_is_refused(tmp_path):
+    class Wider(Net):
+        def __init__(self):
+            super().__init__()
+            self.net[2], self.net[4] = nn.Linear(24, 32), nn.Linear(32, 3)
+
+    fit(tmp_path, module=Wider())
+    for at, match in ((EVERY, "size mismatch"), (2 * EVERY, "load it into the model it was saved")):
+        with pytest.raises(RuntimeError, match=match):
+            fit(tmp_path, resume=tmp_path / f"step={at}.ckpt")
 
 
 @pytest.mark.bad_input

@@ -201,3 +201,13 @@ def test_what_cannot_be_written_or_read_is_told(tmp_path):
     save_pretrained(low_rank(gpt), tmp_path / "new")
     with pytest.raises(CheckpointError, match=r"that .*orthotrain\.safetensors was saved"):
         from_pretrained(GPT2LMHeadModel, tmp_path / "new", n_embd=16)
+
+
+def test_layers_put_in_by_hand_are_marked_once_the_model_follows(tmp_path):
+    model = vit()
+    layer = model.vit.layers[0].mlp
+    layer.fc1 = orthotrain.layers.LowRankLinear.from_linear(layer.fc1, rank=4)
+    orthotrain.follow(model).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="needs_orthotrain"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+    assert equal(from_pretrained(ViTForImageClassification, tmp_path), model)

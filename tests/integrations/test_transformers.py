@@ -18,6 +18,8 @@ from transformers import (  # noqa: E402
     ViTForImageClassification,
 )
 
+import orthotrain  # noqa: E402
+from integrations.exported import assert_exports  # noqa: E402
 from orthotrain import AdaptiveLowRank, BasisStability  # noqa: E402
 from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
 from orthotrain.integrations.transformers import STATE_FILE, OrthotrainCallback  # noqa: E402
@@ -194,6 +196,51 @@ def test_a_second_train_starts_anew_and_a_new_model_for_each(tmp_path):
     assert callback.handle.run.step == STEPS
 
 
+@pytest.mark.parametrize("calls", [0, 9], ids=["at once", "after the cut"])
+def test_a_smaller_batch_is_found_and_training_starts_again(tmp_path, calls):
+    made, callback = trainer(tmp_path, auto_find_batch_size=True)
+    handles, seen = [], []
+
+    def runs_out(model, args, kwargs):
+        seen.append(len(kwargs["input_ids"]))
+        if callback.handle not in handles:
+            handles.append(callback.handle)
+        if seen[-1] > BATCH // 2 and len(seen) > calls:
+            raise RuntimeError("CUDA out of memory.")
+
+    made.model.register_forward_pre_hook(runs_out, with_kwargs=True)
+    made.train()
+    first, *others, last = handles  # it goes down by a tenth at a time
+    assert not any(handle.attached for handle in (first, *others))
+    assert last is callback.handle
+    assert last.run.step == STEPS
+    assert seen[-STEPS:] == STEPS * [BATCH // 2]
+    assert last.summary().total.stored <= 0.5 * last.summary().total.dense
+    assert len(last.summary().rows) == len(first.summary().rows)
+
+
+def test_an_average_of_the_users_own_follows(tmp_path):
+    class Average(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            rate = torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+            self.model = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=rate)
+            callback.handle.track(self.model)
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self.model.update_parameters(model)
+
+    average = Average()
+    callback = OrthotrainCallback(AdaptiveLowRank())
+    made, _ = trainer(tmp_path, callback=callback, callbacks=[average])
+    made.train()
+    twin = average.model.module
+    assert twin.state_dict().keys() == made.model.state_dict().keys()
+    assert not equal(twin, made.model)
+    live = made.evaluate()["eval_loss"]
+    made.model.load_state_dict(twin.state_dict())
+    assert made.evaluate()["eval_loss"] == pytest.approx(live, rel=0.2)
+
+
 def test_nothing_else_changes_in_the_run(tmp_path):
     made, _ = trainer(tmp_path / "ours", callback=OrthotrainCallback(BasisStability(every_steps=4)))
     made.train()
@@ -206,6 +253,58 @@ def test_nothing_else_changes_in_the_run(tmp_path):
 def test_two_callbacks_on_one_model_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="give all methods to one callback"):
         trainer(tmp_path, callbacks=[OrthotrainCallback(BasisStability(every_steps=4))])
+
+
+class Logits(torch.nn.Module):
+    """What is exported of a model whose output is a mapping."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values=pixel_values).logits
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch and Transformers, while they trace
+def test_the_trained_model_is_exported(tmp_path):
+    made, _ = trainer(tmp_path, vit)
+    made.train()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert_exports(Logits(made.model), x)
+
+
+class Hidden(torch.optim.Optimizer):
+    """Takes the steps of an optimizer that nobody finds."""
+
+    def __init__(self, parameters):
+        inner = torch.optim.AdamW(parameters)
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, {}
+        self._inside = lambda: inner
+
+    def step(self, closure=None):
+        return self._inside().step(closure)
+
+    def state_dict(self):
+        return self._inside().state_dict()
+
+    def load_state_dict(self, state):
+        self._inside().load_state_dict(state)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own scheduler
+def test_an_optimizer_whose_inner_one_cannot_be_found_is_refused(tmp_path):
+    model = gpt()
+    optimizer = Hidden(model.parameters())
+    made = Trainer(
+        model, trainer(tmp_path)[0].args, train_dataset=Examples(gpt),
+        callbacks=[OrthotrainCallback(AdaptiveLowRank())],
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"Hidden does not fire torch's hooks .*; call"):
+        made.train()
 
 
 @pytest.mark.bad_input
@@ -240,3 +339,20 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path, damage):
     resumed, _ = trainer(tmp_path, callback=callback)
     with pytest.raises(Exception, match=match):
         resumed.train(resume_from_checkpoint=str(folder))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make", [gpt, vit])
+def test_a_checkpoint_of_a_run_without_the_callback_is_refused(tmp_path, make):
+    """The schedule would start over on a model that is cut already."""
+    model = make()
+    orthotrain.compress(model, stored_budget=0.5)
+    made, _ = trainer(tmp_path, make, model=model)
+    made.callback_handler.callbacks = [
+        each for each in made.callback_handler.callbacks
+        if not isinstance(each, OrthotrainCallback)
+    ]  # fmt: skip
+    made.train()
+    resumed, _ = trainer(tmp_path, make)
+    with pytest.raises(CheckpointError, match="would start over"):
+        resumed.train(resume_from_checkpoint=True)

@@ -17,8 +17,9 @@ LOOPS = {
     ],
     "lightning": ["plain", "accumulation, bf16", "EMA"],
     "accelerate": ["before, 1", "before, 2", "after, 1", "after, 2"],
+    "timm": ["plain", "accumulation, bf16", "Lookahead"],
 }
-SAVED = {"transformers": (4, 8), "lightning": (4, 8), "accelerate": (3, 6)}
+SAVED = {"transformers": (4, 8), "lightning": (4, 8), "accelerate": (3, 6), "timm": (2, 4)}
 RUNS = [(framework, loop) for framework, loops in LOOPS.items() for loop in loops]
 
 
@@ -28,7 +29,7 @@ def outcomes(tmp_path_factory):
     known = {}
 
     def of(framework):
-        pytest.importorskip(framework)
+        pytest.importorskip(framework, exc_type=ImportError)
         if framework not in known:
             known[framework] = outcomes_of(
                 Path(__file__).with_name(f"{framework}_worker.py"), WORLD,

@@ -35,14 +35,14 @@ def scenarios(rank, folder):
 
 def whole(make, folder, settings):
     seen, written = [], []
-    observe, write = LossGuard.observe, ours.write_atomically
+    observe, write = LossGuard.observe, ours.write_state
     LossGuard.observe = lambda self, loss: (seen.append(loss), observe(self, loss))[1]
-    ours.write_atomically = lambda path, data: (written.append(str(path)), write(path, data))[1]
+    ours.write_state = lambda path, data: (written.append(str(path)), write(path, data))[1]
     try:
         made, callback = trainer(folder, make, **settings)
         made.train()
     finally:
-        LossGuard.observe, ours.write_atomically = observe, write
+        LossGuard.observe, ours.write_state = observe, write
     logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     total = callback.handle.summary().total
     return {

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lowrank import load, restore_structure, save, to_dense
-from orthotrain.lowrank.pretrained import WEIGHTS_FILE, mark
+from orthotrain.lowrank.pretrained import STATE_FILE, mark
 from orthotrain.methods.select import unwrap
+
+#: The weights, under the model's own names; plain loading does not look for them.
+WEIGHTS_FILE = "orthotrain.safetensors"
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False) -> None:
@@ -106,7 +109,7 @@ def own_state(path: Path) -> Mapping[str, Tensor] | None:
 
 
 def _load_checkpoint(model: nn.Module, folder: Path) -> None:
-    state = own_state(folder / "orthotrain.pt")
+    state = own_state(folder / STATE_FILE)
     if state is None:  # large models are written in several files
         files = sorted(folder.glob("model*.safetensors"))
         state = {name: value for file in files for name, value in load_file(file).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sys
 import weakref
@@ -16,7 +15,6 @@ from torch import nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.extras import missing_package
-from orthotrain.files import write_atomically
 from orthotrain.integrations._logged import logged
 from orthotrain.integrations._pretrained import (
     from_pretrained,
@@ -24,7 +22,7 @@ from orthotrain.integrations._pretrained import (
     save_pretrained,
 )
 from orthotrain.lowrank import follow
-from orthotrain.lowrank.pretrained import has_own_names
+from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, write_state
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.select import unwrap
@@ -36,9 +34,6 @@ except ModuleNotFoundError as error:
     raise missing_package(__name__, "transformers", extra="transformers") from error
 
 __all__ = ["OrthotrainCallback", "from_pretrained", "save_pretrained"]
-
-#: What the callback writes into each checkpoint folder.
-STATE_FILE = "orthotrain.pt"
 
 _callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.ref[OrthotrainCallback]] = (
     weakref.WeakKeyDictionary()
@@ -116,9 +111,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
             "handle": self.handle.state_dict(),
             "model": None if has_own_names(folder, model) else model.state_dict(),
         }
-        file = io.BytesIO()
-        torch.save(content, file)
-        write_atomically(folder / STATE_FILE, file.getvalue())
+        write_state(folder / STATE_FILE, content)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add sizes and ranks; observe the mean loss where no step's own was seen."""
@@ -192,17 +185,19 @@ def _read(folder: Path, state: Any) -> Mapping[str, Any]:
     )
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        run, _, _ = saved["run"], saved["handle"], saved["model"]
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"resuming needs the methods' state in {path}, which is not there: without it they "
-            f"would start over; {remedy}"
-        ) from error
+        _ = saved["model"]
+    except FileNotFoundError:
+        saved = {}
     except Exception as error:
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__}: {error}; resume from an earlier checkpoint"
         ) from error
-    if run != _fingerprint(state):
+    if not {"run", "handle"} <= saved.keys():
+        raise CheckpointError(
+            f"resuming needs the methods' state in {path}, which is not there: without it they "
+            f"would start over; {remedy}"
+        )
+    if saved["run"] != _fingerprint(state):
         raise CheckpointError(
             f"{path} belongs to another run than the checkpoint that is resumed; {remedy}"
         )

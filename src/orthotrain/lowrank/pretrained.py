@@ -8,10 +8,12 @@ the name of their class.
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -21,8 +23,8 @@ from orthotrain.layers._factors import LowRankModule, is_factored
 from orthotrain.lowrank.names import is_factored_name
 from orthotrain.methods.select import clean_name
 
-#: The weights, under the model's own names; plain loading does not look for them.
-WEIGHTS_FILE: Final = "orthotrain.safetensors"
+#: The model's own state dict where Transformers writes other names. A callback adds its own state.
+STATE_FILE: Final = "orthotrain.pt"
 #: Never exists: what plain loading of a low-rank folder asks for.
 REFUSED: Final = "needs_orthotrain.safetensors"
 
@@ -45,8 +47,8 @@ def unguard(module: nn.Module) -> None:
 class SavePretrained:
     """The model's own ``save_pretrained``, and a mark in ``config.json`` if weights are low-rank.
 
-    Where Transformers writes other names than the model has, the file ``orthotrain.safetensors``
-    is written beside its own. A copy of the model gets one of its own.
+    Where Transformers writes other names than the model has, ``orthotrain.pt`` with the model's
+    own state dict is written beside. A copy of the model gets one of its own.
     """
 
     def __init__(self, model: Any) -> None:
@@ -58,8 +60,6 @@ class SavePretrained:
         Raises:
             ConfigError: A low-rank model is to be pushed in the same call, before it is marked.
         """
-        from orthotrain.lowrank.storage import save  # which imports what calls guard
-
         if settings.get("push_to_hub") and _has_factors(self.model):
             raise ConfigError(
                 "save_pretrained(push_to_hub=True) of a low-rank model would push it before its "
@@ -72,7 +72,14 @@ class SavePretrained:
         if is_main and any(map(is_factored_name, names_in(folder) or ())):
             mark(folder, self.model, weights="model.safetensors", refuse=True)
             if not has_own_names(folder, self.model):
-                save(self.model, folder / WEIGHTS_FILE)
+                write_state(folder / STATE_FILE, {"model": self.model.state_dict()})
+
+
+def write_state(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain numbers, as a whole."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_atomically(path, file.getvalue())
 
 
 def mark(folder: Path, model: nn.Module, *, weights: str, refuse: bool) -> None:
