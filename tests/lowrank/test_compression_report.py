@@ -386,3 +386,13 @@ def test_outputs_with_names_are_compared_by_their_logits():
     assert model.compression.output_error == pytest.approx(wanted, rel=1e-9)
     assert isinstance(model.net[0], LowRankLinear)
     assert F.mse_loss(dense(x)["out"], model(x)["out"]) > 0
+
+
+def test_layers_on_request_are_taken_whatever_their_shape():
+    model = nn.Sequential(nn.Embedding(400, 8), nn.LSTM(8, 64), nn.ConvTranspose1d(2, 64, 1))
+    also = ["embedding", "lstm", "transposed"]
+    report = compress(model, energy=0.5, also=also).compression
+    assert {*report.refused} == set()
+    assert [layer.name for layer in report.layers] == [
+        "0", "1.weight_ih_l0", "1.weight_hh_l0", "2",
+    ]  # fmt: skip
