@@ -26,7 +26,7 @@ from orthotrain.lab.experiments.language.trainer import bits_per_byte, window_lo
 from orthotrain.lab.run.restore import read_network
 
 BATCHES, HELD_OUT_BATCHES = 16, 8
-BATCH_OF_WINDOWS, WINDOWS, IMAGES = 12, 512, 128
+BATCH_OF_WINDOWS, WINDOWS, IMAGES = 12, 512, 32
 # What the MiniViT of a run folder was trained on at the scale `cpu`.
 TRAINED_ON = 10_000
 

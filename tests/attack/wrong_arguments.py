@@ -227,6 +227,9 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
         "LowRankConv3d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankMultiheadAttention": lambda: {"embed_dim": 8, "num_heads": 2, "rank": 2},
         "LowRankTransposedLinear": lambda: {"nf": 6, "nx": 5, "rank": 2},
+        "LowRankConvTranspose2d": lambda: {"*args": (4, 4, 3), "rank": 2},
+        "LowRankEmbedding": lambda: {"*args": (9, 6), "rank": 2},
+        "LowRankLSTM": lambda: {"*args": (5, 4), "rank": 2},
         "LowRankLinear.from_linear": lambda: {"linear": nn.Linear(6, 5)},
         "LowRankConv2d.from_conv": lambda: {"conv": nn.Conv2d(4, 4, 3)},
         "OrthogonalConv2d": lambda: {"in_channels": 3, "out_channels": 4, "kernel_size": 3},
@@ -623,7 +626,7 @@ def wrong_values(  # noqa: C901 - one line per kind of annotation
         and not (case == "!int" and any(kind in text for kind in ("int", "float", "Literal[1")))
         and not (case == "!list" and "float" in text and isinstance(value, torch.Tensor))
         # What the model itself refuses, or the caller's own function.
-        and not (name == "data" or (name == "z" and case in ("short", "transposed")))
+        and not (name in ("data", "held_out") or (name == "z" and case in ("short", "transposed")))
     }
 
 

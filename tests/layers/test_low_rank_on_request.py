@@ -109,6 +109,23 @@ def test_a_recurrent_layer_returns_to_its_own_class(name, bases):
     assert all(not t.any() for t in tensors(back(drawn(shape))))
 
 
+def test_weights_are_multiplied_out_for_all_steps_at_once(monkeypatch):
+    layer, made = in_factors(filled(nn.LSTM(5, 4)), 2), []
+    multiplied = LowRankLSTM.materialized
+    monkeypatch.setattr(LowRankLSTM, "materialized", lambda *a: made.append(a[1]) or multiplied(*a))
+    layer(drawn((30, 2, 5)))
+    assert made.count("weight_ih_l0") <= 2  # torch looks at the dtype of its list, too
+
+
+def test_a_layer_that_got_memory_late_returns_to_its_own_class():
+    dense = filled(nn.LSTM(5, 4))
+    with torch.device("meta"):
+        late = LowRankLSTM(5, 4, dtype=torch.float64)
+    late = late.to_empty(device="cpu")
+    late.load_state_dict(in_factors(dense, bases="frozen").state_dict())
+    same(to_dense(late)(drawn((3, 2, 5))), dense(drawn((3, 2, 5))))
+
+
 def test_names_of_factors_are_stable():
     layer = in_factors(nn.LSTM(5, 4, bias=False, bidirectional=True))
     assert {*layer.state_dict()} == {

@@ -356,6 +356,17 @@ def test_settings_that_cannot_be(settings, said):
         compress(mlp(6), energy=0.5, **settings)
 
 
+def test_the_model_is_seen_in_evaluation_mode_and_keeps_its_modes():
+    model = filled(nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 16))).train()
+    model[0].eval()
+    dense, data = copy.deepcopy(model).eval(), data_of(16)
+    compress(model, energy=0.5, held_out=data, **OPEN)
+    assert [module.training for module in model.modules()] == [True, False, True, True]
+    x = torch.cat(data)
+    wanted = distance(dense(x), copy.deepcopy(model).eval()(x))
+    assert model.compression.output_error == pytest.approx(wanted, rel=1e-9)
+
+
 def test_outputs_that_cannot_be_compared_are_no_error():
     def loss(model, x):  # never calls the model itself
         return (model[2](model[0](x)) ** 2).sum()
@@ -386,3 +397,13 @@ def test_outputs_with_names_are_compared_by_their_logits():
     assert model.compression.output_error == pytest.approx(wanted, rel=1e-9)
     assert isinstance(model.net[0], LowRankLinear)
     assert F.mse_loss(dense(x)["out"], model(x)["out"]) > 0
+
+
+def test_layers_on_request_are_taken_whatever_their_shape():
+    model = nn.Sequential(nn.Embedding(400, 8), nn.LSTM(8, 64), nn.ConvTranspose1d(2, 64, 1))
+    also = ["embedding", "lstm", "transposed"]
+    report = compress(model, energy=0.5, also=also).compression
+    assert {*report.refused} == set()
+    assert [layer.name for layer in report.layers] == [
+        "0", "1.weight_ih_l0", "1.weight_hh_l0", "2",
+    ]  # fmt: skip

@@ -197,8 +197,6 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
     module._buffers.pop(vh_name, None)
     if not any(is_factored(module, name) for name in module.weights_of(module)):
         module.__class__ = module.__dict__.pop("_dense_class")
-        if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()
 
 
 def factorize_(

@@ -2,7 +2,7 @@
 
 ``weight_ih_l0`` is held as ``ih_l0_pair``, or as ``ih_l0_u``, ``ih_l0_core`` and ``ih_l0_vh``; a
 cell's ``weight_ih`` as ``ih_pair``. The gates of a weight share one factorization. Each call
-multiplies the weights out once for all time steps, so a layer stores less and is not faster.
+multiplies the weights out for all time steps at once, so a layer stores less and is not faster.
 """
 
 from __future__ import annotations

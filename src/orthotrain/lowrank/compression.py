@@ -83,7 +83,8 @@ def compress(  # noqa: PLR0913  # a rule and its short forms, what is cut, what 
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
         also: Kinds of layers that are cut on request: ``"lstm"``, ``"gru"``, ``"rnn"`` (cells,
-            too), ``"embedding"`` and ``"transposed"``, which is transposed convolutions.
+            too), ``"embedding"`` and ``"transposed"``, which is transposed convolutions. They are
+            taken whatever their shape.
         max_aspect: A weight whose larger side is this many times the smaller, or more, stays as
             it is; ``math.inf`` takes every shape.
         only_if_cheaper: Leave a layer as it is where its factors hold no fewer numbers.

@@ -109,6 +109,8 @@ def _lifted(side: Tensor) -> Tensor | None:
     whole = mean.mean()
     if not bool(whole > 0):
         return None
+    if bool((mean > 0).all()):
+        return side  # the same memory: what is gathered is kept for the report
     eye = torch.eye(side.shape[-1], dtype=side.dtype, device=side.device)
     return side + torch.where(mean > 0, 0.0, _LIFT * whole)[:, None, None] * eye
 

@@ -138,7 +138,7 @@ class Selection:
         shared_attention_basis: Query, key and value of packed attention share one basis.
         max_aspect: A weight whose larger side is this many times the smaller, or more,
             stays dense; ``math.inf`` takes every shape.
-        also: Kinds of layers that are taken on request only.
+        also: Kinds of layers that are taken on request only, and then whatever their shape.
     """
 
     skip: Collection[str] = ()
@@ -309,7 +309,9 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
         return f"its weight has dtype {parameter.dtype}, a floating one is needed"
     if not site.intact:
         return f"its weight is {tuple(parameter.shape)}, the layer says {tuple(layout.shape)}"
-    if small * selection.max_aspect <= large:
+    low_rank_class = low_rank_class_of(module)
+    asked_for = low_rank_class is not None and low_rank_class.on_request
+    if small * selection.max_aspect <= large and not asked_for:
         limit = f"max_aspect={selection.max_aspect:g} leaves it out"
         return f"too thin: {layout.m} x {layout.n}, {limit}"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
