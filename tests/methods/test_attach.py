@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import io
 import logging
+import math
 import pickle
 import weakref
 from types import SimpleNamespace
@@ -284,13 +285,13 @@ def test_total_steps_must_be_a_positive_whole_number(total_steps):
         make(Diary(), total_steps=total_steps)
 
 
-def test_attaching_twice_to_the_model_or_the_optimizer():
+def test_parameters_that_a_handle_acts_on_are_refused_by_name():
     model, optimizer, handle = make(Diary())
-    with pytest.raises(ConfigError, match="Sequential already"):
+    with pytest.raises(ConfigError, match=r"0\.weight, 0\.bias, 2\.weight and 1 more are .*detach"):
         attach(model, torch.optim.SGD(model.parameters(), lr=1.0), Diary())
     other = nn.Linear(2, 2)
     optimizer.add_param_group({"params": other.parameters()})
-    with pytest.raises(ConfigError, match="SGD already"):
+    with pytest.raises(ConfigError, match=r"shape \(4, 3\).* already; call detach\(\)"):
         attach(other, optimizer, Diary())
     handle.detach()
     attach(model, optimizer, Diary())
@@ -465,10 +466,33 @@ def test_losses_on_a_device_are_read_late_together_and_in_order(monkeypatch):
 
 
 @pytest.mark.bad_input
-def test_a_loss_must_be_scalar():
-    _, _optimizer, handle = make(Diary())
+@pytest.mark.parametrize("methods", [[Diary()], [Retraction("*")]])
+def test_a_loss_must_be_a_real_scalar(methods):
+    """Whether a method wants it or not."""
+    _, _optimizer, handle = make(*methods)
     with pytest.raises(ConfigError, match="scalar"):
         handle.observe(torch.ones(2))
+    for wrong in ("0.5", None, 1j, True, [0.5], torch.ones((), dtype=torch.complex64)):
+        with pytest.raises(ConfigError, match="real number"):
+            handle.observe(wrong)
+    for right in (math.nan, 3, torch.tensor(0.5), torch.ones(1, 1)):
+        handle.observe(right)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_state_of_a_handle_is_refused():
+    _, _optimizer, handle = make(Diary())
+    state = handle.state_dict()
+    for wrong in (None, [], {}, "x", state | {"step": -1}, state | {"step": 1.5}):
+        with pytest.raises(StateError, match="entries 'step' and 'methods'"):
+            handle.load_state_dict(wrong)
+
+
+@pytest.mark.bad_input
+def test_a_record_is_given_to_what_can_be_called():
+    _, _optimizer, handle = make(Diary())
+    with pytest.raises(ConfigError, match="on_record needs a function of one record, got 3"):
+        handle.on_record(3)
 
 
 # --- the step that never comes, or no more --------------------------------------------------------
@@ -878,6 +902,17 @@ def test_a_new_optimizer_after_the_first_was_deleted():
     cycle.append(cycle)
     del optimizer, handle, cycle
     attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Diary())
+
+
+def test_a_handle_whose_optimizer_is_gone_is_detached_first():
+    model, optimizer, handle = make(Diary())
+    del optimizer
+    gc.collect()
+    new = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match=r"whose optimizer was deleted; call detach\(\)"):
+        attach(model, new, Diary())
+    handle.detach()
+    attach(model, new, Diary())
 
 
 def test_using_a_handle_whose_optimizer_is_gone():
