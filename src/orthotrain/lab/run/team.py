@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orthotrain.errors import ConfigError, WorkerError
-from orthotrain.lab.run.batch_norm import share_statistics
 from orthotrain.methods.processes import Processes
 
 # The main process evaluates alone, and a look at a large validation part may take long.
@@ -71,6 +70,8 @@ class Team:
         """
         if self.count == 1:
             return model
+        from orthotrain.lab.run.batch_norm import share_statistics  # for teams alone
+
         share_statistics(model)
         return DistributedDataParallel(model)
 
