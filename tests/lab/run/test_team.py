@@ -1,12 +1,23 @@
 """Two processes that share each batch train what one process trains with whole batches."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from lab.run.team_worker import LONG, SCENARIOS, SLOW, WORLD, float64, run_scenario
+from lab.run.team_worker import (
+    LONG,
+    SCENARIOS,
+    SLOW,
+    WORLD,
+    float64,
+    lowrank_trainer,
+    run_scenario,
+    train_together,
+)
 from lab.run.tiny import assert_same_training, flat, without_times
 from orthotrain.errors import ConfigError
 from orthotrain.lab.run.checkpoint import load_checkpoint
@@ -103,6 +114,15 @@ def test_a_team_goes_on_after_a_kill_bit_for_bit(both):
     assert results[0] == results[1]
 
 
+def test_one_process_goes_on_with_what_a_team_began(both, tmp_path):
+    whole, place = SeedFolder(both[2] / "whole"), SeedFolder(tmp_path / "alone")
+    shutil.copytree(whole.path, place.path)
+    place.result.unlink()
+    os.replace(place.previous_checkpoint, place.checkpoint)
+    assert train_together(ALONE, lowrank_trainer(), place.path) == ""
+    assert_close(*(without_times([read_json(one.result)]) for one in (place, whole)))
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(both):
     for outcome in both[:2]:
         assert outcome["stopped"] == ["Stopped: 15", 6, ""]
@@ -121,11 +141,13 @@ def test_only_the_main_process_writes(both):
 @pytest.mark.bad_input
 def test_what_a_team_cannot_train_is_refused_on_all_processes(both):
     for outcome in both[:2]:
-        no_join, small = outcome["refused"]
+        no_join, small, elsewhere = outcome["refused"]
         assert "ConfigError: variant plain cannot be trained by 2 processes" in no_join
         assert "--workers" in no_join
         assert "a batch of 1 cannot be divided among 2 processes" in small
         assert "--data.batch_size" in small
+        assert "ConfigError: train: processes that train together must agree" in elsewhere
+        assert "All machines need the same folder" in elsewhere
 
 
 def test_a_process_that_dies_ends_the_others(both):
