@@ -15,7 +15,7 @@ TESTS = Path(__file__).resolve().parent
 SOURCE = TESTS.parent / "src"
 
 
-def outcomes_of(script, world, *, name, tmp_path_factory):
+def outcomes_of(script, world, *, name, tmp_path_factory, seconds=TIMEOUT_SECONDS):
     """What each process of ``script`` saved as ``rank<i>.pt``, in the order of ranks.
 
     Started once, also where the tests of a file are spread over several pytest processes; ``name``
@@ -28,13 +28,13 @@ def outcomes_of(script, world, *, name, tmp_path_factory):
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "failed").exists() and not (folder / "rank1.pt").exists():
-            run_processes(script, world, folder)
+            run_processes(script, world, folder, seconds=seconds)
     if (folder / "failed").exists():
         pytest.fail((folder / "failed").read_text())
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def run_processes(script, world, folder):
+def run_processes(script, world, folder, *, seconds=TIMEOUT_SECONDS):
     """Start the processes and wait; none outlives this, whatever happens.
 
     Where one fails, ``folder/failed`` says how.
@@ -54,7 +54,7 @@ def run_processes(script, world, folder):
                         env=environment,
                     )
                 )
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+        deadline = time.monotonic() + seconds
         codes = [worker.wait(max(0.1, deadline - time.monotonic())) for worker in workers]
     except subprocess.TimeoutExpired:
         codes = ["timeout"]
