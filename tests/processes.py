@@ -28,13 +28,13 @@ def outcomes_of(script, world, *, name, tmp_path_factory, seconds=TIMEOUT_SECOND
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "failed").exists() and not (folder / "rank1.pt").exists():
-            run_processes(script, world, folder, seconds)
+            run_processes(script, world, folder, seconds=seconds)
     if (folder / "failed").exists():
         pytest.fail((folder / "failed").read_text())
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def run_processes(script, world, folder, seconds=TIMEOUT_SECONDS):
+def run_processes(script, world, folder, *, seconds=TIMEOUT_SECONDS):
     """Start the processes and wait; none outlives this, whatever happens.
 
     Where one fails, ``folder/failed`` says how.

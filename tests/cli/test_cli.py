@@ -612,6 +612,28 @@ def test_benchmarks_need_a_checkout(tmp_path):
         benchmark_scripts(tmp_path / "site-packages" / "orthotrain" / "__init__.py")
 
 
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """As the second process that torchrun started."""
+    given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("option", [("--workers", "2"), ("--storage", "journal.log")])
+def test_torchrun_is_not_mixed_with_other_ways_to_divide(second_of_two, tmp_path, capsys, option):
+    assert main(["train", "--scale", "smoke", "--run-dir", str(tmp_path / "run"), *option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("orthotrain: process 1: error: ")
+    assert f"{option[0]} {option[1]}: torchrun started 2 processes" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_torchrun_take_one_training_at_a_time(second_of_two):
+    assert worker_count(None, device="cpu", threads=1) == 1
+
+
 def test_workers_default_to_two_only_on_cpu_with_cores_for_both():
     assert worker_count(1, device="cpu", threads=1) == 1
     assert worker_count(None, device="cuda", threads=1) == 1

@@ -128,7 +128,7 @@ def test_two_commands_divide_the_trainings_and_do_none_twice(place, alone):
     assert len({pid for pid, *_ in taken}) == 3
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_command_s_training_is_taken_over_from_its_checkpoint(place, alone, workers):
     path, _, steps = place
     victim = started(*place, workers=workers)
@@ -167,8 +167,8 @@ def _settings(**changes):
 
 def claims_of(path, storage, **options):
     path.mkdir(parents=True, exist_ok=True)
-    settings = options.pop("settings", _settings())
-    return Claims(str(storage), RunFolder(path), settings=settings, **options)
+    options = {"settings": _settings(), "stale_seconds": STALE, **options}
+    return Claims(str(storage), RunFolder(path), **options)
 
 
 @pytest.mark.parametrize("kind", ["{}/journal.log", "sqlite:///{}/run.db"])
@@ -239,6 +239,7 @@ def test_a_process_that_stood_still_ends_when_it_was_replaced(place):
     assert process.exitcode == 1
 
 
+@pytest.mark.slow
 def test_a_search_divides_its_trials_too(tmp_path, capsys):
     experiment = find_recipe("digits-minivit")
     assert experiment.search
@@ -277,7 +278,7 @@ def test_a_run_of_another_kind_is_refused(tmp_path):
 @pytest.mark.bad_input
 def test_another_folder_of_the_same_name_is_refused(tmp_path):
     claims_of(tmp_path / "here/run", tmp_path / "j.log")
-    with pytest.raises(ConfigError, match="trains in another folder than .*there/run"):
+    with pytest.raises(ConfigError, match=r"trains in another folder than .*there/run"):
         claims_of(tmp_path / "there/run", tmp_path / "j.log")
     # A run of another name has a study of its own.
     claims_of(tmp_path / "there/more", tmp_path / "j.log")
@@ -314,16 +315,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.bad_input
-def test_a_command_without_the_storage_is_kept_out(place, tmp_path):
-    path, _, steps = place
-    first = started(*place)
-    wait_until(lambda: steps.exists() and steps_taken(steps))
-    try:
-        with RunFolder(path).locked(shared=True):
-            pass
-    finally:
-        first.kill()
-        first.join()
-    with RunFolder(path).locked(shared=True), pytest.raises(ConfigError, match="--storage"):
-        with RunFolder(path).locked():
-            pass
+def test_a_command_without_the_storage_is_kept_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.locked(shared=True), folder.locked(shared=True):
+        pass
+    with (
+        folder.locked(shared=True),
+        pytest.raises(ConfigError, match="--storage"),
+        folder.locked(),
+    ):
+        pass

@@ -85,13 +85,13 @@ def train_variants(
                     shown_progress(len(variants) * len(config.seeds))
                 )
             agreement.require_same("train", [f"{k}: {v}" for k, v in plain(config).items()])
-            _require_one_folder(folder, team)
+            require_one_folder(folder, team)
         run = Run(experiment.build, config, folder, read_test, team, storage)
         run_all(run, variants, workers=workers, on_progress=on_progress)
         return team.main
 
 
-def _require_one_folder(folder: RunFolder, team: Team) -> None:
+def require_one_folder(folder: RunFolder, team: Team) -> None:
     """Raise on all processes where one of them sees another run folder than the first one's."""
     seen = folder.run.read_bytes() if folder.run.exists() else b""
     team.processes.require_same(

@@ -20,6 +20,7 @@ from lab.experiments.language import tiny as language
 from lab.run import tiny
 from lab.run.tiny import CountedTest, split_of
 from lab.run.toy import ToyTrainer, ToyVariant
+from orthotrain.cli.train import require_one_folder
 from orthotrain.data.splits import ImageData, Split
 from orthotrain.errors import OrthotrainError
 from orthotrain.lab.experiments.catalog import recipe_config
@@ -37,7 +38,7 @@ from orthotrain.lab.run.team import ALONE, Team, _lost_others
 
 WORLD = 2
 # Those that take longer, which are trained where the name of the folder says so.
-SLOW, LONG = "team-slow", ("more", "language")
+SLOW, LONG = "team-slow", ("more", "language", "whitening treatments", "pooling treatments")
 
 
 @contextmanager
@@ -106,12 +107,21 @@ SCENARIOS = {
     ),
     "language": (
         "lab.run.team_worker:double_language", LANGUAGE, language_variants,
-        ("dense", "branch-50-20", "half-50", "oialr-paper"),
+        ("dense", "branch-50-20", "half-50"),
     ),
     "spectral": (
         "lab.run.team_worker:double_spectral", SPECTRAL, spectral_variants, ("bn", "nog-olr"),
     ),
     "pooling": ("lab.run.team_worker:double_spectral", POOLING, spectral_variants, ("nog-ow",)),
+    "whitening treatments": (
+        "lab.run.team_worker:double_spectral", SPECTRAL, spectral_variants,
+        # Not ow-olr: OLR would decide by the sign of what is zero but for rounding.
+        ("zca", "ns", "ol", "sn", "ow", "zca-fixed"),
+    ),
+    "pooling treatments": (
+        "lab.run.team_worker:double_spectral", POOLING, spectral_variants,
+        ("avg", "gcp", "ns", "nog-ol", "olr", "sn", "gcp-fixed"),
+    ),
 }  # fmt: skip
 
 
@@ -198,7 +208,21 @@ def refused(team, folder):
     return [
         train_together(team, ToyTrainer(1.0, 0.1), folder / "refused"),
         train_together(team, trainer, folder / "small"),
+        of_another_machine(team, folder),
     ]
+
+
+def of_another_machine(team, folder):
+    """The first process sees a run folder that the other one does not."""
+    own = RunFolder(folder / f"of {team.rank}")
+    own.path.mkdir()
+    if team.main:
+        own.run.write_text("{}")
+    try:
+        require_one_folder(own, team)
+    except OrthotrainError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def main(rank, folder):

@@ -24,8 +24,7 @@ from orthotrain.lab.run.record import RunFolder, differences, finite
 
 Name = tuple[str, int]
 
-#: A claim without a sign of life for so long is ended; there are four signs in that time.
-STALE_SECONDS: Final = 60.0
+# Signs of life in the time after which a claim without any is ended.
 _SIGNS: Final = 4
 # The first command writes the description of the run at once after it made the study.
 _PATIENCE_SECONDS: Final = 30.0
@@ -55,7 +54,7 @@ class Claims:
         folder: RunFolder,
         *,
         settings: Mapping[str, Any],
-        stale_seconds: float = STALE_SECONDS,
+        stale_seconds: float,
     ) -> None:
         self._optuna = _optuna()
         self._where = storage
@@ -222,7 +221,7 @@ class Claims:
             raise ConfigError(
                 f"--storage: {self._where} cannot be used ({error}); {remedy(error)}"
             ) from error
-        except (KeyError, AssertionError, ValueError) as error:
+        except (KeyError, AssertionError, TypeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise DataError(

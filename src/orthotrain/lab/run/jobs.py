@@ -7,14 +7,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from orthotrain.errors import ConfigError, DataError, WorkerError
 from orthotrain.files import remove_abandoned
 from orthotrain.lab.named import named
-from orthotrain.lab.run.claims import STALE_SECONDS, Claims
 from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.loop import take_part, train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
@@ -23,7 +22,13 @@ from orthotrain.lab.run.stop import pause, termination_raises
 from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.workers import workers_that_report
 
+if TYPE_CHECKING:
+    from orthotrain.lab.run.claims import Claims
+
 _Name = tuple[str, int]
+
+#: A claim without a sign of life for so long is ended; there are four signs in that time.
+STALE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -288,6 +293,8 @@ def train_unclaimed(run: Run, tasks: Sequence[_Task], *, on_progress: OnProgress
 
 
 def _claims_of(run: Run) -> Claims:
+    from orthotrain.lab.run.claims import Claims  # where there is a storage, alone
+
     assert run.storage is not None
     settings = plain(run.config)
     return Claims(run.storage, run.folder, settings=settings, stale_seconds=run.stale_seconds)

@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orthotrain.errors import ConfigError, WorkerError
-from orthotrain.lab.run.batch_norm import share_statistics
+from orthotrain.errors import ConfigError, OrthotrainError, WorkerError
 from orthotrain.methods.processes import Processes
 
 # The main process evaluates alone, and a look at a large validation part may take long.
@@ -71,6 +70,8 @@ class Team:
         """
         if self.count == 1:
             return model
+        from orthotrain.lab.run.batch_norm import share_statistics  # for teams alone
+
         share_statistics(model)
         return DistributedDataParallel(model)
 
@@ -190,6 +191,8 @@ def _take_gpu(local: int) -> None:
 
 def _lost_others(error: RuntimeError) -> bool:
     """Whether communication failed. Gloo has no type of its own for it."""
+    if isinstance(error, OrthotrainError):
+        return False
     if isinstance(error, cast("type[Exception]", dist.DistError)):
         return True
-    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "store"))
+    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer"))
