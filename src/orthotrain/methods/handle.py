@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
-from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
+from orthotrain.methods._hooks import BackwardHook, FirstPassHook, ForwardHook, LoadHook
 from orthotrain.methods._optimizer import groups_of, is_no_step, rates_are_zero
 from orthotrain.methods._state_check import StateCheck
 from orthotrain.methods._wrapped_optimizer import step_hooks
@@ -108,6 +108,7 @@ class Handle:
         for parameter in model.parameters():
             remove_dead(parameter._post_accumulate_grad_hooks or {})
         self._hooks = [
+            FirstPassHook(self).put_on(model),
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
             *step_hooks(optimizer, self._step_begins, self._step_ended, self._optimizer_loaded),
