@@ -192,14 +192,15 @@ def low_rank_doors(bases):
 
 
 def attached_before(name, shard, rank):
-    """The error of the first step, and what the handle counted until then."""
+    """Errors of the first pass and of two first steps, and what the handle counted until then."""
     model = net()
     optimizer = adamw(model)
     handle = attach(model, optimizer, METHODS[name]())
     trained = shard(model)
     if hasattr(next(trained.parameters()), "device_mesh"):
         optimizer.param_groups[0]["params"] = list(trained.parameters())  # as Accelerate does
-    return told(optimizer.step), told(optimizer.step), handle.run.step
+    passed = told(trained, batch(0, rank))
+    return passed, told(optimizer.step), told(optimizer.step), handle.run.step
 
 
 def replaced_parameters():

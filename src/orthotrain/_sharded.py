@@ -86,9 +86,10 @@ def require_own_steps(what: str, model: nn.Module, optimizer: Any) -> None:
     """Refuse an engine that trains copies of the weights and not the model's parameters.
 
     Raises:
-        ConfigError: ``model`` or ``optimizer`` is of DeepSpeed.
+        ConfigError: ``model`` or an ``optimizer`` is of DeepSpeed.
     """
-    kinds = (cls for each in (model, optimizer) for cls in type(each).__mro__)
+    several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    kinds = (cls for each in (model, *several) for cls in type(each).__mro__)
     if any(cls.__module__.startswith("deepspeed.runtime.") for cls in kinds):
         raise ConfigError(
             f"{what} needs an optimizer that steps the model's own parameters, and DeepSpeed steps "
@@ -96,24 +97,30 @@ def require_own_steps(what: str, model: nn.Module, optimizer: Any) -> None:
         )
 
 
-def require_as_attached(model: nn.Module, optimizer: Any, before: str | None) -> None:
-    """Refuse the first step of a model that was sharded after ``attach``.
+def require_as_attached(model: nn.Module, before: str | None) -> None:
+    """Refuse the first pass and the first step of a model that was sharded after ``attach``.
 
     Args:
         model: The model that was given to ``attach``.
-        optimizer: Whose step begins.
         before: What ``sharding_of`` said then.
 
     Raises:
         ConfigError: The methods hold weights that are no longer trained.
     """
-    now = sharding_of(model)
-    if now != before:
+    if (now := sharding_of(model)) != before:
         raise ConfigError(
             f"attach came before the model was sharded ({now}), so its methods hold weights that "
             f"are trained no more. {CUT_BEFORE}. Methods that need no whole weight: shard, build "
             "the optimizer, then attach"
         )
+
+
+def require_trains(model: nn.Module, optimizer: Any) -> None:
+    """Refuse the first step of an optimizer from which the model's parameters were taken.
+
+    Raises:
+        ConfigError: It holds none of them.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in model.parameters()):
         raise ConfigError(

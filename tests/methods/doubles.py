@@ -94,11 +94,13 @@ class Idle(Method):
 class Unfit(Method):
     """Finds at ``bind`` that it cannot work."""
 
+    words: str = "does not fit"
+
     phase: ClassVar[Phase] = Phase.WATCH
     name: ClassVar[str] = "unfit"
 
     def bind(self, run: Run) -> Bound:
-        raise ConfigError("does not fit")
+        raise ConfigError(self.words)
 
 
 def small_model() -> nn.Sequential:

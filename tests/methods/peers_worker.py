@@ -62,6 +62,12 @@ def attached(*methods, wrap=True, model=None, **options):
     return None
 
 
+def compared(*lists):
+    """What a comparison of facts says."""
+    facts = [fact for each in lists for fact in each]
+    return told(lambda: Processes(dist.group.WORLD).require_same("x", facts))
+
+
 def frozen(rank):
     model = small_model()
     model[2].requires_grad_(rank == 0)
@@ -215,6 +221,12 @@ def main(rank, folder):
         "failure of the other": attached(NOG, *([] if first else [Unfit()])),
         "many settings": attached(low(skip=[f"{'x' * 50}{i}" for i in range(200 + rank)])),
         "last of many": attached(*[EarlyDiary("y" * 150)] * 40, EarlyDiary(f"{rank}")),
+        "far beyond": attached(
+            *[EarlyDiary(diary=[i]) for i in range(300)], EarlyDiary(diary=[f"last of {rank}"])
+        ),
+        "an order": compared([f"{i} {'é' * 100}" for i in range(90)], "pq" if first else "qp"),
+        "a shorter list": compared([f"{i} {'é' * 100}" for i in range(90)], "pq"[: 2 - rank]),
+        "long failure": attached(NOG, *([] if first else [Unfit("w" * 9000 + "; take another")])),
         "sites": other_sites(rank),
         "step, loaded by one": stepped(rank, loaded_by_one),
         "step, loaded apart": stepped(rank, loaded_apart_later),
@@ -230,7 +242,7 @@ def main(rank, folder):
         "step, loaded alike": stepped(rank, loaded_alike),
         "one by one": one_by_one(rank),
         "wrapper of a part": wrapper_of_a_part(rank),
-        "size": len(module._message("x" * 10**6)) - len(module._message("")),
+        "size": len(module._message("", b"x" * 10**6)) - len(module._message("", b"")),
     }
     results["kept in the store"] = stale_keys()
     results["missing"] = missing(rank)

@@ -11,6 +11,7 @@ from methods.doubles import Idle, small_model
 from methods.peers_worker import WORLD
 from orthotrain.errors import ConfigError
 from orthotrain.methods import attach
+from orthotrain.methods import processes as module
 from orthotrain.methods._compat import store_of
 from processes import outcomes_of
 
@@ -92,12 +93,29 @@ def test_a_process_that_fails_in_attach_tells_the_others(both, scenario, failing
     assert words in told
 
 
-def test_messages_have_one_size_and_what_they_do_not_hold_is_noticed(both):
+def test_messages_have_one_size_and_what_they_do_not_hold_is_told(both):
     assert [outcomes["size"] for outcomes in both] == [0, 0]
     (_, words, *_), _ = found(both, "many settings")
     assert len(set(re.findall(r"SHA-256 \w{16}", words))) == 2
-    (_, words, *_), _ = found(both, "last of many")
-    assert "differ in what comes after the first 4,096 bytes" in words
+    for scenario, ours, theirs in (
+        ("last of many", "label='0'", "label='1'"),
+        ("far beyond", "diary=['last of 0']", "diary=['last of 1']"),
+        ("a shorter list", "process 0 has q,", "process 1 has not."),
+        ("an order", "processes 0 and 1 differ in an order, from p on", ""),
+    ):
+        (_, words, *_), other = found(both, scenario)
+        assert other[1] == words
+        assert ours in words
+        assert theirs in words
+
+
+def test_a_long_failure_is_told_with_its_end(both):
+    told, failing = found(both, "long failure")
+    assert "process 1 failed with ConfigError" in told[1]
+    assert "(cut here; the process's own log has all)" in told[1]
+    assert len(told[1]) < 4_500 < len(failing[1])
+    assert failing[1].endswith("; take another")
+    assert "; take another" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -182,3 +200,13 @@ def test_one_process_that_pretends_to_be_many_has_nobody_to_ask():
         attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Idle())
     finally:
         dist.destroy_process_group()
+
+
+def test_of_several_that_differ_one_is_told_whose_difference_is_seen():
+    store = dist.HashStore()
+    exchange = module._Exchange("x", store, [0, 1, 2], "n", "")
+    ours = module._message("a\nb", b"a")
+    store.set("n/1", module._message("a\nc", b"a"))
+    store.set("n/2", module._message("d\nb", b"d"))
+    verdict = exchange.verdict(ours, 0, wait=True)
+    assert "process 0 has a, process 2 has d (2 of 3 differ from it)" in verdict

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthotrain._sharded import require_as_attached, sharding_of
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.methods._compat import active_ddp_module, is_replica
 from orthotrain.methods._hooked import Hooked
@@ -34,6 +35,30 @@ def refuse_data_parallel(methods: Iterable[Method]) -> None:
             f"{', '.join(names)} sees no pass of a model in DataParallel on several devices, which "
             "copies it for each; use DistributedDataParallel with one process per device"
         )
+
+
+class FirstPassHook(WeakHook[Hooked]):
+    """Before the first forward: whether the model was sharded since ``attach``.
+
+    The optimizer that was given to ``attach`` may never step then, and nothing would be told.
+    """
+
+    def __init__(self, handle: Hooked | None = None) -> None:
+        super().__init__(handle)
+        self._sharding = None if handle is None else sharding_of(handle.run.model)
+        self._registered: RemovableHandle | None = None
+
+    def put_on(self, model: nn.Module) -> RemovableHandle:
+        """Fire until a forward has begun."""
+        self._registered = model.register_forward_pre_hook(self)
+        return self._registered
+
+    def __call__(self, model: nn.Module, inputs: object) -> None:
+        if torch.compiler.is_compiling() or self.owner is None:
+            return
+        require_as_attached(model, self._sharding)
+        if self._registered is not None:
+            self._registered.remove()
 
 
 class ForwardHook(WeakHook[Hooked]):

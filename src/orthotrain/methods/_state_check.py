@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain._resized import must_look_at
-from orthotrain._sharded import require_as_attached, sharding_of
+from orthotrain._sharded import require_as_attached, require_trains, sharding_of
 from orthotrain.errors import StateError
 from orthotrain.methods._optimizer import is_no_step
 from orthotrain.methods.optimizer_state import check_shapes, drop_outlived
@@ -56,7 +56,8 @@ class StateCheck:
                 its handle.
         """
         if self._model is not None:
-            require_as_attached(self._model, optimizer, self._sharding)
+            require_as_attached(self._model, self._sharding)
+            require_trains(self._model, optimizer)
             self._model = None
         if must_look_at(optimizer) and (self._is_first or not self._expected):
             drop_outlived(optimizer)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from orthotrain._resized import looked_after
 from orthotrain.errors import ConfigError, StateError
 from orthotrain.methods._acts import Act, Acts
-from orthotrain.methods._hooks import BackwardHook, ForwardHook, LoadHook
+from orthotrain.methods._hooks import BackwardHook, FirstPassHook, ForwardHook, LoadHook
 from orthotrain.methods._optimizer import groups_of, is_no_step, kinds_of, rates_are_zero
 from orthotrain.methods._round import PassHook
 from orthotrain.methods._state_check import StateCheck
@@ -58,6 +58,7 @@ class Handle:
         for parameter in model.parameters():
             remove_dead(parameter._post_accumulate_grad_hooks or {})
         hooks = [
+            FirstPassHook(self).put_on(model),
             outer.register_forward_hook(ForwardHook(self)),
             model.register_load_state_dict_post_hook(LoadHook(self)),  # type: ignore[no-untyped-call]
         ]

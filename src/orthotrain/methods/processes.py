@@ -19,11 +19,14 @@ import torch.distributed as dist
 from orthotrain.errors import ConfigError, OrthotrainError, OrthotrainWarning
 from orthotrain.methods._compat import store_of
 
-# Every message has this size: a digest of all facts, and the text of the first of them.
+# Every message has this size: a digest of all facts, and the text of some of them.
 _DIGEST_BYTES: Final = 32
 _TEXT_BYTES: Final = 4096
 _LINE: Final = 200  # characters; of a longer line its start and a digest
 _FAILED: Final = bytes(_DIGEST_BYTES)
+# The verdict on texts that are equal, of facts that are not.
+_FURTHER_ON: Final = "processes that train together must agree, and what they have differs"
+_CUT: Final = " ... (cut here; the process's own log has all) ... "
 
 _SECONDS_BEFORE_WARNING: Final = 30.0
 # The first process tells the others who is missing, before they themselves stop waiting.
@@ -78,7 +81,13 @@ class Processes:
             OrthotrainError: Of the given type: facts differ, a process failed before it could
                 compare, or did not come before the timeout of the group.
         """
-        fault = self._exchange(moment, _message("\n".join(facts)), remedy)
+        text = "\n".join(facts)
+        lines = "\n".join(map(_short, text.split("\n"))).encode()
+        while (fault := self._exchange(moment, _message(text, lines), remedy)) == _FURTHER_ON:
+            # What was equal needs no second look, but for a last line that was cut.
+            lines = lines[lines.rfind(b"\n", 0, _TEXT_BYTES) + 1 or len(lines) :]
+            if not lines:
+                break
         if fault:
             self._told = error(f"{moment}: {fault}")
             raise self._told
@@ -91,7 +100,7 @@ class Processes:
         except BaseException as error:  # Ctrl-C, too
             if error is not self._told:
                 text = f"{type(error).__name__}: {error}"
-                self._exchange(moment, _message(text, failed=True), wait=False)
+                self._exchange(moment, _FAILED + _fitted(text), wait=False)
             raise
 
     def _exchange(self, moment: str, message: bytes, remedy: str = "", *, wait: bool = True) -> str:
@@ -127,7 +136,7 @@ class _Exchange:
         key = f"{self._name}/verdict"
         if position == 0:
             verdict = self._judged(message) if wait else self._difference(message, message, 0)
-            self._store.set(key, verdict.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0"))
+            self._store.set(key, _fitted(verdict))
             return verdict
         self._store.set(self._key(position), message)
         if not wait:
@@ -152,7 +161,8 @@ class _Exchange:
         if not others:
             return ""
         failed = [i for i in others if messages[i].startswith(_FAILED)]
-        chosen = (failed or others)[0]
+        seen = [i for i in others if messages[i][_DIGEST_BYTES:] != ours[_DIGEST_BYTES:]]
+        chosen = (failed or seen or others)[0]
         return self._difference(ours, messages[chosen], chosen, others)
 
     def _difference(
@@ -162,17 +172,18 @@ class _Exchange:
         text = _text(theirs[_DIGEST_BYTES:])
         if theirs.startswith(_FAILED):
             return f"process {rank} failed with {text}"
-        facts, their_facts = _text(ours[_DIGEST_BYTES:]).split("\n"), text.split("\n")
+        if theirs[_DIGEST_BYTES:] == ours[_DIGEST_BYTES:]:
+            return _FURTHER_ON
+        facts, their_facts = _text(ours[_DIGEST_BYTES:]).splitlines(), text.splitlines()
         here = [fact for fact in facts if fact not in their_facts]
         there = [fact for fact in their_facts if fact not in facts]
         more = f" ({len(others)} of {len(self._ranks)} differ from it)" if len(others) > 1 else ""
         if here or there:
             what = f"process {self._ranks[0]} has {_some(here)}, process {rank} has {_some(there)}"
         else:
-            what = (
-                f"processes {self._ranks[0]} and {rank} differ in what comes after the first "
-                f"{_TEXT_BYTES:,} bytes of a list, or in its order"
-            )
+            pairs = zip(facts, their_facts, strict=False)
+            first = next((a for a, b in pairs if a != b), facts[-1])
+            what = f"processes {self._ranks[0]} and {rank} differ in an order, from {first} on"
         return f"processes that train together must agree, and {what}{more}. {self._remedy}"
 
     def _too_late(self, positions: Sequence[int]) -> str:
@@ -208,10 +219,17 @@ class _Exchange:
         return []
 
 
-def _message(text: str, *, failed: bool = False) -> bytes:
-    digest = _FAILED if failed else hashlib.sha256(text.encode()).digest()
-    lines = "\n".join(map(_short, text.split("\n"))) if not failed else text
-    return digest + lines.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+def _message(facts: str, shown: bytes) -> bytes:
+    return hashlib.sha256(facts.encode()).digest() + shown[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+
+
+def _fitted(text: str) -> bytes:
+    """Text of the size of a message, without its middle where it is longer: advice comes last."""
+    given, cut = text.encode(), _CUT.encode()
+    if len(given) > _TEXT_BYTES:
+        half = (_TEXT_BYTES - len(cut)) // 2
+        given = given[:half] + cut + given[-half:]
+    return given.ljust(_TEXT_BYTES, b"\0")
 
 
 def _short(line: str) -> str:
