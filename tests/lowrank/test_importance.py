@@ -421,7 +421,7 @@ def test_only_and_max_aspect():
     method = AdaptiveLowRank(**settings, only=["0", "2"], max_aspect=4, dense_last=False)
     handle = attach(model, optimizer, method)
     assert [row.name for row in handle.summary().rows] == ["2"]
-    assert "0: too thin: 64 x 16" in handle.summary().notes
+    assert "0: too thin for max_aspect=4: 64 x 16" in handle.summary().notes
 
 
 BAD = {

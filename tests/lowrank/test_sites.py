@@ -34,7 +34,7 @@ def test_weights_are_eligible_by_their_shape():
     names, refused = found(model)
     assert names == ["2", "3", "4"]
     assert refused == {
-        "0": "too thin: 10 x 100", "1": "too thin: 100 x 10", "5": "too thin: 40 x 4",
+        "0": "too thin for max_aspect=10: 10 x 100", "1": "too thin for max_aspect=10: 100 x 10", "5": "too thin for max_aspect=10: 40 x 4",
     }  # fmt: skip
     assert found(model, max_aspect=math.inf)[0] == ["0", "1", "2", "3", "4", "5"]
 
@@ -213,7 +213,7 @@ def test_refusals_appear_in_the_notes_of_the_summary():
 @pytest.mark.bad_input
 def test_a_model_without_an_eligible_layer_is_refused_with_reasons():
     model = filled(nn.Sequential(nn.LayerNorm(4), nn.Linear(40, 4)))
-    with pytest.raises(ConfigError, match=r"1: too thin: 4 x 40"):
+    with pytest.raises(ConfigError, match=r"1: too thin for max_aspect=10: 4 x 40"):
         attached(model)
     with pytest.raises(ConfigError, match="eligible layer"):
         attached(filled(nn.Sequential(nn.LayerNorm(4))))

@@ -298,7 +298,7 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     if not site.intact:
         return f"its weight is {tuple(parameter.shape)}, the layer says {tuple(layout.shape)}"
     if small * selection.max_aspect <= large:
-        return f"too thin: {layout.m} x {layout.n}"
+        return f"too thin for max_aspect={selection.max_aspect:g}: {layout.m} x {layout.n}"
     return None
 
 

@@ -141,7 +141,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
     data = tiny_data()
     data.train.images[:] = math.inf
     with pytest.raises(
-        NonFiniteError, match=r"loss .* is nan at step 1, learning rate .*--optim\.lr"
+        NonFiniteError,
+        match=r"loss .* is nan at step 1, learning rate .*; nothing of it was saved; .*--optim\.lr",
     ):
         train_here(tmp_path, data=data)
     assert not SeedFolder(tmp_path).result.exists()
