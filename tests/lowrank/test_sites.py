@@ -34,7 +34,8 @@ def test_weights_are_eligible_by_their_shape():
     names, refused = found(model)
     assert names == ["2", "3", "4"]
     assert refused == {
-        "0": "too thin for max_aspect=10: 10 x 100", "1": "too thin for max_aspect=10: 100 x 10", "5": "too thin for max_aspect=10: 40 x 4",
+        "0": "too thin for max_aspect=10: 10 x 100", "1": "too thin for max_aspect=10: 100 x 10",
+        "5": "too thin for max_aspect=10: 40 x 4",
     }  # fmt: skip
     assert found(model, max_aspect=math.inf)[0] == ["0", "1", "2", "3", "4", "5"]
 

@@ -106,7 +106,7 @@ class BackwardHook(WeakHook[Hooked]):
         if self._seen:
             said = (
                 f"{self._passes} backward passes since the last step of {self._kind}, the "
-                f"optimizer given to attach, so {self._names} act no more"
+                f"optimizer given to attach, so {self._names} did nothing since"
             )
         else:
             said = (
