@@ -78,7 +78,7 @@ def test_the_experiment_of_two_files_goes_on_bit_for_bit(tmp_path, monkeypatch):
         trainer = named(experiment.build)(config, variant, 0)
         return train(trainer, variant=variant, seed=0, folder=SeedFolder(folder), **options)
 
-    whole = assert_goes_on(train_in, tmp_path, at=40)
+    whole = assert_goes_on(train_in, tmp_path, at=[40])
     assert whole["switch_step"] is not None
     path = SeedFolder(tmp_path / "whole").checkpoint
     weights = load_checkpoint(path)["training"]["model"]

@@ -138,6 +138,13 @@ def test_commands_are_the_frozen_set():
     assert set(build_parser()._subparsers._group_actions[0].choices) == set(OPTIONS)
 
 
+def test_a_recipe_may_stand_behind_two_dashes(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--scale", "smoke", "--print_config", "--", "latent-linear"])
+    assert end.value.code == 0
+    assert "\nrecipe: latent-linear\n" in capsys.readouterr().out
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),

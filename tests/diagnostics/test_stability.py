@@ -227,6 +227,19 @@ def test_a_layer_that_starts_at_zero_has_no_basis_yet():
     assert [r["mixing"] for r in handle.records] == [0.0, pytest.approx(2 / 3, abs=1e-6)]
 
 
+def test_a_weight_that_was_cut_by_hand_starts_again():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+    optimizer, handle = attached(model, every_steps=1)
+    for seed in range(2):
+        step_to(model, optimizer, seed)
+    layer = model[1]
+    layer.weight.data, layer.bias.data = layer.weight.data[:2].clone(), layer.bias.data[:2].clone()
+    for seed in range(2, 4):
+        step_to(model, optimizer, seed)
+    steps = {name: [r["step"] for r in handle.records if r["layer"] == name] for name in "01"}
+    assert steps == {"0": [1, 2, 3, 4], "1": [1, 2, 4]}
+
+
 def test_a_weight_that_is_not_finite_is_recorded_as_unknown_and_warned_about_once():
     model = small_model()
     optimizer, handle = attached(model, every_steps=1)

@@ -282,7 +282,9 @@ def test_saved_in_the_window_a_run_goes_on_bit_for_bit(importance, bases):
     assert events(parts[2], "switch")
     watched = [bool(state[2]["methods"]["adaptive_low_rank"]["statistics"]) for state in states]
     assert watched == [step % 9 > 0 for step in range(steps + 1)]
-    for step in (0, 1, 2, 8, 9, 10, 11, 14, 17, 18):
+    # What is watched does not depend on the form, so each form is saved at every second place.
+    places = (0, 2, 9, 11, 17) if bases == "trained" else (1, 8, 10, 14, 18)
+    for step in places:
         again = start()
         for i, part in enumerate(again):
             part.load_state_dict(through_file(states[step])[i])
@@ -585,9 +587,8 @@ def test_by_hand_scaled_steps_have_to_be_seen_to_begin():
         handle.step()
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("at", [3, 8, 10])
-def test_attention_saved_and_loaded_in_any_order(order, at):
+def test_attention_saved_and_loaded_in_any_order(at):
     def start():
         model = filled(Everything())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -603,14 +604,13 @@ def test_attention_saved_and_loaded_in_any_order(order, at):
     train(parts[0], parts[1], range(at), loss_of=objective, handle=parts[2])
     states = through_file([part.state_dict() for part in parts])
     train(parts[0], parts[1], range(at, 12), loss_of=objective, handle=parts[2])
-    again = start()
-    for i in order:
-        again[i].load_state_dict(through_file(states)[i])
-    train(again[0], again[1], range(at, 12), loss_of=objective, handle=again[2])
-    assert same(
-        through_file([part.state_dict() for part in parts]),
-        through_file([part.state_dict() for part in again]),
-    )
+    ended = through_file([part.state_dict() for part in parts])
+    for order in itertools.permutations(range(3)):
+        again = start()
+        for i in order:
+            again[i].load_state_dict(through_file(states)[i])
+        train(again[0], again[1], range(at, 12), loss_of=objective, handle=again[2])
+        assert same(ended, through_file([part.state_dict() for part in again])), order
 
 
 def test_copies_of_attention_made_in_the_window_are_plain():

@@ -100,7 +100,7 @@ def _look_ahead(arguments: list[str]) -> Namespace:
         parser.add_argument(option, action="store_true")
     for option in ("--variants", "--seeds"):
         parser.add_argument(option, nargs="+")
-    words = [word for word in arguments if not word.startswith("--print_config")]
+    words = [w for w in arguments if w != "--" and not w.startswith("--print_config")]
     for option in {word.split("=")[0] for word in words if word.startswith("--")}:
         with suppress(ArgumentError):  # It is there already.
             parser.add_argument(option, nargs="?")

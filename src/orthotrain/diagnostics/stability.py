@@ -131,7 +131,8 @@ class _BoundStability(Bound):
         now: dict[str, _Look] = {}
         for name, rank, look in self._look():
             now[name] = look
-            if earlier is not None:
+            # A weight that was cut by hand since starts again.
+            if earlier is not None and earlier[name].q.shape == look.q.shape:
                 self._record(name, rank, earlier[name], look)
         self._looks.append(now)
 

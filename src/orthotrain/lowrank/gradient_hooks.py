@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
@@ -71,6 +72,8 @@ class _Watched:
         self._weight, self._shape = id(parameter), parameter.shape
 
     def __call__(self, given: Tensor) -> Any:
+        if torch.compiler.is_compiling():  # compiled autograd traces through here
+            return self.hook(given)
         if given.shape != self._shape:
             return self._call_low_rank(given)
         with _Watch(given, weight=self._weight) as watch:

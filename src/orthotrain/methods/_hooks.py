@@ -149,7 +149,7 @@ class BackwardHook(WeakHook[Hooked]):
         if self._seen:
             said = (
                 f"{self._passes} backward passes since the last step of {self._kind}, "
-                f"{self._which} given to attach, so {self._names} act no more"
+                f"{self._which} given to attach, so {self._names} did nothing since"
             )
         else:
             of_which = "" if self._which == "the optimizer" else f" of {self._kind}"

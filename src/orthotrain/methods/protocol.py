@@ -334,8 +334,11 @@ class Run:
             raise ConfigError(
                 f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
             )
-        real = isinstance(loss, Real) and not isinstance(loss, bool)
-        if not real and (not is_dense(loss, None) or torch.is_complex(loss)):
+        if isinstance(loss, Tensor):
+            real = is_dense(loss, None) and not loss.is_complex()
+        else:
+            real = isinstance(loss, Real) and not isinstance(loss, bool)
+        if not real:
             raise ConfigError(f"observe: need a loss, a real number, got {described(loss)}")
         if not self._observers:
             return

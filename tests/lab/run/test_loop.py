@@ -71,9 +71,8 @@ def test_low_rank_sizes_and_ranks_are_written_when_they_change(tmp_path):
     assert {event["event"] for event in events} >= {"switch", "update"}
 
 
-@pytest.mark.parametrize("step", [2, 4, 5, 9, 15])
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, step):
-    assert_goes_on(partial(train_here, name=variant), tmp_path, at=step)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant):
+    assert_goes_on(partial(train_here, name=variant), tmp_path, at=[2, 4, 5, 9, 15])
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path):
@@ -141,7 +140,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
     data = tiny_data()
     data.train.images[:] = math.inf
     with pytest.raises(
-        NonFiniteError, match=r"loss .* is nan at step 1, learning rate .*--optim\.lr"
+        NonFiniteError,
+        match=r"loss .* is nan at step 1, learning rate .*; nothing of it was saved; .*--optim\.lr",
     ):
         train_here(tmp_path, data=data)
     assert not SeedFolder(tmp_path).result.exists()

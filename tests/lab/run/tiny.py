@@ -138,18 +138,26 @@ class KillAt:
             raise Killed
 
 
-def assert_goes_on(train_in, folder, *, at, saved=None):
-    """A training killed at a step and started again ends as one that was left alone.
+def assert_goes_on(train_in, folder, *, at, saved=()):
+    """Trainings killed at a step each and started again end as one that was left alone.
 
     ``train_in(folder, **options)`` gives a result. Results, states and lines are equal bit for bit,
-    times apart; ``saved`` is the step that the kill left on disk. Returns the result.
+    times apart. Returns the result.
+
+    Args:
+        train_in: Trains in a folder, or goes on there.
+        folder: For all of them.
+        at: Steps at which one is killed.
+        saved: The steps that these kills left on disk.
     """
-    whole, killed = SeedFolder(folder / "whole"), SeedFolder(folder / "killed")
+    whole = SeedFolder(folder / "whole")
     expected = train_in(whole.path)
-    with pytest.raises(Killed):
-        train_in(killed.path, on_progress=KillAt(at))
-    if saved is not None:
-        assert load_checkpoint(killed.checkpoint)["training"]["step"] == saved
-    assert without_times([train_in(killed.path)]) == without_times([expected])
-    assert_same_training(killed, whole)
+    for number, step in enumerate(at):
+        killed = SeedFolder(folder / f"killed-{step}")
+        with pytest.raises(Killed):
+            train_in(killed.path, on_progress=KillAt(step))
+        if saved:
+            assert load_checkpoint(killed.checkpoint)["training"]["step"] == saved[number]
+        assert without_times([train_in(killed.path)]) == without_times([expected]), step
+        assert_same_training(killed, whole)
     return expected

@@ -61,8 +61,8 @@ def _tensors(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]
 
 
 def _broken(what: str, how: str, trainer: Trainer, folder: Path, *, rate: str = "") -> str:
+    kept = "its last checkpoint is kept" if any(folder.glob("*.pt")) else "nothing of it was saved"
     return (
-        f"train: {what} in {folder} is {how} at step {trainer.steps}{rate}; its last "
-        "checkpoint is kept; try a smaller learning rate (such as --optim.lr) or --precision "
-        "float32 in a new --run-dir"
+        f"train: {what} in {folder} is {how} at step {trainer.steps}{rate}; {kept}; try a "
+        "smaller learning rate (such as --optim.lr) or --precision float32 in a new --run-dir"
     )

@@ -82,13 +82,12 @@ def state_of(name="baseline", config=LINEAR, seed=0):
         ("eigen", "nog-update"),
         ("eigen", "vp"),
         ("simple", "baseline"),
-        ("simple", "hessian"),
         ("simple", "orojar"),
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(kind, name, tmp_path):
     train_in = partial(train_here, name=name, config=KINDS[kind])
-    assert_goes_on(train_in, tmp_path, at=STEPS - 1, saved=6)
+    assert_goes_on(train_in, tmp_path, at=[STEPS - 1], saved=[6])
 
 
 @pytest.mark.bad_input
