@@ -244,8 +244,8 @@ class Reader:
         if small == 1:
             return "a single row or column: nothing to factor"
         stays = ""
-        if kind in KINDS and kind not in self.also:
-            stays = f"{_NAMES[kind]}, cut on request: also {kind}"
+        if kind in KINDS:  # on request, and then whatever the shape
+            stays = "" if kind in self.also else f"{_NAMES[kind]}, cut on request: also {kind}"
         elif small * self.max_aspect <= large:
             limit = f"max_aspect={self.max_aspect:g} leaves it out"
             stays = f"too thin: {layout.m} x {layout.n}, {limit}"
