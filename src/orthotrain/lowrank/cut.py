@@ -125,11 +125,13 @@ def chosen_layers(what: str, *, only: Collection[str], skip: Collection[str]) ->
     """The layers that patterns name.
 
     Raises:
-        ConfigError: One string stands where a sequence of patterns is needed.
+        ConfigError: One string stands where a collection of patterns is needed.
     """
     for name, patterns in (("skip", skip), ("only", only)):
         if isinstance(patterns, str):
-            raise ConfigError(f"{what} needs {name} to be a sequence of patterns, got {patterns!r}")
+            raise ConfigError(
+                f"{what} needs {name} to be a collection of patterns, got {patterns!r}"
+            )
     return Selection(skip=tuple(skip), only=tuple(only))
 
 
