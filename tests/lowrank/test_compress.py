@@ -445,7 +445,7 @@ def another(model, x):
         ({"loss": another}, ConfigError, "a layer that saw data"),
         ({"data": []}, ConfigError, "at least one batch"),
         ({"data": [torch.full((4, 8), torch.inf).double()]}, NonFiniteError, "inputs of 0 hold"),
-        ({"only": "0"}, ConfigError, "only to be a sequence"),
+        ({"only": "0"}, ConfigError, "only to be a collection"),
         ({"only": ["nothing"]}, ConfigError, "'nothing'"),
         ({"bases": "both"}, ConfigError, "bases to be one of"),
         ({"rank_rtol": None, "stored_budget": 1.5}, ConfigError, "stored_budget.* to be a share"),

@@ -449,7 +449,7 @@ def with_criterion(model):
         ([0.8, 0.2], {}, ConfigError, r"stored_budget=0.2 .*\(0: 16, 2: 16, 4: 16\)"),
         ([0.7], {"loss": squares}, ConfigError, "sizes needs data to measure"),
         ([0.7], {"data": [], "loss": squares}, ConfigError, "sizes needs at least one batch"),
-        ([0.7], {"only": "0"}, ConfigError, "sizes needs only to be a sequence"),
+        ([0.7], {"only": "0"}, ConfigError, "sizes needs only to be a collection"),
         ([0.7], {"only": ["nothing"]}, ConfigError, "'nothing'"),
         ([0.7], {"data": [torch.full((4, 8), torch.inf).double()]}, NonFiniteError, "inputs of 0"),
     ],

@@ -238,7 +238,7 @@ def test_compress_skips_by_pattern():
         ({"rank_rtol": 1.0}, "rank_rtol"),
         ({"energy": 0.0}, "energy"),
         ({"stored_budget": 0.01}, "stored_budget=0.01"),
-        ({"rank_rtol": 0.1, "skip": "head"}, "skip to be a sequence"),
+        ({"rank_rtol": 0.1, "skip": "head"}, "skip to be a collection"),
         ({"rank_rtol": 0.1, "skip": ["hed"]}, "'hed'"),
         ({"rank_rtol": 0.1, "skip": ["*"]}, "eligible layer"),
     ],

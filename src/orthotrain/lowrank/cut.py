@@ -164,12 +164,14 @@ def chosen_layers(
     """The layers that patterns, kinds and shapes leave.
 
     Raises:
-        ConfigError: One string stands where a sequence of patterns is needed, a kind of layer
+        ConfigError: One string stands where a collection of patterns is needed, a kind of layer
             that is not known, or a ``max_aspect`` of 1 or less.
     """
     for name, patterns in (("skip", skip), ("only", only), ("also", also)):
         if isinstance(patterns, str):
-            raise ConfigError(f"{what} needs {name} to be a sequence of patterns, got {patterns!r}")
+            raise ConfigError(
+                f"{what} needs {name} to be a collection of patterns, got {patterns!r}"
+            )
     if unknown := set(also) - set(KINDS):
         raise ConfigError(f"{what} needs also to be among {KINDS}, got {sorted(unknown)}")
     if not max_aspect > 1:
