@@ -29,6 +29,7 @@ from orthotrain.lowrank.cut import (
     stored_in,
 )
 from orthotrain.lowrank.measure import LossFunction, mean_loss
+from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rules import StoredBudget
 from orthotrain.lowrank.sites import (
     Selection,
@@ -130,6 +131,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
             twin, own = copy_together(start, optimizer, what="sizes")
             ranks = known.ranks(sites, rule)
             compression = _cut(_trained_sites(twin, own, selection), own, known, ranks)
+            guard(twin)
             twin.__dict__["compression"] = compression
             branch = Branch(
                 share=rule.share, model=twin, optimizer=own, teacher=teacher,
