@@ -64,7 +64,8 @@ def test_a_checkpoint_of_a_trainer_is_refused_by_plain_loading_and_read_by_ours(
     made, _ = trainer(tmp_path, make)
     made.train()
     early, late = tmp_path / "checkpoint-4", tmp_path / "checkpoint-12"
-    CLASSES[make].from_pretrained(early)  # dense still
+    dense = CLASSES[make].from_pretrained(early)
+    assert equal(from_pretrained(CLASSES[make], early), dense)
     with pytest.raises(OSError, match="needs_orthotrain"):
         CLASSES[make].from_pretrained(late)
     assert equal(from_pretrained(CLASSES[make], late), made.model)
@@ -105,7 +106,24 @@ class Holder(torch.nn.Module):
         self.net = net
 
 
+def one_of_several_sizes(make):
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train_on(branch):
+        for _ in range(2):
+            branch.optimizer.zero_grad()
+            output(branch.model, make).square().mean().backward()
+            branch.optimizer.step()
+
+    (branch,) = orthotrain.sizes(
+        model, optimizer, [0.5], train_on=train_on, count_operations=False
+    ).branches
+    return branch.model.eval()
+
+
 WAYS = {
+    "sizes": one_of_several_sizes,
     "compress": low_rank,
     "attach": attached,
     "restore_structure": restored,
@@ -139,6 +157,7 @@ def test_the_models_own_save_is_refused_by_plain_loading_and_read_by_ours(tmp_pa
     plain = CLASSES[make].from_pretrained(tmp_path)
     assert torch.equal(output(plain, make), output(model.eval(), make))
     assert "orthotrain" not in (tmp_path / "config.json").read_text()
+    assert equal(from_pretrained(CLASSES[make], tmp_path), model)
 
 
 def test_a_dense_model_that_may_become_low_rank_is_saved_as_ever(tmp_path):

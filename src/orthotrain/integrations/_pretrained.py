@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
-from orthotrain.lowrank import load, restore_structure, save, to_dense
+from orthotrain.lowrank import follow, load, restore_structure, save, to_dense
 from orthotrain.lowrank.pretrained import STATE_FILE, mark
 from orthotrain.methods.select import unwrap
 
@@ -79,13 +79,22 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
 
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder, **settings)
-    for said in ("orthotrain", "transformers_weights"):  # of the folder, not of the model
-        config.__dict__.pop(said, None)
+    # What is said of the folder, not of the model. Beside files of an earlier save it decides.
+    said = config.__dict__.pop("orthotrain", None)
+    config.__dict__.pop("transformers_weights", None)
+    if not [*folder.glob("model*.safetensors"), *folder.glob(WEIGHTS_FILE)]:
+        raise CheckpointError(
+            f"from_pretrained needs {WEIGHTS_FILE} or model.safetensors in {folder}, which has "
+            "neither; give a folder that save_pretrained or a Trainer wrote"
+        )
+    if said is None:  # dense
+        plain: nn.Module = cls.from_pretrained(folder, config=config)
+        return follow(plain)
     model: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-    if (folder / WEIGHTS_FILE).is_file():
+    if said["weights"] == WEIGHTS_FILE:
         load(model, folder / WEIGHTS_FILE)
     else:
-        _load_checkpoint(model, folder)
+        _load_marked(model, folder)
     return model.eval()
 
 
@@ -108,16 +117,11 @@ def own_state(path: Path) -> Mapping[str, Tensor] | None:
     return state
 
 
-def _load_checkpoint(model: nn.Module, folder: Path) -> None:
+def _load_marked(model: nn.Module, folder: Path) -> None:
     state = own_state(folder / STATE_FILE)
     if state is None:  # large models are written in several files
         files = sorted(folder.glob("model*.safetensors"))
         state = {name: value for file in files for name, value in load_file(file).items()}
-    if not state:
-        raise CheckpointError(
-            f"from_pretrained needs {WEIGHTS_FILE} or model.safetensors in {folder}, which has "
-            "neither; give a folder that save_pretrained of this module or a Trainer wrote"
-        )
     restore_structure(model, state)
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", {}) or ())

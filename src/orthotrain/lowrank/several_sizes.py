@@ -31,6 +31,7 @@ from orthotrain.lowrank.cut import (
 )
 from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.measure import LossFunction, mean_loss
+from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rules import StoredBudget
 from orthotrain.lowrank.sites import (
     Refusal,
@@ -135,6 +136,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
             twin, own = copy_together(start, optimizer, what="sizes")
             ranks = known.ranks(sites, rule)
             compression = _cut(twin, own, selection, known, ranks)
+            guard(twin)
             twin.__dict__["compression"] = compression
             branch = Branch(
                 share=rule.share, model=twin, optimizer=own, teacher=teacher,
