@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,15 @@ from _cuts import Case, compare
 
 RATE = 16_000
 BATCHES, HELD_OUT_BATCHES, DRAWS = 6, 4, 3
+ENCODER_BATCHES = 3  # of 20 utterances with 160 steps each
 WINDOW, CONTEXT = 512, 64  # samples that the voice-activity network reads, and looks back
 WINDOWS, SCENES = 96, 12
-FRAMES, MELS, UTTERANCES = 160, 40, 10  # of one utterance of the speaker encoder; of one person
+FRAMES, MELS, UTTERANCES = 160, 40, 5  # of one utterance of the speaker encoder; of one person
+
+WHAT = "on held-out speech above dense, error of outputs, share stored"
+
+Clips = Sequence[Sequence[np.ndarray]]
+Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
 class VoiceActivity(nn.Module):
@@ -134,10 +140,8 @@ def mels_of(wave: np.ndarray, filters: Tensor) -> Tensor:
     return (filters @ spectrum.abs().square()).mT[:FRAMES]
 
 
-def utterances(
-    clips: Sequence[Sequence[np.ndarray]], random: np.random.Generator, filters: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Ten utterances of each person, and who spoke."""
+def utterances(clips: Clips, random: np.random.Generator, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Five utterances of each person, and who spoke."""
     length = FRAMES * RATE // 100
     rows = []
     for person in clips:
@@ -148,9 +152,7 @@ def utterances(
     return torch.stack(rows), torch.arange(len(clips)).repeat_interleave(UTTERANCES)
 
 
-def scenes(
-    clips: Sequence[Sequence[np.ndarray]], random: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def scenes(clips: Clips, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """``(12, samples)`` of speech with pauses in noise, and where speech is, per window."""
     waves, labels = [], []
     for _ in range(SCENES):
@@ -199,56 +201,63 @@ def far_from_packaged(
         return float((torch.cat(theirs, 1) - model(wave).sigmoid()).abs().max())
 
 
+def mean(loss: Loss, batches: Sequence[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], float]:
+    """The score of a model: its mean loss over batches."""
+
+    def score(model: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(float(loss(model, batch)) for batch in batches) / len(batches)
+
+    return score
+
+
+def voice_activity(packages: Path, train: Clips, other: Clips) -> None:
+    packaged = torch.jit.load(str(packages / "silero_vad/data/silero_vad.jit")).eval()
+    voice = VoiceActivity(packaged.state_dict()).eval()
+    *randoms, last = [np.random.default_rng(seed) for seed in range(DRAWS + 1)]
+    held_out = [scenes(other, last) for _ in range(HELD_OUT_BATCHES)]
+    difference = far_from_packaged(voice, packaged, held_out[0][0])
+    print(f"largest difference from the packaged network's probabilities: {difference:.2g}")
+    cases = [
+        Case(f"draw {i}", voice, [scenes(train, random) for _ in range(BATCHES)], held_out,
+             detection_loss, mean(detection_loss, held_out))
+        for i, random in enumerate(randoms)
+    ]  # fmt: skip
+    # The Fourier layer is no learned weight; a thin weight is as good as any other here.
+    settings = {"also": ["lstm"], "skip": ["fourier"], "max_aspect": math.inf}
+    compare(f"silero-vad: cross-entropy of speech in nats {WHAT}", cases, settings=settings)
+
+
+def speakers(packages: Path, train: Clips, other: Clips) -> None:
+    file = packages / "resemblyzer/pretrained.pt"
+    state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    encoder, filters = SpeakerEncoder(state).eval(), torch.from_numpy(mel_filters()).float()
+    *randoms, last = [np.random.default_rng(seed) for seed in range(DRAWS + 1)]
+    held_out = [utterances(other, last, filters) for _ in range(HELD_OUT_BATCHES)]
+    cases = [
+        Case(f"draw {i}", encoder,
+             [utterances(train, random, filters) for _ in range(ENCODER_BATCHES)],
+             held_out, speaker_loss, mean(speaker_loss, held_out))
+        for i, random in enumerate(randoms)
+    ]  # fmt: skip
+    settings = {"also": ["lstm"], "max_aspect": math.inf}
+    compare(f"Resemblyzer: cross-entropy of who spoke in nats {WHAT}", cases, settings=settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("packages", type=Path, help="folder with the two unpacked wheels")
     parser.add_argument("speech", type=Path, help="folder with the unpacked Debian packages")
+    parser.add_argument("--network", choices=("both", "silero", "resemblyzer"), default="both")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     clips = spoken(arguments.speech)
-    train, other = ([person[i::2] for person in clips.values()] for i in (0, 1))
     print({name: len(person) for name, person in clips.items()}, "clips by speaker")
-    packaged = torch.jit.load(str(arguments.packages / "silero_vad/data/silero_vad.jit")).eval()
-    voice = VoiceActivity(packaged.state_dict()).eval()
-    randoms = [np.random.default_rng(seed) for seed in range(DRAWS + 1)]
-    held_out = [scenes(other, randoms[-1]) for _ in range(HELD_OUT_BATCHES)]
-    difference = far_from_packaged(voice, packaged, held_out[0][0])
-    print(f"largest difference from the packaged network's probabilities: {difference:.2g}")
-
-    def mean(loss, batches):
-        def score(model: nn.Module) -> float:
-            with torch.no_grad():
-                return sum(float(loss(model, batch)) for batch in batches) / len(batches)
-
-        return score
-
-    cases = [
-        Case(f"draw {i}", voice, [scenes(train, randoms[i]) for _ in range(BATCHES)], held_out,
-             detection_loss, mean(detection_loss, held_out))
-        for i in range(DRAWS)
-    ]  # fmt: skip
-    what = "on held-out speech above dense, error of outputs, share stored"
-    # The Fourier layer is no learned weight; a thin weight is as good as any other here.
-    compare(
-        f"silero-vad: cross-entropy of speech in nats {what}", cases,
-        settings={"also": ["lstm"], "skip": ["fourier"], "max_aspect": math.inf},
-    )  # fmt: skip
-
-    state = torch.load(
-        arguments.packages / "resemblyzer" / "pretrained.pt", map_location="cpu", weights_only=True
-    )["model_state"]
-    encoder = SpeakerEncoder(state).eval()
-    filters = torch.from_numpy(mel_filters()).float()
-    told_apart = [utterances(other, randoms[-1], filters) for _ in range(HELD_OUT_BATCHES)]
-    cases = [
-        Case(f"draw {i}", encoder, [utterances(train, randoms[i], filters) for _ in range(BATCHES)],
-             told_apart, speaker_loss, mean(speaker_loss, told_apart))
-        for i in range(DRAWS)
-    ]  # fmt: skip
-    compare(
-        f"Resemblyzer: cross-entropy of who spoke in nats {what}", cases,
-        settings={"also": ["lstm"], "max_aspect": math.inf},
-    )  # fmt: skip
+    train, other = ([person[i::2] for person in clips.values()] for i in (0, 1))
+    if arguments.network != "resemblyzer":
+        voice_activity(arguments.packages, train, other)
+    if arguments.network != "silero":
+        speakers(arguments.packages, train, other)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-#: Called with the name of a weight, what it multiplies and what that gives, bias included.
+#: Called with the name of a weight, what it multiplies, and a tensor of the shape of what that
+#: gives, whose gradient is that of what it gives.
 Observer = Callable[[str, Tensor, Tensor], None]
 
 State = tuple[Tensor, ...]
+#: The product of the weight of a name with a state.
+Times = Callable[[str, Tensor], Tensor]
 
 
 @contextmanager
@@ -53,7 +57,7 @@ class _Steps:
         if state is None:
             zero = x.new_zeros(len(x), self._module.hidden_size)
             state = (zero, zero)[: 1 + lstm]
-        state = self._step(self._times("weight_ih", x), state, "")
+        state = self._step(self._times("weight_ih", x), state, "", self._times)
         state = tuple(t[0] for t in state) if single else state
         return state if lstm else state[0]
 
@@ -119,26 +123,32 @@ class _Steps:
                 within[..., None], rows
             )
         outputs: list[Tensor] = [x.new_zeros(0)] * len(x)
+        counts = [x.shape[1]] * len(x)
+        if lengths is not None:
+            counts = [int((lengths > t).sum()) for t in range(len(x))]
+        steps = _AllSteps(self._module, counts)
         for t in reversed(range(len(x))) if backwards else range(len(x)):
             if lengths is None:
-                state = self._step(entering[t], state, name)
+                state = self._step(entering[t], state, name, partial(steps.times, t))
                 outputs[t] = state[0]
                 continue
             inside = (lengths > t).to(x.device)
-            some = self._step(entering[t][inside], tuple(s[inside] for s in state), name)
+            before = tuple(s[inside] for s in state)
+            some = self._step(entering[t][inside], before, name, partial(steps.times, t))
             state = tuple(s.index_put((inside,), n) for s, n in zip(state, some, strict=True))
             outputs[t] = state[0] * inside[:, None]
+        steps.show(self._observe)
         return torch.stack(outputs), state
 
-    def _step(self, entering: Tensor, state: State, name: str) -> State:
+    def _step(self, entering: Tensor, state: State, name: str, times: Times) -> State:
         """The state after one step, from what its input gives the gates."""
-        recurrent = self._times(f"weight_hh{name}", state[0])
+        recurrent = times(f"weight_hh{name}", state[0])
         if self._kind == "LSTM":
             i, f, g, o = (entering + recurrent).chunk(4, -1)
             c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             narrow = f"weight_hr{name}"
-            return (self._times(narrow, h) if hasattr(self._module, narrow) else h, c)
+            return (times(narrow, h) if hasattr(self._module, narrow) else h, c)
         if self._kind == "GRU":
             (r, z, n), (r_h, z_h, n_h) = entering.chunk(3, -1), recurrent.chunk(3, -1)
             z = (z + z_h).sigmoid()
@@ -148,7 +158,37 @@ class _Steps:
         return (both.tanh() if self._tanh else both.relu(),)
 
     def _times(self, weight: str, x: Tensor) -> Tensor:
-        bias = getattr(self._module, weight.replace("weight", "bias", 1), None)
-        y = F.linear(x, getattr(self._module, weight), bias)
+        y = _product(self._module, weight, x)
         self._observe(weight, x, y)
         return y
+
+
+class _AllSteps:
+    """Products with the state, gathered over all steps, so that each weight is shown once.
+
+    To what a weight gives zeros are added, a part of one tensor at each step: its gradient is that
+    of all steps.
+    """
+
+    def __init__(self, module: nn.Module, counts: Sequence[int]) -> None:
+        self._module, self._counts = module, counts
+        self._zeros: dict[str, tuple[Tensor, Sequence[Tensor]]] = {}
+        self._given: dict[str, dict[int, Tensor]] = {}
+
+    def times(self, t: int, weight: str, x: Tensor) -> Tensor:
+        y = _product(self._module, weight, x)
+        if weight not in self._zeros:
+            zeros = y.new_zeros(sum(self._counts), y.shape[-1])
+            zeros.requires_grad_(torch.is_grad_enabled())
+            self._zeros[weight] = zeros, zeros.split(self._counts)
+        self._given.setdefault(weight, {})[t] = x
+        return y + self._zeros[weight][1][t]
+
+    def show(self, observe: Observer) -> None:
+        for weight, given in self._given.items():
+            observe(weight, torch.cat([given[t] for t in sorted(given)]), self._zeros[weight][0])
+
+
+def _product(module: nn.Module, weight: str, x: Tensor) -> Tensor:
+    bias = getattr(module, weight.replace("weight", "bias", 1), None)
+    return F.linear(x, getattr(module, weight), bias)
