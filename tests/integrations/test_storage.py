@@ -109,6 +109,16 @@ def steps_taken(path):
     return [(int(pid), (variant, int(seed)), int(step)) for pid, variant, seed, step in words]
 
 
+def ended(process):
+    """Its exit status; a process that does not end is killed."""
+    process.join(300)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        pytest.fail("it did not end")
+    return process.exitcode
+
+
 def wait_until(condition):
     deadline = time.monotonic() + 60
     while not condition():
@@ -119,9 +129,7 @@ def wait_until(condition):
 def test_two_commands_divide_the_trainings_and_do_none_twice(place, alone):
     path, _, steps = place
     commands = [started(*place, meet=3), started(*place, workers=2, meet=3)]
-    for one in commands:
-        one.join()
-    assert [one.exitcode for one in commands] == [0, 0]
+    assert [ended(one) for one in commands] == [0, 0]
     assert_same(path, alone)
     taken = steps_taken(steps)
     assert len(taken) == len({(job, step) for _, job, step in taken}) == 8 * len(JOBS)
@@ -135,12 +143,10 @@ def test_a_killed_command_s_training_is_taken_over_from_its_checkpoint(place, al
     saved = RunFolder(path).seed("plain", 0).checkpoint
     wait_until(saved.exists)
     os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
+    ended(victim)
     assert not RunFolder(path).seed("plain", 0).result.exists()
     before = {pid for pid, *_ in steps_taken(steps)}
-    other = started(*place)
-    other.join()
-    assert other.exitcode == 0
+    assert ended(started(*place)) == 0
     assert_same(path, alone)
     # From its checkpoint, not from its start.
     again = [step for pid, job, step in steps_taken(steps) if job == ("plain", 0)
@@ -154,7 +160,7 @@ def test_a_stopped_command_s_training_is_free_at_once(place, alone):
     wait_until(RunFolder(path).seed("plain", 0).metrics.exists)
     wait_until(lambda: steps.exists() and len(steps_taken(steps)) > 1)
     os.kill(first.pid, signal.SIGTERM)
-    first.join()
+    ended(first)
     claims = Claims(str(storage), RunFolder(path), settings=_settings(), stale_seconds=1000.0)
     assert claims.take([("plain", 0)]) == ("plain", 0)
 
@@ -235,8 +241,7 @@ def test_a_process_that_stood_still_ends_when_it_was_replaced(place):
     other = claims_of(path, storage, stale_seconds=0.4)
     wait_until(lambda: other.take([("plain", 0)]) is not None)
     os.kill(process.pid, signal.SIGCONT)
-    process.join()
-    assert process.exitcode == 1
+    assert ended(process) == 1
 
 
 @pytest.mark.slow
