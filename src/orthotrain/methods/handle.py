@@ -45,7 +45,7 @@ class Handle:
         self._bound: dict[str, Bound] = {}
         self._hooks: list[RemovableHandle] = []
         self._attached = True
-        self._state_check = StateCheck(run.model)
+        self._state_check = StateCheck(run.model, run.optimizer)
         self._skipped = False
         self._in_step = False
         self._bind(sorted(methods, key=lambda method: method.phase))
