@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import orthotrain
 from orthotrain import attach
@@ -134,7 +136,7 @@ def test_what_is_not_sharded_is_whole():
 
 @pytest.mark.parametrize("shard", CUT_BEFORE)
 @pytest.mark.parametrize("bases", BASES)
-def test_a_model_that_is_cut_and_then_sharded_trains_like_one_process(both, bases, shard):
+def test_a_model_that_is_cut_and_then_sharded_trains_like_one_process(both, bases, shard, tmp_path):
     model = half(bases)
     train(model, adamw(model), range(STEPS))
     first, other = (outcomes["sharded"][f"{bases}, {shard}"] for outcomes in both)
@@ -142,6 +144,10 @@ def test_a_model_that_is_cut_and_then_sharded_trains_like_one_process(both, base
     assert first.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-12)
+    exported = orthotrain.follow(net())
+    exported.load_state_dict(first)
+    orthotrain.save(exported, tmp_path / "model.safetensors")
+    assert same(orthotrain.load(net(), tmp_path / "model.safetensors").state_dict(), first)
 
 
 def test_a_tensor_parallel_model_is_gathered_as_the_page_says(both):
@@ -202,6 +208,16 @@ def test_one_process_resumes_from_a_distributed_checkpoint_bit_for_bit(tmp_path)
     dcp.save(parts, checkpoint_id=tmp_path)
     torch.save(handle.state_dict(), tmp_path / "handle.pt")
     train(model, optimizer, range(4, 9))
+
+    fresh = net()
+    with pytest.raises(
+        CheckpointException, match=r"Missing key in checkpoint state_dict: model.0.w"
+    ):
+        dcp.load(parts_of(fresh, adamw(fresh)), checkpoint_id=tmp_path)
+    dcp_to_torch_save(tmp_path, tmp_path / "plain.pt")
+    plain = torch.load(tmp_path / "plain.pt")["model"]
+    orthotrain.follow(fresh).load_state_dict(plain)
+    assert same(fresh.state_dict(), plain)
 
     again = restored(tmp_path)
     assert {n: p.shape for n, p in again.named_parameters()} == {

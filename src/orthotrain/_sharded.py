@@ -115,14 +115,25 @@ def require_as_attached(model: nn.Module, before: str | None) -> None:
         )
 
 
-def require_trains(model: nn.Module, optimizer: Any) -> None:
+def held_by(optimizer: Any) -> set[int]:
+    """``id`` of each parameter in the groups of an optimizer."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def require_trains(model: nn.Module, optimizer: Any, before: set[int]) -> None:
     """Refuse the first step of an optimizer from which the model's parameters were taken.
 
+    Layers of the model may have been replaced: the optimizer still holds their parameters then.
+
+    Args:
+        model: The model that was given to ``attach``.
+        optimizer: Whose step begins.
+        before: What it held then.
+
     Raises:
-        ConfigError: It holds none of them.
+        ConfigError: It holds none of them, nor others of the model.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
+    if not held_by(optimizer) & (before | {id(p) for p in model.parameters()}):
         raise ConfigError(
             f"attach was given an optimizer ({type(optimizer).__name__}) that held parameters of "
             "the model, and at its first step it holds none. Did something replace them, such as "

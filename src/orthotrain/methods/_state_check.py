@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orthotrain._resized import must_look_at
-from orthotrain._sharded import require_as_attached, require_trains, sharding_of
+from orthotrain._sharded import held_by, require_as_attached, require_trains, sharding_of
 from orthotrain.errors import StateError
 from orthotrain.methods._optimizer import is_no_step
 from orthotrain.methods.optimizer_state import check_shapes, drop_outlived
@@ -23,9 +23,9 @@ STATE_IS_MISSING: Final = (
 class StateCheck:
     """What a handle knows of state dicts that were loaded, and what it asks before a step."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._model: nn.Module | None = model  # until the first step
-        self._sharding = sharding_of(model)
+        self._sharding, self._held = sharding_of(model), held_by(optimizer)
         # From the start: a checkpoint may have been loaded before the handle was there.
         self._expected = True
         self._is_first = True
@@ -57,7 +57,7 @@ class StateCheck:
         """
         if self._model is not None:
             require_as_attached(self._model, self._sharding)
-            require_trains(self._model, optimizer)
+            require_trains(self._model, optimizer, self._held)
             self._model = None
         if must_look_at(optimizer) and (self._is_first or not self._expected):
             drop_outlived(optimizer)

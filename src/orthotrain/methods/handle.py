@@ -46,7 +46,7 @@ class Handle:
         self.methods, self._bound = self._acts.methods, self._acts.bounds
         self._attached = self._compare_step = True
         self._skipped: set[int] = set()  # of each optimizer its place among all
-        self._state_checks = [StateCheck(run.model) for _ in run.optimizers]
+        self._state_checks = [StateCheck(run.model, each) for each in run.optimizers]
         self._backward_hooks = [BackwardHook(self, each) for each in run.optimizers]
         self._hooks = self._registered(outer)
 
