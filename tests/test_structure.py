@@ -44,36 +44,38 @@ def project_files() -> list[Path]:
 # --- source -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
-def test_source_file_is_short(path):
-    lines = len(path.read_text().splitlines())
-    assert lines <= MAX_LINES, f"{relative(path)} has {lines} lines; split it by idea"
+def test_source_files_are_short():
+    lines = {relative(path): len(path.read_text().splitlines()) for path in SOURCE_FILES}
+    long = {name: count for name, count in lines.items() if count > MAX_LINES}
+    assert not long, "split them by idea"
 
 
-@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
-def test_library_code_does_not_print(path):
-    if "cli" in path.relative_to(SOURCE).parts:
-        return
-    calls = [
-        node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
-    ]
-    assert not calls, f"print in {relative(path)}, lines {calls}; use logging"
+def below_the_command_line():
+    """Every line of code outside it that has a node of the syntax tree."""
+    for path in SOURCE_FILES:
+        if "cli" not in path.relative_to(SOURCE).parts:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if hasattr(node, "lineno"):
+                    yield path, f"{relative(path)}:{node.lineno}", node
 
 
-@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
-def test_only_the_command_line_imports_the_package_root(path):
+def test_code_below_the_command_line_neither_prints_nor_imports_the_package_root():
     # The import rules skip the root's lazy names, so nothing below may reach up through them.
-    if path == SOURCE / "__init__.py" or "cli" in path.relative_to(SOURCE).parts:
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            assert "orthotrain" not in [alias.name for alias in node.names], node.lineno
-        if isinstance(node, ast.ImportFrom) and node.module == "orthotrain":
-            names = {alias.name for alias in node.names}
-            subpackages = {p.stem for p in SOURCE.iterdir()} - {"__init__"}
-            assert names <= subpackages | {"__version__"}, node.lineno
+    allowed = {p.stem for p in SOURCE.iterdir()} - {"__init__"} | {"__version__"}
+    prints, imports = [], []
+    for path, place, node in below_the_command_line():
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                prints.append(place)
+            case _ if path == SOURCE / "__init__.py":
+                pass
+            case ast.Import() if "orthotrain" in [alias.name for alias in node.names]:
+                imports.append(place)
+            case ast.ImportFrom(module="orthotrain"):
+                if not {alias.name for alias in node.names} <= allowed:
+                    imports.append(place)
+    assert not prints, "use logging"
+    assert not imports
 
 
 # --- import circles ---------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Output that is closed, full or of another encoding does not end what runs."""
 
+import errno
+import importlib
 import io
 import os
 import subprocess
@@ -8,6 +10,8 @@ import sys
 import pytest
 
 from orthotrain.cli.output import print_what_it_can, steady_output
+
+main_module = importlib.import_module("orthotrain.cli.main")  # the package has a function main
 
 
 class Full(io.StringIO):
@@ -34,6 +38,18 @@ def test_what_is_printed_is_dropped_once_the_output_is_full(monkeypatch, capsys)
     assert "third" not in full.getvalue()
     told = capsys.readouterr().err
     assert told.count("takes no more text (No space left on device); the run goes on") == 1
+
+
+def test_a_command_whose_reader_is_gone_ends_without_a_word(monkeypatch, capsys):
+    """As of ``orthotrain inspect FILE | head -1``."""
+
+    def closed(arguments):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(main_module, "_dispatch", closed)
+    monkeypatch.setattr(main_module, "drop_output", lambda stream: None)
+    assert main_module.main(["inspect", "file"]) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_without_any_output_nothing_is_printed(monkeypatch):

@@ -12,7 +12,7 @@ from lowrank.nets import mlp, train
 from orthotrain import AdaptiveLowRank, BasisStability, attach
 from orthotrain.diagnostics import JsonlWriter, TensorBoardWriter
 from orthotrain.diagnostics.writers import line_of
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, ConfigError
 
 STEPS = 20
 
@@ -113,6 +113,17 @@ def test_every_number_goes_to_a_tensorboard():
     assert [v for tag, v, _ in given if tag == "orthotrain/basis_stability/0/stability"] == (
         stability
     )
+
+
+@pytest.mark.bad_input
+def test_what_takes_no_numbers_is_no_writer():
+    model = mlp(8)
+    handle = attach(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), BasisStability(every_steps=1)
+    )
+    for wrong in (None, [], "runs", SimpleNamespace(add_scalar=3)):
+        with pytest.raises(ConfigError, match="TensorBoardWriter needs writer to have add_scalar"):
+            TensorBoardWriter(handle, wrong)
 
 
 @pytest.mark.bad_input

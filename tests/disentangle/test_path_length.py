@@ -60,6 +60,24 @@ def test_nearly_parallel_vectors(turn):
     assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-18)
 
 
+@pytest.mark.bad_input
+def test_slerp_refuses_vectors_without_one_path_between_them():
+    a, half = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 0.5])
+    zero = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    for pair_with_zero in ((a, zero), (zero, a)):
+        with pytest.raises(ConfigError, match="vectors that are not zero"):
+            slerp(*pair_with_zero, half)
+    with pytest.raises(ConfigError, match="not opposite"):
+        slerp(a, -2 * a, half)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_slerp_of_vectors_whose_square_leaves_the_dtype(scale):
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([2.0, -1.0])
+    found = slerp(scale * a, scale * b, torch.tensor(0.3))
+    torch.testing.assert_close(found / scale, slerp(a, b, torch.tensor(0.3)))
+
+
 def test_slerp_is_differentiable():
     a, b = (x.requires_grad_() for x in pair(4, n=3))
     assert gradcheck(slerp, (a, b, torch.rand(3, generator=generator(0)).double()))
