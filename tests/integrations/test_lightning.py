@@ -268,16 +268,38 @@ def test_an_optimizer_whose_inner_one_cannot_be_found_and_several_are_refused(tm
     with pytest.raises(ConfigError, match=r"Hidden does not fire torch's hooks .*; call"):
         fit(tmp_path, module=Hides())
 
-    class Two(Net):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
 
-        def configure_optimizers(self):
-            return [torch.optim.AdamW(part.parameters()) for part in (self.net[0], self.net[2])]
+class ByHand(Net):
+    """Two optimizers over parts of the module, stepped by hand."""
 
-    with pytest.raises(ConfigError, match="needs one optimizer, got 2; call"):
-        fit(tmp_path, module=Two())
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        first, rest = self.net[0].parameters(), self.net[2:].parameters()
+        return torch.optim.AdamW(first, lr=1e-2), torch.optim.SGD(rest, lr=0.1, momentum=0.9)
+
+    def training_step(self, batch, _):
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 2 * STEPS}, {"max_epochs": 3, "max_steps": -1}])
+def test_several_optimizers_resume_bit_for_bit(tmp_path, length):
+    whole, callback, _ = fit(tmp_path / "a", module=ByHand(), **length)
+    assert callback.handle.run.total_steps == callback.handle.run.step == STEPS
+    assert callback.handle.summary().total.stored < callback.handle.summary().total.dense
+    for at in (EVERY, 2 * EVERY):  # before and after the cut; Lightning counts each optimizer's
+        start = tmp_path / "a" / f"step={2 * at}.ckpt"
+        resumed, other, _ = fit(tmp_path / "b", module=ByHand(), resume=start, **length)
+        assert equal(whole, resumed)
+        assert str(other.handle.summary()) == str(callback.handle.summary())
 
 
 @pytest.mark.bad_input

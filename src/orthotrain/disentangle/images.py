@@ -333,7 +333,7 @@ class _Distances:
         return candidates.kthvalue(k, dim=1).values
 
     def _exact(self, rows: Tensor, columns: Tensor) -> Tensor:
-        parts = zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True)
+        parts = zip(torch.split(rows, _PAIRS), torch.split(columns, _PAIRS), strict=True)
         return torch.cat([(self._a[i] - self._b[j]).norm(dim=1) for i, j in parts])
 
 

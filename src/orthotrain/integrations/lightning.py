@@ -58,11 +58,6 @@ class OrthotrainCallback(Callback):  # type: ignore[misc]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; take back the state of the checkpoint that is resumed."""
         self._end()
-        if len(trainer.optimizers) != 1:
-            raise ConfigError(
-                f"OrthotrainCallback needs one optimizer, got {len(trainer.optimizers)}; call "
-                "orthotrain.attach for the one to act on in on_train_start of the module"
-            )
         if trainer.global_step > 0 and trainer.ckpt_path is not None and not self._saved:
             raise CheckpointError(
                 f"resuming needs the methods' state in {trainer.ckpt_path}, which was saved "
@@ -71,7 +66,7 @@ class OrthotrainCallback(Callback):  # type: ignore[misc]
             )
         self.handle = attach(
             pl_module,
-            trainer.optimizers[0],
+            trainer.optimizers,
             *self._methods,
             total_steps=_steps_of(trainer),
         )
@@ -154,6 +149,8 @@ def _averaged(trainer: Any) -> list[nn.Module]:
 
 
 def _steps_of(trainer: Any) -> int | None:
-    """Optimizer steps of the whole run, where they are known."""
+    """Steps of the whole run, where known: one is over when every optimizer has stepped."""
     steps = trainer.estimated_stepping_batches
+    if steps == trainer.max_steps:  # which counts the steps of each optimizer
+        steps = steps // len(trainer.optimizers)
     return int(steps) if 0 < steps < float("inf") else None

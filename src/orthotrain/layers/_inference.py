@@ -55,7 +55,7 @@ class _Kept:
     def filters(self, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """``right`` as ``k`` filters and ``left`` of ``(1, m, k)``, side by side no longer."""
         self.left, self.right = self.left.contiguous(), self.right.contiguous()
-        return self.right.unflatten(1, (-1, *kernel)), self.left[None]
+        return self.right.reshape(len(self.right), -1, *kernel), self.left[None]
 
     def current(self, held: tuple[Tensor | None, ...]) -> bool:
         """Whether the factors are still those that it was made of."""
@@ -142,7 +142,7 @@ def plain_factors(module: LowRankModule) -> _Kept | None:
 
 def _keep(module: LowRankModule, held: tuple[Tensor | None, ...]) -> _Kept | None:
     _KEPT.pop(module, None)
-    tensors = tuple(t for t in held if type(t) in (nn.Parameter, Tensor))
+    tensors = tuple(t for t in held if t is not None and type(t) in (nn.Parameter, Tensor))
     if len(tensors) < len(held) or type(held[0]) is not nn.Parameter:
         return None
     if any(t.ndim != 2 or t.device.type != "cpu" or t.is_inference() for t in tensors):

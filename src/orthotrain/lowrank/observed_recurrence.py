@@ -180,7 +180,7 @@ class _AllSteps:
         if weight not in self._zeros:
             zeros = y.new_zeros(sum(self._counts), y.shape[-1])
             zeros.requires_grad_(torch.is_grad_enabled())
-            self._zeros[weight] = zeros, zeros.split(self._counts)
+            self._zeros[weight] = zeros, torch.split(zeros, list(self._counts))
         self._given.setdefault(weight, {})[t] = x
         return y + self._zeros[weight][1][t]
 

@@ -103,6 +103,7 @@ class LowRankTraining(Bound):
 
     def after_each(self) -> None:
         """Scale the step; change the layers that waited for the step of their own optimizer."""
+        self._leave_out_missing()
         self._step_scale.step_ended()
         if self._pending is not None and self._pending.waits:
             self._pending.catch_up()
