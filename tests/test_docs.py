@@ -26,7 +26,7 @@ WITH_CODE = [page for page in PAGES if python_blocks(page).strip()]
 def test_the_pages_that_promise_code_have_it():
     promised = (
         *("low_rank", "roots", "whitening", "pooling", "nog", "olr", "orthogonal_weights"),
-        *("compress", "sizes", "teacher", "loops", "conditioning", "rank_rule"),
+        *("compress", "sizes", "teacher", "loops", "fine_tuning", "conditioning", "rank_rule"),
         *("write_a_method", "write_an_experiment"),
     )
     pages = {"README.md", *(f"{name}.md" for name in promised)}
