@@ -27,6 +27,7 @@ def test_the_pages_that_promise_code_have_it():
     promised = (
         *("low_rank", "roots", "whitening", "pooling", "nog", "olr", "orthogonal_weights"),
         *("compress", "sizes", "teacher", "loops", "conditioning", "rank_rule", "sharding"),
+        "fine_tuning",
         *("write_a_method", "write_an_experiment"),
     )
     pages = {"README.md", *(f"{name}.md" for name in promised)}

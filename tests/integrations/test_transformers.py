@@ -159,6 +159,7 @@ def test_every_loss_is_observed_once(tmp_path, monkeypatch):
     assert seen == pytest.approx(logged)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch and Transformers, while they trace
 def test_a_compiled_model_trains_and_its_logged_loss_is_observed(tmp_path, monkeypatch):
     made, _ = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
@@ -196,6 +197,7 @@ def test_a_second_train_starts_anew_and_a_new_model_for_each(tmp_path):
     assert callback.handle.run.step == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [0, 9], ids=["at once", "after the cut"])
 def test_a_smaller_batch_is_found_and_training_starts_again(tmp_path, calls):
     made, callback = trainer(tmp_path, auto_find_batch_size=True)
