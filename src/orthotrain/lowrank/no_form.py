@@ -56,7 +56,8 @@ def left_as_they_are(
             yield name, COMPUTED
         elif not is_asked_for(low_rank_class, also) and _has_none_of(module, named):
             kind = low_rank_class.__name__.removeprefix("LowRank")
-            yield name, f"{kind} is cut on request: also=[{low_rank_class.on_request!r}]"
+            asked = f"compress(..., also=[{low_rank_class.on_request!r}])"
+            yield name, f"{kind} is cut on request: {asked}"
 
 
 def is_asked_for(low_rank_class: type[LowRankModule], also: Sequence[str]) -> bool:

@@ -170,7 +170,7 @@ class _AllSteps:
     of all steps.
     """
 
-    def __init__(self, module: nn.Module, counts: Sequence[int]) -> None:
+    def __init__(self, module: nn.Module, counts: list[int]) -> None:
         self._module, self._counts = module, counts
         self._zeros: dict[str, tuple[Tensor, Sequence[Tensor]]] = {}
         self._given: dict[str, dict[int, Tensor]] = {}
@@ -180,7 +180,7 @@ class _AllSteps:
         if weight not in self._zeros:
             zeros = y.new_zeros(sum(self._counts), y.shape[-1])
             zeros.requires_grad_(torch.is_grad_enabled())
-            self._zeros[weight] = zeros, torch.split(zeros, list(self._counts))
+            self._zeros[weight] = zeros, torch.split(zeros, self._counts)
         self._given.setdefault(weight, {})[t] = x
         return y + self._zeros[weight][1][t]
 
