@@ -15,7 +15,7 @@ SAMPLE = (
     "AdaptiveLowRank", "Budget", "LowRankLinear", "LowRankLinear.forward", "attach", "mig",
     "polar_factor", "slerp", "spd_sqrt",
 )  # fmt: skip
-CEILING = {"raw": 10, "silent": 0, "hang": 0, "crash": 0}
+CEILING = {"raw": 9, "silent": 0, "hang": 0, "crash": 0}
 
 
 # What the library hands out itself, bases that users derive from, and names of choices.
@@ -49,7 +49,7 @@ def test_every_public_name_is_attacked():
 
 
 def test_a_sample_of_names(capsys):
-    held(list(SAMPLE), CEILING | {"raw": 1}, capsys)
+    held(list(SAMPLE), CEILING | {"raw": 0}, capsys)
 
 
 @pytest.mark.slow

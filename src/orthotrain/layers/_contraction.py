@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orthotrain._checks import require_tensor
-from orthotrain.errors import ShapeError
+from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._cost import cheapest_form
 from orthotrain.layers._tracing import exporting
 
@@ -45,6 +45,7 @@ def low_rank_linear(
         ``(*rows, m)`` in the dtype of ``x``, or autocast's where that is on.
 
     Raises:
+        ConfigError: ``x`` is on the meta device, and the layer is not.
         ShapeError: The last dimension of ``x`` is not ``n``.
 
     Note:
@@ -52,6 +53,11 @@ def low_rank_linear(
     """
     (m, k), n = u.shape, vh.shape[1]
     require_width(x, n, m)
+    if x.is_meta and not u.is_meta:
+        raise ConfigError(
+            "a low-rank linear layer needs input with values, got some on the meta device; make "
+            f"it on {u.device}"
+        )
     x, u, core, vh, bias = under_autocast(x, u, core, vh, bias)
     if exporting():
         return F.linear(F.linear(x, vh), u @ core, bias)
