@@ -25,7 +25,7 @@ from lowrank.nets import (
     train,
     weights,
 )
-from orthotrain import attach
+from orthotrain import AdaptiveLowRank, attach
 from orthotrain.diagnostics import BasisStability
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.layers import LowRankLinear
@@ -579,6 +579,18 @@ def test_a_switch_beyond_the_end_of_the_run_is_refused(delay, total, fits):
         return
     with pytest.raises(ConfigError, match=f"The run has {total} steps"):
         attach(model, optimizer, method, total_steps=total)
+
+
+@pytest.mark.bad_input
+def test_two_methods_may_not_change_the_shape_of_one_weight():
+    model = mlp(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = AdaptiveLowRank(rank_rtol=0.3, delay_steps=2, every_steps=2, only=["0", "2"])
+    second = AdaptiveLowRank(rank_rtol=0.1, delay_steps=4, every_steps=2, only=["2", "4"])
+    with pytest.raises(ConfigError, match=r"adaptive_low_rank_2 .* shape of 2 .*only= or skip="):
+        attach(model, optimizer, first, second)
+    apart = AdaptiveLowRank(rank_rtol=0.1, delay_steps=4, only=["4"], dense_last=False)
+    attach(model, optimizer, first, apart)
 
 
 @pytest.mark.bad_input

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from orthotrain.errors import ConfigError
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 
 #: A method's name and what of it is called.
@@ -28,7 +29,8 @@ class Acts:
         running: Whether something acts now.
 
     Raises:
-        ConfigError: A method does not fit the run; what was bound before it is detached again.
+        ConfigError: A method does not fit the run, or two would change the shape of one weight;
+            what was bound before is detached again.
     """
 
     def __init__(self, run: Run, methods: Sequence[Method]) -> None:
@@ -59,11 +61,22 @@ class Acts:
                     name = f"{method.name}_{count}"
                 self.bounds[name] = method.bind(run)
                 self.methods[name] = method
+            self._require_apart()
             run.processes.require_same("attach", self._acts_on())
         except BaseException:
             for bound in self.bounds.values():
                 bound.detach()
             raise
+
+    def _require_apart(self) -> None:
+        owners: dict[str, str] = {}
+        for name, method in self.methods.items():
+            for weight in self.bounds[name].acts_on() if method.phase is Phase.STRUCTURE else ():
+                if (other := owners.setdefault(weight, name)) != name:
+                    raise ConfigError(
+                        f"attach: {other} and {name} would both change the shape of {weight}; "
+                        "give each its own layers with only= or skip="
+                    )
 
     @property
     def acting(self) -> list[str]:
