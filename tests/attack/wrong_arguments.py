@@ -227,9 +227,14 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
         "LowRankConv3d": lambda: {"*args": (4, 4, 3), "rank": 2},
         "LowRankMultiheadAttention": lambda: {"embed_dim": 8, "num_heads": 2, "rank": 2},
         "LowRankTransposedLinear": lambda: {"nf": 6, "nx": 5, "rank": 2},
-        "LowRankConvTranspose2d": lambda: {"*args": (4, 4, 3), "rank": 2},
+        **{
+            f"LowRankConvTranspose{n}d": lambda: {"*args": (4, 4, 3), "rank": 2} for n in (1, 2, 3)
+        },
         "LowRankEmbedding": lambda: {"*args": (9, 6), "rank": 2},
-        "LowRankLSTM": lambda: {"*args": (5, 4), "rank": 2},
+        **{
+            f"LowRank{kind}": lambda: {"*args": (5, 4), "rank": 2}
+            for kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+        },
         "LowRankLinear.from_linear": lambda: {"linear": nn.Linear(6, 5)},
         "LowRankConv2d.from_conv": lambda: {"conv": nn.Conv2d(4, 4, 3)},
         "OrthogonalConv2d": lambda: {"in_channels": 3, "out_channels": 4, "kernel_size": 3},
@@ -591,7 +596,7 @@ def wrong_values(  # noqa: C901 - one line per kind of annotation
         pool = _tensors()
     elif "Callable" in text or "Generate" in text or (callable(value) and "Module" not in text):
         pool = _others("callable")
-    elif "Sequence" in text or "tuple[" in text or "Iterable" in text:
+    elif "Sequence" in text or "Collection" in text or "tuple[" in text or "Iterable" in text:
         pool = _others("sequence")
     elif "Mapping" in text:
         pool = _others("mapping")

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from orthotrain.cli.inspect import layers_of
 from orthotrain.diagnostics.stability import _matrices
 from orthotrain.linalg.matrices import WeightLayout, stored_layout, weight_layout
 from orthotrain.linalg.orthonormality import gram_deviation, with_fewer_rows
 from orthotrain.lowrank.sites import Selection, find_sites
+from orthotrain.lowrank.state_dicts import StoredModel
+from orthotrain.lowrank.state_dicts.survey import surveyed
 from orthotrain.methods import Run, find_targets
 from reference.matrices import from_spectrum
 
@@ -135,13 +136,14 @@ def test_methods_diagnostics_low_rank_and_inspect_read_one_weight_alike():
     for name, shape in watched.items():
         assert (*((1,) if len(shape) == 2 else ()), *shape) == expected[name], name
 
-    shown = {layer.name: sizes(layer.layout) for layer in layers_of(model.state_dict())}
-    assert shown["attention.in_proj"] == expected["attention.in_proj_weight"]
-    assert shown["up"] == expected["up"]
-    assert shown["grouped"] == (1, 32, 72)  # a state dict does not say
-    known = {layer.name: sizes(layer.layout) for layer in layers_of(model.state_dict(), model)}
-    assert known["grouped"] == expected["grouped"]
-    assert known["up"] == expected["up"]
+    stored, owners = StoredModel(model.state_dict()), dict(model.named_modules())
+    shown = {weight.name: weight.shape for weight in surveyed(stored).weights}
+    assert shown["attention.in_proj"] == "3 of 24x24"
+    assert shown["up"] == "48x144"
+    assert shown["grouped"] == "32x72"  # a state dict does not say
+    known = {weight.name: weight.shape for weight in surveyed(stored, owners=owners).weights}
+    assert known["grouped"] == "4 of 8x72"
+    assert known["up"] == "48x144"
 
 
 def test_a_parametrized_weight_is_read_as_its_layer_is():

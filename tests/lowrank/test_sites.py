@@ -215,7 +215,7 @@ def test_refusals_appear_in_the_notes_of_the_summary():
 @pytest.mark.bad_input
 def test_a_model_without_an_eligible_layer_is_refused_with_reasons():
     model = filled(nn.Sequential(nn.LayerNorm(4), nn.Linear(40, 4)))
-    with pytest.raises(ConfigError, match=r"1: too thin for max_aspect=10: 4 x 40"):
+    with pytest.raises(ConfigError, match=r"1: too thin: 4 x 40, max_aspect=10 leaves it out"):
         attached(model)
     with pytest.raises(ConfigError, match="eligible layer"):
         attached(filled(nn.Sequential(nn.LayerNorm(4))))

@@ -68,6 +68,8 @@ def find_targets(
     """
     if not isinstance(params, Pattern) and not params:
         raise ConfigError(f'{method}: params is empty; name a layer, or "*.weight" for all')
+    if is_flat(run.model):
+        require_whole(method, run.model, USE_DDP)
     places = _places(run.model)
     chosen = select_parameters(run.model, params)
     owners = run.owners()
@@ -76,8 +78,6 @@ def find_targets(
             f"{method} acts on the gradient between backward and step, and LBFGS computes "
             "gradients anew inside its step; take an optimizer that uses the gradient it is given"
         )
-    if is_flat(run.model):
-        require_whole(method, run.model, USE_DDP)
     _refuse(
         method,
         [(name, _fault(parameter, held=parameter in owners)) for name, parameter in chosen],
