@@ -63,6 +63,7 @@ def same(one, other):
 # --- refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", SHARDED)
 @pytest.mark.parametrize("door", sorted(doors(Path())))
 def test_every_door_refuses_a_sharded_model_by_name(both, shard, door):
@@ -77,6 +78,7 @@ def test_every_door_refuses_a_sharded_model_by_name(both, shard, door):
         assert "DDP" in words or "docs/sharding.md" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [name for name in SHARDED if name != "DeepSpeed"])
 @pytest.mark.parametrize(
     "method", ["AdaptiveLowRank", "BasisStability", "NearestOrthogonalGradient"]
@@ -90,6 +92,7 @@ def test_a_model_sharded_after_attach_is_refused_at_the_first_pass_and_step(both
         assert (passed, second, steps) == (first, first, 0)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_lost_the_model_is_refused_at_the_first_step(both):
     for outcomes in both:
         kind, words = outcomes["replaced"]
@@ -97,6 +100,7 @@ def test_an_optimizer_that_lost_the_model_is_refused_at_the_first_step(both):
         assert "at its first step it holds none" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bases", BASES)
 def test_what_needs_the_whole_of_a_sharded_low_rank_model_is_refused(both, bases):
     for outcomes in both:
@@ -134,6 +138,7 @@ def test_what_is_not_sharded_is_whole():
 # --- cut before it is sharded -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", CUT_BEFORE)
 @pytest.mark.parametrize("bases", BASES)
 def test_a_model_that_is_cut_and_then_sharded_trains_like_one_process(both, bases, shard, tmp_path):
@@ -150,26 +155,31 @@ def test_a_model_that_is_cut_and_then_sharded_trains_like_one_process(both, base
     assert same(orthotrain.load(net(), tmp_path / "model.safetensors").state_dict(), first)
 
 
+@pytest.mark.slow
 def test_a_tensor_parallel_model_is_gathered_as_the_page_says(both):
     for outcomes in both:
         assert same(outcomes["gathered"], net().state_dict())
 
 
+@pytest.mark.slow
 def test_layers_beside_tensor_parallel_ones_may_be_cut(both):
     torch.testing.assert_close(both[0]["beside"], both[0]["not parallel"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_covariances_are_watched_in_a_sharded_model(both):
     for outcomes in both:
         assert outcomes["covariances"] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_stages_of_a_pipeline_are_cut_each_for_itself(both):
     sizes, ranks = zip(*(outcomes["pipeline"] for outcomes in both), strict=True)
     assert all(size["stored"] <= 0.6 * size["dense"] for size in sizes)
     assert [len(each) for each in ranks] == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_page_runs_in_two_processes(both):
     first, other = (outcomes["page"] for outcomes in both)
     assert first == other
@@ -179,6 +189,7 @@ def test_the_page_runs_in_two_processes(both):
 # --- checkpoints of torch.distributed.checkpoint ------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 9], ids=["before the switch", "after it"])
 @pytest.mark.parametrize("bases", BASES)
 def test_two_processes_resume_from_a_distributed_checkpoint_bit_for_bit(both, bases, at):
@@ -188,6 +199,7 @@ def test_two_processes_resume_from_a_distributed_checkpoint_bit_for_bit(both, ba
         assert same(straight, resumed)
 
 
+@pytest.mark.slow
 def test_a_sharded_low_rank_model_resumes_from_a_distributed_checkpoint(both):
     for outcomes in both:
         assert same(*outcomes["resumed, FSDP2"])

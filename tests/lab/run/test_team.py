@@ -98,6 +98,7 @@ def assert_same_run(name, folder, alone):
             assert_close(*training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in LONG])
 def test_a_team_trains_what_one_process_trains(both, tmp_path, name):
     assert_same_run(name, both[2], tmp_path)
@@ -109,6 +110,7 @@ def test_a_team_trains_every_other_variant(both_slow, tmp_path, name):
     assert_same_run(name, both_slow[2], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_team_goes_on_after_a_kill_bit_for_bit(both):
     folder = both[2]
     assert both[0]["after a kill"] == both[1]["after a kill"] == ""
@@ -118,6 +120,7 @@ def test_a_team_goes_on_after_a_kill_bit_for_bit(both):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_what_a_team_began(both, tmp_path):
     whole, place = SeedFolder(both[2] / "whole"), SeedFolder(tmp_path / "alone")
     shutil.copytree(whole.path, place.path)
@@ -127,12 +130,14 @@ def test_one_process_goes_on_with_what_a_team_began(both, tmp_path):
     assert_close(*(without_times([read_json(one.result)]) for one in (place, whole)))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(both):
     for outcome in both[:2]:
         assert outcome["stopped"] == ["Stopped: 15", 6, ""]
     assert_same_training(SeedFolder(both[2] / "stopped"), SeedFolder(both[2] / "whole"))
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes(both):
     names = {path.name for path in (both[2] / "whole").iterdir()}
     assert names == {"checkpoint.pt", "checkpoint.previous.pt", "metrics.jsonl", "result.json"}
@@ -142,6 +147,7 @@ def test_only_the_main_process_writes(both):
     assert steps == list(range(1, 13))
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input
 def test_what_a_team_cannot_train_is_refused_on_all_processes(both):
     for outcome in both[:2]:
@@ -154,6 +160,7 @@ def test_what_a_team_cannot_train_is_refused_on_all_processes(both):
         assert "All machines need the same folder" in elsewhere
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(both):
     message, told = both[0]["died"]
     assert told, message

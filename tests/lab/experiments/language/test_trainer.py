@@ -94,6 +94,7 @@ def test_right_after_a_cut_there_is_one_line_with_bits_before_and_after(tmp_path
     assert line["bits"] > line["bits_before"]
 
 
+@pytest.mark.slow
 def test_cuts_on_the_way(tmp_path):
     result = train_here(tmp_path / "half", name="half-50")
     assert result["switch_step"] == STEPS // 2
@@ -114,10 +115,10 @@ def test_cuts_on_the_way(tmp_path):
     [
         (DENSE, [33]),
         ("branch-50-20", [1, 6, 11]),
-        ("half-50", [28, 29, 30]),
-        ("half-50", [31, 58]),
-        ("narrow-50-teacher", [17]),
-        ("oialr-paper", [16]),
+        pytest.param("half-50", [28, 29, 30], marks=pytest.mark.slow),
+        pytest.param("half-50", [31, 58], marks=pytest.mark.slow),
+        pytest.param("narrow-50-teacher", [17], marks=pytest.mark.slow),
+        pytest.param("oialr-paper", [16], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path, dense, name, steps):
@@ -230,6 +231,7 @@ def test_a_short_narrow_training_computes_as_much_as_its_branch(tmp_path, dense,
     assert short["steps"] < STEPS
 
 
+@pytest.mark.slow
 def test_variants_of_a_seed_wait_for_the_dense_training_of_that_seed(tmp_path):
     names = (DENSE, "branch-50-20", "narrow-50-teacher-short")
     config = replace(CONFIG, seeds=(0, 1), variants=names)
