@@ -13,7 +13,8 @@ from lab.run.tiny import KillAt, Killed, train_here
 from orthotrain.errors import CheckpointError
 from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
 from orthotrain.lab.run.record import SeedFolder
-from orthotrain.lab.run.restore import read_network, read_weights
+from orthotrain.lab.run.restore import read_network
+from orthotrain.lowrank.state_dicts import read_any
 from reference.damage import flipped
 
 CEILINGS = {"other values": 0, "raw": 0}
@@ -39,7 +40,7 @@ def saved(tmp_path_factory):
         train_here(folder / "run", on_progress=KillAt(9))
     return {
         "model": (folder / "model.safetensors", partial(orthotrain.load, model)),
-        "weights of a model": (folder / "model.safetensors", read_weights),
+        "weights of a model": (folder / "model.safetensors", read_any),
         "checkpoint": (folder / "checkpoint.pt", load_checkpoint),
         "checkpoint of a run": (SeedFolder(folder / "run").checkpoint, load_checkpoint),
         "network of a run": (SeedFolder(folder / "run").checkpoint, read_network),

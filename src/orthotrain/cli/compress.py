@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from orthotrain.cli.command import Command
 from orthotrain.cli.places import require_place
+from orthotrain.cli.reading import is_run
 from orthotrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +29,7 @@ def run_compress(command: Command) -> int:
             f"{output.suffix}; name it {output.with_suffix('.safetensors').name}"
         )
     rule = _rule(given)
-
-    from orthotrain.lab.run.checkpoint import is_run_checkpoint
-
-    if is_run_checkpoint(source):
+    if is_run(source, key=given.key):
         _compress_run(source, output, rule, given)
     else:
         _compress_file(source, output, rule, given)
@@ -75,8 +73,6 @@ def _compress_run(source: Path, output: Path, rule: RankRule, given: Namespace) 
     from orthotrain.lab.run.restore import read_network
     from orthotrain.lowrank import compress, save, to_dense
 
-    if given.key is not None:
-        raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
     model = read_network(source)
     before = _stored(model.state_dict())
     compress(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from orthotrain.cli.command import Command
 from orthotrain.cli.places import require_place
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.cli.reading import is_run
+from orthotrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,13 +56,10 @@ def run_inspect(command: Command) -> int:
 
 def _read(path: Path, key: str | None) -> tuple[StoredModel, dict[str, nn.Module]]:
     """The weights of a file, and the modules by name where it is the checkpoint of a run."""
-    from orthotrain.lab.run.checkpoint import is_run_checkpoint
     from orthotrain.lowrank.state_dicts import StoredModel, read_any
 
-    if not is_run_checkpoint(path):
+    if not is_run(path, key=key):
         return read_any(path, key=key), {}
-    if key is not None:
-        raise ConfigError("--key: the checkpoint of a run says itself which entry is the model")
     from orthotrain.lab.run.restore import read_weights
 
     stored = StoredModel(read_weights(path), str(path), (path,), "checkpoint of a run")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from orthotrain.lab.report.drawing import logarithmic
 from orthotrain.lab.report.style import LIGHT, Theme, new_figure, styled, to_png
+from orthotrain.lowrank.state_dicts.survey import ENERGIES
 
 if TYPE_CHECKING:  # drawing loads matplotlib
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def _curves(axes: Axes, drawn: list[WeightSurvey], theme: Theme) -> None:
         color = colors(i / max(1, len(drawn) - 1))
         axes.plot(ranks, [max(share, _LEAST) for share in outside], color=color, linewidth=1.1)
     axes.axvline(1.0, color=theme.muted, linewidth=0.8, linestyle=":")
-    for energy in (0.9, 0.99, 0.999):
+    for energy in ENERGIES:
         axes.axhline(1 - energy, color=theme.muted, linewidth=0.8, linestyle="--")
         axes.annotate(f"{100 * energy:g} %", (1.04, 1 - energy), color=theme.muted, fontsize=8)
     axes.set(

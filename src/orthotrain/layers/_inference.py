@@ -53,7 +53,7 @@ class _Kept:
         return self._dense
 
     def filters(self, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """``right`` as ``k`` filters and ``left`` of ``(1, m, k)``, side by side no longer."""
+        """``right`` as ``k`` filters, and ``left`` as ``(1, m, k)``, both made contiguous once."""
         self.left, self.right = self.left.contiguous(), self.right.contiguous()
         return self.right.reshape(len(self.right), -1, *kernel), self.left[None]
 

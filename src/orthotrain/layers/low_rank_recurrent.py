@@ -108,7 +108,8 @@ def _shape(module: nn.Module, weight: str) -> tuple[int, int]:
     if weight.startswith("weight_hh"):
         return rows, out
     both = 2 if module.bidirectional else 1
-    return rows, module.input_size if "_l0" in weight.removesuffix("_reverse")[-3:] else both * out
+    first = weight.removesuffix("_reverse").endswith("_l0")
+    return rows, module.input_size if first else both * out
 
 
 @checked

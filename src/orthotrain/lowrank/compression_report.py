@@ -17,7 +17,7 @@ class CompressedLayer:
     """What ``compress`` did to one weight.
 
     Attributes:
-        name: Qualified name of the module.
+        name: Qualified name of the module, or of the layer in a file.
         shape: Shape of the dense weight.
         rank: Its rank now; None while it is dense.
         stored_before: Numbers that held it before.
@@ -26,7 +26,8 @@ class CompressedLayer:
             ranks; 0 where it was not cut.
         output_error: ``|x (w - w')^T| / |x w^T|`` over the inputs ``x`` of the data, without the
             bias; None where it saw no data.
-        note: Why it was cut by its weight alone, where that is so.
+        note: Why it was cut by its weight alone, or, of a file's weight, the share of its energy
+            that it keeps; often empty.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Compression:
             without any, or where the outputs cannot be compared.
         loss_before: Mean loss on the held-out batches before the cut; None without a loss.
         loss_after: The same after it.
-        refused: Layers with a weight that stay as they are, by name, and why.
+        refused: Layers with a weight, or tensors of a file, that stay as they are, by name, and
+            why.
     """
 
     layers: tuple[CompressedLayer, ...]

@@ -24,7 +24,8 @@ from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers
 Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
 KINDS: Final = get_args(Kind)
 
-_OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
+#: What a cut at once is guarded by: nothing.
+OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class KnownWeights:
             ConfigError: The rule cannot be met with the ranks of ``at_least``.
         """
         wanted = decided_ranks(
-            self.candidates, rule=rule, limits=_OPEN, other_numbers=self.other_numbers,
+            self.candidates, rule=rule, limits=OPEN, other_numbers=self.other_numbers,
             at_least=at_least,
         )  # fmt: skip
         return [
@@ -138,7 +139,7 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     importance: Importance = "weight" if data is None else "input" if loss is None else "loss"
     known = KnownWeights((), {}, {}, importance, others, only_if_cheaper, bases)
     for rule in rules:
-        require_reachable(rule, sites, limits=_OPEN, other_numbers=others, settings=known)
+        require_reachable(rule, sites, limits=OPEN, other_numbers=others, settings=known)
     seen = Measured({}, {})
     if data is not None:
         seen = measured(model, sites, data, loss, what=what)

@@ -31,7 +31,7 @@ from orthotrain.methods.select import named_modules_clean, select_modules, selec
 MAX_ASPECT: Final = 10.0
 
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
-_CONV_RANK_MULTIPLE = 16
+CONV_RANK_MULTIPLE: Final = 16
 
 
 @dataclass(eq=False)
@@ -205,6 +205,14 @@ def find_sites(
     return sites, refusals
 
 
+def too_thin(layout: WeightLayout, max_aspect: float) -> str | None:
+    """Why a weight of this shape stays dense; None where it may be cut."""
+    small, large = sorted((layout.m, layout.n))
+    if small * max_aspect <= large:
+        return f"too thin: {layout.m} x {layout.n}, max_aspect={max_aspect:g} leaves it out"
+    return None
+
+
 def require_supported(optimizer: Optimizer, site: Site, *, shape: Sequence[int], what: str) -> None:
     """Refuse an optimizer that cannot train a site's factors of a shape; ``what`` cannot be done.
 
@@ -276,7 +284,7 @@ def _weights(model: nn.Module, selection: Selection) -> Iterator[Site]:
             layout = layouts[-1] if shared else low_rank_class.layout(module, weight)
             label = name if weight == "weight" else f"{name}.{weight}".lstrip(".")
             conv = isinstance(module, nn.modules.conv._ConvNd)
-            multiple = _CONV_RANK_MULTIPLE if conv else 1
+            multiple = CONV_RANK_MULTIPLE if conv else 1
             yield Site(label, layout, multiple, [(module, weight)])
 
 
@@ -293,7 +301,6 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     """Why a weight stays as it is; None where it can be converted."""
     module, _ = site.owners[0]
     parameter, layout = site.parameter, site.layout
-    small, large = sorted((layout.m, layout.n))
     if id(module) in ends:
         return "first or last layer of the model, kept dense by dense_first or dense_last"
     if id(module) in skipped:
@@ -311,9 +318,8 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
         return f"its weight is {tuple(parameter.shape)}, the layer says {tuple(layout.shape)}"
     low_rank_class = low_rank_class_of(module)
     asked_for = low_rank_class is not None and low_rank_class.on_request
-    if small * selection.max_aspect <= large and not asked_for:
-        limit = f"max_aspect={selection.max_aspect:g} leaves it out"
-        return f"too thin: {layout.m} x {layout.n}, {limit}"
+    if not asked_for and (thin := too_thin(layout, selection.max_aspect)) is not None:
+        return thin
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "an embedding that rescales its rows (max_norm) or has sparse gradients"
     return None

@@ -36,6 +36,11 @@ class StoredLayout(NamedTuple):
     n: int
     inputs_first: bool
 
+    @classmethod
+    def of(cls, layout: WeightLayout) -> StoredLayout:
+        """What a file says of a layout."""
+        return cls(layout.m, layout.n, layout.inputs_first)
+
 
 @dataclass(frozen=True)
 class SavedFile:
@@ -76,11 +81,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     inner = unwrap(model)
     state = inner.state_dict()
     tensors, aliases = distinct({name: state[key] for name, key in clean_keys(inner).items()})
-    layouts = {
-        key: StoredLayout(layout.m, layout.n, layout.inputs_first)
-        for key, layout in _layouts(inner)
-        if key in tensors
-    }
+    layouts = {key: StoredLayout.of(layout) for key, layout in _layouts(inner) if key in tensors}
     write_saved(path, tensors, factored_metadata(tensors, aliases, layouts))
 
 
@@ -167,7 +168,7 @@ def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> N
     """
     for key, layout in _layouts(model):
         read = layouts.get(key)
-        if read not in (None, (layout.m, layout.n, layout.inputs_first)):
+        if read not in (None, StoredLayout.of(layout)):
             raise CheckpointError(
                 f"{key} was made of a weight read as {read}, and the layer of this model reads it "
                 "as another kind of layer; compress the file again and leave it out (skip)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from orthotrain._checks import is_dense, require_number
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.state_dicts.read import StoredModel
-from orthotrain.lowrank.state_dicts.weights import LeftOut, Reader, StoredWeight
+from orthotrain.lowrank.state_dicts.weights import LeftOut, Reader, StoredWeight, dtype_name
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ def choose(
         for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
             tensor = stored.tensors[key]
             numbers = 0 if i else tensor.numel()
-            dtype = str(tensor.dtype).removeprefix("torch.")
             size = numbers * tensor.element_size()
-            left.append(LeftOut(key, tuple(tensor.shape), dtype, numbers, size, reason))
+            left.append(
+                LeftOut(key, tuple(tensor.shape), dtype_name(tensor), numbers, size, reason)
+            )
     left += [
         LeftOut(key, (), kind, 0, 0, f"no tensor ({kind}): not read, not written")
         for key, kind in stored.without.items()

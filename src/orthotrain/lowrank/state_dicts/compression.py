@@ -172,10 +172,9 @@ def _replace(
         return
     for key in keys:
         del tensors[key]
-    layout = weight.layout
     for key in weight.pair_keys():
         (tensors[key],) = cut.values()
-        layouts[key] = StoredLayout(layout.m, layout.n, layout.inputs_first)
+        layouts[key] = StoredLayout.of(weight.layout)
 
 
 def _metadata(

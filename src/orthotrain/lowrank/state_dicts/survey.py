@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.cut import Kind
+from orthotrain.lowrank.cut import OPEN, Kind
 from orthotrain.lowrank.decide import decided_ranks
-from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.rank_rule import Candidate, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
 from orthotrain.lowrank.sites import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
 from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
-from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight
+from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight, dtype_name
 
 #: Shares of energy at which ranks are told.
 ENERGIES: Final = (0.9, 0.99, 0.999)
@@ -26,7 +26,6 @@ BUDGETS: Final = (0.75, 0.5, 0.25)
 #: Called with how many weights were decomposed, of how many, and the name of the next.
 OnProgress = Callable[[int, int, str], None]
 
-_OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
 # Of float32 and less singular values come from a Gram matrix: right down to 2.4e-7 of the largest.
 _RESOLVED: Final = 2.4e-7
 
@@ -219,7 +218,7 @@ def ranks_by(
     """
     try:
         wanted = decided_ranks(
-            candidates, rule=rule, limits=_OPEN, other_numbers=chosen.other_numbers
+            candidates, rule=rule, limits=OPEN, other_numbers=chosen.other_numbers
         )
     except ConfigError as error:
         largest = sorted(chosen.left, key=lambda each: -each.numbers)[:3]
@@ -249,7 +248,7 @@ def _weight(weight: StoredWeight, candidate: Candidate) -> WeightSurvey:
         aliases=weight.aliases,
         kind=weight.kind,
         shape=str(weight.layout),
-        dtype=str(weight.held[0].dtype).removeprefix("torch."),
+        dtype=dtype_name(weight.held[0]),
         rank=weight.rank,
         full_rank=weight.layout.full_rank,
         stored=weight.stored,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._checks import is_dense, require_finite
-from orthotrain.layers import stored_numbers
+from orthotrain.layers import Bases, stored_numbers
 from orthotrain.layers._factor_names import pair_name
 from orthotrain.layers._factors import LowRankModule
 from orthotrain.linalg.decompose import leading_factors, singular_values_by_gram, thin_svd
@@ -26,12 +26,12 @@ from orthotrain.linalg.matrices import WeightLayout, stored_layout, weight_layou
 from orthotrain.lowrank.cut import KINDS
 from orthotrain.lowrank.no_form import COMPUTED
 from orthotrain.lowrank.rank_rule import Candidate
+from orthotrain.lowrank.sites import CONV_RANK_MULTIPLE, too_thin
 from orthotrain.lowrank.storage import StoredLayout
 
 #: Why a tensor with fewer than two dimensions is left.
 VECTOR: Final = "bias, norm or other vector"
 
-_CONV_RANK_MULTIPLE: Final = 16
 _ATTENTION: Final = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _COMPUTED: Final = re.compile(r"(.*\.)?(parametrizations\..*|weight_(g|v|u|orig|mask))")
 _RECURRENT: Final = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
@@ -109,11 +109,15 @@ class StoredWeight:
         """Numbers that hold it now."""
         return sum(tensor.numel() for tensor in self.held)
 
+    @property
+    def bases(self) -> Bases:
+        """The form of its factors, also of those that it would get."""
+        return "frozen" if self.form == "core" else "trained"
+
     def stored_at(self, rank: int) -> int:
         """Numbers of its factors at a rank; of a dense weight, those of two factors."""
-        bases: Literal["frozen", "trained"] = "frozen" if self.form == "core" else "trained"
         m, n = self.layout.m, self.layout.n
-        return self.layout.blocks * stored_numbers(m, n, rank, bases=bases)
+        return self.layout.blocks * stored_numbers(m, n, rank, bases=self.bases)
 
     def bytes_at(self, rank: int | None) -> int:
         """Bytes of its factors at a rank; None is what holds it now."""
@@ -152,7 +156,7 @@ class StoredWeight:
         return Candidate(
             spectrum=spectrum, cut_energy=(), ceiling=self.rank, m=self.layout.m, n=self.layout.n,
             may_stay_dense=only_if_cheaper and self.form == "dense", within_reach=True,
-            multiple=self.multiple, bases="frozen" if self.form == "core" else "trained",
+            multiple=self.multiple, bases=self.bases,
             name=self.name,
         )  # fmt: skip
 
@@ -240,16 +244,13 @@ class Reader:
             layout = WeightLayout.of_inputs_first(shape)
         if kind == "conv" and shape[1] == 1 and shape[0] > 1:
             return "depthwise convolution, or one input channel: nothing to factor"
-        small, large = sorted((layout.m, layout.n))
-        if small == 1:
+        if layout.full_rank == 1:
             return "a single row or column: nothing to factor"
-        stays = ""
         if kind in KINDS:  # on request, and then whatever the shape
             stays = "" if kind in self.also else f"{_NAMES[kind]}, cut on request: also {kind}"
-        elif small * self.max_aspect <= large:
-            limit = f"max_aspect={self.max_aspect:g} leaves it out"
-            stays = f"too thin: {layout.m} x {layout.n}, {limit}"
-        multiple = _CONV_RANK_MULTIPLE if kind in ("conv", "transposed") else 1
+        else:
+            stays = too_thin(layout, self.max_aspect) or ""
+        multiple = CONV_RANK_MULTIPLE if kind in ("conv", "transposed") else 1
         return StoredWeight(key, kind, layout, (tensor,), multiple=multiple, stays=stays)
 
     def _kind(self, key: str, layout: WeightLayout, bias: bool, owner: nn.Module | None) -> str:
@@ -323,12 +324,17 @@ _NAMES: Final = {
 }
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """Its dtype without torch's prefix, such as ``"float32"``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _no_numbers(tensor: Tensor) -> str:
     if tensor.is_meta:
         return "on the meta device: no values"
     if tensor.layout is not torch.strided or tensor.is_nested:
         return "sparse or nested"
-    kind = str(tensor.dtype).removeprefix("torch.")
+    kind = dtype_name(tensor)
     if tensor.dtype in (torch.bool, torch.int64) or tensor.is_complex():
         return f"{kind} numbers: no weight"
     return f"{kind} numbers: quantized weights, or counts"
