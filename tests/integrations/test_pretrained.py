@@ -198,6 +198,17 @@ def test_a_low_rank_model_is_not_pushed_before_it_is_marked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_recurrent_layers_in_factors_are_marked_like_others(tmp_path):
+    model = gpt()
+    model.tagger = torch.nn.LSTM(16, 16)
+    orthotrain.compress(model, energy=0.5, only=["tagger"], also=["lstm"])
+    with pytest.raises(ConfigError, match="push"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    model.save_pretrained(tmp_path / "saved")
+    ranks = json.loads((tmp_path / "saved/config.json").read_text())["orthotrain"]["ranks"]
+    assert ranks.keys() == {"tagger.weight_ih_l0", "tagger.weight_hh_l0"}
+
+
 def test_an_auto_class_and_changed_settings(tmp_path):
     model = low_rank(gpt)
     save_pretrained(model, tmp_path)

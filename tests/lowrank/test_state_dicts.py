@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -264,7 +265,8 @@ def test_what_has_no_low_rank_form_is_named_with_the_reason_every_layer_of_it():
         "packed": "no tensor (tuple)",
     }.items():
         assert words in reasons[name], name
-    assert not any(weight.stays for weight in survey(state, max_aspect=100).weights)
+    for limit in (100, math.inf):
+        assert not any(weight.stays for weight in survey(state, max_aspect=limit).weights)
     made = compress_state({"a.weight": linear, "q.weight": state["quantized.weight"]}, energy=0.9)
     assert made.tensors["q.weight"].data_ptr() == state["quantized.weight"].data_ptr()
 

@@ -18,7 +18,7 @@ from orthotrain.lowrank.measure import LossFunction, Measured, measured
 from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
-from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers
+from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers, require_aspect
 
 #: Kinds of layers that are cut on request.
 Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
@@ -175,9 +175,7 @@ def chosen_layers(
             )
     if unknown := set(also) - set(KINDS):
         raise ConfigError(f"{what} needs also to be among {KINDS}, got {sorted(unknown)}")
-    if not max_aspect > 1:
-        needed = "a number above 1, math.inf for every shape"
-        raise ConfigError(f"{what} needs max_aspect to be {needed}, got {max_aspect!r}")
+    require_aspect(what, max_aspect)
     return Selection(skip=tuple(skip), only=tuple(only), also=tuple(also), max_aspect=max_aspect)
 
 

@@ -99,7 +99,7 @@ def mark(folder: Path, model: nn.Module, *, weights: str, refuse: bool) -> None:
             f"{clean_name(name)}.{weight}": module.rank_of(weight)
             for name, module in model.named_modules()
             if isinstance(module, LowRankModule)
-            for weight in module.weight_names
+            for weight in module.weights_of(module)
             if is_factored(module, weight)
         },
     }
@@ -149,5 +149,5 @@ def _has_factors(model: nn.Module) -> bool:
         is_factored(module, weight)
         for module in model.modules()
         if isinstance(module, LowRankModule)
-        for weight in module.weight_names
+        for weight in module.weights_of(module)
     )

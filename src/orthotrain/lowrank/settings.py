@@ -13,7 +13,7 @@ from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
-from orthotrain.lowrank.sites import MAX_ASPECT
+from orthotrain.lowrank.sites import MAX_ASPECT, require_aspect
 from orthotrain.methods.optimizer_state import StateMode
 
 
@@ -66,8 +66,7 @@ class LowRankSettings:
             patterns = getattr(self, name)
             kept = tuple(sorted(patterns) if isinstance(patterns, Set) else patterns)
             object.__setattr__(self, name, kept)
-        needed = "a number above 1, math.inf for every shape"
-        require(self.max_aspect > 1, "max_aspect", self.max_aspect, needed)
+        require_aspect("AdaptiveLowRank", self.max_aspect)
         for name in ("factor_step", "core_step"):
             if getattr(self, name) != "auto":
                 require_number("AdaptiveLowRank", name, getattr(self, name), above=0)

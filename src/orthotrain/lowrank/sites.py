@@ -34,6 +34,15 @@ MAX_ASPECT: Final = 10.0
 CONV_RANK_MULTIPLE: Final = 16
 
 
+def require_aspect(what: str, value: float) -> None:
+    """Raise ConfigError unless ``value`` can be a ``max_aspect``; infinity takes every shape."""
+    if not value > 1:
+        raise ConfigError(
+            f"{what} needs max_aspect to be a number above 1, math.inf for every shape, got "
+            f"{value!r}"
+        )
+
+
 @dataclass(eq=False)
 class Site:
     """One trained weight that is, or can be, held in factors.

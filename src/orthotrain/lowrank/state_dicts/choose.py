@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from orthotrain._checks import is_dense, require_number
+from orthotrain._checks import is_dense
 from orthotrain.errors import ConfigError
+from orthotrain.lowrank.sites import require_aspect
 from orthotrain.lowrank.state_dicts.read import StoredModel
 from orthotrain.lowrank.state_dicts.weights import LeftOut, Reader, StoredWeight, dtype_name
 
@@ -63,7 +64,7 @@ def choose(
     Raises:
         ConfigError: A pattern that matches nothing, or ``max_aspect`` of 1 or less.
     """
-    require_number("max_aspect", "max_aspect", max_aspect, above=1)
+    require_aspect("a cut of a file", max_aspect)
     reader = Reader(stored.tensors, stored.layouts, owners or {}, also, max_aspect)
     looks = {key: reader.look(key) for key in stored.tensors}
     _apply_patterns(looks, only=only, skip=skip)
