@@ -131,7 +131,9 @@ def build_parser() -> Parser:
         commands.add_parser(name, help=text)
 
     report = commands.add_parser("report", help="write one page about one or several runs")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or FILE.jsonl of a JsonlWriter"
+    )
     report.add_argument(
         "-o", "--output", help="folder of the report (default: report in the run folder)"
     )

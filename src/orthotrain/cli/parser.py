@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError, Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -40,16 +41,26 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     words = ["--config", str(file), *arguments] if first.resume else arguments
     if first.resume:
         try:
-            parser.parse_args(words[:2])
+            _parsed(parser, words[:2])
         except ArgumentError as error:
             raise ConfigError(
                 f"--resume: {file} is no configuration of this version ({error.message}); correct "
                 "that line as CHANGELOG.md says, or start a new run"
             ) from error
-    given = parser.parse_args(words)
+    given = _parsed(parser, words)
     given.recipe, given.scale = base.recipe, base.scale
     line = " ".join(["orthotrain", name, *arguments])
     return RunCommand(given, line, built(type(base), base, given))
+
+
+def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    try:
+        return parser.parse_args(words)
+    except RuntimeError as error:  # jsonargparse goes over a mapping as over a list, and changes it
+        raise ConfigError(
+            "a setting that is a list, such as variants, was given as a mapping; write it as "
+            f"[a, b], in the file or after its option ({error})"
+        ) from error
 
 
 def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from orthotrain.errors import StateError
+from orthotrain.errors import OrthotrainWarning, StateError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.cut import stored_in
 from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
@@ -86,8 +87,27 @@ class LowRankTraining(Bound):
                 "AdaptiveLowRank: the model that was loaded is low-rank, and its schedule is at "
                 f"its start; {STATE_IS_MISSING}"
             )
+        if self._run.step == 0 and self._low_rank_before and not self._has_state:
+            self._warn_of_a_late_start()
         self._leave_out_missing()
         self._step_scale.step_begins()
+
+    def _warn_of_a_late_start(self) -> None:
+        """Say that the schedule starts over where layers were low-rank and trained before."""
+        before, self._low_rank_before = self._low_rank_before, set()
+        owners = self._run.owners()
+        for site in self._sites:
+            optimizer = owners.get(site.parameter)
+            state = {} if optimizer is None else optimizer.state.get(site.parameter, {})
+            if site.name in before and state.get("step", 0) > 0:
+                warnings.warn(
+                    f"AdaptiveLowRank starts anew on {site.name}, which was low-rank at attach "
+                    f"and has been trained for {int(state['step'])} steps. If a run is resumed: "
+                    f"{STATE_IS_MISSING}",
+                    OrthotrainWarning,
+                    stacklevel=2,
+                )
+                return
 
     def _leave_out_missing(self) -> None:
         """Forget layers whose weight was pruned, parametrized or cut by hand since."""

@@ -149,8 +149,8 @@ def test_sigterm_to_torchrun_saves_first(tmp_path):
 def test_what_several_processes_cannot_do_is_refused(tmp_path, arguments, error):
     status, _, errors = together("train", *arguments, "--run-dir", tmp_path / "run")
     assert status != 0
-    for rank in range(2):
-        assert f"orthotrain: process {rank}: error: " in errors
+    # torchrun ends the others as soon as one has failed, before or after they have spoken.
+    assert any(f"orthotrain: process {rank}: error: " in errors for rank in range(2))
     assert error in errors
     assert not list(tmp_path.rglob("result.json"))
 

@@ -42,6 +42,24 @@ class Chosen:
         return sum(each.bytes for each in self.left)
 
 
+def without_broken(chosen: Chosen) -> Chosen:
+    """The same, where weights that hold NaN or infinity have no spectrum and are left."""
+    broken = {w.key: w for w in (*chosen.weights, *chosen.others) if not w.finite}
+    left = [
+        LeftOut(
+            w.key, tuple(w.held[0].shape), dtype_name(w.held[0]), w.stored, w.bytes_at(None),
+            "holds NaN or infinity",
+        )
+        for w in chosen.weights
+        if w.key in broken
+    ]  # fmt: skip
+    return Chosen(
+        tuple(w for w in chosen.weights if w.key not in broken),
+        (*left, *chosen.left),
+        tuple(w for w in chosen.others if w.key not in broken),
+    )
+
+
 def choose(
     stored: StoredModel,
     *,

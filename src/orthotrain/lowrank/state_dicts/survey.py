@@ -15,7 +15,7 @@ from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.rank_rule import Candidate, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
 from orthotrain.lowrank.sites import MAX_ASPECT
-from orthotrain.lowrank.state_dicts.choose import Chosen, choose
+from orthotrain.lowrank.state_dicts.choose import Chosen, choose, without_broken
 from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
 from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight, dtype_name
 
@@ -152,7 +152,8 @@ def survey(
 ) -> Survey:
     """What could be saved of a state dict by low-rank weights.
 
-    Energies are those of weights, with no data: they do not say how far outputs move.
+    Energies are those of weights, with no data: they do not say how far outputs move. A weight
+    with NaN or infinity is among what is left, with that reason.
 
     Args:
         stored: What :func:`read_any` read, or tensors by name.
@@ -163,7 +164,6 @@ def survey(
     Raises:
         CheckpointError: There are no tensors.
         ConfigError: ``max_aspect`` is 1 or less.
-        NonFiniteError: A weight holds NaN or infinity; the message names the tensor.
     """
     return surveyed(stored_model(stored), also=also, max_aspect=max_aspect, on_progress=on_progress)
 
@@ -177,7 +177,9 @@ def surveyed(
     owners: Mapping[str, nn.Module] | None = None,
 ) -> Survey:
     """``survey``, where the modules of the network may be known by name."""
-    chosen = choose(stored, also=also, only=(), skip=(), max_aspect=max_aspect, owners=owners)
+    chosen = without_broken(
+        choose(stored, also=also, only=(), skip=(), max_aspect=max_aspect, owners=owners)
+    )
     place = {key: i for i, key in enumerate(stored.tensors)}
     weights = sorted((*chosen.weights, *chosen.others), key=lambda weight: place[weight.key])
     spectra = spectra_of(weights, "inspect", on_progress)

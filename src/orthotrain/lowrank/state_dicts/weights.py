@@ -100,6 +100,11 @@ class StoredWeight:
         return self.held[0].shape[-2] if self.form == "pair" else self.held[1].shape[-1]
 
     @property
+    def finite(self) -> bool:
+        """Whether none of its numbers is NaN or infinite."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.held)
+
+    @property
     def dense_numbers(self) -> int:
         """Numbers of the dense weight."""
         return self.layout.blocks * self.layout.m * self.layout.n
