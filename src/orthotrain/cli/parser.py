@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from jsonargparse import ArgumentParser
+from jsonargparse import Namespace as Settings
 
 from orthotrain.cli.command import Parser, RunCommand
 from orthotrain.cli.settings import add_settings, built, given_names
@@ -53,7 +54,7 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     return RunCommand(given, line, built(type(base), base, given))
 
 
-def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Settings:
     try:
         return parser.parse_args(words)
     except RuntimeError as error:  # jsonargparse goes over a mapping as over a list, and changes it
