@@ -192,6 +192,34 @@ def test_a_model_with_its_own_way_to_be_saved_pickles_without_the_library():
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("make", [gpt, vit])
+def test_a_model_of_two_layers_each_is_not_saved_as_a_folder(tmp_path, make):
+    model = orthotrain.to_factored(low_rank(make))
+    again = orthotrain.follow(orthotrain.to_dense(copy.deepcopy(model)))
+    for refused in (model, again):
+        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
+            refused.save_pretrained(tmp_path / "folder")
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert b"orthotrain" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert equal(loaded, model)
+    with pytest.raises(KeyError, match="before to_factored, or use torch save"):
+        loaded.save_pretrained(str(tmp_path / "folder"), state_dict={})
+    for refused in (model, loaded, Holder(loaded).net):
+        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
+            save_pretrained(refused, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_model_that_no_layer_of_became_two_is_saved_as_ever(tmp_path):
+    model = orthotrain.to_factored(gpt())
+    model.save_pretrained(tmp_path)
+    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.bad_input
 def test_a_low_rank_model_is_not_pushed_before_it_is_marked(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.push_to_hub"):
         low_rank(gpt).save_pretrained(tmp_path, push_to_hub=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lowrank import follow, load, restore_structure, save, to_dense
-from orthotrain.lowrank.pretrained import STATE_FILE, mark
+from orthotrain.lowrank.pretrained import REFUSAL, STATE_FILE, is_refused, mark
 from orthotrain.methods.select import unwrap
 
 #: The weights, under the model's own names; plain loading does not look for them.
@@ -33,7 +33,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
             nobody needs this library to load them.
 
     Raises:
-        ConfigError: The model has no configuration, or the folder holds weights of another save.
+        ConfigError: The model has no configuration or has been through ``to_factored``, or the
+            folder holds weights of another save.
         CheckpointError: A file cannot be written.
     """
     inner: Any = unwrap(model)
@@ -43,6 +44,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
             f"save_pretrained needs a model of Transformers, got {type(inner).__name__}; for "
             "others there is orthotrain.save"
         )
+    if any(map(is_refused, inner.modules())):
+        raise ConfigError(REFUSAL)
     if others := sorted(path.name for path in folder.glob("*model*.safetensors")):
         raise ConfigError(
             f"save_pretrained needs a folder without other weights, got {folder} with "
