@@ -35,7 +35,8 @@ except ModuleNotFoundError as error:
 
 __all__ = ["OrthotrainCallback", "from_pretrained", "save_pretrained"]
 
-_callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.ref[OrthotrainCallback]] = (
+#: The callbacks that were given to a Trainer of a model, one Trainer after the other.
+_callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[OrthotrainCallback]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -69,6 +70,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         self._methods = methods
         self._resume_from = resume_from
         self._losses = 0
+        self._state: Any = None  # the Trainer's
         self.handle: Handle | None = None
 
     # --- what the Trainer calls ---------------------------------------------------------------
@@ -77,7 +79,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         """Let the model follow the checkpoint it may load, and come before the loggers."""
         model = kwargs["model"]
         if model is not None:  # else made by model_init at each train()
-            self._claim(model)
+            self._claim(model, state)
             follow(model)
         handler = sys._getframe(1).f_locals.get("self")
         if isinstance(handler, CallbackHandler) and self in handler.callbacks:
@@ -88,7 +90,8 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach; take back the state of the checkpoint that is resumed."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        self._claim(model)
+        for earlier in self._claim(model, state):
+            earlier._end()  # of a run that ended with an exception, which callbacks are not told
         self._end()
         saved = None
         if state.global_step > 0:
@@ -142,16 +145,21 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
             self.handle.detach()
         self._losses = 0
 
-    def _claim(self, model: nn.Module) -> None:
-        """Refuse a second callback on one model."""
-        holder = _callbacks.get(model)
-        other = None if holder is None else holder()
-        if other is not None and other is not self:
+    def _claim(self, model: nn.Module, state: Any) -> list[OrthotrainCallback]:
+        """Refuse a second callback in one Trainer; return those of earlier ones.
+
+        Callbacks of one Trainer are given the same state.
+        """
+        known = _callbacks.setdefault(model, weakref.WeakSet())
+        others = [each for each in known if each is not self]
+        if any(each._state is state for each in others):
             raise ConfigError(
                 "OrthotrainCallback: this model has one already; give all methods to one "
                 "callback, OrthotrainCallback(first, second)"
             )
-        _callbacks[model] = weakref.ref(self)
+        known.add(self)
+        self._state = state
+        return others
 
     def _folder_of(self, args: Any, state: Any) -> Path:
         """The checkpoint folder that is resumed."""
