@@ -18,11 +18,13 @@ from orthotrain.extras import missing_package
 from orthotrain.integrations._logged import logged
 from orthotrain.integrations._pretrained import (
     from_pretrained,
+    load_marked,
     own_state,
     save_pretrained,
 )
 from orthotrain.lowrank import follow
-from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, write_state
+from orthotrain.lowrank.names import is_factored_name
+from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, names_in, write_state
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.select import unwrap
@@ -95,9 +97,12 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         self._end()
         saved = None
         if state.global_step > 0:
-            saved = _read(self._folder_of(args, state), state)
+            folder = self._folder_of(args, state)
+            saved = _read(folder, state)
             if saved["model"] is not None:
                 follow(model).load_state_dict(saved["model"])
+            elif not _has_form(model, folder):  # made by model_init: it did not follow
+                load_marked(unwrap(model), folder)
         self.handle = attach(model, optimizer, *self._methods, total_steps=state.max_steps)
         if saved is not None:
             self.handle.load_state_dict(saved["handle"])
@@ -172,6 +177,12 @@ def _output_folder(args: Any, state: Any) -> Path:
     """Where checkpoints are: in a search each trial has a folder of its own."""
     folder = Path(args.output_dir)
     return folder / state.trial_name if state.is_hyper_param_search else folder
+
+
+def _has_form(model: nn.Module, folder: Path) -> bool:
+    """Whether all low-rank weights of a folder have found their place in the model."""
+    written = {name for name in names_in(folder) or () if is_factored_name(name)}
+    return not written or written <= {*unwrap(model).state_dict()}
 
 
 def _fingerprint(state: Any) -> str:
