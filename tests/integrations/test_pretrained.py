@@ -11,7 +11,12 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, ViTForImageClassification  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    GPT2LMHeadModel,
+    ViTForImageClassification,
+)
 
 import orthotrain  # noqa: E402
 from integrations.test_transformers import Examples, equal, gpt, trainer, vit  # noqa: E402
@@ -192,6 +197,34 @@ def test_a_model_with_its_own_way_to_be_saved_pickles_without_the_library():
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("make", [gpt, vit])
+def test_a_model_of_two_layers_each_is_not_saved_as_a_folder(tmp_path, make):
+    model = orthotrain.to_factored(low_rank(make))
+    again = orthotrain.follow(orthotrain.to_dense(copy.deepcopy(model)))
+    for refused in (model, again):
+        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
+            refused.save_pretrained(tmp_path / "folder")
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert b"orthotrain" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert equal(loaded, model)
+    with pytest.raises(KeyError, match="before to_factored, or use torch save"):
+        loaded.save_pretrained(str(tmp_path / "folder"), state_dict={})
+    for refused in (model, loaded, Holder(loaded).net):
+        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
+            save_pretrained(refused, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_model_that_no_layer_of_became_two_is_saved_as_ever(tmp_path):
+    model = orthotrain.to_factored(gpt())
+    model.save_pretrained(tmp_path)
+    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.bad_input
 def test_a_low_rank_model_is_not_pushed_before_it_is_marked(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.push_to_hub"):
         low_rank(gpt).save_pretrained(tmp_path, push_to_hub=True)
@@ -231,6 +264,53 @@ def test_what_cannot_be_written_or_read_is_told(tmp_path):
     save_pretrained(low_rank(gpt), tmp_path / "new")
     with pytest.raises(CheckpointError, match=r"that .*orthotrain\.safetensors was saved"):
         from_pretrained(GPT2LMHeadModel, tmp_path / "new", n_embd=16)
+
+
+@makes
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+@pytest.mark.parametrize("save", [save_pretrained, lambda m, folder: m.save_pretrained(folder)],
+                         ids=["ours", "the model's own"])  # fmt: skip
+def test_the_dtype_and_what_generation_needs_come_back(tmp_path, make, bases, save):
+    model = low_rank(make, bases).to(torch.bfloat16)
+    if make is gpt:
+        model.generation_config.max_new_tokens = 77
+    save(model, tmp_path)
+    loaded = from_pretrained(CLASSES[make], tmp_path)
+    assert loaded.dtype == loaded.config.dtype == torch.bfloat16
+    types = [{n: t.dtype for n, t in each.state_dict().items()} for each in (model, loaded)]
+    assert types[0] == types[1]
+    assert equal(model, loaded)
+    if make is gpt:
+        assert loaded.generation_config.max_new_tokens == 77
+        assert torch.equal(output(loaded, make), output(model, make))
+    for asked in (torch.float32, "float32"):
+        single = from_pretrained(CLASSES[make], tmp_path, dtype=asked)
+        assert single.dtype == single.config.dtype == torch.float32
+        assert equal(single, model.to(torch.float32))
+
+
+def test_a_dense_folder_is_read_in_the_dtype_that_is_asked_for(tmp_path):
+    gpt().save_pretrained(tmp_path)
+    assert from_pretrained(GPT2LMHeadModel, tmp_path, dtype="bfloat16").dtype == torch.bfloat16
+    assert from_pretrained(GPT2LMHeadModel, tmp_path).dtype == torch.float32
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("save", [save_pretrained, lambda m, folder: m.save_pretrained(folder)],
+                         ids=["ours", "the model's own"])  # fmt: skip
+@pytest.mark.parametrize("make_it", [low_rank, lambda make: make()], ids=["low-rank", "dense"])
+def test_another_class_no_class_and_no_folder_are_told(tmp_path, save, make_it):
+    save(make_it(gpt), tmp_path)
+    for other in (ViTForImageClassification, AutoModelForImageClassification):
+        with pytest.raises(CheckpointError, match=r"GPT2.*take the class that was saved"):
+            from_pretrained(other, tmp_path)
+    for no_class in ("GPT2LMHeadModel", torch.nn.Linear, gpt()):
+        with pytest.raises(ConfigError, match="needs a class of Transformers"):
+            from_pretrained(no_class, tmp_path)
+    with pytest.raises(CheckpointError, match=r"folder with config\.json"):
+        from_pretrained(GPT2LMHeadModel, tmp_path / "missing")
+    with pytest.raises(ConfigError, match="needs a dtype such as"):
+        from_pretrained(GPT2LMHeadModel, tmp_path, dtype="bf16")
 
 
 def test_layers_put_in_by_hand_are_marked_once_the_model_follows(tmp_path):

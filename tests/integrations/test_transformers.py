@@ -109,6 +109,28 @@ def test_a_resumed_run_equals_the_unbroken_one(tmp_path, make, settings, at):
     assert str(other.handle.summary()) == str(callback.handle.summary())
 
 
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+@pytest.mark.parametrize("make", [gpt, vit])
+@pytest.mark.parametrize("at", [EVERY, 2 * EVERY], ids=["before the cut", "after the cut"])
+def test_a_resumed_run_of_models_that_train_makes_itself(tmp_path, make, at, bases):
+    def made_anew():
+        callback = OrthotrainCallback(AdaptiveLowRank(bases=bases))
+        made, _ = trainer(tmp_path, make, callback=callback)
+        return Trainer(
+            model_init=make, args=made.args, train_dataset=Examples(make),
+            callbacks=[OrthotrainCallback(AdaptiveLowRank(bases=bases))],
+        )  # fmt: skip
+
+    whole = made_anew()
+    whole.train()
+    for folder in tmp_path.glob("checkpoint-*"):
+        if folder.name != f"checkpoint-{at}":
+            shutil.rmtree(folder)
+    resumed = made_anew()
+    resumed.train(resume_from_checkpoint=True)
+    assert equal(whole.model, resumed.model)
+
+
 def test_a_checkpoint_elsewhere_is_named(tmp_path):
     whole, _ = trainer(tmp_path / "first")
     whole.train()
@@ -255,6 +277,11 @@ def test_nothing_else_changes_in_the_run(tmp_path):
 def test_two_callbacks_on_one_model_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="give all methods to one callback"):
         trainer(tmp_path, callbacks=[OrthotrainCallback(BasisStability(every_steps=4))])
+
+    made, _ = trainer(tmp_path)
+    made.add_callback(OrthotrainCallback(BasisStability(every_steps=4)))
+    with pytest.raises(ConfigError, match="give all methods to one callback"):
+        made.train()
 
 
 class Logits(torch.nn.Module):

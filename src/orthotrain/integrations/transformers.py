@@ -18,11 +18,13 @@ from orthotrain.extras import missing_package
 from orthotrain.integrations._logged import logged
 from orthotrain.integrations._pretrained import (
     from_pretrained,
+    load_marked,
     own_state,
     save_pretrained,
 )
 from orthotrain.lowrank import follow
-from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, write_state
+from orthotrain.lowrank.names import is_factored_name
+from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, names_in, write_state
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.select import unwrap
@@ -35,7 +37,8 @@ except ModuleNotFoundError as error:
 
 __all__ = ["OrthotrainCallback", "from_pretrained", "save_pretrained"]
 
-_callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.ref[OrthotrainCallback]] = (
+#: The callbacks that were given to a Trainer of a model, one Trainer after the other.
+_callbacks: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[OrthotrainCallback]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -69,6 +72,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         self._methods = methods
         self._resume_from = resume_from
         self._losses = 0
+        self._state: Any = None  # the Trainer's
         self.handle: Handle | None = None
 
     # --- what the Trainer calls ---------------------------------------------------------------
@@ -77,7 +81,7 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         """Let the model follow the checkpoint it may load, and come before the loggers."""
         model = kwargs["model"]
         if model is not None:  # else made by model_init at each train()
-            self._claim(model)
+            self._claim(model, state)
             follow(model)
         handler = sys._getframe(1).f_locals.get("self")
         if isinstance(handler, CallbackHandler) and self in handler.callbacks:
@@ -88,13 +92,17 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach; take back the state of the checkpoint that is resumed."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        self._claim(model)
+        for earlier in self._claim(model, state):
+            earlier._end()  # of a run that ended with an exception, which callbacks are not told
         self._end()
         saved = None
         if state.global_step > 0:
-            saved = _read(self._folder_of(args, state), state)
+            folder = self._folder_of(args, state)
+            saved = _read(folder, state)
             if saved["model"] is not None:
                 follow(model).load_state_dict(saved["model"])
+            elif not _has_form(model, folder):  # made by model_init: it did not follow
+                load_marked(unwrap(model), folder)
         self.handle = attach(model, optimizer, *self._methods, total_steps=state.max_steps)
         if saved is not None:
             self.handle.load_state_dict(saved["handle"])
@@ -142,16 +150,21 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
             self.handle.detach()
         self._losses = 0
 
-    def _claim(self, model: nn.Module) -> None:
-        """Refuse a second callback on one model."""
-        holder = _callbacks.get(model)
-        other = None if holder is None else holder()
-        if other is not None and other is not self:
+    def _claim(self, model: nn.Module, state: Any) -> list[OrthotrainCallback]:
+        """Refuse a second callback in one Trainer; return those of earlier ones.
+
+        Callbacks of one Trainer are given the same state.
+        """
+        known = _callbacks.setdefault(model, weakref.WeakSet())
+        others = [each for each in known if each is not self]
+        if any(each._state is state for each in others):
             raise ConfigError(
                 "OrthotrainCallback: this model has one already; give all methods to one "
                 "callback, OrthotrainCallback(first, second)"
             )
-        _callbacks[model] = weakref.ref(self)
+        known.add(self)
+        self._state = state
+        return others
 
     def _folder_of(self, args: Any, state: Any) -> Path:
         """The checkpoint folder that is resumed."""
@@ -164,6 +177,12 @@ def _output_folder(args: Any, state: Any) -> Path:
     """Where checkpoints are: in a search each trial has a folder of its own."""
     folder = Path(args.output_dir)
     return folder / state.trial_name if state.is_hyper_param_search else folder
+
+
+def _has_form(model: nn.Module, folder: Path) -> bool:
+    """Whether all low-rank weights of a folder have found their place in the model."""
+    written = {name for name in names_in(folder) or () if is_factored_name(name)}
+    return not written or written <= {*unwrap(model).state_dict()}
 
 
 def _fingerprint(state: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,13 +29,21 @@ STATE_FILE: Final = "orthotrain.pt"
 #: Never exists: what plain loading of a low-rank folder asks for.
 REFUSED: Final = "needs_orthotrain.safetensors"
 
+#: After ``to_factored``.
+REFUSAL: Final = (
+    "save_pretrained of a model after to_factored would be read as random weights; save the "
+    "low-rank model, before to_factored, or use torch.save(model, path)"
+)
+#: A field of ``str.format``, which has no dots.
+_IN_A_PICKLE: Final = "{" + REFUSAL.replace(".", " ") + "}"
+
 _PRETRAINED: Final = ("transformers.modeling_utils", "PreTrainedModel")
 
 
 def guard(model: nn.Module) -> None:
     """Make ``save_pretrained`` of every model of Transformers in a model write what it is."""
     for module in model.modules():
-        if not _is_guarded(module) and _is_pretrained(module):
+        if not (_is_guarded(module) or is_refused(module)) and _is_pretrained(module):
             module.__dict__["save_pretrained"] = SavePretrained(module)
 
 
@@ -42,6 +51,44 @@ def unguard(module: nn.Module) -> None:
     """Give a model its own ``save_pretrained`` back."""
     if _is_guarded(module):
         del module.__dict__["save_pretrained"]
+
+
+def refuse_saving(model: nn.Module, pairs: Collection[nn.Module]) -> None:
+    """Let ``save_pretrained`` of every model of Transformers around one of the pairs be refused.
+
+    A folder cannot say where two layers stand for one: it would load as random weights.
+    """
+    for module in model.modules():
+        if _is_pretrained(module) and any(part in pairs for part in module.modules()):
+            module.__dict__["save_pretrained"] = RefusedSave()
+
+
+def is_refused(module: nn.Module) -> bool:
+    """Whether ``save_pretrained`` is refused here, also after a pickle."""
+    own = module.__dict__.get("save_pretrained")
+    return isinstance(own, RefusedSave) or getattr(own, "__self__", None) == _IN_A_PICKLE
+
+
+class RefusedSave:
+    """``save_pretrained`` of a model that ``to_factored`` has changed: an error.
+
+    A pickle of it needs nothing but Python: there it is the ``format`` of a text, which ends with
+    a ``KeyError`` that has the text.
+    """
+
+    def __call__(self, *args: Any, **settings: Any) -> None:
+        """Refuse.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(REFUSAL)
+
+    def __deepcopy__(self, memo: object) -> RefusedSave:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (_IN_A_PICKLE, "format")
 
 
 class SavePretrained:

@@ -25,6 +25,7 @@ from orthotrain.layers.low_rank_embedding import LowRankEmbedding
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.following import factored_weights
 from orthotrain.lowrank.plain import leave_plain_
+from orthotrain.lowrank.pretrained import refuse_saving
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _READS_WEIGHTS_BY_NAME = (
@@ -84,6 +85,8 @@ def to_factored(model: nn.Module) -> nn.Module:
 
     An optimizer that held the weights of a layer that became two warns at its next step: it does
     not train the new ones. What this library has put on the model goes, as for ``to_dense``.
+    ``save_pretrained`` of a model of Transformers is refused from then on: nothing could read it.
+    Save the low-rank model before, or pickle this one.
 
     Args:
         model: A model with or without low-rank layers.
@@ -113,7 +116,9 @@ def to_factored(model: nn.Module) -> nn.Module:
                     layer._parameters["weight"] = same._parameters["weight"]
                 left_model(parameter)
             setattr(parent, name, pairs[id(child)])
-    return to_dense(model)
+    to_dense(model)
+    refuse_saving(model, {*pairs.values()})
+    return model
 
 
 @torch.no_grad()
