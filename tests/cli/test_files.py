@@ -16,6 +16,7 @@ import orthotrain
 from cli.calls import fails, without
 from orthotrain.cli import main
 from orthotrain.cli.main import LABORATORY
+from orthotrain.lowrank.cut import KINDS
 
 
 def network() -> nn.Module:
@@ -107,6 +108,11 @@ def test_compress_writes_what_its_model_loads(capsys, tmp_path, checkpoint):
         == 0
     )
     assert "0.pair stays as it is: not named by only" in capsys.readouterr().out
+
+
+def test_the_kinds_on_request_are_those_of_the_library():
+    # The name main of the package is the function.
+    assert sys.modules["orthotrain.cli.main"]._KINDS == KINDS
 
 
 def test_a_foreign_file_needs_the_library_alone(tmp_path, checkpoint):

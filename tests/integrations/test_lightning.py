@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import orthotrain
 from integrations.exported import assert_exports
+from integrations.hidden import Hidden
 from orthotrain import AdaptiveLowRank, BasisStability
 from orthotrain.errors import CheckpointError, ConfigError, StateError
 from orthotrain.integrations.lightning import (
@@ -65,24 +66,6 @@ def loader():
     several = torch.distributed.is_initialized()
     sampler = torch.utils.data.DistributedSampler(data, shuffle=False) if several else None
     return torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
-
-
-class Hidden(torch.optim.Optimizer):
-    """Takes the steps of an optimizer that nobody finds."""
-
-    def __init__(self, parameters):
-        inner = torch.optim.AdamW(parameters)
-        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, {}
-        self._inside = lambda: inner
-
-    def step(self, closure=None):
-        return self._inside().step(closure)
-
-    def state_dict(self):
-        return self._inside().state_dict()
-
-    def load_state_dict(self, state):
-        self._inside().load_state_dict(state)
 
 
 def fit(folder, *, module=None, callback=None, callbacks=(), resume=None, logger=False, **settings):

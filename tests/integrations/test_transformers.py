@@ -20,6 +20,7 @@ from transformers import (  # noqa: E402
 
 import orthotrain  # noqa: E402
 from integrations.exported import assert_exports  # noqa: E402
+from integrations.hidden import Hidden  # noqa: E402
 from orthotrain import AdaptiveLowRank, BasisStability  # noqa: E402
 from orthotrain.errors import CheckpointError, ConfigError  # noqa: E402
 from orthotrain.integrations.transformers import STATE_FILE, OrthotrainCallback  # noqa: E402
@@ -304,24 +305,6 @@ def test_the_trained_model_is_exported(tmp_path):
     made.train()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert_exports(Logits(made.model), x)
-
-
-class Hidden(torch.optim.Optimizer):
-    """Takes the steps of an optimizer that nobody finds."""
-
-    def __init__(self, parameters):
-        inner = torch.optim.AdamW(parameters)
-        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, {}
-        self._inside = lambda: inner
-
-    def step(self, closure=None):
-        return self._inside().step(closure)
-
-    def state_dict(self):
-        return self._inside().state_dict()
-
-    def load_state_dict(self, state):
-        self._inside().load_state_dict(state)
 
 
 @pytest.mark.bad_input

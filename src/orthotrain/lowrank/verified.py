@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, OrthotrainError
 from orthotrain.files import remedy
 
 _logger = logging.getLogger("orthotrain")
@@ -90,19 +91,25 @@ def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
     return tensors, metadata
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def told_of_reading(path: Path, need: str) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be opened into CheckpointError."""
     try:
-        # Its own error for what cannot be opened does not name the cause.
-        with path.open("rb"):
-            pass
+        yield
+    except OrthotrainError:  # says already what is wrong
+        raise
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} does not exist; need a safetensors file, check the path"
-        ) from error
+        raise CheckpointError(f"{path} does not exist; need {need}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {remedy(error)}") from error
     except ValueError as error:  # a null character
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}; correct it") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    # The error of safetensors for what cannot be opened does not name the cause.
+    with told_of_reading(path, "a safetensors file, check the path"), path.open("rb"):
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

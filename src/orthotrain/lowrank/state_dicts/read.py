@@ -14,10 +14,10 @@ from torch import Tensor
 
 from orthotrain._doors import checked
 from orthotrain.errors import CheckpointError, ConfigError
-from orthotrain.files import remedy
 from orthotrain.lowrank.state_dicts.entries import find_entry
 from orthotrain.lowrank.state_dicts.pickles import load_pickled
 from orthotrain.lowrank.storage import StoredLayout, read_saved
+from orthotrain.lowrank.verified import told_of_reading
 
 _TENSOR_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Files that loops write beside the weights.
@@ -102,16 +102,10 @@ def read_any(path: str | os.PathLike[str], *, key: str | None = None) -> StoredM
         ConfigError: ``key`` names no entry with tensors, or a folder holds several models.
     """
     path = Path(path)
-    try:
+    with told_of_reading(path, "a file or folder with the weights of a model"):
         weights = _weights_in(path) if path.is_dir() else path
         with weights.open("rb") as file:
             start = file.read(32)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} does not exist; need a file or folder with the weights of a model"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {remedy(error)}") from error
     if weights.suffix == ".json":
         return _sharded(path, weights, key)
     if not start:
