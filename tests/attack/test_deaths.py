@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from attack.counts import Counts
+from attack.counts import Counts, times
 from attack.dying import end_of
 from attack.runs import FAMILIES, FEW
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_names
@@ -101,7 +101,7 @@ def test_deaths_in_the_middle_of_a_write(tmp_path):
     counts.check(least=6)
 
 
-# As many as take two minutes.
+# At full numbers as many as take two minutes.
 KILLS = {
     "toy": 18, "lowrank": 10, "language": 8, "latent": 10, "images": 4, "whitening": 3,
     "pooling": 3,
@@ -111,9 +111,10 @@ KILLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_many_random_kills_of_every_variant(tmp_path, name):
-    counts = Counts(f"random kills, all variants of {name}", **CEILINGS)
-    killed_again_and_again(FAMILIES[name], tmp_path, counts, kills=KILLS[name], seed=3)
-    counts.check(least=KILLS[name])
+    counts, kills = Counts(f"random kills, all variants of {name}", **CEILINGS), KILLS[name]
+    kills = times(6 if name == "toy" else 2, kills)
+    killed_again_and_again(FAMILIES[name], tmp_path, counts, kills=kills, seed=3)
+    counts.check(least=kills)
 
 
 class KillAWorker:
@@ -134,13 +135,13 @@ def test_workers_killed_at_random(tmp_path):
     counts, chance, family = Counts("kills of a worker", **CEILINGS), random.Random(16), FEW["toy"]
     whole = end_of(lambda: family.train(tmp_path / "whole"))
     assert whole.kind == "ended", whole.text
-    for number in range(4):
+    for number in range(runs := times(2, 4)):
         path, kill = tmp_path / str(number), KillAWorker(chance.randrange(1, 16))
         end = end_of(lambda path=path, kill=kill: family.train(path, workers=2, on_progress=kill))
         named = end.kind == "ended" or (end.kind == "typed" and "did not finish" in end.text)
         outcome, text = finished(family, path, tmp_path / "whole")
         counts.add(outcome if named else end.kind.replace("raw", "error"), (end, text))
-    counts.check(least=4)
+    counts.check(least=runs)
 
 
 @pytest.mark.slow
@@ -148,6 +149,7 @@ def test_workers_killed_at_random(tmp_path):
     ("name", "step", "least"), [("toy", 1, 100), ("lowrank", 7, 8), ("latent", 5, 7)]
 )
 def test_deaths_before_every_change_to_a_file(tmp_path, name, step, least):
+    step, least = times((5 * step, least // 5), (step, least))
     counts = Counts(f"deaths before a change to a file, {name}, every {step}", **CEILINGS)
     killed_at_points(FEW[name], tmp_path, counts, step=step)
     counts.check(least=least)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import orthotrain
-from attack.counts import Counts
+from attack.counts import Counts, times
 from lab.run.tiny import KillAt, Killed, train_here
 from orthotrain.errors import CheckpointError
 from orthotrain.lab.run.checkpoint import load_checkpoint, save_checkpoint
@@ -129,7 +129,7 @@ def test_damage_is_noticed(tmp_path, saved):
 
 @pytest.mark.slow
 def test_much_damage_is_noticed(tmp_path, saved):
-    damage(saved, tmp_path, number=300, seed=7)
+    damage(saved, tmp_path, number=times(60, 300), seed=7)
 
 
 def lines_damaged(folder, *, number, seed):
@@ -158,4 +158,4 @@ def test_damage_to_lines_before_a_checkpoint_is_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_much_damage_to_lines_before_a_checkpoint_is_noticed(tmp_path):
-    lines_damaged(tmp_path, number=200, seed=9)
+    lines_damaged(tmp_path, number=times(40, 200), seed=9)

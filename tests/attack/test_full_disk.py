@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import orthotrain
-from attack.counts import Counts
+from attack.counts import Counts, times
 from attack.dying import end_of
 from attack.runs import FAMILIES, FEW
 from attack.test_deaths import finished
@@ -60,9 +60,10 @@ def test_a_limit_on_the_size_of_files(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "step"), [("toy", 1), ("lowrank", 5), ("latent", 3)])
 def test_a_full_disk_at_every_change_to_a_file(tmp_path, name, step):
+    step = times(5 * step, step)
     counts = Counts(f"full disk at a change to a file, {name}, every {step}", **CEILINGS)
     full_at_points(FEW[name], tmp_path, counts, step=step)
-    counts.check(least=10)
+    counts.check(least=times(2, 10))
 
 
 @pytest.mark.slow
@@ -70,8 +71,8 @@ def test_a_full_disk_at_every_change_to_a_file(tmp_path, name, step):
 def test_many_limits_on_the_size_of_files(tmp_path, name):
     family = FEW.get(name) or FAMILIES[name].named("dense", "half-50")
     counts = Counts(f"full disk in the middle of a write, {name}", **CEILINGS)
-    full_in_writes(family, tmp_path, counts, sizes=20, seed=5)
-    counts.check(least=10)
+    full_in_writes(family, tmp_path, counts, sizes=times(4, 20), seed=5)
+    counts.check(least=times(2, 10))
 
 
 def test_single_files_on_a_full_disk(tmp_path):

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import yaml
 
-from attack.counts import Counts
+from attack.counts import Counts, times
 from orthotrain.cli import main
 from orthotrain.errors import ConfigError, DataError
 from orthotrain.lab.report.closing import closing_table
@@ -105,8 +105,8 @@ def test_garbage_in_settings(tmp_path, capsys):
 @pytest.mark.slow
 def test_much_garbage_in_settings(tmp_path, capsys):
     counts = Counts("much garbage in settings", **CEILINGS)
-    settings_attacked(tmp_path, capsys, counts, number=400, seed=13)
-    counts.check(least=800)
+    settings_attacked(tmp_path, capsys, counts, number=(number := times(60, 400)), seed=13)
+    counts.check(least=2 * number)
 
 
 def remove(path):
@@ -174,5 +174,5 @@ def test_garbage_in_a_run_folder(tmp_path):
 @pytest.mark.slow
 def test_much_garbage_in_run_folders(tmp_path):
     counts = Counts("much garbage in run folders", **CEILINGS)
-    run_folders_attacked(tmp_path, counts, number=250, seed=15)
-    counts.check(least=750)
+    run_folders_attacked(tmp_path, counts, number=(number := times(40, 250)), seed=15)
+    counts.check(least=3 * number)

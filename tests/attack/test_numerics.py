@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from attack import exact
-from attack.counts import Counts
+from attack.counts import Counts, times
 from orthotrain import linalg
 from orthotrain.errors import NumericalWarning, OrthotrainError
 from orthotrain.linalg.condition import condition_readings
@@ -353,5 +353,6 @@ def test_a_sample_of_the_sweep():
 @pytest.mark.slow
 def test_the_sweep():
     counts = Counts("numerics", **CEILINGS)
-    sweep(counts, number=300, sizes=SIZES, seed=11)
-    counts.check(least=300 * len(ROWS))
+    number = times(60, 300)
+    sweep(counts, number=number, sizes=SIZES, seed=11)
+    counts.check(least=number * len(ROWS))

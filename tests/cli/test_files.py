@@ -16,7 +16,7 @@ import orthotrain
 from cli.calls import fails, without
 from orthotrain.cli import main
 from orthotrain.cli.main import LABORATORY
-from orthotrain.lowrank.cut import KINDS
+from orthotrain.lowrank.no_form import KINDS
 
 
 def network() -> nn.Module:
@@ -127,6 +127,26 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_read(capsys,
     error = fails(capsys, "inspect", "nowhere.pt", "--picture", "picture.png")
     assert "matplotlib is needed and not installed" in error
     assert 'pip install "orthotrain[lab]"' in error
+
+
+@pytest.mark.bad_input
+def test_a_picture_of_another_format_is_refused_before_anything_is_read(capsys):
+    error = fails(capsys, "inspect", "nowhere.pt", "--picture", "some/p.jpg")
+    assert "--picture some/p.jpg: a PNG is written; name it p.png" in error
+
+
+def test_budgets_of_a_low_rank_file_are_shares_of_its_dense_form(capsys, tmp_path, checkpoint):
+    out, numbers = tmp_path / "small.safetensors", tmp_path / "numbers.json"
+    assert main(["compress", str(checkpoint), "--stored-budget", ".8", "--out", str(out)]) == 0
+    dense = sum(tensor.numel() for tensor in steep().values())
+    capsys.readouterr()
+    assert main(["inspect", str(out), "--json", str(numbers)]) == 0
+    said = f"what a budget would leave, as a share of the {dense:,} numbers of the dense form"
+    assert said in capsys.readouterr().out
+    content = json.loads(numbers.read_text())
+    assert content["dense"] == dense > content["stored"]
+    assert main(["inspect", str(checkpoint)]) == 0
+    assert "dense form" not in capsys.readouterr().out
 
 
 @pytest.mark.bad_input

@@ -9,7 +9,9 @@ from torch import nn
 from methods.doubles import backward, small_model
 from orthotrain.diagnostics import BasisStability
 from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
+from orthotrain.layers import LowRankTransposedLinear
 from orthotrain.linalg import basis_stability, mixing_similarity
+from orthotrain.lowrank import to_dense
 from orthotrain.methods import attach
 
 
@@ -197,6 +199,16 @@ def test_a_low_rank_layer_is_seen_as_its_full_weight():
     # Three directions are gone; the two that are left have not moved.
     assert second["stability"] == pytest.approx(1.0, abs=1e-6)
     assert second["mixing"] < 1
+
+
+def test_a_transposed_linear_layer_is_watched_in_both_forms():
+    model = nn.Sequential(LowRankTransposedLinear(6, 5, rank=2))
+    optimizer, handle = attached(model, every_steps=1)
+    optimizer.step()
+    to_dense(model)
+    optimizer.step()
+    assert [(record["layer"], record["rank"]) for record in handle.records] == [("0", 2), ("0", 5)]
+    assert [r["stability"] for r in handle.records] == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
 def test_a_cut_basis_that_then_turns_is_measured_over_what_is_left():

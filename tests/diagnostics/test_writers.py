@@ -72,15 +72,7 @@ def test_a_killed_run_goes_on_in_its_file_without_a_hole_or_a_double(tmp_path, a
     if loaded_first:
         JsonlWriter(handle, path)
     train(model, optimizer, range(at, STEPS))
-    expected = without_times(whole)
-    # The first line after a start is followed by sizes; the rest is the same, in the same order.
-    found = without_times(path)
-    assert [x for x in found if x["kind"] not in ("size", "rank")] == [
-        x for x in expected if x["kind"] not in ("size", "rank")
-    ]
-    assert [x for x in found if x["kind"] == "rank"][-3:] == [
-        x for x in expected if x["kind"] == "rank"
-    ][-3:]
+    assert without_times(path) == without_times(whole)
 
 
 def _saved(tmp_path, state):

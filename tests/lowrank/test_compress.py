@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lowrank.nets import Everything, batch, filled, mlp
 from orthotrain.errors import ConfigError, NonFiniteError
@@ -438,6 +440,14 @@ def another(model, x):
     ("given", "error", "message"),
     [
         ({"data": None, "loss": squares}, ConfigError, "loss without data"),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            ConfigError,
+            r"loss\(model, batch\), .*CrossEntropyLoss",
+        ),
+        ({"loss": F.mse_loss}, ConfigError, "loss=lambda model, batch: "),
+        ({"loss": partial(F.huber_loss, delta=2)}, ConfigError, "to take the model and a batch"),
+        ({"loss": lambda model: None}, ConfigError, "to take the model and a batch"),
         ({"loss": detached}, ConfigError, r"backward pass, got a tensor of shape \(\) without"),
         ({"loss": number}, ConfigError, "backward pass, got float"),
         ({"loss": many}, ConfigError, r"one number .* shape \(16, 8\) with a graph"),

@@ -48,6 +48,20 @@ NETS = {
     "conv": (conv_net, conv_loss),
     "attention": (lambda: filled(nn.Sequential(Attention(8), nn.Linear(8, 8))), attention_loss),
 }
+
+
+def embedding_loss(model, step):
+    generator = torch.Generator().manual_seed(step)
+    return model(torch.randint(8, (6, 5), generator=generator)).sin().square().mean()
+
+
+# Square matrices, whose optimizer state has the same shape in the wrong order, too.
+ON_REQUEST = {
+    "embedding": (
+        lambda: filled(nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8))), embedding_loss,
+    ),
+    "transposed": (lambda: filled(nn.Sequential(nn.ConvTranspose2d(4, 4, 1))), conv_loss),
+}  # fmt: skip
 RULES = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
@@ -57,14 +71,19 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("net", "rule"),
+    [(net, rule) for net in NETS for rule in RULES] + [(net, "all") for net in ON_REQUEST],
+)
 def test_a_run_that_turns_its_bases_follows_the_dense_run(net, rule):
-    build, loss_of = NETS[net]
+    build, loss_of = (NETS | ON_REQUEST)[net]
     options = {"lr": 0.05, **RULES[rule]}
     dense, low_rank = build(), build()
     optimizer = torch.optim.SGD(low_rank.parameters(), **options)
-    _, handle = attached(low_rank, optimizer, delay_steps=4, every_steps=3, rank_rtol=0.0)
+    _, handle = attached(
+        low_rank, optimizer, delay_steps=4, every_steps=3, rank_rtol=0.0,
+        also=[net] if net in ON_REQUEST else [],
+    )  # fmt: skip
     velocities = [None] * len(list(dense.parameters()))
     start = weights(dense)
     for step in range(20):

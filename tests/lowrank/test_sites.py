@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from lowrank.nets import attached, filled, mlp, train
 from orthotrain.errors import ConfigError
 from orthotrain.layers import LowRankLinear
+from orthotrain.lowrank.no_form import TIED_HEAD
 from orthotrain.lowrank.sites import Selection, find_sites
 
 
@@ -142,7 +143,14 @@ def test_an_embedding_tied_to_a_linear_layer_keeps_both_dense(embedding_first):
     model["head"].weight = model["embed"].weight
     names, refused = found(model)
     assert names == ["other"]
-    assert refused == {"head": "tied to embed (Embedding)"}
+    assert refused == {
+        "head": f"tied to embed (Embedding): {TIED_HEAD}", "embed": f"tied to head: {TIED_HEAD}",
+    }  # fmt: skip
+    names, refused = found(model, also=["embedding"])
+    assert names == ["other"]
+    assert refused == {
+        "head": f"tied to embed: {TIED_HEAD}", "embed": f"tied to head: {TIED_HEAD}",
+    }  # fmt: skip
 
 
 def test_a_tie_to_a_layer_that_stays_dense_is_named():
@@ -155,7 +163,7 @@ def test_a_tie_to_a_layer_that_stays_dense_is_named():
     transposed = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Conv2d(6, 6, 1)})
     transposed["b"].weight = nn.Parameter(torch.zeros(6, 6, 1, 1))
     transposed["a"].weight = transposed["b"].weight
-    assert "different shapes by a, b" in found(transposed)[1]["a"]
+    assert found(transposed)[1]["a"] == "tied to b, which reads it in another way"
 
 
 def test_what_cannot_be_converted_is_named_with_its_reason():

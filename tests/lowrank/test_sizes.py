@@ -33,6 +33,13 @@ def squares(model, x):
     return (model(x) - x.flip(1).sin()).square().mean()
 
 
+class Last(nn.Module):
+    """The output of a recurrent layer, without its state."""
+
+    def forward(self, given):
+        return given[0]
+
+
 def data_of(count=4, width=8):
     return [batch(50 + i, 16, width) for i in range(count)]
 
@@ -316,6 +323,18 @@ def test_layers_of_every_kind_and_tied_ones_are_cut_and_stay_tied():
     assert tied[0].pair is not getattr(model.tied[0], "pair", None)
     held = [id(p) for group in branch.optimizer.param_groups for p in group["params"]]
     assert held == [id(p) for p in branch.model.parameters()]
+
+
+def test_kinds_on_request_are_cut_where_they_are_asked_for():
+    model = filled(nn.Sequential(nn.LSTM(16, 16), Last(), nn.Linear(16, 16)))
+    given = {"data": data_of(width=16), "loss": squares, "train_on": lambda branch: None}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    (branch,) = sizes(model, optimizer, [0.6], also=["lstm"], **given).branches
+    assert [layer.name for layer in branch.compression.layers] == [
+        "0.weight_ih_l0", "0.weight_hh_l0", "2",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="sizes needs also"):
+        sizes(model, optimizer, [0.6], also=["linear"], **given)
 
 
 def test_a_frozen_weight_stays_dense():

@@ -190,8 +190,26 @@ def test_factors_of_a_weight_that_was_read_as_another_layer_are_refused(tmp_path
         orthotrain.load(copy.deepcopy(model), tmp_path / "m.safetensors")
     grouped = nn.Sequential(nn.Conv2d(64, 64, 3, groups=2))
     compress_state(filled(grouped).state_dict(), energy=0.9).save(tmp_path / "g.safetensors")
-    with pytest.raises(CheckpointError, match=r"0.weight: the checkpoint holds a pair of shape"):
+    words = r"0.weight: the checkpoint holds a pair of shape .* this layer out \(--skip, skip="
+    with pytest.raises(CheckpointError, match=words):
         orthotrain.load(copy.deepcopy(grouped), tmp_path / "g.safetensors")
+
+
+@pytest.mark.bad_input
+def test_factors_that_no_layer_of_the_model_can_hold_are_told_with_what_to_leave_out(tmp_path):
+    weight = filled(nn.Linear(24, 24)).weight.detach()
+    compress_state({"router.weight": weight}, energy=0.9).save(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"router.pair has no layer .* --skip router "):
+        orthotrain.load(
+            nn.ModuleDict({"router": nn.Bilinear(4, 6, 24)}), tmp_path / "m.safetensors"
+        )
+    # A file that holds a tied weight under one name only, as Transformers writes it.
+    tied = nn.ModuleDict({"embed": nn.Embedding(24, 24), "head": nn.Linear(24, 24)})
+    tied["head"].weight = tied["embed"].weight
+    state = {"embed.weight": weight, "head.bias": torch.zeros(24)}
+    compress_state(state, energy=0.9, also=["embedding"]).save(tmp_path / "t.safetensors")
+    with pytest.raises(CheckpointError, match=r"embed.pair: an embedding .* --skip embed "):
+        orthotrain.load(tied, tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -216,7 +234,7 @@ def test_tied_weights_stay_tied_where_they_are_equal_or_one():
     assert made.report.stored_before == 2 * 1600
     # Tied to what stays dense, a weight stays dense; zeros are not tied to zeros.
     state = {"embed.weight": weight, "head.weight": weight, "bias": torch.zeros(40, 40)}
-    with pytest.raises(ConfigError, match=r"tied to embed\.weight, which stays as it is"):
+    with pytest.raises(ConfigError, match=r"head\.weight: tied, embed\.weight, .* never cut"):
         compress_state(state, energy=0.9)
     zeros = {"a.weight": torch.zeros(8, 8), "b.weight": torch.zeros(8, 8)}
     assert len(survey(zeros).weights) == 2

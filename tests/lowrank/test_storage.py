@@ -86,6 +86,18 @@ def test_a_missing_file(tmp_path):
 
 
 @pytest.mark.bad_input
+def test_advice_about_a_damaged_file_depends_on_who_wrote_it(tmp_path):
+    save(low_rank(), tmp_path / "ours")
+    save_file(low_rank().state_dict(), tmp_path / "foreign")
+    for name, advice in (("ours", "write it again with orthotrain.save"), ("foreign", "fetching")):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(CheckpointError, match=advice) as error:
+            read_any(path)
+        assert ("orthotrain.save" in str(error.value)) == (name == "ours")
+
+
+@pytest.mark.bad_input
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "text"])
 def test_a_damaged_file(tmp_path, damage):
     path = tmp_path / "model"

@@ -32,8 +32,8 @@ def low(**settings):
     return as_published(**{**LOW, "dense_last": False, **settings})
 
 
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.1)
+def sgd(model, lr=0.1):
+    return torch.optim.SGD(model.parameters(), lr=lr)
 
 
 def wrapped(*, wrap=True, model=None, process_group=None):
@@ -60,6 +60,12 @@ def attached(*methods, wrap=True, model=None, **options):
         clean = not inner._forward_hooks and not optimizer._optimizer_step_post_hooks
         return [*found, clean]
     return None
+
+
+def attached_at(rate):
+    outer, _ = wrapped()
+    found = told(lambda: attach(outer, sgd(outer, rate), NOG))
+    return None if found is None else [*found, not outer.module._forward_hooks]
 
 
 def compared(*lists):
@@ -215,6 +221,7 @@ def main(rank, folder):
         "order": attached(*([NOG, EarlyDiary()] if first else [EarlyDiary(), NOG])),
         "another method": attached(NOG if first else OptimalLearningRate("0")),
         "auto": attached(NOG, auto=first),
+        "learning rate": attached_at([0.1, torch.tensor(0.25)][rank]),
         "total_steps": attached(NOG, total_steps=100 + rank),
         "pattern": attached(NearestOrthogonalGradient("2"), wrap=False, model=shorter(rank)),
         "failure of the first": attached(NOG, *([Unfit()] if first else [])),
@@ -237,6 +244,7 @@ def main(rank, folder):
             *([NOG, ConditionMonitor("2", every_steps=1)] if first else [NOG])
         ),
         "records": attached(NOG, records=10 + rank),
+        "rates of one value": attached_at([0.25, torch.tensor(0.25)][rank]),
         "same object": attached(NearestOrthogonalGradient(layer[0]), model=layer),
         "odd setting": attached(EarlyDiary(diary=[Odd(), {1, 2}, {"a": torch.ones(2 + 0 * rank)}])),
         "step, loaded alike": stepped(rank, loaded_alike),

@@ -35,12 +35,14 @@ DIFFERENT = {  # what the first process has, and what the other one
     ),
     "another method": ("methods NearestOrthogonalGradient", "methods OptimalLearningRate"),
     "auto": ("auto=True", "auto=False"),
+    "learning rate": ("learning rates 0.1", "learning rates 0.25"),
     "total_steps": ("total_steps=100", "total_steps=101"),
     "sites": ("adaptive_low_rank on 2 (2x4)", "not."),
     "many settings": ("skip=['x", "skip=['x"),
 }
 ALIKE = [
-    "alike", "watched by one", "records", "same object", "odd setting", "wrapper of a part",
+    "alike", "watched by one", "records", "rates of one value", "same object", "odd setting",
+    "wrapper of a part",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orthotrain.cli.command import Command
 from orthotrain.cli.places import require_place
 from orthotrain.cli.reading import is_run
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,11 @@ def run_inspect(command: Command) -> int:
     """Print one line per weight, the totals at budgets, and what stays as it is."""
     given = command.arguments
     path = Path(given.file)
+    if given.picture is not None and Path(given.picture).suffix.lower() != ".png":
+        raise ConfigError(
+            f"--picture {given.picture}: a PNG is written; name it "
+            f"{Path(given.picture).with_suffix('.png').name}"
+        )
     outputs = [Path(output) for output in (given.json, given.picture) if output is not None]
     for output in outputs:
         require_place(output, read=path)
@@ -96,7 +101,8 @@ def table_of(found: Survey, *, network: bool) -> str:
 
 def _totals(found: Survey, network: bool) -> list[str]:
     """What budgets would leave, and how far the numbers can be trusted."""
-    lines = ["", "what a budget would leave"]
+    of = f", as a share of the {found.dense:,} numbers of the dense form"
+    lines = ["", "what a budget would leave" + of * (found.dense != found.stored)]
     lines += _aligned([_BUDGET_HEADINGS, *map(_line, found.budgets)])
     lines += [f"{100 * b.share:.0f} %: {b.problem}" for b in found.budgets if b.problem][:1]
     lines.append(

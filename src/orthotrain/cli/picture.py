@@ -96,5 +96,6 @@ def _budgets(axes: Axes, found: Survey, theme: Theme) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_xlim(0, 1.6 * max(1, found.stored))
     axes.invert_yaxis()
-    axes.set_title("Numbers of the whole model at a budget")
+    of = f", a share of the {found.dense:,} of its dense form" * (found.dense != found.stored)
+    axes.set_title("Numbers of the whole model at a budget" + of)
     _numbers_below(axes)

@@ -16,6 +16,8 @@ from orthotrain._checks import require_count, require_steps
 from orthotrain._doors import checked
 from orthotrain._sharded import USE_DDP, require_whole, sharding_of
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
+from orthotrain.layers import LowRankTransposedLinear
+from orthotrain.layers._factors import low_rank_class_of
 from orthotrain.linalg import (
     basis_stability_from_polar,
     mixing_similarity,
@@ -269,7 +271,9 @@ def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, int, Tensor]]
         )
         for letter, weight in zip("qkv", weights, strict=True):
             yield f"{name}.{letter}" if name else letter, _rank(module, weight), weight.detach()
-    elif isinstance(module, nn.Linear | _ConvNd) or type(module).__name__ == "Conv1D":
+    elif isinstance(module, nn.Linear | _ConvNd) or (
+        low_rank_class_of(module) is LowRankTransposedLinear
+    ):
         full: object = module.weight
         if isinstance(full, Tensor) and full.ndim > 1 and full.numel():
             matrix = weight_layout(module, "weight", full.shape).matrix(full.detach())

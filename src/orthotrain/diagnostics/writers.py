@@ -40,7 +40,8 @@ class JsonlWriter:
 
     ``orthotrain report FILE.jsonl`` draws the file. A killed run loses no line of a finished
     step. One that is resumed goes on in the same file: what that holds of the steps after the
-    checkpoint comes again, so it is cut off before the first new line.
+    checkpoint comes again, so it is cut off before the first new line. Apart from times, the
+    file is that of a run that was never stopped, line by line.
 
     Args:
         handle: What ``attach`` gave. Make the writer before the first step that follows, before
@@ -70,21 +71,21 @@ class JsonlWriter:
 
     def _take(self, record: Record) -> None:
         lines = [line_of(record)]
+        begins = not self._begun and self._begin(record["step"])
         # Its last record of an update: sizes are those after it.
-        if not self._begun or record.get("event") == "update":
+        if begins or record.get("event") == "update":
             lines += size_lines(self._handle.summary(), step=record["step"])
-        if not self._begun:
-            self._begin(record["step"])
         content = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
         with self._path.open("ab") as file:
             file.write(content.encode())
 
-    def _begin(self, step: int) -> None:
-        """Cut off what comes again."""
+    def _begin(self, step: int) -> bool:
+        """Cut off what comes again; whether nothing is left, so that the file begins here."""
         kept = [raw for at, raw in self._kept if at < step]
         if len(kept) < len(self._kept) or self._path.stat().st_size > sum(map(len, kept)):
             write_atomically(self._path, b"".join(kept))
         self._begun, self._kept = True, []
+        return not kept
 
 
 class Scalars(Protocol):

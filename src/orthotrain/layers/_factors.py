@@ -16,7 +16,7 @@ A state dict tells them apart by names: ``pair`` alone is the one form, ``core``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -302,6 +302,10 @@ def register_low_rank(*dense_classes: str) -> Any:
 
 
 _LOW_RANK_CLASSES: dict[str, type[LowRankModule]] = {}
+_TRY: Final = (
+    "load it into the model it was saved from, or compress the file again and leave this layer "
+    "out (--skip, skip=)"
+)
 
 
 def _follow_factors(
@@ -318,8 +322,7 @@ def _follow_factors(
     if not fitting or not 1 <= rank <= fitting[0].full_rank:
         return (
             f"the checkpoint holds u, core, vh of shapes {shapes}, this layer's weight of shape "
-            f"{layouts[0].shape} needs {layouts[0].factor_shapes(max(rank, 1))}; load it into the "
-            "model it was saved from"
+            f"{layouts[0].shape} needs {layouts[0].factor_shapes(max(rank, 1))}; {_TRY}"
         )
     parameter = weight_parameter(module, weight)
     assert parameter is not None
@@ -352,8 +355,7 @@ def _follow_pair(
     if not fitting or not 1 <= rank <= fitting[0].full_rank:
         return (
             f"the checkpoint holds a pair of shape {shape}, this layer's weight of shape "
-            f"{layouts[0].shape} needs {layouts[0].pair_shape(max(rank, 1))}; load it into the "
-            "model it was saved from"
+            f"{layouts[0].shape} needs {layouts[0].pair_shape(max(rank, 1))}; {_TRY}"
         )
     parameter = weight_parameter(module, weight)
     assert parameter is not None

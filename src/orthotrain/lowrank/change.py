@@ -19,12 +19,13 @@ from orthotrain.layers._factors import (
 )
 from orthotrain.layers._parameters import resize_parameter_
 from orthotrain.linalg.factor_pair import balanced_pair
+from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Cut
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods import Run
-from orthotrain.methods.basis_change import BasisChange, CoordinateChange
+from orthotrain.methods.basis_change import BasisChange, CoordinateChange, Rule
 from orthotrain.methods.optimizer_state import StateMode, resize
 from orthotrain.methods.pair_change import PairCut, PairSwitch
 
@@ -102,9 +103,36 @@ def _change_of_state(
     if site.trains_bases:
         p, qh = _in_full(site, p, qh)
         return PairCut(*site.pair, p, s, qh)
-    if not site.factored and bases == "trained":
-        return PairSwitch(p, s, qh)
-    return BasisChange(left=p, right=qh.mT)
+    if site.factored:
+        return BasisChange(left=p, right=qh.mT)
+    trained = bases == "trained"
+    switch = PairSwitch(p, s, qh) if trained else BasisChange(left=p, right=qh.mT)
+    return _InputsFirst(switch, site.layout) if site.layout.inputs_first else switch
+
+
+@dataclass(frozen=True, eq=False)
+class _InputsFirst(CoordinateChange):
+    """A change of a weight that is stored inputs first: its state is read as its matrices are."""
+
+    change: CoordinateChange
+    layout: WeightLayout
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        return self.layout.shape
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        return self.change.after
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        return tuple(shape) == self.before
+
+    def moved(self, x: Tensor, rule: Rule) -> Tensor:
+        return self.change.moved(self.layout.matrix(x), rule)
+
+    def leading(self, x: Tensor) -> Tensor:
+        return self.change.leading(self.layout.matrix(x))
 
 
 def _in_full(site: Site, p: Tensor, qh: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from orthotrain.layers import Bases
 from orthotrain.lowrank.change import cut_site_, undo_of
 from orthotrain.lowrank.compression_report import Compression, cut_and_report
 from orthotrain.lowrank.cut import (
-    Kind,
     KnownWeights,
     chosen_layers,
     known_weights,
@@ -24,6 +23,7 @@ from orthotrain.lowrank.cut import (
 )
 from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.measure import LossFunction
+from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.output_error import model_error, seen_on
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rank_rule import RankRule

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from functools import partial
+from inspect import signature
+from typing import Any, Final, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 
+from orthotrain._checks import described
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases, stored_numbers
 from orthotrain.linalg import MetricSVD, truncated
@@ -19,10 +24,6 @@ from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers, require_aspect
-
-#: Kinds of layers that are cut on request.
-Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
-KINDS: Final = get_args(Kind)
 
 #: What a cut at once is guarded by: nothing.
 OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
@@ -165,28 +166,48 @@ def chosen_layers(
     """The layers that patterns, kinds and shapes leave.
 
     Raises:
-        ConfigError: One string stands where a collection of patterns is needed, a kind of layer
-            that is not known, or a ``max_aspect`` of 1 or less.
+        ConfigError: One string stands where a collection of patterns is needed, or a
+            ``max_aspect`` of 1 or less.
     """
     for name, patterns in (("skip", skip), ("only", only), ("also", also)):
         if isinstance(patterns, str):
             raise ConfigError(
                 f"{what} needs {name} to be a collection of patterns, got {patterns!r}"
             )
-    if unknown := set(also) - set(KINDS):
-        raise ConfigError(f"{what} needs also to be among {KINDS}, got {sorted(unknown)}")
     require_aspect(what, max_aspect)
     return Selection(skip=tuple(skip), only=tuple(only), also=tuple(also), max_aspect=max_aspect)
 
 
 def require_data_for(what: str, data: object, loss: object) -> None:
-    """Refuse a loss that has nothing to be measured on.
+    """Refuse a loss that has nothing to be measured on, or takes something else.
 
     Raises:
-        ConfigError: A loss is given and no data.
+        ConfigError: A loss is given and no data, or one that does not take a model and a batch.
     """
-    if loss is not None and data is None:
+    if loss is None:
+        return
+    if _takes_outputs(loss):
+        raise ConfigError(
+            f"{what} needs loss to take the model and a batch, loss(model, batch), and to give one "
+            f"number, got {described(loss)}; call the model inside, such as "
+            "loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])"
+        )
+    if data is None:
         raise ConfigError(f"{what} needs data to measure the loss on, got loss without data")
+
+
+def _takes_outputs(loss: object) -> bool:
+    """Whether a loss is one of torch's, of outputs and targets, or cannot take two arguments."""
+    function = loss.func if isinstance(loss, partial) else loss
+    if isinstance(function, _Loss) or getattr(function, "__module__", "") == F.__name__:
+        return True
+    try:
+        signature(cast(Callable[..., object], loss)).bind(None, None)
+    except TypeError:
+        return True
+    except ValueError:  # compiled code may tell no signature
+        return False
+    return False
 
 
 def stored_in(site: Site) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from orthotrain.linalg import working_dtype
 from orthotrain.linalg.factor_pair import nearest_pair
 from orthotrain.lowrank.distributed_checkpoint import is_metadata, shapes_of_model
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
+from orthotrain.lowrank.no_form import TIED_HEAD
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.sites import Site
 from orthotrain.methods.select import named_modules_clean
@@ -234,6 +235,8 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Mod
         state_dict = shapes_of_model(model, state_dict)
     guard(model)
     wanted = as_names_of(model, state_dict)
+    factored = {name for name in wanted if is_factored_name(name)}
+    of_heads = list(_of_tied_heads(model, factored))
     problems: list[str] = []
     known = {*clean_keys(model)}  # a dense parameter may be called core
     for name, module in named_modules_clean(model, remove_duplicate=False):
@@ -243,16 +246,42 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Mod
             for weight in low_rank_class.weights_of(module):
                 known |= {prefix + factor_names(weight)[1], prefix + pair_name(weight)}
             follow_state_dict(module, wanted, prefix, problems)
-    factored = {name for name in wanted if is_factored_name(name)}
-    problems += [f"{name} has no layer in this model" for name in sorted(factored - known)]
+    homeless = sorted(factored - known)
+    problems += [f"{name} has no layer in this model" for name in homeless]
+    problems += [f"{name}: {TIED_HEAD}" for name in of_heads]
     if problems:
         raise CheckpointError(
             "restore_structure needs the model that the checkpoint was saved from, got: "
             + "; ".join(problems[:5])
             + "; build the model with the settings it was trained with"
+            + _leave_out([*homeless, *of_heads])
         )
     share_tied_factors_(model)
     return model
+
+
+def _of_tied_heads(model: nn.Module, factored: Set[str]) -> Iterator[str]:
+    """Factors of a weight that an embedding and a linear layer of the model share."""
+    owners: dict[int, dict[str, nn.Module]] = {}
+    for name, module in named_modules_clean(model, remove_duplicate=False):
+        if (weight := module._parameters.get("weight")) is not None:
+            owners.setdefault(id(weight), {})[name] = module
+    for held in owners.values():
+        kinds = [any(isinstance(m, k) for m in held.values()) for k in (nn.Embedding, nn.Linear)]
+        if all(kinds):
+            names = (f"{name}.{each}" for name in held for each in ("pair", "core"))
+            yield from sorted(factored & set(names))
+
+
+def _leave_out(factors: Sequence[str]) -> str:
+    """What to try where no layer here can hold these factors: a file is cut by names alone."""
+    layers = dict.fromkeys(name.rpartition(".")[0] or name for name in factors)
+    if not layers:
+        return ""
+    return (
+        ". A file that orthotrain compress made: make it again without what cannot be low-rank, "
+        f"--skip {' '.join(list(layers)[:5])} (skip= in Python)"
+    )
 
 
 def share_tied_factors_(model: nn.Module) -> None:

@@ -76,6 +76,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
         only: ``fnmatch`` patterns on qualified module names to convert; all others stay.
         skip: Patterns on modules to leave alone. Each pattern must match a module with a weight
             of its own: a block is skipped with ``"block.*"``.
+        also: Kinds of layers that are converted on request, as in :func:`compress`:
+            ``"embedding"``, ``"lstm"``, ``"gru"``, ``"rnn"``, ``"transposed"``.
         max_aspect: A weight whose larger side is this many times the smaller stays dense.
         only_if_cheaper: A layer stays dense until its factored form takes fewer multiply-adds.
             Its planned rank falls with every update that reaches it. False converts every
@@ -185,7 +187,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
         selection = Selection(
             skip=self.skip, only=self.only, dense_first=self.dense_first,
             dense_last=self.dense_last, max_aspect=self.max_aspect,
-            shared_attention_basis=self.shared_attention_basis,
+            shared_attention_basis=self.shared_attention_basis, also=tuple(self.also),
         )  # fmt: skip
         trained = {id(parameter) for parameter in run.owners()}
         sites, refusals = find_sites(run.model, selection, trained=trained)

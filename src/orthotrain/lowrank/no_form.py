@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from typing import Final
+from typing import Final, Literal, get_args
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -12,8 +12,18 @@ from torch.nn.utils.parametrize import is_parametrized
 from orthotrain.layers._factors import LowRankModule, low_rank_class_of, weight_parameter
 from orthotrain.methods.select import named_modules_clean
 
+#: Kinds of layers that are cut on request.
+Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
+KINDS: Final = get_args(Kind)
+
 COMPUTED: Final = (
     "its weight is computed from other parameters (weight_norm, spectral_norm, pruning)"
+)
+
+#: Why an embedding and a head that share one weight stay dense, both of them.
+TIED_HEAD: Final = (
+    "an embedding and a head that share one weight are never cut, since they read it in "
+    "opposite order"
 )
 
 _CONVERTED_CLASSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
@@ -56,8 +66,7 @@ def left_as_they_are(
             yield name, COMPUTED
         elif not is_asked_for(low_rank_class, also) and _has_none_of(module, named):
             kind = low_rank_class.__name__.removeprefix("LowRank")
-            asked = f"compress(..., also=[{low_rank_class.on_request!r}])"
-            yield name, f"{kind} is cut on request: {asked}"
+            yield name, f"{kind} is cut on request: also=[{low_rank_class.on_request!r}]"
 
 
 def is_asked_for(low_rank_class: type[LowRankModule], also: Sequence[str]) -> bool:

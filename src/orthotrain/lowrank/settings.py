@@ -10,6 +10,7 @@ from typing import Literal
 from orthotrain._checks import require_number, require_share, require_steps
 from orthotrain.layers import Bases
 from orthotrain.lowrank.metric import Importance
+from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
@@ -36,6 +37,7 @@ class LowRankSettings:
     dense_last: bool = True
     only: Collection[str] = ()
     skip: Collection[str] = ()
+    also: Collection[Kind] = ()
     max_aspect: float = MAX_ASPECT
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
@@ -62,7 +64,11 @@ class LowRankSettings:
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
             require(mode != "slice", "optimizer_state", mode, needed)
-        for name in ("only", "skip"):  # a list could change, a set differs between processes
+        for name in (
+            "only",
+            "skip",
+            "also",
+        ):  # a list could change, a set differs between processes
             patterns = getattr(self, name)
             kept = tuple(sorted(patterns) if isinstance(patterns, Set) else patterns)
             object.__setattr__(self, name, kept)

@@ -31,6 +31,7 @@ from orthotrain.lowrank.cut import (
 )
 from orthotrain.lowrank.look import Decomposition
 from orthotrain.lowrank.measure import LossFunction, mean_loss
+from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rules import StoredBudget
 from orthotrain.lowrank.sites import (
@@ -65,6 +66,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
     loss: LossFunction | None = None,
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    also: Collection[Kind] = (),
     count_operations: bool = False,
 ) -> Sizes:
     """Make several smaller models of one, each trained on; the model stays as it is.
@@ -89,6 +91,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
         loss: ``loss(model, batch)`` as for ``compress``.
         only: ``fnmatch`` patterns on qualified module names to cut; all others stay as they are.
         skip: Patterns on modules that stay as they are.
+        also: Kinds of layers that are cut on request, as for ``compress``.
         count_operations: Count floating-point operations of ``train_on`` by
             ``torch.utils.flop_counter``: products and convolutions, the teacher's, too; torch
             leaves out attention on a CPU. It slows small models down by about half, so seconds
@@ -116,7 +119,7 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
     require_whole("sizes", model)
     optimizer, start = outermost_optimizer("sizes", optimizer), unwrap(model)
     rules = _rules(shares)
-    selection = chosen_layers("sizes", only=only, skip=skip)
+    selection = chosen_layers("sizes", only=only, skip=skip, also=also)
     require_data_for("sizes", data, loss)
     _check_start(start, optimizer, selection, rules)
     teacher = frozen_copy(start)

@@ -23,7 +23,7 @@ from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.adapters import adapted
 from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape, watch_hooks
-from orthotrain.lowrank.no_form import is_asked_for, is_layer, left_as_they_are
+from orthotrain.lowrank.no_form import TIED_HEAD, is_asked_for, is_layer, left_as_they_are
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
@@ -182,18 +182,23 @@ def find_sites(
     ends = {id(layer) for layer in layers[:1] if selection.dense_first}
     ends |= {id(layer) for layer in layers[-1:] if selection.dense_last}
     weights = list(_weights(model, selection))
-    foreign = _other_owners(model, {id(site.owners[0][0]) for site in weights})
+    foreign = _other_owners(model, weights)
     by_parameter: dict[int, list[Site]] = {}
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
     adapters = adapted(model)
     without = left_as_they_are(model, by_parameter.keys(), also=selection.also)
     sites, refusals = [], [Refusal(name, reason) for name, reason in without]
+    refusals += [
+        Refusal(name, _tied_to(by_parameter[key], module))
+        for key, owners in foreign.items()
+        for name, module in owners
+    ]
     for key, tied in by_parameter.items():
         reasons = [
             adapters.get(id(site.owners[0][0]))
             or _refusal(site, selection, ends, skipped)
-            or foreign.get(key)
+            or _tied_to_foreign(site, foreign.get(key))
             or _left_out(site, only)
             for site in tied
         ]
@@ -201,7 +206,8 @@ def find_sites(
             reasons = [reason or _untrained(tied[0], trained) for reason in reasons]
         reasons = [reason or _hooked(tied[0]) for reason in reasons]
         if len({site.layout for site in tied}) > 1:
-            reasons = [f"tied weight held in different shapes by {_names(tied)}"] * len(tied)
+            told = {site.name: [other for other in tied if other is not site] for site in tied}
+            reasons = [_tied_to(told[site.name], site.owners[0][0]) for site in tied]
         if any(reasons):
             shared = next(reason for reason in reasons if reason)
             refusals += [
@@ -355,18 +361,38 @@ def _hooked(site: Site) -> str | None:
     return hook_that_needs_the_shape(site.parameter)
 
 
-def _names(sites: Sequence[Site]) -> str:
-    return ", ".join(site.name for site in sites)
+def _tied_to(others: Sequence[Site], module: nn.Module) -> str:
+    """Why a module that shares its weight with these stays dense."""
+    owners = [owner for site in others for owner, _ in site.owners]
+    named = ", ".join(site.name or "the model" for site in others)
+    return _tied(named, [module, *owners])
 
 
-def _other_owners(model: nn.Module, known: set[int]) -> dict[int, str]:
-    """Parameters held by a module that cannot hold factors: an embedding tied to a head."""
-    owners = {}
+def _tied_to_foreign(site: Site, owners: Sequence[tuple[str, nn.Module]] | None) -> str | None:
+    """Why a site that shares its weight with modules that are no sites stays dense."""
+    if not owners:
+        return None
+    named = ", ".join(f"{name or 'the model'} ({type(module).__name__})" for name, module in owners)
+    return _tied(named, [site.owners[0][0], *(module for _, module in owners)])
+
+
+def _tied(named: str, owners: Sequence[nn.Module]) -> str:
+    tables = [isinstance(owner, nn.Embedding) for owner in owners]
+    heads = [isinstance(owner, nn.Linear) for owner in owners]
+    if any(tables) and any(heads):
+        return f"tied to {named}: {TIED_HEAD}"
+    return f"tied to {named}, which reads it in another way"
+
+
+def _other_owners(
+    model: nn.Module, sites: Sequence[Site]
+) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Modules that hold the weight of a site and are none, by ``id`` of the Parameter."""
+    known = {id(site.owners[0][0]) for site in sites}
+    held = {id(site.parameter) for site in sites}
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in named_modules_clean(model):
         if id(module) not in known:
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners[id(parameter)] = (
-                        f"tied to {name or 'the model'} ({type(module).__name__})"
-                    )
+            for key in {id(p) for p in module._parameters.values()} & held:
+                owners.setdefault(key, []).append((name, module))
     return owners

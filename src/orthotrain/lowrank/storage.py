@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from orthotrain.lowrank.following import restore_structure
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
 from orthotrain.methods.select import named_modules_clean, unwrap
+
+_BUILD: Final = "; build it with the settings it was trained with"
 
 
 class StoredLayout(NamedTuple):
@@ -149,8 +151,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         inner.load_state_dict({keys.get(name, name): value for name, value in tensors.items()})
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(
-            f"load needs the model that {path} was saved from, got another one: {error}; build "
-            "it with the settings it was trained with"
+            f"load needs the model that {path} was saved from, got another one: {error}"
+            + _BUILD * isinstance(error, RuntimeError)
         ) from error
     if without := [name for name, value in inner.named_buffers() if value.is_meta]:
         raise CheckpointError(
@@ -171,7 +173,7 @@ def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> N
         if read not in (None, StoredLayout.of(layout)):
             raise CheckpointError(
                 f"{key} was made of a weight read as {read}, and the layer of this model reads it "
-                "as another kind of layer; compress the file again and leave it out (skip)"
+                "as another kind of layer; compress the file again and leave it out (--skip, skip=)"
             )
 
 
@@ -252,7 +254,7 @@ def _entry(metadata: Mapping[str, str], name: str, path: Path) -> dict[str, Any]
 
 def _malformed(path: Path, name: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} has malformed metadata, {name!r}: {reason}; use an earlier copy, or write it "
+        f"{path} has malformed metadata, {name!r}: {reason}; take another copy, or write it "
         "again with orthotrain.save"
     )
 

@@ -24,6 +24,8 @@ _logger = logging.getLogger("orthotrain")
 FORMAT: Final = "orthotrain.model.2"
 UNHASHED_FORMAT: Final = "orthotrain.model.1"
 _HASH: Final = "orthotrain.sha256"
+# Metadata come first in a file; bytes of it that are searched for our name.
+_START: Final = 65536
 
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
@@ -73,10 +75,11 @@ def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
     name = metadata.get("format", "")
     if written is not None:
         if written != content_hash(tensors, metadata):
-            raise _damaged(path, "its content does not match the hash in its metadata")
+            raise _damaged(path, "its content does not match the hash in its metadata", ours=True)
     elif name == FORMAT or (not is_ours(metadata) and "orthotrain" in json.dumps(metadata)):
         # The names of the entries may be what was damaged.
-        raise _damaged(path, f"it was written by orthotrain, and its metadata has no {_HASH}")
+        reason = f"it was written by orthotrain, and its metadata has no {_HASH}"
+        raise _damaged(path, reason, ours=True)
     if is_ours(metadata) and name not in (FORMAT, UNHASHED_FORMAT):
         raise CheckpointError(
             f"{path} has the format {name!r}, this version reads {FORMAT} and {UNHASHED_FORMAT}; "
@@ -114,11 +117,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error), ours=_names_us(path)) from error
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def _names_us(path: Path) -> bool:
+    """Whether the metadata at the start of a file that cannot be read says who wrote it."""
+    with path.open("rb") as file:
+        return b"orthotrain." in file.read(_START)
+
+
+def _damaged(path: Path, reason: str, *, ours: bool) -> CheckpointError:
+    again = "use an earlier copy, or write it again with orthotrain.save"
     return CheckpointError(
-        f"{path} is damaged or no safetensors file ({reason}); use an earlier copy, or write it "
-        "again with orthotrain.save"
+        f"{path} is damaged or no safetensors file ({reason}); "
+        + (again if ours else "take another copy, such as by fetching it again")
     )

@@ -17,7 +17,7 @@ from orthotrain._sharded import require_own_steps
 from orthotrain.errors import ConfigError
 from orthotrain.methods._facts import facts_of
 from orthotrain.methods._hooks import refuse_data_parallel
-from orthotrain.methods._optimizer import groups_of, kinds_of, require_model
+from orthotrain.methods._optimizer import groups_of, kinds_of, rates_of, require_model
 from orthotrain.methods._wrapped_optimizer import stepped_optimizer
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.processes import Processes
@@ -107,6 +107,7 @@ def attach(
         _check_free(inner, optimizers)
         # Before a method that switches at once changes the model.
         given = [f"attach({auto=}, {total_steps=})", f"optimizers {kinds_of(optimizers)}"]
+        given.append(f"learning rates {rates_of(optimizers)}")
         processes.require_same("attach", [*facts_of(methods, inner), *given])
         run = Run(
             inner, optimizers, wrapper=_ddp_inside(model), total_steps=total_steps,

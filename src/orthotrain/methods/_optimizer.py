@@ -37,6 +37,12 @@ def learning_rate(group: dict[str, Any]) -> float:
     return float(group["lr"])
 
 
+def rates_of(optimizers: Iterable[Optimizer]) -> str:
+    """The learning rate of each group, in order; a group without one counts as none."""
+    rates = (group.get("lr") for each in optimizers for group in each.param_groups)
+    return ", ".join("none" if rate is None else str(float(rate)) for rate in rates)
+
+
 def rates_are_zero(optimizer: Optimizer) -> bool:
     """Whether every learning rate is zero; never waits for a device.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotrain._checks import is_dense
 from orthotrain.errors import ConfigError
+from orthotrain.lowrank.no_form import TIED_HEAD
 from orthotrain.lowrank.sites import require_aspect
 from orthotrain.lowrank.state_dicts.read import StoredModel
 from orthotrain.lowrank.state_dicts.weights import LeftOut, Reader, StoredWeight, dtype_name
@@ -155,6 +156,9 @@ def _together(
         tied = f"tied to {held}, which stays as it is ({why})"
         reasons = [reason or tied for reason in reasons]
     first, *rest = looks
+    kinds = {look.kind for look in looks if isinstance(look, StoredWeight)}
+    if "embedding" in kinds and len(kinds) > 1:
+        return None, [f"tied, {', '.join(keys)}: {TIED_HEAD}"] * len(keys)
     if not isinstance(first, StoredWeight):
         return None, reasons
     for other in rest:

@@ -14,7 +14,7 @@ from torch import Tensor
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.compression_report import CompressedLayer, Compression
-from orthotrain.lowrank.cut import Kind
+from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
 from orthotrain.lowrank.sites import MAX_ASPECT

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError
-from orthotrain.lowrank.cut import OPEN, Kind
+from orthotrain.lowrank.cut import OPEN
 from orthotrain.lowrank.decide import decided_ranks
+from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import Candidate, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
 from orthotrain.lowrank.sites import MAX_ASPECT
@@ -21,7 +22,7 @@ from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight, dtype_
 
 #: Shares of energy at which ranks are told.
 ENERGIES: Final = (0.9, 0.99, 0.999)
-#: Shares of the stored numbers at which totals are told.
+#: Shares of the numbers of the dense form at which totals are told.
 BUDGETS: Final = (0.75, 0.5, 0.25)
 #: Called with how many weights were decomposed, of how many, and the name of the next.
 OnProgress = Callable[[int, int, str], None]
@@ -86,7 +87,7 @@ class BudgetSurvey:
     """What a budget would leave.
 
     Attributes:
-        share: Of the numbers of the dense model.
+        share: Of the numbers of the dense model, also where the file is low-rank already.
         stored: Numbers that would be stored; None where no ranks meet the budget.
         bytes: Bytes that would be stored.
         cut: Weights that would be cut.
@@ -113,14 +114,17 @@ class Survey:
     Attributes:
         source: The file and what it is.
         stored: Numbers it holds.
+        dense: Numbers of its dense form, of which budgets are shares; as many as ``stored``, but
+            where weights are held in factors.
         bytes: Bytes of all its tensors.
         weights: One per weight of a kind that can be low-rank.
         left: Each tensor that stays as it is by these settings, with the reason.
-        budgets: At 75, 50 and 25 % of the stored numbers.
+        budgets: At 75, 50 and 25 % of the numbers of the dense form.
     """
 
     source: str
     stored: int
+    dense: int
     bytes: int
     weights: tuple[WeightSurvey, ...]
     left: tuple[LeftOut, ...]
@@ -191,6 +195,7 @@ def surveyed(
     return Survey(
         source=str(stored),
         stored=chosen.other_numbers + sum(weight.stored for weight in chosen.weights),
+        dense=chosen.other_numbers + sum(weight.dense_numbers for weight in chosen.weights),
         bytes=chosen.other_bytes + sum(weight.bytes_at(None) for weight in chosen.weights),
         weights=tuple(_weight(weight, candidates[weight.key]) for weight in weights),
         left=chosen.left,

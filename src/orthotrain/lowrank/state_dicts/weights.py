@@ -23,8 +23,7 @@ from orthotrain.layers._factors import LowRankModule
 from orthotrain.linalg.decompose import leading_factors, singular_values_by_gram, thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout, stored_layout, weight_layout
-from orthotrain.lowrank.cut import KINDS
-from orthotrain.lowrank.no_form import COMPUTED
+from orthotrain.lowrank.no_form import COMPUTED, KINDS
 from orthotrain.lowrank.rank_rule import Candidate
 from orthotrain.lowrank.sites import CONV_RANK_MULTIPLE, too_thin
 from orthotrain.lowrank.storage import StoredLayout
