@@ -177,6 +177,13 @@ def test_an_optimizer_without_hooks_is_named():
     with pytest.raises(ConfigError, match="got NoneType"):
         attach(model, None, Diary())
 
+    class Hidden:
+        def __init__(self, optimizer):
+            self.step = optimizer.step
+
+    with pytest.raises(ConfigError, match=r"no optimizer was found .* give the torch.optim.Opt"):
+        attach(model, Hidden(sgd(model)), Diary())
+
 
 @pytest.mark.bad_input
 def test_tensors_outside_of_the_state_are_refused_where_shapes_change():

@@ -105,7 +105,12 @@ def _inside(what: str, outer: object, seen: Sequence[object]) -> Optimizer | Non
     if isinstance(outer, Optimizer):
         raise ConfigError(
             f"{what}: {kind} does not fire torch's hooks around its step; call "
-            f"torch.optim.Optimizer.__init__ in {kind}.__init__"
+            f"torch.optim.Optimizer.__init__ in {kind}.__init__, or give the optimizer inside it"
+        )
+    if callable(getattr(outer, "step", None)):
+        raise ConfigError(
+            f"{what}: {kind} has a step, and no optimizer was found in its attributes; give the "
+            f"torch.optim.Optimizer inside it, or keep that in an attribute of {kind}"
         )
     raise ConfigError(
         f"{what}: need a torch.optim.Optimizer, got {kind}; "

@@ -114,10 +114,21 @@ def _refusal(path: Path, error: Exception, *, zipped: bool) -> CheckpointError:
     # Torch's first line advises to load without weights_only; its reason stands behind this word.
     text = text.rpartition("WeightsUnpickler error: ")[2].strip()
     reason = text.splitlines()[0] if text else type(error).__name__
+    reason = reason if zipped else _no_pickle(path) or reason
     return CheckpointError(
         f"{path} is damaged or no model ({reason}); take another copy, or give a file that "
         "torch.save or safetensors wrote"
     )
+
+
+def _no_pickle(path: Path) -> str:
+    """Why a file that is no zip archive is no pickle either; empty where it may be one."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK"):
+        return "a zip archive that is cut short"
+    # Pickles since protocol 2, as torch writes them, begin with this byte.
+    return "" if start.startswith(b"\x80") else f"no such file begins with {start!r}"
 
 
 def _globals_of(path: Path, *, zipped: bool) -> list[str]:
