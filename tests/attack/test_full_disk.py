@@ -47,14 +47,14 @@ def full_in_writes(family, folder, counts, *, sizes, seed):
 
 def test_a_full_disk(tmp_path):
     counts = Counts("full disk at a change to a file, toy", **CEILINGS)
-    full_at_points(FEW["toy"], tmp_path, counts, step=11)
-    counts.check(least=8)
+    full_at_points(FEW["toy"], tmp_path, counts, step=30)
+    counts.check(least=3)
 
 
 def test_a_limit_on_the_size_of_files(tmp_path):
     counts = Counts("full disk in the middle of a write, toy", **CEILINGS)
-    full_in_writes(FEW["toy"], tmp_path, counts, sizes=6, seed=4)
-    counts.check(least=6)
+    full_in_writes(FEW["toy"], tmp_path, counts, sizes=(sizes := times(3, 6)), seed=4)
+    counts.check(least=sizes)
 
 
 @pytest.mark.slow
