@@ -54,7 +54,8 @@ def attach(
 
     Under ``torch.distributed`` every process calls ``attach``, and all must agree: on the methods
     and their settings, ``auto`` and ``total_steps``, learning rates, the weights that are acted
-    on, and the step after the first one and after ``load_state_dict``. Methods that only watch may differ.
+    on, and the step after the first one and after ``load_state_dict``. Methods that only watch may
+    differ.
 
     Args:
         model: The module that is trained, wrapped or not.
