@@ -98,6 +98,7 @@ DISAGREE = {
             "delay_steps": 3, "energy": 0.5, "stored_budget": 0.5, "importance": "weight",
             "bases": "frozen", "layer_fraction": 0.5, "max_drop": 0.5, "min_rank_fraction": 0.5,
             "dense_first": True, "dense_last": True, "only": ["wide"], "skip": ["wide"],
+            "also": ["embedding"],
             "max_aspect": 1.5, "only_if_cheaper": True, "factor_step": 2.0,
         }.items()
     },

@@ -64,11 +64,8 @@ class LowRankSettings:
             mode = self.optimizer_state
             needed = '"rotate" or "reset" where bases="trained": a pair has no leading block'
             require(mode != "slice", "optimizer_state", mode, needed)
-        for name in (
-            "only",
-            "skip",
-            "also",
-        ):  # a list could change, a set differs between processes
+        # A list could change, a set differs between processes.
+        for name in ("only", "skip", "also"):
             patterns = getattr(self, name)
             kept = tuple(sorted(patterns) if isinstance(patterns, Set) else patterns)
             object.__setattr__(self, name, kept)

@@ -187,13 +187,11 @@ def find_sites(
     for site in weights:
         by_parameter.setdefault(id(site.parameter), []).append(site)
     adapters = adapted(model)
-    without = left_as_they_are(model, by_parameter.keys(), also=selection.also)
-    sites, refusals = [], [Refusal(name, reason) for name, reason in without]
-    refusals += [
-        Refusal(name, _tied_to(by_parameter[key], module))
-        for key, owners in foreign.items()
-        for name, module in owners
-    ]
+    without = dict(left_as_they_are(model, by_parameter.keys(), also=selection.also))
+    for key, owners in foreign.items():
+        for name, module in owners:
+            without.setdefault(name, _tied_to(by_parameter[key], module))
+    sites, refusals = [], [Refusal(name, reason) for name, reason in without.items()]
     for key, tied in by_parameter.items():
         reasons = [
             adapters.get(id(site.owners[0][0]))
