@@ -17,6 +17,7 @@ from orthotrain import AdaptiveLowRank, attach
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.layers import LowRankLinear
 from orthotrain.lowrank import compress
+from orthotrain.lowrank.no_form import TIED_HEAD
 
 WIDTH = 8
 importances = pytest.mark.parametrize("importance", ["weight", "loss"])
@@ -264,8 +265,8 @@ def test_layers_without_a_form_are_named_once_in_the_notes():
     handle = attach(model, optimizer, as_published(delay_steps=1, every_steps=1, dense_last=False))
     for name, reason in EXPECTED.items():
         assert note(handle, name).startswith(f"{name}: {reason}: ")
-    assert note(handle, "head") == "head: tied to tied (Embedding)"
-    assert not note(handle, "tied")
+    assert note(handle, "head") == f"head: tied to tied (Embedding): {TIED_HEAD}"
+    assert note(handle, "tied") == f"tied: tied to head: {TIED_HEAD}"
 
 
 def test_quantized_layers_are_named_once():

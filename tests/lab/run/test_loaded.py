@@ -1,5 +1,7 @@
 """What is loaded: a training loads what it uses, and weights are read without the laboratory."""
 
+import pytest
+
 from processes import run_python
 
 # Whole packages of which one default training may load any module,
@@ -55,6 +57,7 @@ def allowed(module: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)
 
 
+@pytest.mark.slow
 def test_one_default_training_loads_what_it_uses(tmp_path):
     line = [
         "train", "--scale", "smoke", "--variants", "oialr-paper", "--optim.steps", "30",

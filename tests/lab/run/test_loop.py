@@ -71,8 +71,9 @@ def test_low_rank_sizes_and_ranks_are_written_when_they_change(tmp_path):
     assert {event["event"] for event in events} >= {"switch", "update"}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant):
-    assert_goes_on(partial(train_here, name=variant), tmp_path, at=[2, 4, 5, 9, 15])
+@pytest.mark.parametrize("at", [[4, 9], pytest.param([2, 5, 15], marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, at):
+    assert_goes_on(partial(train_here, name=variant), tmp_path, at=at)
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path):
