@@ -44,6 +44,22 @@ def tied_mlp():
     return model
 
 
+class Tagger(nn.Module):
+    """An embedding and a recurrent layer, which are cut on request."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cells = nn.Embedding(12, 10), nn.LSTM(10, 10)
+
+    def forward(self, ids):
+        return self.cells(self.table(ids))[0]
+
+
+def tagger_loss(model, step):
+    ids = torch.randint(12, (6, 4), generator=torch.Generator().manual_seed(step))
+    return (model(ids) - ids.unsqueeze(-1).sin()).square().mean()
+
+
 def start(build, make, **settings):
     model = build()
     optimizer = make(model.parameters())
@@ -85,11 +101,20 @@ CASES = {
         lambda: mlp(10, dtype=torch.float32), "fused adamw", TRAINED, mlp_loss,
     ),
     "trained bases, lazy": (lambda: mlp(10), "adamw", {**LAZY, "bases": "trained"}, mlp_loss),
+    "kinds on request, by the loss": (
+        lambda: filled(Tagger()), "adamw",
+        {**TRAINED, "importance": "loss", "also": ["embedding", "lstm"]}, tagger_loss,
+    ),
     "trained bases, tied": (tied_mlp, "adamw", TRAINED, mlp_loss),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"kinds on request, by the loss"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES]
+)
 def test_saved_at_any_step_a_run_goes_on_bit_for_bit(case):
     build, optimizer_name, settings, loss_of = CASES[case]
     make = OPTIMIZERS[optimizer_name]
