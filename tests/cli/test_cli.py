@@ -527,18 +527,6 @@ def test_the_report_command_writes_where_it_is_told(capsys, tmp_path, monkeypatc
     assert str(tmp_path / "index.html") in capsys.readouterr().out
 
 
-def test_inspect_and_compress_run_without_the_extra(capsys, tmp_path):
-    small = tmp_path / "small.safetensors"
-    arguments = ["train", *QUICK, "--variants", "dense", "--report", "false"]
-    assert main([*arguments, "--run-dir", str(tmp_path)]) == 0
-    checkpoint = tmp_path / "variants" / "dense" / "seed-0" / "checkpoint.pt"
-    done = without(LABORATORY, "compress", checkpoint, "--rank", "rank_rtol=0.5", "-o", small)
-    assert (done.returncode, done.stderr) == (0, "")
-    done = without(LABORATORY, "inspect", small)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "blocks.0.attention.query" in done.stdout
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["train"], ["train", "--help"], ["tune"], ["report", "."], ["bench"]],

@@ -255,7 +255,7 @@ def test_a_copy_made_in_the_window_feeds_nothing():
 
 
 @pytest.mark.parametrize("importance", ["loss", "input"])
-@pytest.mark.parametrize("bases", ["trained", "frozen"])
+@pytest.mark.parametrize("bases", ["trained", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_saved_in_the_window_a_run_goes_on_bit_for_bit(importance, bases):
     settings = {
         "delay_steps": 9, "every_steps": 9, "energy": 0.7, "max_drop": 0.3,
