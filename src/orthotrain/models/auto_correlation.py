@@ -48,7 +48,8 @@ def delay_scores(
     spectrum = torch.fft.rfft(queries.to(exact), dim=-2)
     spectrum = spectrum * torch.fft.rfft(keys.to(exact), dim=-2).conj()
     # The mean before the way back: the transform is linear, so one is enough.
-    return torch.fft.irfft(spectrum.mean(dim=(1, 3)), n=time, dim=-1)
+    scores: Tensor = torch.fft.irfft(spectrum.mean(dim=(1, 3)), n=time, dim=-1)
+    return scores
 
 
 def mix_delays(
@@ -113,13 +114,17 @@ class AutoCorrelation(nn.Module):
         """
         time = x.shape[1]
         q, k, v = (
-            _of_length(layer(source), time).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            self._heads(_of_length(layer(source), time))
             for layer, source in ((self.query, x), (self.key, other), (self.value, other))
         )
         count = max(1, int(self.factor * math.log(time)))
         mixed = mix_delays(v, delay_scores(q, k), count=min(count, time))
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def _heads(self, x: Series) -> Float[Tensor, "batch heads time part"]:
+        batch, time, width = x.shape
+        return x.reshape(batch, time, self.heads, width // self.heads).transpose(1, 2)
 
 
 def _of_length(x: Tensor, time: int) -> Tensor:
