@@ -1,25 +1,11 @@
 """The ETT files: parts, scale, calendar, and what damage is told."""
 
-import gzip
-from datetime import datetime, timedelta
-
 import pytest
 import torch
 
+from data.series import HOURS, written
 from orthotrain.data.ett import load_ett
 from orthotrain.errors import DataError
-
-HOURS = 20 * 30 * 24
-
-
-def written(folder, *, rows=HOURS, name="ETTh2.csv"):
-    start = datetime(2016, 7, 1)
-    lines = ["date,A,OT"]
-    lines += [f"{start + timedelta(hours=i)},{i},{i % 24}" for i in range(rows)]
-    text = "\n".join(lines) + "\n"
-    path = folder / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    return path
 
 
 def test_parts_follow_each_other_and_only_the_past_is_shared(tmp_path):
