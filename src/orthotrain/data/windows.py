@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,22 +18,22 @@ class WindowStream:
     """Endless batches of random windows; its state is that of its generator.
 
     Args:
-        text: ``(n,)`` uint8.
+        places: Number of places where a window can begin.
+        at: From ``(batch,)`` int64 places, each below ``places``, to a batch of windows.
         batch_size: Windows per batch.
-        length: Symbols that are read; as many are to be told, one further on.
         seed: Seed of the stream's own generator.
-
-    Raises:
-        DataError: The text is shorter than one window.
     """
 
     def __init__(
-        self, text: UInt8[Tensor, " n"], *, batch_size: int, length: int, seed: int
+        self,
+        places: int,
+        at: Callable[[Int64[Tensor, " batch"]], tuple[Tensor, ...]],
+        *,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        _require_window(text, length)
-        self._text = text
+        self._places, self._at = places, at
         self._batch_size = batch_size
-        self._length = length
         self._part = slice(None)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -40,12 +41,10 @@ class WindowStream:
         """Give this part of each batch from now on; what is drawn is drawn for the whole batch."""
         self._part = part
 
-    def next_batch(self) -> Pair:
-        """What is read and what is to be told, each ``(batch, length)`` int64."""
-        starts = torch.randint(
-            len(self._text) - self._length, (self._batch_size,), generator=self._generator
-        )
-        return windows_at(self._text, starts[self._part], length=self._length)
+    def next_batch(self) -> tuple[Tensor, ...]:
+        """The windows at random places, as ``at`` gives them."""
+        starts = torch.randint(self._places, (self._batch_size,), generator=self._generator)
+        return self._at(starts[self._part])
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state."""
@@ -56,14 +55,22 @@ class WindowStream:
         self._generator.set_state(state["generator"])
 
 
-def even_starts(text: UInt8[Tensor, " n"], *, count: int, length: int) -> Int64[Tensor, " windows"]:
-    """Where ``count`` windows begin that are spread evenly over a text, at most all of them.
+def places(text: UInt8[Tensor, " n"], *, length: int) -> int:
+    """How many windows of ``length`` bytes, and the byte behind, begin in a text.
 
     Raises:
         DataError: The text is shorter than one window.
     """
-    _require_window(text, length)
-    places = len(text) - length
+    if len(text) <= length:
+        raise DataError(
+            f"a text of {len(text)} bytes is too short for windows of {length + 1}; use a longer "
+            "text or a shorter context"
+        )
+    return len(text) - length
+
+
+def even_starts(places: int, *, count: int) -> Int64[Tensor, " windows"]:
+    """``count`` of so many places, spread evenly; at most all of them."""
     count = min(count, places)
     return torch.arange(count) * places // count
 
@@ -73,11 +80,3 @@ def windows_at(text: UInt8[Tensor, " n"], starts: Int64[Tensor, " batch"], *, le
     place = starts[:, None] + torch.arange(length + 1)
     windows = text[place.to(text.device)].long()
     return windows[:, :-1], windows[:, 1:]
-
-
-def _require_window(text: Tensor, length: int) -> None:
-    if len(text) <= length:
-        raise DataError(
-            f"a text of {len(text)} bytes is too short for windows of {length + 1}; use a longer "
-            "text or a shorter context"
-        )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from orthotrain._names import lazy_names
 
 if TYPE_CHECKING:
+    from orthotrain.models.autoformer import Autoformer
     from orthotrain.models.average import ema_of
     from orthotrain.models.eigengan import EigenDiscriminator, EigenGenerator
     from orthotrain.models.gpt import GPT
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT",
+    "Autoformer",
     "EigenDiscriminator",
     "EigenGenerator",
     "LinearGenerator",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 _HOME = {
     "GPT": "gpt",
+    "Autoformer": "autoformer",
     "EigenDiscriminator": "eigengan",
     "EigenGenerator": "eigengan",
     "LinearGenerator": "linear_gan",

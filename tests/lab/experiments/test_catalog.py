@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.packed import write_folder, write_packed
+from data.series import HOURS, written
 from orthotrain.disentangle import Evaluation
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config, recipe_names
@@ -34,6 +35,10 @@ GENERATORS = {
     "faces-simplegan": ("nog-olr",),
 }
 TEXTS = {"stdlib-gpt": ("dense", "half-30", "oialr-paper", "frozen-50-plain")}
+SERIES = {
+    "ettm2-autoformer": ("dense", "ETTm2.csv", 15),
+    "etth2-autoformer": ("oialr-4", "ETTh2.csv.gz", 60),
+}
 # Packed files as small as each reader takes them.
 PACKED = {
     "cifar10": ("cifar10_jpeg.npz", {"train_per_class": 10}),
@@ -53,7 +58,7 @@ PACKED = {
 
 
 def test_every_recipe_is_trained_here():
-    assert {*TRAINED, *GENERATORS, *TEXTS} == set(recipe_names())
+    assert {*TRAINED, *GENERATORS, *TEXTS, *SERIES} == set(recipe_names())
 
 
 def trained(name, variant, config, folder):
@@ -94,6 +99,21 @@ def test_every_recipe_of_texts_trains_some_steps(name, variant, tmp_path):
     result = trained(name, variant, config, tmp_path / "run")
     assert result["steps"] == 4
     assert math.isfinite(result["test_bits"])
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_every_recipe_of_series_trains_some_steps(name, tmp_path):
+    variant, file, minutes = SERIES[name]
+    path = written(tmp_path, rows=HOURS * 60 // minutes, name=file, minutes=minutes)
+    config = recipe_config(name, "smoke")
+    config = replace(
+        config,
+        data=replace(config.data, dir=str(path), every=1000),
+        optim=replace(config.optim, steps=4),
+    )
+    result = trained(name, variant, config, tmp_path / "run")
+    assert result["steps"] == 4
+    assert math.isfinite(result["test_mse"])
 
 
 @pytest.mark.parametrize(

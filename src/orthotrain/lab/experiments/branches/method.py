@@ -10,7 +10,7 @@ from orthotrain.lab.experiments.branches.variants import Cut
 from orthotrain.lowrank import AdaptiveLowRank, StoredBudget
 from orthotrain.lowrank.rank_rule import Candidate, LayerRule
 
-# As published for the authors' CIFAR-10 mini ViT: every 10 of 300 epochs, beta .15, alpha .1.
+# As published for the authors' CIFAR-10 mini ViT: every 10 of 300 epochs, alpha .1.
 _PUBLISHED_EVERY = 10 / 300
 
 
@@ -37,7 +37,7 @@ def low_rank_method(cut: Cut, *, total_steps: int) -> AdaptiveLowRank:
         return AdaptiveLowRank.published(
             delay_steps=round(cut.delay_fraction * total_steps),
             every_steps=max(1, round(_PUBLISHED_EVERY * total_steps)),
-            rank_rtol=0.15,
+            rank_rtol=cut.rank_rtol,
             layer_fraction=0.1,
         )
     return AdaptiveLowRank(

@@ -47,6 +47,8 @@ class Cut:
         bases: Which factors are trained: both, or a core between frozen bases.
         repaired: The cut by what the loss feels, and the step of a frozen core scaled.
         ranks: Rank of each layer, as another training has it; None where the cut decides.
+        rank_rtol: Of the published rule: singular values below this share of the largest are
+            dropped.
     """
 
     stored: float | None
@@ -54,6 +56,7 @@ class Cut:
     bases: Literal["trained", "frozen"] = "trained"
     repaired: bool = True
     ranks: Mapping[str, int] | None = None
+    rank_rtol: float = 0.15
 
 
 # Of the authors' CIFAR-10 mini ViT: nu = 50 and 10 of 300 epochs.

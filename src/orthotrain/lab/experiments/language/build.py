@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from orthotrain.data.stdlib_text import TextData, load_stdlib
-from orthotrain.data.windows import WindowStream
+from orthotrain.data.windows import WindowStream, places, windows_at
 from orthotrain.diagnostics.stability import BasisStability
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
@@ -60,9 +61,9 @@ def build_on(
     branches = variant.branch is not None
     # A branch goes on: what it reads is not what the dense model has read first.
     batches = WindowStream(
-        data.train,
+        places(data.train, length=network.context),
+        partial(windows_at, data.train, length=network.context),
         batch_size=config.data.batch_size,
-        length=network.context,
         seed=stream_seed(seed, "branch" if branches else "batches"),
     )
     start = start_of(
@@ -92,6 +93,7 @@ def build_on(
         config=config,
         data=data,
         batches=batches,
+        batch_size=config.data.batch_size,
         model=start.model,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -108,6 +110,8 @@ def build_on(
             start.branch,
             start.cut_compute,
         ),
+        clip_norm=optim.clip_norm,
+        record=config.record,
         settings={
             "model": asdict(network),
             "steps": total_steps,

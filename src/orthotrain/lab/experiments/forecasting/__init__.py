@@ -1,0 +1,1 @@
+"""Forecasting: does low rank beat a dense forecaster because it regularises?"""
