@@ -246,7 +246,10 @@ DAMAGE = {
 @pytest.mark.parametrize("make_it", [low_rank, lambda make: make()], ids=["low-rank", "dense"])
 @pytest.mark.parametrize("file", DAMAGE)
 def test_a_damaged_file_is_told_with_what_to_try(tmp_path, make_it, file):
-    make_it(gpt).save_pretrained(tmp_path)
+    model = make_it(gpt)
+    if file.startswith("generation") and not hasattr(model, "compression"):
+        return  # Transformers itself loads a dense model without it
+    model.save_pretrained(tmp_path)
     for content in DAMAGE[file]:
         (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(CheckpointError, match=rf"cannot read .*{file.split('.')[0]}") as caught:

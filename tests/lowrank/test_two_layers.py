@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import orthotrain
 from lowrank.nets import filled
 from orthotrain.errors import CheckpointError, OrthotrainWarning
+from orthotrain.layers import LowRankConv1d
 from orthotrain.lowrank.readers import readers
 from orthotrain.lowrank.two_layers import is_pair, put_pairs_, ranks_of_pairs
 
@@ -73,12 +74,15 @@ READ = {"direct", "alias", "bias_of", "in_method", "by_helper", "inside.0", "loo
         "indexed.0"}  # fmt: skip
 
 
-def cut(model: nn.Module) -> nn.Module:
-    return orthotrain.compress(filled(model), stored_budget=0.5, dense_last=False).eval()
+def cut(model: nn.Module, **convolutions: int) -> nn.Module:
+    for name, rank in convolutions.items():
+        convolution = filled(model.get_submodule(name))
+        setattr(model, name, LowRankConv1d.from_conv(convolution, rank=rank))
+    return orthotrain.compress(filled(model), rank=orthotrain.Relative(0.7)).eval()
 
 
 def test_code_that_reads_dtype_device_and_sizes_of_a_pair_goes_on():
-    model, x = cut(Reads()), torch.ones(2, 8, 5)
+    model, x = cut(Reads(), proj=3), torch.ones(2, 8, 5, dtype=torch.float64)
     before = model(x)
     orthotrain.to_factored(model)
     assert ranks_of_pairs(model).keys() == {"proj", "wo"}
@@ -90,7 +94,7 @@ def test_code_that_reads_dtype_device_and_sizes_of_a_pair_goes_on():
 
 
 def test_layers_whose_values_are_read_become_dense_with_a_warning():
-    model, x = cut(Values()), torch.ones(2, 16)
+    model, x = cut(Values()), torch.ones(2, 16, dtype=torch.float64)
     before = model(x)
     with pytest.warns(OrthotrainWarning, match=r"direct \(Values reads \.weight\)") as caught:
         orthotrain.to_factored(model)

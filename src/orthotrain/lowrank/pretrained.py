@@ -93,6 +93,8 @@ class SavePretrained:
                 "config.json says what it is; use model.push_to_hub(name), or call "
                 "orthotrain.to_dense(model) before it"
             )
+        if len(args) < 2 and settings.get("state_dict") is None:
+            settings["state_dict"] = _with_ties_named_once(self.model)
         type(self.model).save_pretrained(self.model, save_directory, *args, **settings)
         is_main = args[0] if args else settings.get("is_main_process", True)
         folder = Path(save_directory)
@@ -100,6 +102,23 @@ class SavePretrained:
             mark(folder, self.model, weights="model.safetensors", refuse=True)
             if not has_own_names(folder, self.model):
                 write_state(folder / STATE_FILE, {"model": self.model.state_dict()})
+
+
+def _with_ties_named_once(model: nn.Module) -> dict[str, Tensor] | None:
+    """A state dict without the further names of tied factors; None where there are none.
+
+    Transformers asks for all of them in the class of the model, which knows the dense names.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    pairs = tuple(f"{name}." for name in ranks_of_pairs(model))
+    first: dict[int, str] = {}
+    kept = {
+        name: tensor
+        for name, tensor in state.items()
+        if first.setdefault(tensor.data_ptr(), name) == name
+        or not (name.startswith(pairs) or is_factored_name(name))
+    }
+    return kept if len(kept) < len(state) else None
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
