@@ -98,7 +98,7 @@ class SavePretrained:
         type(self.model).save_pretrained(self.model, save_directory, *args, **settings)
         is_main = args[0] if args else settings.get("is_main_process", True)
         folder = Path(save_directory)
-        if is_main and (pairs or any(map(is_factored_name, names_in(folder) or ()))):
+        if is_main and (pairs or any(map(is_factored_name, shapes_in(folder) or ()))):
             mark(folder, self.model, weights="model.safetensors", refuse=True)
             if not has_own_names(folder, self.model):
                 write_state(folder / STATE_FILE, {"model": self.model.state_dict()})
@@ -160,7 +160,7 @@ def has_own_names(folder: Path, model: nn.Module) -> bool:
 
     Some architectures are renamed on disk. Tied weights are written once.
     """
-    written = names_in(folder)
+    written = shapes_in(folder)
     if written is None:
         return True  # no file of weights whose names could differ
     tensors: dict[str, Tensor] = model.state_dict()
@@ -171,16 +171,16 @@ def has_own_names(folder: Path, model: nn.Module) -> bool:
     )
 
 
-def names_in(folder: Path) -> set[str] | None:
-    """Names of the tensors in the safetensors files of a folder; None where it has none."""
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Shapes by name of all tensors in the safetensors files of a folder; None without files."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         return None
-    names: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as content:
-            names.update(content.keys())
-    return names
+            shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    return shapes
 
 
 def _is_guarded(module: nn.Module) -> bool:
