@@ -298,9 +298,10 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path):
             self.more = nn.Linear(3, 3)
 
     for other, said in ((Wider, r"of another shape: .*net\.2\.weight"), (Deeper, "it has more")):
-        fit(tmp_path, module=other())
+        folder = tmp_path / other.__name__
+        fit(folder, module=other())
         for at in (EVERY, 2 * EVERY):  # before and after the cut
-            module, path = Net(), tmp_path / f"step={at}.ckpt"
+            module, path = Net(), folder / f"step={at}.ckpt"
             before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             with pytest.raises(CheckpointError, match=rf"of this Net .*step={at}\..*{said}"):
                 fit(tmp_path, module=module, resume=path)

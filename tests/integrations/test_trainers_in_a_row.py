@@ -53,7 +53,9 @@ class Nested(TrainerCallback):
 def test_a_trainer_inside_another_one_of_the_same_model_is_refused(tmp_path):
     inside = Nested(tmp_path / "inside", copied=False)
     outer, callback = trainer(tmp_path, callbacks=[inside])
-    with pytest.raises(ConfigError, match=r"another Trainer is training this model .*copy\.deepcopy"):
+    with pytest.raises(
+        ConfigError, match=r"another Trainer is training this model .*copy\.deepcopy"
+    ):
         outer.train()
     assert callback.handle.attached  # of the outer one, which was not taken over
     assert inside.done == 0
@@ -68,12 +70,22 @@ def test_a_trainer_inside_another_one_may_train_a_copy(tmp_path):
 
 
 def deeper():
-    return type(gpt())(copy.deepcopy(gpt().config).__class__(**gpt().config.to_dict() | {"n_layer": 2}))
+    return type(gpt())(
+        copy.deepcopy(gpt().config).__class__(**gpt().config.to_dict() | {"n_layer": 2})
+    )
 
 
 OTHERS = {
-    "another architecture": (vit, gpt, r"GPT2LMHeadModel.* holds another ViTForImage.*it lacks .*has"),
-    "the other way round": (gpt, vit, r"ViTForImage.* holds another GPT2LMHeadModel.*it lacks .*has"),
+    "another architecture": (
+        vit,
+        gpt,
+        r"GPT2LMHeadModel.* holds another ViTForImage.*it lacks .*has",
+    ),
+    "the other way round": (
+        gpt,
+        vit,
+        r"ViTForImage.* holds another GPT2LMHeadModel.*it lacks .*has",
+    ),
     "more layers": (deeper, gpt, r"it has transformer\.h\.1\..* and \d+ more"),
     "fewer layers": (gpt, deeper, r"it lacks transformer\.h\.1\..* and \d+ more"),
 }

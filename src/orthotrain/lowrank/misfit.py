@@ -110,7 +110,9 @@ def _fits_in_factors(
         if held.keys() == {pair}:
             rank = held[pair][-2] if len(held[pair]) > 1 else 0
             return any(
-                each.pair_shape(rank) == held[pair] for each in layouts if 0 < rank <= each.full_rank
+                each.pair_shape(rank) == held[pair]
+                for each in layouts
+                if 0 < rank <= each.full_rank
             )
         if held.keys() == {*three}:
             shapes = tuple(held[name] for name in three)
