@@ -438,12 +438,16 @@ def test_one_of_them_that_never_steps_is_told_after_a_few_steps_of_the_other(acc
     model, pair, _handle = make(Diary())
     backward(model)
     pair[0].step()
-    told = "passes and not one optimizer step of SGD.*step this one"
-    with pytest.warns(OrthotrainWarning, match=told) as caught:
-        for _ in range(33):
+
+    def go_on(steps):
+        for _ in range(steps):
             for _ in range(accumulated):
                 backward(model)
             pair[0].step()
+
+    told = r"passes and not one optimizer step of SGD.*step this one"
+    with pytest.warns(OrthotrainWarning, match=told) as caught:
+        go_on(33)
     assert len(caught) == 1
     assert str(caught[0].message).startswith(f"{31 * accumulated + 2} backward passes")
 
@@ -452,9 +456,13 @@ def test_one_of_them_that_stops_is_told_by_the_steps_of_the_other():
     model, pair, _handle = make(Diary())
     for _ in range(3):
         step_all(model, pair)
-    with pytest.warns(OrthotrainWarning, match="since the last step of SGD.*other optimizers"):
-        for _ in range(40):
+
+    def go_on(steps):
+        for _ in range(steps):
             step_all(model, pair[:1])
+
+    with pytest.warns(OrthotrainWarning, match=r"since the last step of SGD.*other optimizers"):
+        go_on(40)
 
 
 @pytest.mark.parametrize("reached", [True, False], ids=["not detached", "detached"])

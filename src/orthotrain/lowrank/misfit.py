@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -89,12 +90,12 @@ def _places(model: nn.Module) -> Sequence[_Place]:
     for clean, key in clean_keys(model).items():
         if clean not in known and hasattr(state[key], "shape"):
             shape = tuple(state[key].shape)
-            places.append(
-                _Place(
-                    id(state[key]), (clean,), shape, lambda held, s=shape: {*held.values()} == {s}
-                )
-            )
+            places.append(_Place(id(state[key]), (clean,), shape, partial(_has_shape, shape)))
     return places
+
+
+def _has_shape(shape: Shape, held: Mapping[str, Shape]) -> bool:
+    return {*held.values()} == {shape}
 
 
 def _fits_in_factors(

@@ -2,8 +2,8 @@
 
 Plain ``from_pretrained`` gives random values to weights that it does not find under their dense
 names, and prints a table. So ``config.json`` of such a folder names a file that does not exist, and
-plain loading ends with that name. So it is where two layers stand for one. Transformers is not imported here: its models are known by
-the name of their class.
+plain loading ends with that name. So it is where two layers stand for one. Transformers is not
+imported here: its models are known by the name of their class.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def readers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]
     """
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        for read in _reads_of(type(module)):
+        for read in _reads_of(type(module)):  # type: ignore[arg-type]  # a class is hashable
             for layer in _meant(read, name, module, layers):
                 found.setdefault(layer, f"{type(module).__name__} reads .{read.attribute}")
     return {name: found[name] for name in layers if name in found}

@@ -33,13 +33,13 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 def is_pair(module: nn.Module) -> bool:
     """Whether a module is two plain layers in the place of one, also out of a pickle."""
     made = type(module) is nn.Sequential and len(module) == 2
-    return made and "weight" in module._non_persistent_buffers_set and hasattr(module, "rank")
+    return made and "weight" in module._non_persistent_buffers_set and "rank" in vars(module)
 
 
 def ranks_of_pairs(model: nn.Module) -> dict[str, int]:
     """Rank of every pair in a model by its name; one at several places has several names."""
     return {
-        name: int(module.rank)  # type: ignore[arg-type]
+        name: vars(module)["rank"]
         for name, module in model.named_modules(remove_duplicate=False)
         if is_pair(module)
     }
@@ -90,14 +90,15 @@ def _weight_of(layer: nn.Module, rank: int) -> nn.Parameter | None:
     known = low_rank_class_of(layer)
     if known is None or known.weights_of(layer) != ("weight",):
         return None
-    return weight_parameter(layer, "weight") if 0 < rank else None
+    return weight_parameter(layer, "weight") if rank > 0 else None
 
 
 @torch.no_grad()
 def _two_layers(module: nn.Module, k: int) -> nn.Sequential:
     """A layer by ``vh`` into ``k`` features or channels, and one by ``u @ core`` out of them."""
     known, like = low_rank_class_of(module), weight_parameter(module, "weight")
-    assert known is not None and like is not None
+    assert known is not None
+    assert like is not None
     kind: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     bias = module._parameters.get("bias")
     layout = known.layout(module, "weight")
@@ -133,7 +134,7 @@ def _two_layers(module: nn.Module, k: int) -> nn.Sequential:
         second.bias = bias
     pair = nn.Sequential(first, second).train(module.training)
     _answer_for_(pair, module, like.new_empty(out, 0))
-    pair.__dict__["rank"] = k
+    vars(pair)["rank"] = k
     return pair
 
 
@@ -155,5 +156,5 @@ def _answer_for_(pair: nn.Sequential, module: nn.Module, weight: Tensor) -> None
     """Give a pair what code may read of the layer before: its sizes, ``weight.dtype``."""
     for name, value in vars(module).items():
         if not name.startswith("_") and isinstance(value, int | float | str | tuple):
-            pair.__dict__.setdefault(name, value)
+            vars(pair).setdefault(name, value)
     pair.register_buffer("weight", weight.detach(), persistent=False)
