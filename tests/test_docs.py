@@ -37,8 +37,12 @@ def test_the_pages_that_promise_code_have_it():
 def test_the_table_of_loops_names_tests_that_are_there():
     text = (ROOT / "docs" / "loops.md").read_text()
     table = text.split("## What is tested in which loop")[1].split("\n## ")[0]
-    named = dict(re.findall(r"^(\d+)\. `([^`]+)`$", table, re.MULTILINE))
-    for entry in named.values():
+    entries = re.compile(r"^(\d+)\. `([^`]+)`$", re.MULTILINE)
+    named, everywhere = dict(entries.findall(table)), dict(entries.findall(text))
+    assert [*everywhere] == [str(i + 1) for i in range(len(everywhere))]
+    factored = text.split("## After `to_factored`")[1].split("\n## ")[0]
+    assert {*everywhere} == {*named, *re.findall(r"\((\d+)\)", factored)}
+    for entry in everywhere.values():
         path, test = entry.split("::")
         assert f"def {test}(" in (ROOT / path).read_text(), entry
     head, _, *rows = [line.strip("|").split("|") for line in table.splitlines() if "|" in line]

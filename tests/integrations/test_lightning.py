@@ -292,10 +292,25 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path):
             super().__init__()
             self.net[2], self.net[4] = nn.Linear(24, 32), nn.Linear(32, 3)
 
-    fit(tmp_path, module=Wider())
-    for at, match in ((EVERY, "size mismatch"), (2 * EVERY, "load it into the model it was saved")):
-        with pytest.raises(RuntimeError, match=match):
-            fit(tmp_path, resume=tmp_path / f"step={at}.ckpt")
+    class Deeper(Net):
+        def __init__(self):
+            super().__init__()
+            self.more = nn.Linear(3, 3)
+
+    for other, said in ((Wider, r"of another shape: .*net\.2\.weight"), (Deeper, "it has more")):
+        folder = tmp_path / other.__name__
+        fit(folder, module=other())
+        for at in (EVERY, 2 * EVERY):  # before and after the cut
+            module, path = Net(), folder / f"step={at}.ckpt"
+            before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            with pytest.raises(CheckpointError, match=rf"of this Net .*step={at}\..*{said}"):
+                fit(tmp_path, module=module, resume=path)
+            after = module.state_dict()
+            assert after.keys() == before.keys()
+            assert all(torch.equal(after[name], before[name]) for name in after)
+    fit(tmp_path, module=module)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # no more than torch's own afterwards
+        module.load_state_dict(Wider().state_dict())
 
 
 @pytest.mark.bad_input

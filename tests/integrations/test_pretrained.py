@@ -196,28 +196,6 @@ def test_a_model_with_its_own_way_to_be_saved_pickles_without_the_library():
     assert "save_pretrained" not in vars(model)
 
 
-@pytest.mark.bad_input
-@pytest.mark.parametrize("make", [gpt, vit])
-def test_a_model_of_two_layers_each_is_not_saved_as_a_folder(tmp_path, make):
-    model = orthotrain.to_factored(low_rank(make))
-    again = orthotrain.follow(orthotrain.to_dense(copy.deepcopy(model)))
-    for refused in (model, again):
-        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
-            refused.save_pretrained(tmp_path / "folder")
-    file = io.BytesIO()
-    torch.save(model, file)
-    assert b"orthotrain" not in file.getvalue()
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert equal(loaded, model)
-    with pytest.raises(KeyError, match="before to_factored, or use torch save"):
-        loaded.save_pretrained(str(tmp_path / "folder"), state_dict={})
-    for refused in (model, loaded, Holder(loaded).net):
-        with pytest.raises(ConfigError, match=r"before to_factored, or use torch\.save"):
-            save_pretrained(refused, tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
-
-
 def test_a_model_that_no_layer_of_became_two_is_saved_as_ever(tmp_path):
     model = orthotrain.to_factored(gpt())
     model.save_pretrained(tmp_path)
@@ -249,6 +227,34 @@ def test_an_auto_class_and_changed_settings(tmp_path):
     assert type(loaded) is GPT2LMHeadModel
     assert loaded.config.resid_pdrop == 0.25
     assert equal(model, loaded)
+
+
+DAMAGE = {
+    "config.json": ["", "{", "[]", "null", b"\xff\xfe", '{"orthotrain": 3}',
+                    '{"model_type": "gpt2", "orthotrain": {"weights": "other", "ranks": {}}}',
+                    '{"model_type": "gpt2", "orthotrain": {"weights": "orthotrain.safetensors"}}',
+                    '{"model_type": "gpt2", "orthotrain": {"weights": "model.safetensors", '
+                    '"ranks": {}, "two_layers": {"lm_head": "9"}}}',
+                    '{"model_type": "no such model"}', '{"vocab_size": 3}',
+                    '{"model_type": "gpt2", "n_embd": "wide"}'],
+    "generation_config.json": ["", "{"],
+    "model.safetensors": ["", "{", b"\xff" * 40],
+}  # fmt: skip
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make_it", [low_rank, lambda make: make()], ids=["low-rank", "dense"])
+@pytest.mark.parametrize("file", DAMAGE)
+def test_a_damaged_file_is_told_with_what_to_try(tmp_path, make_it, file):
+    model = make_it(gpt)
+    if file.startswith("generation") and not hasattr(model, "compression"):
+        return  # Transformers itself loads a dense model without it
+    model.save_pretrained(tmp_path)
+    for content in DAMAGE[file]:
+        (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(CheckpointError, match=rf"cannot read .*{file.split('.')[0]}") as caught:
+            from_pretrained(GPT2LMHeadModel, tmp_path)
+        assert "from another checkpoint of this model, or save the model again" in str(caught.value)
 
 
 @pytest.mark.bad_input

@@ -433,6 +433,61 @@ def test_one_of_them_that_is_not_stepped_any_more_is_told():
         backward(model)
 
 
+@pytest.mark.parametrize("accumulated", [1, 16])
+def test_one_of_them_that_never_steps_is_told_after_a_few_steps_of_the_other(accumulated):
+    model, pair, _handle = make(Diary())
+    backward(model)
+    pair[0].step()
+
+    def go_on(steps):
+        for _ in range(steps):
+            for _ in range(accumulated):
+                backward(model)
+            pair[0].step()
+
+    told = r"passes and not one optimizer step of SGD.*step this one"
+    with pytest.warns(OrthotrainWarning, match=told) as caught:
+        go_on(33)
+    assert len(caught) == 1
+    assert str(caught[0].message).startswith(f"{31 * accumulated + 2} backward passes")
+
+
+def test_one_of_them_that_stops_is_told_by_the_steps_of_the_other():
+    model, pair, _handle = make(Diary())
+    for _ in range(3):
+        step_all(model, pair)
+
+    def go_on(steps):
+        for _ in range(steps):
+            step_all(model, pair[:1])
+
+    with pytest.warns(OrthotrainWarning, match=r"since the last step of SGD.*other optimizers"):
+        go_on(40)
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["not detached", "detached"])
+@pytest.mark.parametrize(("critic", "accumulated"), [(5, 1), (31, 1), (5, 16)])
+def test_a_gan_that_steps_one_of_them_more_often_is_no_alarm(reached, critic, accumulated):
+    model, (often, seldom), handle = make(Diary())
+    for _ in range(4):
+        for step in range(critic + 1):
+            for _ in range(accumulated):
+                model[2].requires_grad_(reached or step == critic)
+                backward(model)
+            (seldom if step == critic else often).step()
+    assert handle.run.step == 4
+
+
+def test_one_that_starts_later_raises_no_alarm_while_no_gradient_reaches_it():
+    model, (first, later), _handle = make(Diary())
+    model[2].requires_grad_(False)
+    for _ in range(200):
+        backward(model)
+        first.step()
+    model[2].requires_grad_(True)
+    step_all(model, [first, later])
+
+
 def test_summary_plan_and_ranks_of_all():
     model = small_model()
     pair = two(model, kind=torch.optim.Adam)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from orthotrain.errors import CheckpointError, ConfigError
+from orthotrain.errors import CheckpointError, ConfigError, OrthotrainError
 from orthotrain.lowrank import follow, load, restore_structure, save, to_dense
-from orthotrain.lowrank.pretrained import REFUSAL, STATE_FILE, is_refused, mark
+from orthotrain.lowrank.pretrained import STATE_FILE, guard_pairs, mark
+from orthotrain.lowrank.two_layers import put_pairs_, ranks_of_pairs
 from orthotrain.methods.select import unwrap
 
 #: The weights, under the model's own names; plain loading does not look for them.
@@ -23,18 +26,19 @@ WEIGHTS_FILE = "orthotrain.safetensors"
 def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False) -> None:
     """Write a low-rank model of Transformers so that :func:`from_pretrained` gives it back.
 
-    The weights go to ``orthotrain.safetensors``, the rank of each layer to ``config.json``.
+    The weights go to ``orthotrain.safetensors``, rank and form of each layer to ``config.json``: a
+    model after ``to_factored`` comes back as such.
     ``SomeModel.from_pretrained(folder)`` then ends with an error: it finds no weights.
 
     Args:
-        model: A model of Transformers, low-rank or dense.
+        model: A model of Transformers: low-rank, after ``to_factored``, or dense.
         folder: Where to; made if it is missing.
         dense: Write the dense weights beside them, for plain ``from_pretrained``: larger, and
             nobody needs this library to load them.
 
     Raises:
-        ConfigError: The model has no configuration or has been through ``to_factored``, or the
-            folder holds weights of another save.
+        ConfigError: The model has no configuration, the folder holds weights of another save, or
+            ``dense`` is asked of a model after ``to_factored``.
         CheckpointError: A file cannot be written.
     """
     inner: Any = unwrap(model)
@@ -44,8 +48,11 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, dense: bool = False
             f"save_pretrained needs a model of Transformers, got {type(inner).__name__}; for "
             "others there is orthotrain.save"
         )
-    if any(map(is_refused, inner.modules())):
-        raise ConfigError(REFUSAL)
+    if dense and ranks_of_pairs(inner):
+        raise ConfigError(
+            "save_pretrained(dense=True) needs a low-rank model, got one after to_factored, whose "
+            "layers are two each; save the dense weights before to_factored, or leave dense out"
+        )
     if others := sorted(path.name for path in folder.glob("*model*.safetensors")):
         raise ConfigError(
             f"save_pretrained needs a folder without other weights, got {folder} with "
@@ -74,7 +81,8 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
             ``dtype`` all weights get this one, else each has that of the file.
 
     Returns:
-        The model in evaluation mode, low-rank as it was saved. It follows what it loads later.
+        The model in evaluation mode, low-rank or of two layers each as it was saved. It follows
+        what it loads later.
 
     Raises:
         ConfigError: ``cls`` is no class of Transformers.
@@ -95,11 +103,13 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
         )
     dtype = settings.pop("torch_dtype", None)
     dtype = _dtype(settings.pop("dtype", dtype))
-    config = AutoConfig.from_pretrained(folder, **settings)
-    _require_class(cls, config, folder)
     # What is said of the folder, not of the model. Beside files of an earlier save it decides.
-    said = config.__dict__.pop("orthotrain", None)
+    said = _said_in(folder / "config.json")
+    with _damage_named(folder, "config.json"):
+        config = AutoConfig.from_pretrained(folder, **settings)
+    config.__dict__.pop("orthotrain", None)
     config.__dict__.pop("transformers_weights", None)
+    _require_class(cls, config, folder)
     if not [*folder.glob("model*.safetensors"), *folder.glob(WEIGHTS_FILE)]:
         raise CheckpointError(
             f"from_pretrained needs {WEIGHTS_FILE} or model.safetensors in {folder}, which has "
@@ -107,9 +117,13 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
         )
     if said is None:  # dense
         as_asked = {} if dtype is None else {"dtype": dtype}
-        plain: nn.Module = cls.from_pretrained(folder, config=config, **as_asked)
+        with _damage_named(folder, "config.json or the weights"):
+            plain: nn.Module = cls.from_pretrained(folder, config=config, **as_asked)
         return follow(plain)
-    model: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    with _damage_named(folder, "config.json"):
+        model: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    put_pairs_(model, said["two_layers"])
+    guard_pairs(model)
     if said["weights"] == WEIGHTS_FILE:
         load(model, folder / WEIGHTS_FILE)
         _set_dtypes(model, load_file(folder / WEIGHTS_FILE), dtype)
@@ -118,7 +132,8 @@ def from_pretrained(cls: Any, folder: str | Path, **settings: Any) -> Any:
     made: Any = model
     made.config.dtype = made.dtype
     if hasattr(made, "generation_config") and (folder / "generation_config.json").is_file():
-        made.generation_config = GenerationConfig.from_pretrained(folder)
+        with _damage_named(folder, "generation_config.json"):
+            made.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
@@ -150,16 +165,52 @@ def load_marked(model: nn.Module, folder: Path) -> Mapping[str, Tensor]:
     state = own_state(folder / STATE_FILE)
     if state is None:  # large models are written in several files
         files = sorted(folder.glob("model*.safetensors"))
-        state = {name: value for file in files for name, value in load_file(file).items()}
+        with _damage_named(folder, "model.safetensors"):
+            state = {name: value for file in files for name, value in load_file(file).items()}
     restore_structure(model, state)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or ())
-    if lost := [*(name for name in missing if name not in tied), *unexpected]:
+    held: Mapping[str, Tensor] = model.state_dict()
+    given = {held[name].data_ptr() for name in state if name in held}
+    if lost := [*(n for n in missing if held[n].data_ptr() not in given), *unexpected]:
         raise CheckpointError(
             f"from_pretrained needs the weights of a {type(model).__name__}, {folder} lacks or has "
             f"others: {', '.join(lost[:5])}; take the class that was saved"
         )
     return state
+
+
+@contextmanager
+def _damage_named(folder: Path, file: str) -> Iterator[None]:
+    """Let whatever goes wrong with a file be an error that says what to try."""
+    try:
+        yield
+    except OrthotrainError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"from_pretrained cannot read {file} of {folder}: {type(error).__name__}: "
+            f"{str(error).strip()[:300]}; take the file from another checkpoint of this model, or "
+            "save the model again"
+        ) from error
+
+
+def _said_in(path: Path) -> dict[str, Any] | None:
+    """The mark of a low-rank folder in its ``config.json``; None in a dense one.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    with _damage_named(path.parent, path.name):
+        said = json.loads(path.read_text(encoding="utf-8")).get("orthotrain")
+        if said is None:
+            return None
+        said = {"two_layers": {}, **said}
+        ranks = {*said["ranks"].items(), *said["two_layers"].items()}
+        if said["weights"] not in (WEIGHTS_FILE, "model.safetensors") or not all(
+            type(rank) is int for _, rank in ranks
+        ):
+            raise ValueError('the entry "orthotrain" is none that this library wrote')
+    return said
 
 
 def _dtype(asked: Any) -> torch.dtype | None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.extras import missing_package
 from orthotrain.integrations._logged import logged
+from orthotrain.integrations._resumed import FittingHook
 from orthotrain.lowrank import follow
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
@@ -48,16 +50,20 @@ class OrthotrainCallback(Callback):  # type: ignore[misc]
         self._methods = methods
         self._saved: dict[str, Any] = {}
         self._losses = 0
+        self._check: RemovableHandle | None = None
         self.handle: Handle | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let the module, and averaged copies that are there, follow what is loaded."""
         for model in (pl_module, *_averaged(trainer)):
             follow(model)
+        self._end_check()
+        self._check = pl_module.register_load_state_dict_pre_hook(FittingHook(trainer))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; take back the state of the checkpoint that is resumed."""
         self._end()
+        self._end_check()
         if trainer.global_step > 0 and trainer.ckpt_path is not None and not self._saved:
             raise CheckpointError(
                 f"resuming needs the methods' state in {trainer.ckpt_path}, which was saved "
@@ -103,6 +109,11 @@ class OrthotrainCallback(Callback):  # type: ignore[misc]
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach, so that the module can be trained again."""
         self._end()
+        self._end_check()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take off what was put on for the load of a checkpoint."""
+        self._end_check()
 
     def state_dict(self) -> dict[str, Any]:
         """The methods' state: tensors and plain numbers."""
@@ -111,6 +122,11 @@ class OrthotrainCallback(Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the methods are attached."""
         self._saved = state_dict
+
+    def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.remove()
+            self._check = None
 
     def _end(self) -> None:
         if self.handle is not None:

@@ -7,6 +7,7 @@ import json
 import sys
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from orthotrain.integrations._pretrained import (
     own_state,
     save_pretrained,
 )
+from orthotrain.integrations._resumed import require_checkpoint_of
 from orthotrain.lowrank import follow
 from orthotrain.lowrank.names import is_factored_name
-from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, names_in, write_state
+from orthotrain.lowrank.pretrained import STATE_FILE, has_own_names, shapes_in, write_state
 from orthotrain.methods import Method, attach
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.select import unwrap
@@ -83,16 +85,27 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         if model is not None:  # else made by model_init at each train()
             self._claim(model, state)
             follow(model)
-        handler = sys._getframe(1).f_locals.get("self")
-        if isinstance(handler, CallbackHandler) and self in handler.callbacks:
+        trainer = _trainer_with(self)
+        if trainer is not None:
             # Loggers stand before the callbacks of a user, and write what they are given.
-            handler.callbacks.remove(self)
-            handler.callbacks.insert(0, self)
+            trainer.callback_handler.callbacks.remove(self)
+            trainer.callback_handler.callbacks.insert(0, self)
+            # Callbacks are not told before a checkpoint is loaded.
+            load = trainer._load_from_checkpoint
+            trainer._load_from_checkpoint = partial(_load_own, trainer, load)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach; take back the state of the checkpoint that is resumed."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        for earlier in self._claim(model, state):
+        others = self._claim(model, state)
+        for each in others:
+            if _trainer_with(each) is not None:
+                raise ConfigError(
+                    "OrthotrainCallback: another Trainer is training this model at the moment, "
+                    "with a callback of its own; train one after the other, or give this one a "
+                    "copy.deepcopy of the model"
+                )
+        for earlier in others:
             earlier._end()  # of a run that ended with an exception, which callbacks are not told
         self._end()
         saved = None
@@ -173,6 +186,24 @@ class OrthotrainCallback(TrainerCallback):  # type: ignore[misc]
         return Path(_output_folder(args, state), f"checkpoint-{state.global_step}")
 
 
+def _trainer_with(callback: OrthotrainCallback) -> Any:
+    """The Trainer that has called us and has this callback; None where there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        handler = getattr(owner, "__dict__", {}).get("callback_handler")
+        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _load_own(trainer: Any, load: Any, folder: str, model: Any = None) -> None:
+    """What loads a checkpoint in a Trainer, but not that of another model."""
+    require_checkpoint_of(unwrap(trainer.model if model is None else model), Path(folder))
+    load(folder, model)
+
+
 def _output_folder(args: Any, state: Any) -> Path:
     """Where checkpoints are: in a search each trial has a folder of its own."""
     folder = Path(args.output_dir)
@@ -181,7 +212,7 @@ def _output_folder(args: Any, state: Any) -> Path:
 
 def _has_form(model: nn.Module, folder: Path) -> bool:
     """Whether all low-rank weights of a folder have found their place in the model."""
-    written = {name for name in names_in(folder) or () if is_factored_name(name)}
+    written = {name for name in shapes_in(folder) or () if is_factored_name(name)}
     return not written or written <= {*unwrap(model).state_dict()}
 
 

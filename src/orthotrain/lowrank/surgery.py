@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
 from orthotrain._resized import left_model
 from orthotrain._sharded import GATHER_FIRST, require_whole
+from orthotrain.errors import OrthotrainWarning
 from orthotrain.layers._factors import (
     LowRankModule,
     hold_dense_,
@@ -19,15 +19,12 @@ from orthotrain.layers._factors import (
     weight_parameter,
 )
 from orthotrain.layers._parameters import resize_parameter_
-from orthotrain.layers.low_rank import LowRankLinear, LowRankTransposedLinear
-from orthotrain.layers.low_rank_conv_transpose import transposed_filters
-from orthotrain.layers.low_rank_embedding import LowRankEmbedding
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.lowrank.following import factored_weights
 from orthotrain.lowrank.plain import leave_plain_
-from orthotrain.lowrank.pretrained import refuse_saving
+from orthotrain.lowrank.readers import readers
+from orthotrain.lowrank.two_layers import put_pairs_
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _READS_WEIGHTS_BY_NAME = (
     nn.MultiheadAttention,
     nn.TransformerEncoderLayer,
@@ -83,10 +80,13 @@ def to_factored(model: nn.Module) -> nn.Module:
     layers, and the linear layers inside ``nn.TransformerEncoderLayer``,
     ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
 
+    The pair still has the sizes of the layer before, and an empty ``weight`` that tells dtype and
+    device. A layer whose values some other code in the model reads, ``self.proj.weight`` or
+    ``self.proj.bias`` in what ``forward`` calls, becomes dense, with a warning that names it.
+
     An optimizer that held the weights of a layer that became two warns at its next step: it does
-    not train the new ones. What this library has put on the model goes, as for ``to_dense``.
-    ``save_pretrained`` of a model of Transformers is refused from then on: nothing could read it.
-    Save the low-rank model before, or pickle this one.
+    not train the new ones. What this library has put on the model goes, as for ``to_dense``, but
+    ``save_pretrained`` of a model of Transformers still says in ``config.json`` what it wrote.
 
     Args:
         model: A model with or without low-rank layers.
@@ -97,27 +97,24 @@ def to_factored(model: nn.Module) -> nn.Module:
 
     Raises:
         ConfigError: The model is sharded over processes.
+
+    Warns:
+        OrthotrainWarning: Layers became dense because other code reads their weights.
     """
     require_whole("to_factored", model, GATHER_FIRST)
-    pairs: dict[int, nn.Sequential] = {}
-    first_of_weight: dict[int, nn.Sequential] = {}
-    for parent in list(model.modules()):
-        if isinstance(parent, _READS_WEIGHTS_BY_NAME):
-            continue
-        for name, child in list(parent._modules.items()):
-            if not (isinstance(child, LowRankModule) and _pays_as_two_layers(child)):
-                continue
-            if id(child) not in pairs:
-                pair = pairs[id(child)] = _two_layers(child)
-                parameter = weight_parameter(child, "weight")
-                assert parameter is not None
-                tied = first_of_weight.setdefault(id(parameter), pair)
-                for layer, same in zip(pair, tied, strict=True):
-                    layer._parameters["weight"] = same._parameters["weight"]
-                left_model(parameter)
-            setattr(parent, name, pairs[id(child)])
+    paying = _paying_as_two_layers(model)
+    if dense := readers(model, paying):
+        warnings.warn(
+            "to_factored made layers dense whose weights other code reads: "
+            + "; ".join(f"{name} ({reader})" for name, reader in dense.items())
+            + ". Deploy the low-rank model as it is where they have to stay small",
+            OrthotrainWarning,
+            stacklevel=3,
+        )
+    ranks = {name: layer.rank for name, layer in paying.items() if name not in dense}
+    for parameter in put_pairs_(model, ranks):
+        left_model(parameter)
     to_dense(model)
-    refuse_saving(model, {*pairs.values()})
     return model
 
 
@@ -131,48 +128,20 @@ def _product(module: LowRankModule, weight: str) -> Tensor:
     return module.layout(module, weight).tensor(product).to(dtype)
 
 
+def _paying_as_two_layers(model: nn.Module) -> dict[str, LowRankModule]:
+    """Layers that two plain ones can stand for with fewer numbers, by name."""
+    found = {}
+    for name, parent in model.named_modules(remove_duplicate=False):
+        if not isinstance(parent, _READS_WEIGHTS_BY_NAME):
+            for own, child in parent._modules.items():
+                if isinstance(child, LowRankModule) and _pays_as_two_layers(child):
+                    found[f"{name}.{own}".lstrip(".")] = child
+    return found
+
+
 def _pays_as_two_layers(module: LowRankModule) -> bool:
     """Whether two plain layers hold fewer numbers than one; never for packed projections."""
     if module.weights_of(module) != ("weight",):
         return False
     layout = module.layout(module, "weight")
     return module.rank * (layout.m + layout.n) < layout.m * layout.n
-
-
-@torch.no_grad()
-def _two_layers(module: LowRankModule) -> nn.Sequential:
-    """A layer by ``vh`` into ``k`` features or channels, and one by ``u @ core`` out of them."""
-    left, vh = module.two_factors()
-    kind: dict[str, Any] = {"device": left.device, "dtype": left.dtype}
-    k = module.rank
-    bias = module._parameters.get("bias")
-    first: nn.Module
-    second: nn.Module
-    if isinstance(module, LowRankTransposedLinear):
-        left, vh = vh.mT, left.mT
-    if isinstance(module, nn.modules.conv._ConvNd):
-        groups = module.groups
-        first = module._dense_class(
-            module.in_channels, groups * k, module.kernel_size, module.stride, module.padding,
-            dilation=module.dilation, groups=groups, bias=False,
-            padding_mode=module.padding_mode, **kind,
-        )  # fmt: skip
-        if isinstance(first, _ConvTransposeNd):
-            first.output_padding, vh = module.output_padding, transposed_filters(vh, first)
-        second = _CONV[len(module.kernel_size)](
-            groups * k, module.out_channels, 1, groups=groups, bias=bias is not None, **kind
-        )
-    elif isinstance(module, LowRankEmbedding):
-        first = nn.Embedding(module.num_embeddings, k, module.padding_idx, **kind)
-        second, vh = nn.Linear(k, left.shape[0], bias=False, **kind), vh.mT
-    else:
-        assert isinstance(module, LowRankLinear | LowRankTransposedLinear)
-        first = nn.Linear(vh.shape[1], k, bias=False, **kind)
-        second = nn.Linear(k, left.shape[0], bias=bias is not None, **kind)
-    for layer, value in ((first, vh), (second, left)):
-        target = layer._parameters["weight"]
-        assert target is not None
-        target.copy_(value.reshape(target.shape))
-    if bias is not None:
-        second.bias = bias
-    return nn.Sequential(first, second).train(module.training)

@@ -25,6 +25,9 @@ _BACKWARDS_BEFORE_WARNING = 500
 # Between accumulated passes nothing changes a parameter; what does is another optimizer, or SAM.
 _CHANGES_BEFORE_WARNING = 10
 _TIMES = 4  # as many as were ever seen between two steps
+# Steps of another optimizer, each with a pass that reaches this one's parameters. Those who train a
+# critic more often than a generator do so 5 to 10 times.
+_OTHERS_BEFORE_WARNING = 32
 
 
 def refuse_data_parallel(methods: Iterable[Method]) -> None:
@@ -90,9 +93,10 @@ class LoadHook(WeakHook[Hooked]):
 class BackwardHook(WeakHook[Hooked]):
     """After each backward pass: notices an optimizer that is not stepped, or not any more.
 
-    It counts the passes since the last step, and those before which something else had changed
-    the parameter. Both limits follow the most that was seen between two steps: accumulated
-    gradients, steps that ``GradScaler`` skips, SAM.
+    It counts the passes since the last step, those before which something else had changed the
+    parameter, and those before which another optimizer of the same training had stepped: a GAN
+    steps one more often, and accumulation holds all of them back. Each limit follows the most that
+    was seen between two steps: accumulated gradients, steps that ``GradScaler`` skips, SAM.
     """
 
     def __init__(self, handle: Hooked | None = None, optimizer: Optimizer | None = None) -> None:
@@ -102,8 +106,9 @@ class BackwardHook(WeakHook[Hooked]):
         self._kind = type(optimizer).__name__
         several = handle is not None and handle.run.has_several
         self._which = "one of the optimizers" if several else "the optimizer"
-        self._passes = self._changes = 0
-        self._most_passes = self._most_changes = 0
+        self._passes = self._changes = self._others = 0
+        self._most_passes = self._most_changes = self._most_others = 0
+        self._other_stepped = False
         self._seen = self._paused = False
         self._version: int | None = None
         self._registered: RemovableHandle | None = None
@@ -122,14 +127,22 @@ class BackwardHook(WeakHook[Hooked]):
         """A step begins; passes inside it, of a closure, do not count."""
         self._paused = True
 
-    def resume(self, *, stepped: bool) -> None:
-        """A step ended; ``stepped`` unless only a call of ``handle.step()`` says so."""
+    def resume(self, *, stepped: bool, other: bool = False) -> None:
+        """A step ended; ``stepped`` unless only a call of ``handle.step()`` says so.
+
+        Args:
+            stepped: It was that of this optimizer.
+            other: It was that of another one of the same training.
+        """
         self._paused = False
+        self._other_stepped |= other
         if stepped:
             self._seen, self._version = True, None
             self._most_passes = max(self._most_passes, self._passes)
             self._most_changes = max(self._most_changes, self._changes)
-            self._passes = self._changes = 0
+            self._most_others = max(self._most_others, self._others)
+            self._passes = self._changes = self._others = 0
+            self._other_stepped = False
 
     def __call__(self, parameter: Tensor) -> None:
         # Compiled autograd traces through here, and counters would compile it anew at each pass.
@@ -139,8 +152,12 @@ class BackwardHook(WeakHook[Hooked]):
         version = parameter._version
         self._changes += self._version is not None and version != self._version
         self._version = version
-        if self._passes >= max(_BACKWARDS_BEFORE_WARNING, _TIMES * self._most_passes) or (
-            self._changes >= max(_CHANGES_BEFORE_WARNING, _TIMES * self._most_changes)
+        self._others += self._other_stepped
+        self._other_stepped = False
+        if (
+            self._passes >= max(_BACKWARDS_BEFORE_WARNING, _TIMES * self._most_passes)
+            or self._changes >= max(_CHANGES_BEFORE_WARNING, _TIMES * self._most_changes)
+            or self._others >= max(_OTHERS_BEFORE_WARNING, _TIMES * self._most_others)
         ):
             self._warn()
 
@@ -160,6 +177,11 @@ class BackwardHook(WeakHook[Hooked]):
         handle = self.owner
         if handle is None or self._optimizer is None or self._optimizer() is None:
             remedy = f"the {self._kind} given to attach was deleted; attach to the one that steps"
+        elif handle.auto and self._others >= _OTHERS_BEFORE_WARNING:
+            remedy = (
+                "other optimizers of the same attach went on: step this one, too, or attach "
+                "without it. Where it starts later on purpose, nothing is wrong"
+            )
         elif handle.auto:
             remedy = (
                 f"is another optimizer being stepped than the {self._kind} given to attach? "

@@ -145,7 +145,7 @@ class Handle:
 
     def _step_ended(self, place: int) -> None:
         for i, hook in enumerate(self._backward_hooks):
-            hook.resume(stepped=self.auto and i == place)
+            hook.resume(stepped=self.auto and i == place, other=i != place)
         if self.auto and place not in self._skipped:
             self._run_after([place])
 

@@ -1,0 +1,132 @@
+"""What a pair answers in the place of a layer, and which layers must stay one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import orthotrain
+from lowrank.nets import filled
+from orthotrain.errors import CheckpointError, OrthotrainWarning
+from orthotrain.layers import LowRankConv1d
+from orthotrain.lowrank.readers import readers
+from orthotrain.lowrank.two_layers import is_pair, put_pairs_, ranks_of_pairs
+
+
+class Reads(nn.Module):
+    """Reads things of its layers in ways that an empty weight answers, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.wo = nn.Conv1d(8, 16, 3, padding=1), nn.Linear(16, 16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj.weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x.to(self.proj.weight.device, self.dtype)).mT
+        if isinstance(self.wo.weight, Tensor) and x.dtype != self.wo.weight.dtype:
+            x = x.to(self.wo.weight.dtype)
+        assert self.wo.weight is not None
+        sizes = self.wo.in_features, self.wo.out_features, *self.proj.kernel_size
+        assert sizes == (16, 16, 3)
+        return self.wo(x)
+
+
+def helper(module: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, module.by_helper.weight)
+
+
+class Values(nn.Module):
+    """Reads values, each layer in another way; ``called`` is only called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("called", "direct", "alias", "bias_of", "in_method", "by_helper"):
+            self.add_module(name, nn.Linear(16, 16))
+        self.inside = nn.Sequential(nn.Linear(16, 16))
+        self.looped = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.indexed = nn.ModuleList([nn.Linear(16, 16)])
+
+    def _init_weights(self) -> None:  # nobody calls it in forward
+        nn.init.zeros_(self.called.weight)
+
+    def method(self, x: Tensor) -> Tensor:
+        return x @ self.in_method.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.called.eval()
+        x = F.linear(self.called(x), self.direct.weight)
+        layer = self.alias
+        x = F.linear(x, layer.weight, layer.bias) + self.inside[0].weight.sum()
+        for each in self.looped:
+            x = x @ each.weight
+        x = x @ self.indexed[0].weight + self.bias_of.bias
+        return helper(self, self.method(x))
+
+
+READ = {"direct", "alias", "bias_of", "in_method", "by_helper", "inside.0", "looped.0", "looped.1",
+        "indexed.0"}  # fmt: skip
+
+
+def cut(model: nn.Module, **convolutions: int) -> nn.Module:
+    for name, rank in convolutions.items():
+        convolution = filled(model.get_submodule(name))
+        setattr(model, name, LowRankConv1d.from_conv(convolution, rank=rank))
+    return orthotrain.compress(filled(model), rank=orthotrain.Relative(0.7)).eval()
+
+
+def test_code_that_reads_dtype_device_and_sizes_of_a_pair_goes_on():
+    model, x = cut(Reads(), proj=3), torch.ones(2, 8, 5, dtype=torch.float64)
+    before = model(x)
+    orthotrain.to_factored(model)
+    assert ranks_of_pairs(model).keys() == {"proj", "wo"}
+    torch.testing.assert_close(model(x), before)
+    for dtype in (torch.bfloat16, torch.float64):
+        assert copy.deepcopy(model).to(dtype)(x).dtype == dtype
+    assert model.to("meta")(x).is_meta
+    assert not any(key.endswith("proj.weight") for key in model.state_dict())
+
+
+def test_layers_whose_values_are_read_become_dense_with_a_warning():
+    model, x = cut(Values()), torch.ones(2, 16, dtype=torch.float64)
+    before = model(x)
+    with pytest.warns(OrthotrainWarning, match=r"direct \(Values reads \.weight\)") as caught:
+        orthotrain.to_factored(model)
+    assert len(caught) == 1
+    assert ranks_of_pairs(model).keys() == {"called"}
+    torch.testing.assert_close(model(x), before)
+
+
+def test_all_ways_to_read_a_value_are_found_through_wrappers():
+    model = nn.Sequential(nn.Linear(16, 16), torch.compile(Values(), backend="eager"))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert {name.rpartition("_orig_mod.")[2] for name in readers(model, layers)} == READ
+
+
+def test_code_without_a_source_is_taken_by_its_names():
+    typed: dict[str, type[nn.Module]] = {}
+    code = "def forward(self, x):\n    return self.used(x) @ self.read.weight\n"
+    exec(code, {}, typed)
+    cls = type("Typed", (nn.Module,), {"forward": typed["forward"]})
+    model = cls()
+    for name in ("used", "read", "other"):
+        model.add_module(name, nn.Linear(4, 4))
+    # Which of the two is read cannot be told.
+    assert readers(model, dict(model.named_children())).keys() == {"used", "read"}
+
+
+@pytest.mark.bad_input
+def test_a_pair_takes_the_place_of_a_layer_that_has_such_a_form():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.LSTM(4, 4))
+    put_pairs_(model, {"0": 2})
+    assert is_pair(model[0])
+    assert [tuple(layer.weight.shape) for layer in model[0]] == [(2, 6), (5, 2)]
+    for name, rank in (("1", 2), ("2", 2), ("9", 2), ("a.b", 2), ("2", 0)):
+        with pytest.raises(CheckpointError, match="build the model that was saved"):
+            put_pairs_(model, {name: rank})
