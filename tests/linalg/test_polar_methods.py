@@ -64,6 +64,24 @@ def test_auto_is_within_a_millionth_up_to_condition_1e5_without_the_svd(
 
 @pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
 @pytest.mark.parametrize("condition", [1e6, 1e7, 1e8])
+def test_a_second_gram_matrix_takes_the_place_of_the_svd(
+    monkeypatch: pytest.MonkeyPatch, shape: str, condition: float
+):
+    taken = counted_svds(monkeypatch)
+    for m, n in ((27, 64), (140, 300)):
+        a = from_spectrum(spectrum(shape, m, condition), m, n).float()
+        # One rounding of float32, and the rounding of float64 in the smallest direction.
+        budget = 3e-8 + 3 * condition * EPS
+        for q in (polar_factor(a, rtol=0.0), polar_factor(a.unsqueeze(0), rtol=0.0)[0]):
+            assert distance(q, twins.polar_factor(a, rtol=0)) <= budget
+        # With the default tolerance what is below it is null.
+        q = polar_factor(a)
+        assert distance(q, twins.polar_factor(a, rtol=4 * EPS32)) <= budget
+    assert taken == []
+
+
+@pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
+@pytest.mark.parametrize("condition", [1e6, 1e7, 1e8])
 def test_auto_is_never_worse_than_the_svd_in_float32(shape: str, condition: float):
     a = from_spectrum(spectrum(shape, 48, condition), 300, 48).float()
     exact = twins.polar_factor(a, rtol=0)
@@ -86,7 +104,7 @@ def test_refined_gram_route_has_the_error_of_its_second_order(
     rtol = 0.6 / condition
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, rtol, False, 0, True)
     _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
-    q, trusted = _polar_routes._refined(a, v, rule)
+    q, trusted = _polar_routes._refined(a @ v, v, rule)
     error = float((q - twins.polar_factor(a, rtol=rtol)).norm())
     # Measured up to 6 condition eps and 4 times the square of what is of first order.
     first_order = condition**2 * EPS
@@ -98,7 +116,7 @@ def test_refined_gram_route_is_not_trusted_where_it_fails():
     a = from_spectrum(spectrum("one large", 40, 1e7), 200, 40)
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, 1e-8, False, 0, True)
     _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
-    q, trusted = _polar_routes._refined(a, v, rule)
+    q, trusted = _polar_routes._refined(a @ v, v, rule)
     assert not bool(trusted)
     assert distance(q, twins.polar_factor(a)) > 1e-6
 

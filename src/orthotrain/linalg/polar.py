@@ -20,7 +20,7 @@ from orthotrain.linalg._inputs import (
     without_autocast,
 )
 from orthotrain.linalg._polar_derivative import tall_polar_factor
-from orthotrain.linalg._polar_routes import PolarMethod, Rule, gram_route
+from orthotrain.linalg._polar_routes import PolarMethod, Rule, gram_route, lean_factor
 from orthotrain.linalg.decompose import widest_dtype, working_dtype
 
 __all__ = ["PolarMethod", "polar_factor"]
@@ -113,16 +113,19 @@ def polar_factor(
     """
     require_matrix_shape("polar_factor", a)
     require_values("polar_factor", "a", a)
+    differentiable = a.requires_grad and torch.is_grad_enabled()
+    by_gram = method in ("auto", "gram") and a.dtype != torch.float64 == widest_dtype(a.device)
+    if by_gram and not differentiable and plain():
+        # Nothing to set up: autocast leaves float64 alone, and squares of less fit it.
+        tall = a if a.shape[-2] >= a.shape[-1] else a.mT
+        if a.ndim == 2 and rtol is None and max_iters is None:
+            q = lean_factor(tall, lambda: _rule(a, method, rtol, complete, max_iters))
+        else:
+            q = gram_route(tall, _rule(a, method, rtol, complete, max_iters)).q
+        return (q if tall is a else q.mT).to(a.dtype).contiguous()
     rule = _rule(a, method, rtol, complete, max_iters)
     # The Gram route widens by itself, in parts, what no derivative is asked of.
-    differentiable = a.requires_grad and torch.is_grad_enabled()
-    if rule.method == "gram" and rule.dtype != a.dtype and not differentiable and plain():
-        with without_autocast(a):
-            tall = a if a.shape[-2] >= a.shape[-1] else a.mT
-            q = gram_route(tall, rule).q
-        return (q if tall is a else q.mT).to(a.dtype).contiguous()
-    widens = rule.method == "gram" and rule.dtype == torch.float64
-    work = a if widens and not differentiable else a.to(rule.dtype)
+    work = a if by_gram and not differentiable else a.to(rule.dtype)
     if a.dtype == torch.float64 or rule.dtype != torch.float64:
         # The polar factor of a multiple is the same, so the scale is a constant of the
         # derivative. Squares of lesser dtypes fit float64 as they are.
