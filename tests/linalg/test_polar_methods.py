@@ -68,7 +68,8 @@ def test_a_second_gram_matrix_takes_the_place_of_the_svd(
     monkeypatch: pytest.MonkeyPatch, shape: str, condition: float
 ):
     taken = counted_svds(monkeypatch)
-    for m, n in ((27, 64), (140, 300)):
+    # By itself the first takes the SVD, which costs less there.
+    for m, n in ((27, 64), (80, 90), (140, 300)):
         a = from_spectrum(spectrum(shape, m, condition), m, n).float()
         # One rounding of float32, and the rounding of float64 in the smallest direction.
         budget = 3e-8 + 3 * condition * EPS
@@ -156,6 +157,15 @@ def test_complete_makes_orthonormal_what_has_null_directions(
     assert (q[0].double() @ onto - expected).abs().max() <= 64 * eps
     if method not in ("newton_schulz", "polar_express"):
         assert (plain[0].double() - expected).abs().max() <= 64 * eps
+
+
+def test_a_small_matrix_of_lower_rank_keeps_its_null_directions_or_completes_them():
+    half = from_spectrum(log_spectrum(3, 10.0), 9, 3).float()
+    for a in (torch.cat([half, half], 1), torch.cat([half, torch.zeros_like(half)], 1)):
+        exact = twins.polar_factor(a, rtol=1e-6)
+        assert (polar_factor(a).double() - exact).abs().max() <= 2 * EPS32
+        q = polar_factor(a, complete=True)
+        assert (q.mT @ q - torch.eye(6)).abs().max() <= 8 * EPS32
 
 
 def test_derivative_of_a_completed_factor_holds_what_was_completed_fixed():

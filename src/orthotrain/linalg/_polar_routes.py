@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,10 +34,13 @@ _BLOCKED_FROM = 128
 # A skinny matrix with more entries than the first is widened in parts of about the second, which
 # stay in the cache: .5 to .6 of the time at 6x524288, no gain at 6x32768 (docs/log.md).
 _WHOLE_UP_TO, _PART = 2**20, 2**16
-# Up to here calls are a part of the time that shows.
-_LEAN_UP_TO = 2**14
-# ``Rule.least`` of a result in float32, with its default ``rtol``.
-_WELL_CONDITIONED = 2.0**-29
+# Up to here calls are a part of the time that shows. And up to so many columns an SVD costs less
+# than the calls of a refinement.
+_LEAN_UP_TO, _SVD_UP_TO = 2**14, 64
+# ``Rule.least_of`` of a result in float32, and the largest ``rtol`` that does not change it.
+_WELL_CONDITIONED, LEAN_RTOL = 2.0**-29, 4e-5
+# Rows up to which rounding of a Gram matrix was measured; it grows with their number.
+_ROWS = 2304
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,15 @@ class Rule:
         """Rounding of the dtype in which it is computed."""
         return torch.finfo(self.dtype).eps
 
-    @property
-    def least(self) -> float:
-        """Eigenvalues of a Gram matrix above this share of the largest are taken as they are.
+    def least_of(self, a: Tensor) -> float:
+        """Eigenvalues of ``a^T a`` above this share of the largest are taken as they are.
 
         The entries of ``q^T q - 1`` are within ``(17 + 1.4 condition^2) eps``, whatever the
         spectrum, from 8x8 to 2304x256. So this keeps them within 1.4 eps of the result; typical
-        is .05 of that.
+        is .05 of that. With more rows the rounding of the Gram matrix is larger.
         """
-        return max(self.work_eps / self.resolution, self.rtol**2 + _GRAM_NOISE * self.work_eps)
+        rounding = self.work_eps / self.resolution * max(1.0, a.shape[-2] / _ROWS)
+        return max(rounding, self.rtol**2 + _GRAM_NOISE * self.work_eps)
 
 
 class Route(NamedTuple):
@@ -100,11 +104,12 @@ def lean_factor(a: Tensor, rule: Callable[[], Rule]) -> Tensor:
     """Polar factor of one tall matrix of less than float64, with as few calls as there can be.
 
     At 64x27 a call costs a hundredth of the whole, and so does a rule, which is made where it is
-    needed. What two eigenvalues do not settle goes on as in ``gram_route``.
+    needed. What two eigenvalues do not settle takes the SVD where that is small, and else goes on
+    as in ``gram_route``.
 
     Args:
         a: ``(m, n)`` with ``m >= n``.
-        rule: The rule, with its default ``rtol``.
+        rule: The rule, with an ``rtol`` of at most ``LEAN_RTOL``.
     """
     if a.numel() > _LEAN_UP_TO:
         return gram_route(a, rule()).q
@@ -116,7 +121,25 @@ def lean_factor(a: Tensor, rule: Callable[[], Rule]) -> Tensor:
     values = eigenvalues.tolist()
     if values[0] > _WELL_CONDITIONED * values[-1]:
         return product(wide, (v / eigenvalues.sqrt_()) @ v.mT)
-    return _unsettled(wide, eigenvalues, v, rule()).q
+    found = rule()
+    # Who named this route is told of an SVD, by the longer way.
+    if found.silent and len(values) <= _SVD_UP_TO and 0 < values[-1] < math.inf:
+        return _small_svd(wide, found)
+    return _unsettled(wide, eigenvalues, v, found).q
+
+
+def _small_svd(a: Tensor, rule: Rule) -> Tensor:
+    """The polar factor of one finite matrix from its SVD, with few calls."""
+    try:
+        u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    except LinAlgError:
+        return svd_route(a, rule).q
+    values = s.tolist()
+    least = rule.rtol * values[0]
+    if values[-1] <= least and not rule.complete:
+        u = u * ((s >= least) & (s > 0))
+    factor: Tensor = u @ vh
+    return factor
 
 
 def gram_route(a: Tensor, rule: Rule) -> Route:
@@ -138,7 +161,7 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
         )
         return svd_route(a.to(rule.dtype), rule)
     # Mostly all is well.
-    if bool((eigenvalues[..., 0] > rule.least * eigenvalues[..., -1]).all()):
+    if bool((eigenvalues[..., 0] > rule.least_of(a) * eigenvalues[..., -1]).all()):
         s = eigenvalues.sqrt()
         return Route(_rounded_product(a, (v / s.unsqueeze(-2)) @ v.mT), v, s)
     return _unsettled(a, eigenvalues, v, rule)
@@ -149,7 +172,7 @@ def _unsettled(a: Tensor, eigenvalues: Tensor, v: Tensor, rule: Rule) -> Route:
     require_finite("polar_factor", "a", a)
     largest = eigenvalues[..., -1:]
     relative = eigenvalues / torch.where(largest > 0, largest, 1.0)
-    kept = relative >= rule.least
+    kept = relative >= rule.least_of(a)
     null = (relative <= rule.rtol**2 - _GRAM_NOISE * rule.work_eps) | (largest == 0)
     settled = (kept | null).all(dim=-1)
     # Only the SVD has vectors for null directions.

@@ -15,10 +15,10 @@ from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Decomposition, View, decomposed, require_reachable
 from orthotrain.lowrank.measure import LossFunction, Measured, measured
-from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
-from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers, require_aspect
+from orthotrain.lowrank.settings import MAX_ASPECT, Importance, require_aspect
+from orthotrain.lowrank.sites import Selection, Site, other_numbers
 
 #: Kinds of layers that are cut on request.
 Kind = Literal["lstm", "gru", "rnn", "embedding", "transposed"]
