@@ -204,8 +204,8 @@ class _BoundNearest(GradientBound):
                 # One matrix by itself takes the short way through the polar factor.
                 replaced = [self._method.nearest(parts[0][0], unit=scale)]
             else:
-                sizes = [len(part) for part in parts]
-                replaced = self._method.nearest(torch.cat(parts), unit=scale).split(sizes)
+                whole = self._method.nearest(torch.cat(parts), unit=scale)
+                replaced = list(torch.split(whole, [len(part) for part in parts]))
             for target, part in zip(members, replaced, strict=True):
                 gradients[target].copy_(target.layout.tensor(part))
 
