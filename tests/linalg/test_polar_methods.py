@@ -168,6 +168,12 @@ def test_a_small_matrix_of_lower_rank_keeps_its_null_directions_or_completes_the
         assert (q.mT @ q - torch.eye(6)).abs().max() <= 8 * EPS32
 
 
+def test_a_gram_matrix_of_many_rows_is_trusted_less():
+    # Summed over so many rows, its rounding is ten times that of a few hundred.
+    a = from_spectrum(spectrum("half", 6, 1e4), 32_768, 6).float()
+    assert distance(polar_factor(a), twins.polar_factor(a)) <= 3e-8
+
+
 def test_derivative_of_a_completed_factor_holds_what_was_completed_fixed():
     upstream = torch.randn(5, 4, generator=generator(2), dtype=torch.float64)
     grads = []
