@@ -159,23 +159,61 @@ def test_every_public_name_resolves():
         assert name in dir(orthotrain)
 
 
-def test_lazy_table_says_what_type_checkers_are_told():
-    tree = ast.parse((SOURCE / "__init__.py").read_text())
+def told_to_type_checkers(package: Path) -> dict[str, str]:
+    """Public name -> where it is, of the block under ``TYPE_CHECKING``."""
+    tree = ast.parse((package / "__init__.py").read_text())
     (block,) = (
         node
         for node in tree.body
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
     )
-    told = {
+    return {
         (alias.asname or alias.name): statement.module
         for statement in block.body
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
+
+
+def test_lazy_table_says_what_type_checkers_are_told():
+    told = told_to_type_checkers(SOURCE)
     submodules = {name for name, home in told.items() if home == "orthotrain"}
     assert submodules == orthotrain._SUBMODULES
     assert {n: home for n, home in told.items() if n not in submodules} == orthotrain._HOME
     assert set(told) | {"__version__"} == set(orthotrain.__all__)
+
+
+LAZY = ("data", "diagnostics", "layers", "linalg", "lowrank", "methods", "models")
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_packages_know_where_each_public_name_is(name):
+    package = importlib.import_module(f"orthotrain.{name}")
+    told = told_to_type_checkers(SOURCE / name)
+    assert told == {n: f"orthotrain.{name}.{home}" for n, home in package._HOME.items()}
+    for public in package.__all__:
+        assert getattr(package, public) is getattr(package, public)
+    # A module of the same name would take its place once something imports it.
+    modules = {path.stem for path in (SOURCE / name).iterdir()}
+    assert not modules & set(package._HOME)
+
+
+# What the library may load before a run needs it; it had 136 modules of its own when all were.
+MOST_MODULES = 60
+
+
+def test_importing_the_two_names_of_the_first_example_stays_light():
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "from orthotrain import attach, AdaptiveLowRank\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    added = run_python(code).split()
+    own = [name for name in added if name.split(".")[0] == "orthotrain"]
+    assert len(own) <= MOST_MODULES
+    heavy = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.distributed")
+    assert not [name for name in added if name.startswith(heavy)]
 
 
 @pytest.mark.parametrize(

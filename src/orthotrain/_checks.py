@@ -68,7 +68,7 @@ def require_tensor(
 
 def require_values(function: str, name: str, value: Tensor) -> None:
     """Raise ConfigError for a tensor on the meta device, which holds no numbers to look at."""
-    if value.device.type == "meta":
+    if value.is_meta:
         raise ConfigError(
             f"{function} needs {name} with values, got a tensor of shape {tuple(value.shape)} on "
             f"the meta device, which holds none; move the model with to_empty and give it values"

@@ -36,7 +36,10 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
     def load(name: str) -> object:
         if name not in homes:
             raise_missing(package, name)
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        value: object = getattr(import_module(f"{package}.{homes[name]}"), name)
+        # Found without this function from now on.
+        setattr(sys.modules[package], name, value)
+        return value
 
     return load
 

@@ -64,6 +64,25 @@ def test_auto_is_within_a_millionth_up_to_condition_1e5_without_the_svd(
 
 @pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
 @pytest.mark.parametrize("condition", [1e6, 1e7, 1e8])
+def test_a_second_gram_matrix_takes_the_place_of_the_svd(
+    monkeypatch: pytest.MonkeyPatch, shape: str, condition: float
+):
+    taken = counted_svds(monkeypatch)
+    # By itself the first takes the SVD, which costs less there.
+    for m, n in ((27, 64), (80, 90), (140, 300)):
+        a = from_spectrum(spectrum(shape, m, condition), m, n).float()
+        # One rounding of float32, and the rounding of float64 in the smallest direction.
+        budget = 3e-8 + 3 * condition * EPS
+        for q in (polar_factor(a, rtol=0.0), polar_factor(a.unsqueeze(0), rtol=0.0)[0]):
+            assert distance(q, twins.polar_factor(a, rtol=0)) <= budget
+        # With the default tolerance what is below it is null.
+        q = polar_factor(a)
+        assert distance(q, twins.polar_factor(a, rtol=4 * EPS32)) <= budget
+    assert taken == []
+
+
+@pytest.mark.parametrize("shape", ["log", "half", "one small", "one large"])
+@pytest.mark.parametrize("condition", [1e6, 1e7, 1e8])
 def test_auto_is_never_worse_than_the_svd_in_float32(shape: str, condition: float):
     a = from_spectrum(spectrum(shape, 48, condition), 300, 48).float()
     exact = twins.polar_factor(a, rtol=0)
@@ -86,7 +105,7 @@ def test_refined_gram_route_has_the_error_of_its_second_order(
     rtol = 0.6 / condition
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, rtol, False, 0, True)
     _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
-    q, trusted = _polar_routes._refined(a, v, rule)
+    q, trusted = _polar_routes._refined(a @ v, v, rule)
     error = float((q - twins.polar_factor(a, rtol=rtol)).norm())
     # Measured up to 6 condition eps and 4 times the square of what is of first order.
     first_order = condition**2 * EPS
@@ -98,7 +117,7 @@ def test_refined_gram_route_is_not_trusted_where_it_fails():
     a = from_spectrum(spectrum("one large", 40, 1e7), 200, 40)
     rule = _polar_routes.Rule("gram", torch.float64, EPS32, 1e-8, False, 0, True)
     _, v = torch.linalg.eigh(_polar_routes.lower_gram(a, a.dtype))
-    q, trusted = _polar_routes._refined(a, v, rule)
+    q, trusted = _polar_routes._refined(a @ v, v, rule)
     assert not bool(trusted)
     assert distance(q, twins.polar_factor(a)) > 1e-6
 
@@ -138,6 +157,21 @@ def test_complete_makes_orthonormal_what_has_null_directions(
     assert (q[0].double() @ onto - expected).abs().max() <= 64 * eps
     if method not in ("newton_schulz", "polar_express"):
         assert (plain[0].double() - expected).abs().max() <= 64 * eps
+
+
+def test_a_small_matrix_of_lower_rank_keeps_its_null_directions_or_completes_them():
+    half = from_spectrum(log_spectrum(3, 10.0), 9, 3).float()
+    for a in (torch.cat([half, half], 1), torch.cat([half, torch.zeros_like(half)], 1)):
+        exact = twins.polar_factor(a, rtol=1e-6)
+        assert (polar_factor(a).double() - exact).abs().max() <= 2 * EPS32
+        q = polar_factor(a, complete=True)
+        assert (q.mT @ q - torch.eye(6)).abs().max() <= 8 * EPS32
+
+
+def test_a_gram_matrix_of_many_rows_is_trusted_less():
+    # Summed over so many rows, its rounding is ten times that of a few hundred.
+    a = from_spectrum(spectrum("half", 6, 1e4), 32_768, 6).float()
+    assert distance(polar_factor(a), twins.polar_factor(a)) <= 3e-8
 
 
 def test_derivative_of_a_completed_factor_holds_what_was_completed_fixed():

@@ -102,7 +102,7 @@ def refuse_nested_forward(function: str) -> None:
 
 def require_matrix_shape(function: str, a: Tensor, *, name: str = "a") -> None:
     """Raise ShapeError unless ``a`` is ``(*batch, m, n)`` with ``m, n >= 1``."""
-    if a.ndim < 2 or 0 in a.shape[-2:]:
+    if a.ndim < 2 or a.shape[-1] == 0 or a.shape[-2] == 0:
         raise ShapeError(
             f"{function} needs {name} of shape (*batch, m, n) with m, n >= 1, got "
             f"{tuple(a.shape)}; flatten a convolution weight with weight.flatten(1), and "

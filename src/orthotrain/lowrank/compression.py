@@ -28,7 +28,8 @@ from orthotrain.lowrank.output_error import model_error, seen_on
 from orthotrain.lowrank.pretrained import guard
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
-from orthotrain.lowrank.sites import MAX_ASPECT, Site, find_sites, require_sites
+from orthotrain.lowrank.settings import MAX_ASPECT
+from orthotrain.lowrank.sites import Site, find_sites, require_sites
 from orthotrain.methods.select import unwrap
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from orthotrain.lowrank.cut import KnownWeights, stored_in
 from orthotrain.lowrank.look import Decomposition
-from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.output_error import layer_error, matrices_of
+from orthotrain.lowrank.settings import Importance
 from orthotrain.lowrank.sites import Refusal, Site
 
 

@@ -20,10 +20,10 @@ from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.look import Decomposition, View, decomposed, require_reachable
 from orthotrain.lowrank.measure import LossFunction, Measured, measured
-from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
-from orthotrain.lowrank.sites import MAX_ASPECT, Selection, Site, other_numbers, require_aspect
+from orthotrain.lowrank.settings import MAX_ASPECT, Importance, require_aspect
+from orthotrain.lowrank.sites import Selection, Site, other_numbers
 
 #: What a cut at once is guarded by: nothing.
 OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)

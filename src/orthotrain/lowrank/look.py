@@ -21,8 +21,9 @@ from orthotrain.linalg import (
 )
 from orthotrain.linalg.decompose import singular_values
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.metric import Importance, Metric
+from orthotrain.lowrank.metric import Metric
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.settings import Importance
 from orthotrain.lowrank.sites import Site
 
 Decomposition = tuple[Tensor, Tensor, Tensor]

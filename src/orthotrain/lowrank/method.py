@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import nn
 
@@ -13,23 +13,14 @@ from orthotrain._checks import require_steps
 from orthotrain._doors import checked
 from orthotrain._sharded import require_whole
 from orthotrain.errors import ConfigError, OrthotrainWarning
-from orthotrain.lowrank.look import require_reachable
-from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
-from orthotrain.lowrank.sites import (
-    Refusal,
-    Selection,
-    Site,
-    find_sites,
-    numbers_outside,
-    other_numbers,
-    require_sites,
-)
-from orthotrain.lowrank.training import LowRankTraining
 from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import orthogonalizes
+
+if TYPE_CHECKING:
+    from orthotrain.lowrank.sites import Refusal, Site
 
 
 @checked
@@ -169,6 +160,11 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 or beyond the run's last step, a budget that no rank meets, a model on several
                 devices whose data decide, a sharded one, or an optimizer that cannot train factors.
         """
+        # Loaded where a run needs it: the layers and all that trains them.
+        from orthotrain.lowrank.measure import require_one_device
+        from orthotrain.lowrank.sites import Selection, find_sites, require_sites
+        from orthotrain.lowrank.training import LowRankTraining
+
         require_whole("AdaptiveLowRank", run.model)
         schedule = self.schedule(run.total_steps)
         total, first = run.total_steps, schedule.first_switch
@@ -229,6 +225,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
         self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]
     ) -> None:
         """Tell a rule that cannot be met before anything is trained, and what stands in the way."""
+        from orthotrain.lowrank.look import require_reachable
+        from orthotrain.lowrank.sites import numbers_outside, other_numbers
+
         try:
             require_reachable(
                 self.rank, sites, limits=self.limits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from orthotrain.layers.low_rank import LowRankTransposedLinear
 from orthotrain.linalg.metric_svd import RIDGE
 from orthotrain.lowrank.moments import Moments
 from orthotrain.lowrank.sites import Site
-
-#: What ranks are chosen by: the loss, the inputs of each layer, or its singular values.
-Importance = Literal["loss", "input", "weight"]
 
 # What a block without any signal gets, as a share of the mean of its layer; that of the ridge.
 _LIFT: Final = 1e-3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from orthotrain.layers.orthogonal_weight import is_ours
+from orthotrain.layers.orthogonal_parametrization import is_ours
 from orthotrain.lowrank.following import unfollow
 from orthotrain.lowrank.pretrained import guard_pairs, unguard
 from orthotrain.methods.copies import remove_dead_hooks

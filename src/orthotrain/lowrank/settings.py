@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Set
 from dataclasses import InitVar, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from orthotrain._checks import require_number, require_share, require_steps
+from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
-from orthotrain.lowrank.metric import Importance
 from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import Limits, RankRule, require
 from orthotrain.lowrank.rules import DEFAULT_RULE, chosen_rule
 from orthotrain.lowrank.schedule import WATCHED_STEPS, Schedule, schedule_of
-from orthotrain.lowrank.sites import MAX_ASPECT, require_aspect
 from orthotrain.methods.optimizer_state import StateMode
+
+#: What ranks are chosen by: the loss, the inputs of each layer, or its singular values.
+Importance = Literal["loss", "input", "weight"]
+# Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
+MAX_ASPECT: Final = 10.0
+
+
+def require_aspect(what: str, value: float) -> None:
+    """Raise ConfigError unless ``value`` can be a ``max_aspect``; infinity takes every shape."""
+    if not value > 1:
+        raise ConfigError(
+            f"{what} needs max_aspect to be a number above 1, math.inf for every shape, got "
+            f"{value!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,23 +24,12 @@ from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.adapters import adapted
 from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape, watch_hooks
 from orthotrain.lowrank.no_form import TIED_HEAD, is_asked_for, is_layer, left_as_they_are
+from orthotrain.lowrank.settings import MAX_ASPECT
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
 
-# Published: a weight is eligible where its smaller side exceeds a tenth of the larger.
-MAX_ASPECT: Final = 10.0
-
 # Convolutions of other ranks waste up to 17 % on CPU; rounding up costs nothing.
 CONV_RANK_MULTIPLE: Final = 16
-
-
-def require_aspect(what: str, value: float) -> None:
-    """Raise ConfigError unless ``value`` can be a ``max_aspect``; infinity takes every shape."""
-    if not value > 1:
-        raise ConfigError(
-            f"{what} needs max_aspect to be a number above 1, math.inf for every shape, got "
-            f"{value!r}"
-        )
 
 
 @dataclass(eq=False)

@@ -12,7 +12,8 @@ import torch
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.collect import Collector
-from orthotrain.lowrank.metric import Importance, Metric, metric_of
+from orthotrain.lowrank.metric import Metric, metric_of
+from orthotrain.lowrank.settings import Importance
 from orthotrain.lowrank.sites import Site
 
 

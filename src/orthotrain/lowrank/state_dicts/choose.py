@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from orthotrain._checks import is_dense
 from orthotrain.errors import ConfigError
 from orthotrain.lowrank.no_form import TIED_HEAD
-from orthotrain.lowrank.sites import require_aspect
+from orthotrain.lowrank.settings import require_aspect
 from orthotrain.lowrank.state_dicts.read import StoredModel
 from orthotrain.lowrank.state_dicts.weights import LeftOut, Reader, StoredWeight, dtype_name
 

@@ -17,7 +17,7 @@ from orthotrain.lowrank.compression_report import CompressedLayer, Compression
 from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import RankRule
 from orthotrain.lowrank.rules import chosen_rule
-from orthotrain.lowrank.sites import MAX_ASPECT
+from orthotrain.lowrank.settings import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose
 from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
 from orthotrain.lowrank.state_dicts.survey import (

@@ -15,7 +15,7 @@ from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.no_form import Kind
 from orthotrain.lowrank.rank_rule import Candidate, RankRule
 from orthotrain.lowrank.rules import Energy, StoredBudget
-from orthotrain.lowrank.sites import MAX_ASPECT
+from orthotrain.lowrank.settings import MAX_ASPECT
 from orthotrain.lowrank.state_dicts.choose import Chosen, choose, without_broken
 from orthotrain.lowrank.state_dicts.read import StoredModel, stored_model
 from orthotrain.lowrank.state_dicts.weights import LeftOut, StoredWeight, dtype_name
