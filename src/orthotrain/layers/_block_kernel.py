@@ -91,10 +91,13 @@ def orthonormal(a: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
     """
     if a.shape[-1] > a.shape[-2]:
         return orthonormal(a.mT).mT
-    q, r = torch.linalg.qr(a.to(working_dtype(a)))
-    # The signs are LAPACK's, and jump; with these the columns move as smoothly as a does.
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q)
-    return (q * sign.unsqueeze(-2)).to(result_dtype(a.dtype))
+    work = a.to(working_dtype(a))
+    q, _ = torch.linalg.qr(work)
+    # The signs are LAPACK's, and jump; with these the columns move as smoothly as a does. The sum
+    # is the diagonal of R, of which Inductor cannot take a view.
+    sign = torch.where((q * work).sum(dim=-2, keepdim=True) < 0, -1.0, 1.0)
+    turned: Tensor = q * sign.to(q)
+    return turned.to(result_dtype(a.dtype))
 
 
 def block_kernel(
@@ -128,15 +131,18 @@ def block_kernel(
         # All products are from the left. So a kernel whose last factor is the matrix is made
         # with its channels transposed, which leaves a projector as it is.
         last = 2 if stride == 1 and out > channels else 1
-        taps = matrix.unflatten(-1, (-1, stride, stride)).movedim(last, -1)
+        taps = matrix.reshape(groups, out, -1, stride, stride).movedim(last, -1)
         if subspaces is not None:
             spans = orthonormal(subspaces)
             for span, (axis, swap) in zip(spans, sizes.steps(), strict=True):
                 taps = _longer(taps, span, axis + 2, swap=swap)
         if entry is not None:
-            taps = (orthonormal(entry).mT @ taps.flatten(2)).unflatten(2, taps.shape[2:])
+            narrow = orthonormal(entry).mT @ taps.flatten(2)
+            taps = narrow.reshape(groups, channels, *taps.shape[2:])
         kernel = taps.movedim(-1, last)
-        return kernel.reshape(groups * out, channels, height, width).to(weight.dtype)
+        shape = (groups * out, channels, height, width)
+        made: Tensor = kernel.reshape(shape).to(weight.dtype).contiguous()
+        return made
 
 
 def current_block_kernel(held: tuple[Tensor, ...], sizes: BlockSizes) -> Tensor:

@@ -11,7 +11,7 @@ In a compiled graph the look-up is one node, so a graph keeps what is eager keep
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from orthotrain.layers._tracing import exporting
 from orthotrain.linalg._inputs import plain
 
 _SAMPLE = 64
+_WeakStorage: Callable[..., Any] = StorageWeakRef
 # Plain registration: torch's decorator for operators imports the compiler.
-_OPERATORS = torch.library.Library("orthotrain", "FRAGMENT")
+_OPERATORS: Any = torch.library.Library("orthotrain", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 _Recipe = Callable[[tuple[Tensor, ...], tuple[int, ...]], tuple[Tensor, ...]]
 
@@ -30,7 +31,7 @@ _Recipe = Callable[[tuple[Tensor, ...], tuple[int, ...]], tuple[Tensor, ...]]
 class _Entry(NamedTuple):
     """What was made, of which state of which memory."""
 
-    storages: tuple[StorageWeakRef, ...]
+    storages: tuple[Any, ...]
     state: tuple[Hashable, ...]
     made: tuple[Tensor, ...]
 
@@ -45,21 +46,22 @@ class Kept:
     Args:
         name: Of the node in compiled graphs, ``orthotrain::name``.
         make: From the weights and some whole numbers to tensors; nothing else may matter.
-        like: Tensors of the shapes and dtypes that ``make`` returns, of any values.
+        like: Contiguous tensors of the shapes and dtypes that ``make`` returns, of any values.
     """
 
     def __init__(self, name: str, make: _Recipe, like: _Recipe) -> None:
         self._name, self._make = name, make
         _OPERATORS.define(f"{name}(Tensor[] held, int[] settings) -> Tensor[]")
-        # A graph may write to what a node returns.
-        _OPERATORS.impl(
-            name,
-            lambda held, settings: [t.clone() for t in self._look_up(tuple(held), tuple(settings))],
-            "CompositeExplicitAutograd",
-        )
-        _OPERATORS.impl(
-            name, lambda held, settings: list(like(tuple(held), tuple(settings))), "Meta"
-        )
+
+        def node(held: list[Tensor], settings: list[int]) -> list[Tensor]:
+            # A graph may write to what a node returns.
+            return [t.clone() for t in self._look_up(tuple(held), tuple(settings))]
+
+        def shapes(held: list[Tensor], settings: list[int]) -> list[Tensor]:
+            return list(like(tuple(held), tuple(settings)))
+
+        _OPERATORS.impl(name, node, "CompositeExplicitAutograd")
+        _OPERATORS.impl(name, shapes, "Meta")
 
     @torch.no_grad()
     def __call__(self, held: tuple[Tensor, ...], settings: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -82,7 +84,7 @@ class Kept:
             with torch.inference_mode(False), torch.no_grad():
                 made = self._make(held, settings)
             _forget_freed()
-            refs = tuple(StorageWeakRef(storage) for storage in storages)
+            refs = tuple(map(_WeakStorage, storages))
             found = _ENTRIES[key] = _Entry(refs, state, made)
         return found.made
 

@@ -220,11 +220,11 @@ class OrthogonalConv2d(nn.Module):
         else:
             for parameter in self._made_of():
                 nn.init.normal_(parameter, generator=generator)
-                flat = parameter is self.weight
-                matrices = parameter.view(self.groups, -1, parameter[0].numel()) if flat else None
+                matrices = parameter
+                if parameter is self.weight:
+                    matrices = parameter.view(self.groups, -1, parameter[0].numel())
                 if not parameter.is_meta:
-                    drawn = orthonormal(parameter if matrices is None else matrices)
-                    parameter.copy_(drawn.reshape(parameter.shape))
+                    parameter.copy_(orthonormal(matrices).reshape(parameter.shape))
         if self.bias is not None:
             bound = (self.in_channels * self.kernel_size[0] * self.kernel_size[1]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound, generator=generator)
