@@ -282,6 +282,11 @@ def test_rounds_of_the_power_iteration(monkeypatch):
     layer.eval()
     layer(x)
     layer(x)
+    assert asked == [50]
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    layer(x)
+    layer(x)
     assert asked == [50, 50]
     assert int(layer.passes) == 401
 
@@ -368,7 +373,7 @@ def test_settings_that_cannot_work():
 
 @pytest.mark.bad_input
 def test_inputs_of_another_shape():
-    layer = OrthogonalConv2d(3, 4, 3, stride=2)
+    layer = OrthogonalConv2d(3, 4, 3, stride=2, method="skew")
     for shape in ((1, 2, 4, 4), (3, 4), (1, 1, 3, 4, 4)):
         with pytest.raises(ShapeError, match=r"\(batch, 3, h, w\)"):
             layer(torch.zeros(shape))

@@ -21,14 +21,11 @@ EPS = torch.finfo(torch.float64).eps
 # in, out, kernel, stride, groups: fewer, as many and more channels than go in; even and odd
 # numbers of them, even and rectangular kernels, kernels as large as the stride and larger.
 SHAPES = (
-    (2, 4, 3, 1, 1), (3, 3, 3, 1, 1), (4, 2, 3, 1, 1), (3, 2, 1, 1, 1), (2, 3, 2, 1, 1),
-    (2, 5, 5, 1, 1), (1, 2, 3, 1, 1), (3, 3, (1, 3), 1, 1), (2, 2, (4, 3), 1, 1),
-    (2, 3, 3, 2, 1), (2, 8, 3, 2, 1), (2, 9, 4, 2, 1), (1, 13, 3, 2, 1), (2, 20, 4, 3, 1),
-    (2, 3, 2, 2, 1), (1, 5, 2, 2, 1), (2, 3, (2, 5), 2, 1),
-    (4, 6, 3, 1, 2), (6, 3, 1, 1, 3), (4, 6, 3, 2, 2), (3, 27, 4, 2, 3),
+    (2, 4, 3, 1, 1), (3, 3, 5, 1, 1), (4, 2, 3, 1, 1), (3, 2, 1, 1, 1), (2, 3, 2, 1, 1),
+    (1, 2, 3, 1, 1), (2, 2, (4, 3), 1, 1), (2, 3, 3, 2, 1), (2, 9, 4, 2, 1), (1, 13, 3, 2, 1),
+    (1, 5, 2, 2, 1), (2, 3, (2, 5), 2, 1), (4, 6, 3, 1, 2), (3, 27, 4, 2, 3),
 )  # fmt: skip
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-either_way = pytest.mark.parametrize("transposed", [False, True], ids=["forward", "transposed"])
 
 
 def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -83,19 +80,7 @@ def kernel_of(layer: OrthogonalConv2d, channels: int, side: int) -> Tensor:
 
 
 @every_shape
-@either_way
-def test_jacobian_is_orthogonal_to_rounding(shape, transposed):
-    layer = make(shape, transposed=transposed)
-    inputs, outputs, _, stride, _ = shape
-    big, small = (inputs, 2 * stride, 3 * stride), (outputs, 2, 3)
-    matrix = jacobian(layer, small if transposed else big)
-    assert matrix.shape == tuple(math.prod(s) for s in ((big, small)[:: 1 if transposed else -1]))
-    assert layer.tolerance == 0
-    assert deviation(matrix) <= 64 * EPS
-
-
-@every_shape
-def test_agrees_with_the_product_of_the_published_blocks(shape):
+def test_orthogonal_to_rounding_and_the_product_of_the_published_blocks(shape):
     layer, backward = make(shape), make(shape, transposed=True)
     inputs, outputs, kernel, stride, groups = shape
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -109,6 +94,9 @@ def test_agrees_with_the_product_of_the_published_blocks(shape):
     ]
     expected = torch.block_diag(*blocks)
     found = jacobian(layer, (inputs, 2 * stride, 4 * stride))
+    assert found.shape == (outputs * 8, inputs * 8 * stride**2)
+    assert layer.tolerance == backward.tolerance == 0
+    assert deviation(found) <= 64 * EPS
     torch.testing.assert_close(found, expected, rtol=0, atol=64 * EPS)
     back = jacobian(backward, (outputs, 2, 4))
     torch.testing.assert_close(back, expected.T, rtol=0, atol=64 * EPS)
@@ -188,8 +176,10 @@ def test_a_kernel_of_odd_channels_stays_centred():
 # --- gradients --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2, 1, 1), (3, 2, 3, 1, 1), (1, 9, 3, 2, 1)], ids=str)
-@either_way
+@pytest.mark.parametrize(
+    ("shape", "transposed"),
+    [((2, 3, 2, 1, 1), False), ((3, 2, 3, 1, 1), True), ((1, 9, 3, 2, 1), False)],
+)
 def test_gradients(shape, transposed):
     layer = make(shape, transposed=transposed)
     names = [name for name, _ in layer.named_parameters()]

@@ -158,10 +158,11 @@ def _longer(taps: Tensor, span: Tensor, axis: int, *, swap: bool) -> Tensor:
     second = taps - first
     if swap:
         first, second = second, first
+    # Not slices: the backward of each would fill the whole with zeros.
     n = taps.shape[axis]
-    between = first.narrow(axis, 1, n - 1) + second.narrow(axis, 0, n - 1)
-    ends = first.narrow(axis, 0, 1), second.narrow(axis, n - 1, 1)
-    return torch.cat((ends[0], between, ends[1]), axis)
+    start, later = first.split((1, n - 1), axis)
+    earlier, end = second.split((n - 1, 1), axis)
+    return torch.cat((start, later + earlier, end), axis)
 
 
 def _like(held: tuple[Tensor, ...], settings: tuple[int, ...]) -> tuple[Tensor, ...]:
