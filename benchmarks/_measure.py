@@ -29,16 +29,20 @@ class Ratio:
 
 
 def interleaved_seconds(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every candidate in every round; the order within a round alternates."""
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         for name in names if turn % 2 else reversed(names):
-            start = time.perf_counter()
+            start = clock()
             candidates[name]()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if turn >= warmup:
                 seconds[name].append(elapsed)
     return seconds

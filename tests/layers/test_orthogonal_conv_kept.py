@@ -188,6 +188,18 @@ def test_never_of_weights_that_have_changed(method, change):
         assert torch.equal(layer(x), before)
 
 
+@every_method
+@torch.no_grad()
+def test_every_number_counts_where_torch_counts(method, made):
+    layer = OrthogonalConv2d(8, 8, 3, method=method).eval()
+    x = torch.randn(1, 8, 4, 4, generator=generator(1))
+    layer(x)
+    _, *_, last = layer._made_of() * 2
+    last.view(-1)[1] += 0.5
+    layer(x)
+    assert made == [method] * 2
+
+
 def test_the_start_of_the_power_iteration_counts_as_a_weight():
     layer, x = make("skew"), picture()
     with torch.no_grad():

@@ -160,8 +160,8 @@ def _longer(taps: Tensor, span: Tensor, axis: int, *, swap: bool) -> Tensor:
         first, second = second, first
     # Not slices: the backward of each would fill the whole with zeros.
     n = taps.shape[axis]
-    start, later = first.split((1, n - 1), axis)
-    earlier, end = second.split((n - 1, 1), axis)
+    start, later = torch.split(first, [1, n - 1], axis)
+    earlier, end = torch.split(second, [n - 1, 1], axis)
     return torch.cat((start, later + earlier, end), axis)
 
 

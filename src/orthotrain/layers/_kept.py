@@ -2,8 +2,8 @@
 
 What is kept is made again when torch has counted a change of a weight, when its memory, shape or
 dtype is another, or when one of some 64 numbers spread over it is another. The last sees most of
-what code writes through ``.data``, which torch does not count. On an accelerator no number is
-read: that would wait for the device.
+what torch does not count: steps of fused optimizers, and what is written through ``.data``. On an
+accelerator reading these numbers waits for the device, once per call.
 
 In a compiled graph the look-up is one node, so a graph keeps what is eager keeps.
 """
@@ -98,10 +98,8 @@ def wants_derivatives(held: tuple[Tensor, ...]) -> bool:
 
 def _state(t: Tensor) -> Hashable:
     where = (t.data_ptr(), t._version, t.dtype, t.shape, t.stride())
-    if t.device.type != "cpu":
-        return where
     numbers = t.reshape(-1)
-    sample = numbers[:: max(1, len(numbers) // _SAMPLE)].contiguous()
+    sample = numbers[:: max(1, len(numbers) // _SAMPLE)].cpu().contiguous()
     return (*where, sample.view(torch.uint8).numpy().tobytes())
 
 

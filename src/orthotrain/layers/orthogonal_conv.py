@@ -64,8 +64,8 @@ class OrthogonalConv2d(nn.Module):
     later.
 
     **Evaluation** keeps the kernel, or the vectors of 50 rounds of the power iteration, until a
-    weight changes. torch counts changes: by an optimizer, ``load_state_dict`` or any operation in
-    place. On the CPU most writes through ``.data`` are seen, too; on an accelerator they are not.
+    weight changes. What torch counts is seen: ``load_state_dict`` and any operation in place. So
+    are steps of fused optimizers and most writes through ``.data``, which it does not count.
     Where a pass records derivatives of the weight, the kernel is made in that pass.
 
     **Stride.** ``"kernel"`` is a convolution with that stride, ``kernel_size >= stride``.
