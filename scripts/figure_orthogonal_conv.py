@@ -40,7 +40,7 @@ def layers(inputs: int, outputs: int, generator: torch.Generator) -> dict[str, n
         "torch's parametrisation, 4-D": parametrizations.orthogonal(plain()),
         "orthogonal_weight": orthogonal_weight(plain()),
         "OrthogonalConv2d": OrthogonalConv2d(
-            inputs, outputs, 3, bias=False, generator=generator
+            inputs, outputs, 3, bias=False, generator=generator, method="skew"
         ).eval(),
         "OrthogonalConv2d, max_norm=2.1": OrthogonalConv2d(
             inputs, outputs, 3, bias=False, max_norm=2.1, generator=generator

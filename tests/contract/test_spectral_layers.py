@@ -59,8 +59,11 @@ class Layer:
 
 LAYERS = (
     Layer("orthogonal-conv", lambda: OrthogonalConv2d(4, 4, 3), (3, 4, 6, 5)),
-    Layer("orthogonal-conv-wide", lambda: OrthogonalConv2d(2, 5, 3, bias=False), (3, 2, 6, 5)),
-    Layer("orthogonal-conv-strided", lambda: OrthogonalConv2d(3, 4, (3, 1), stride=2),
+    Layer("orthogonal-conv-transposed",
+          lambda: OrthogonalConv2d(4, 6, 3, stride=2, groups=2, transposed=True), (3, 4, 3, 2)),
+    Layer("orthogonal-conv-skew", lambda: OrthogonalConv2d(2, 5, 3, bias=False, method="skew"),
+          (3, 2, 6, 5)),
+    Layer("orthogonal-conv-skew-strided", lambda: OrthogonalConv2d(3, 4, (3, 1), stride=2),
           (2, 3, 4, 6)),
     Layer("orthogonal-weight-linear", lambda: orthogonal_weight(nn.Linear(7, 4)), (5, 7),
           pickles=False),

@@ -10,6 +10,7 @@ from orthotrain.disentangle import (
     density_coverage,
     fidelity,
     frechet_distance,
+    images,
     kernel_distance,
     precision_recall,
 )
@@ -167,6 +168,20 @@ def test_floor_is_real_against_real_at_the_same_number():
 def test_few_generated_samples_set_the_number():
     rows = fidelity(normal(100, 4), normal(20, 4, seed=1), features="mine", seed=0)
     assert {row.n for row in rows} == {20}
+
+
+def test_fidelity_forms_each_table_of_distances_once(monkeypatch):
+    formed = []
+
+    class Counted(images._Distances):
+        def __init__(self, a, b):
+            formed.append((tuple(a[:, 0].tolist()), tuple(b[:, 0].tolist())))
+            super().__init__(a, b)
+
+    monkeypatch.setattr(images, "_Distances", Counted)
+    fidelity(normal(40, 4), normal(20, 4, seed=1), features="mine", seed=0, splits=3)
+    # Of each split: the two sets apart, real ones apart, and each of three sets among itself.
+    assert len(formed) == len(set(formed)) == 15
 
 
 def test_generated_samples_of_the_real_distribution_reach_the_floor():

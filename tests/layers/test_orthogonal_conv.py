@@ -1,4 +1,4 @@
-"""OrthogonalConv2d: its Jacobian, against its stated tolerance and the dense twin."""
+"""The skew exponential: its Jacobian, against its stated tolerance and the dense twin."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
 
 def make(shape, *, dtype: torch.dtype = torch.float64, seed: int = 0, **settings):
     inputs, outputs, kernel, stride = shape
-    return OrthogonalConv2d(
-        inputs, outputs, kernel, stride=stride, generator=generator(seed), dtype=dtype, **settings
-    )
+    settings = {"stride": stride, "method": "skew", "dtype": dtype} | settings
+    return OrthogonalConv2d(inputs, outputs, kernel, generator=generator(seed), **settings)
 
 
 def size_of(shape) -> tuple[int, int, int]:
@@ -209,10 +208,10 @@ def test_no_skew_part_is_the_identity():
 
 
 def test_initial_weight():
-    layer = OrthogonalConv2d(3, 64, 3, generator=generator(0))
+    layer = OrthogonalConv2d(3, 64, 3, method="skew", generator=generator(0))
     assert float(layer.weight.detach().std()) == pytest.approx(64**-0.5, rel=0.02)
     assert float(layer.bias.detach().abs().max()) <= 27**-0.5
-    again = OrthogonalConv2d(3, 64, 3, generator=generator(0))
+    again = OrthogonalConv2d(3, 64, 3, method="skew", generator=generator(0))
     assert torch.equal(again.weight, layer.weight)
     state = torch.get_rng_state()
     OrthogonalConv2d(3, 4, 3, generator=generator(0))
@@ -281,6 +280,11 @@ def test_rounds_of_the_power_iteration(monkeypatch):
     assert int(layer.passes) == 401
     asked.clear()
     layer.eval()
+    layer(x)
+    layer(x)
+    assert asked == [50]
+    with torch.no_grad():
+        layer.weight.mul_(2)
     layer(x)
     layer(x)
     assert asked == [50, 50]
@@ -356,7 +360,7 @@ def test_half_precision(dtype):
 def test_settings_that_cannot_work():
     for kernel in (2, 4, (3, 2)):
         with pytest.raises(ConfigError, match=r"odd kernel sizes.*take"):
-            OrthogonalConv2d(3, 4, kernel)
+            OrthogonalConv2d(3, 4, kernel, method="skew")
     for sizes in ((0, 4, 3), (3, 0, 3), (3, 4, -1)):
         with pytest.raises(ConfigError, match="at least 1"):
             OrthogonalConv2d(*sizes)
@@ -369,7 +373,7 @@ def test_settings_that_cannot_work():
 
 @pytest.mark.bad_input
 def test_inputs_of_another_shape():
-    layer = OrthogonalConv2d(3, 4, 3, stride=2)
+    layer = OrthogonalConv2d(3, 4, 3, stride=2, method="skew")
     for shape in ((1, 2, 4, 4), (3, 4), (1, 1, 3, 4, 4)):
         with pytest.raises(ShapeError, match=r"\(batch, 3, h, w\)"):
             layer(torch.zeros(shape))

@@ -80,3 +80,71 @@ def orthogonal_convolution(
         operator = exponential(dense_operator(skew, height, width))
         images.append((operator @ full.flatten()).view(channels, height, width)[:out_channels])
     return torch.stack(images)
+
+
+def circular_operator(kernel: Tensor, height: int, width: int, *, stride: int = 1) -> Tensor:
+    """The matrix of ``y[o, p] = sum_{i, q} kernel[o, i, q] x[i, stride p + q - reach]``, modulo.
+
+    ``reach`` is half of what a kernel is larger than the stride, rounded down.
+    """
+    out, channels, kh, kw = kernel.shape
+    rows, columns = height // stride, width // stride
+    matrix = torch.zeros(out, rows, columns, channels, height, width, dtype=torch.float64)
+    for y in range(rows):
+        for x in range(columns):
+            for i in range(kh):
+                for j in range(kw):
+                    row = (y * stride + i - (kh - stride) // 2) % height
+                    column = (x * stride + j - (kw - stride) // 2) % width
+                    matrix[:, y, x, :, row, column] += kernel[:, :, i, j].double()
+    return matrix.reshape(out * rows * columns, channels * height * width)
+
+
+def gram_schmidt(a: Tensor) -> Tensor:
+    """Orthonormal columns, one after the other; orthonormal rows of a matrix that is wide."""
+    if a.shape[0] < a.shape[1]:
+        return gram_schmidt(a.T).T
+    columns: list[Tensor] = []
+    for column in a.double().T:
+        for done in columns * 2:
+            column = column - done * (done @ column)
+        columns.append(column / column.norm())
+    return torch.stack(columns, dim=1)
+
+
+def block_product(a: Tensor, b: Tensor) -> Tensor:
+    """The kernel of the convolution with ``b``, then ``a``; Li et al. (2019), section 4."""
+    height, width = (a.shape[d] + b.shape[d] - 1 for d in (2, 3))
+    product = torch.zeros(a.shape[0], b.shape[1], height, width, dtype=torch.float64)
+    for i in range(a.shape[2]):
+        for j in range(a.shape[3]):
+            for k in range(b.shape[2]):
+                for m in range(b.shape[3]):
+                    product[:, :, i + k, j + m] += a[:, :, i, j] @ b[:, :, k, m]
+    return product
+
+
+def block_kernel(
+    weight: Tensor, subspaces: list[Tensor], entry: Tensor | None, kernel_size: tuple[int, int]
+) -> Tensor:
+    """One group of the kernel of Li et al. (2019); with a stride, of Boissin et al. (2025).
+
+    Args:
+        weight: ``(out, in, s, s)``.
+        subspaces: ``(c, r)`` each, along height and width in turns.
+        entry: ``(c, in)`` or None.
+        kernel_size: Height and width.
+    """
+    out, channels, stride, _ = weight.shape
+    kernel = gram_schmidt(weight.flatten(1)).reshape(weight.shape)
+    steps = [size - stride for size in kernel_size]
+    turns = [(i, axis) for i in range(max(steps)) for axis in (0, 1) if i < steps[axis]]
+    for (i, axis), columns in zip(turns, subspaces, strict=True):
+        q = gram_schmidt(columns)
+        pair = [q @ q.T, torch.eye(len(q), dtype=torch.float64) - q @ q.T]
+        taps = torch.stack(pair if i % 2 == 0 else pair[::-1], dim=2).unsqueeze(3 - axis)
+        ends_with_matrix = stride == 1 and out > channels
+        kernel = block_product(taps, kernel) if ends_with_matrix else block_product(kernel, taps)
+    if entry is None:
+        return kernel
+    return block_product(kernel, gram_schmidt(entry)[:, :, None, None])
