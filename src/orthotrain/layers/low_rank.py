@@ -21,6 +21,8 @@ from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
+_Proxy = torch.fx.Proxy
+
 
 @register_low_rank(
     "torch.nn.modules.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
@@ -99,9 +101,9 @@ class LowRankLinear(SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, _Proxy):
             return leaf(self, x)
-        if (y := plain_linear(self, x, self.bias)) is not None:
+        if (y := plain_linear(self, x)) is not None:
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
@@ -184,9 +186,9 @@ class LowRankTransposedLinear(SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, _Proxy):
             return leaf(self, x)
-        if (y := plain_linear(self, x, self.bias, inputs_first=True)) is not None:
+        if (y := plain_linear(self, x)) is not None:
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)

@@ -67,15 +67,17 @@ class _LowRankConv(SingleWeight):
                 f"{type(self).__name__} needs x of shape (batch, {sizes}) or ({sizes}), got "
                 f"{tuple(x.shape)}; check the layer before it"
             )
+        if (plain := plain_conv(self, x)) is not None:
+            return plain
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
         channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
-        y, lead = plain_conv(self, padded, self.bias, geometry), () if self.groups > 1 else (1,)
-        if y is None and holds_pair(self):
+        lead = () if self.groups > 1 else (1,)
+        if holds_pair(self):
             pair, m = self.pair.reshape(*lead, *self.pair.shape), self.out_channels // self.groups
             y = pair_conv(padded, pair, self.bias, geometry, m=m, kernel=self.kernel_size)
-        elif y is None:
+        else:
             u, core = (t.reshape(*lead, *t.shape) for t in (self.u, self.core))
             filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
             y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
