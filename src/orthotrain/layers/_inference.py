@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.layers._contraction import require_width
+from orthotrain.layers._contraction import CONV, require_width
 from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._factors import LowRankModule
 from orthotrain.layers._parameters import MADE_OF
@@ -30,7 +30,6 @@ from orthotrain.layers._tracing import transformed
 from orthotrain.linalg._inputs import without_autocast
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 # Multiply-adds of a call of F.linear, by benchmarks/inference.py: below it one product is faster.
 _CALL = 150_000
 
@@ -57,9 +56,9 @@ class Kept:
         layout, self.current = module.layout(module, weight), _check(module, weight, held)
         with without_autocast(held[0]):
             left, right = (t.detach() for t in module.two_factors(weight))
-        if layout.inputs_first:
-            left, right = right.mT, left.mT
-        shape = layout.shape[::-1] if layout.inputs_first else layout.shape
+        shape = layout.shape
+        if getattr(module, "rows_are_inputs", False):
+            left, right, shape = right.mT, left.mT, shape[::-1]
         self._factors, self._shape = (left, right), shape
         self._dense: tuple[Tensor, Tensor] | None = None
         enter = right.reshape(-1, *shape[1:])
@@ -138,7 +137,7 @@ def plain_conv(module: Any, x: Tensor) -> Tensor | None:
         return y
     hidden = module._conv_forward(x, kept.enter[0], None)
     leave = kept.leave[0]
-    y = _CONV[leave.ndim - 2](hidden, leave, bias_of(module), groups=module.groups)
+    y = CONV[leave.ndim - 2](hidden, leave, bias_of(module), groups=module.groups)
     return y
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -162,6 +162,7 @@ class LowRankTransposedLinear(SingleWeight):
         RankError: ``rank`` is out of range.
     """
 
+    rows_are_inputs: ClassVar[bool] = True
     nx: int
     nf: int
     bias: nn.Parameter

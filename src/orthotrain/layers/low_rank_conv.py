@@ -18,6 +18,7 @@ from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import holds_pair, register_low_rank
 from orthotrain.layers._inference import plain_conv
 from orthotrain.layers._pair_contraction import pair_conv
+from orthotrain.layers._recomputed import keep_less_before
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
@@ -69,6 +70,7 @@ class _LowRankConv(SingleWeight):
             )
         if (plain := plain_conv(self, x)) is not None:
             return plain
+        keep_less_before(x)
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
         channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)

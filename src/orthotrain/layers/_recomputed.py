@@ -1,0 +1,94 @@
+"""What a norm keeps of a low-rank convolution for backward: recomputed, not kept.
+
+A convolution in factors keeps the ``k`` channels between them. The norm after it keeps what enters
+it, the ``m`` channels that the convolution returns. These are a 1x1 product away from the ``k``:
+with both kept, a network in factors would keep more than the dense one. So the next low-rank
+convolution looks back over the graph, and where it finds such a norm, it has torch keep nothing
+there and multiply again in backward. The gradients are those of the same numbers.
+
+A norm that no low-rank convolution follows keeps what it kept; and so does one whose saved tensors
+have hooks already, as inside ``torch.utils.checkpoint`` or ``save_on_cpu``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthotrain.errors import StateError
+from orthotrain.layers._tracing import exporting, transformed
+from orthotrain.linalg._inputs import without_autocast
+
+_NOTE = "orthotrain: multiplied again"
+_NORMS = {
+    f"{name}Backward0"
+    for name in ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm")
+}
+# Nodes looked at: ReLU, sum, norm and a pooling or two, on both branches of a residual block.
+_REACH = 10
+# The product is that of m k of 3 k (m + n) multiply-adds in training: a 15th of the layer at most.
+_LEAST_RATIO = 4
+
+Parts = Callable[[Any], tuple[Callable[..., Tensor], tuple[Any, ...]]]
+
+
+def worth_it(m: int, n: int) -> bool:
+    """Whether ``m`` channels are cheap to compute again, beside a layer of ``m`` by ``n``."""
+    return n >= _LEAST_RATIO * m
+
+
+def can_be_recomputed(y: Tensor, parts: Parts) -> Tensor:
+    """``y``, with the note that it is a product of what its node of the graph keeps anyway.
+
+    Args:
+        y: The output of a convolution, of which the norm after it may then keep nothing.
+        parts: Of the node: a function, and its arguments, that give ``y`` again.
+    """
+    if y.grad_fn is not None and not torch.compiler.is_compiling() and not transformed():
+        y.grad_fn.metadata[_NOTE] = parts, y._version
+    return y
+
+
+def keep_less_before(x: Tensor) -> None:
+    """Have norms shortly before ``x`` keep nothing of what low-rank convolutions gave them."""
+    if x.grad_fn is None or torch.compiler.is_compiling() or exporting() or transformed():
+        return
+    nodes: list[Any] = [x.grad_fn]
+    for node in nodes:
+        if node.name() in _NORMS:
+            source, index = node.next_functions[0]
+            if source is not None and index == 0 and source.metadata.get(_NOTE) is not None:
+                _recompute(node, source, *source.metadata[_NOTE])
+                source.metadata[_NOTE] = None
+        elif _NOTE not in node.metadata:
+            before = [source for source, _ in node.next_functions if source is not None]
+            nodes.extend(before[: _REACH - len(nodes)])
+
+
+def _recompute(norm: Any, source: Any, parts: Parts, version: int) -> None:
+    """Replace what ``norm`` keeps of its input by what gives it again."""
+    function, given = parts(source)
+    tensors = [t for t in given if isinstance(t, Tensor)]
+    versions = [t._version for t in tensors]
+
+    def pack(y: Tensor) -> Tensor | None:
+        return None if y._version == version else y  # else it was written to before the norm
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return kept
+        if [t._version for t in tensors] != versions:
+            raise StateError(
+                "backward needs the factors of a low-rank convolution as they were in forward, and "
+                "they were written to in between; step the optimizer after backward"
+            )
+        with torch.no_grad(), without_autocast(tensors[0]):
+            return function(*given)
+
+    try:
+        norm._raw_saved_input.register_hooks(pack, unpack)
+    except RuntimeError:  # hooks are there already, or the graph has been freed
+        return
