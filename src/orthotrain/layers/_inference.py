@@ -154,7 +154,7 @@ def plain_factors(module: LowRankModule, weight: str = "weight") -> Kept | None:
     own = module._parameters.get(pair)
     if own is None:
         own = module._parameters.get(core)
-    kept = MADE_OF.get(id(own))
+    kept: Kept | None = MADE_OF.get(id(own))
     if kept is None or not kept.current(own, module):
         return _keep(module, weight)
     return kept
@@ -190,7 +190,7 @@ def _keep(module: LowRankModule, weight: str) -> Kept | None:
         return None
     key, first = id(held[0]), held[0]
     kept = MADE_OF[key] = Kept(module, weight, tensors)
-    kept.owner = ref(first, lambda _, key=key, made_of=MADE_OF: made_of.pop(key, None))
+    kept.owner = ref(first, lambda _: MADE_OF.pop(key, None))
     return kept
 
 

@@ -48,7 +48,7 @@ def can_be_recomputed(y: Tensor, parts: Parts) -> Tensor:
         parts: Of the node: a function, and its arguments, that give ``y`` again.
     """
     if y.grad_fn is not None and not torch.compiler.is_compiling() and not transformed():
-        y.grad_fn.metadata[_NOTE] = parts, y._version
+        _notes(y.grad_fn)[_NOTE] = parts, y._version
     return y
 
 
@@ -60,12 +60,18 @@ def keep_less_before(x: Tensor) -> None:
     for node in nodes:
         if node.name() in _NORMS:
             source, index = node.next_functions[0]
-            if source is not None and index == 0 and source.metadata.get(_NOTE) is not None:
-                _recompute(node, source, *source.metadata[_NOTE])
-                source.metadata[_NOTE] = None
-        elif _NOTE not in node.metadata:
+            if source is not None and index == 0 and _notes(source).get(_NOTE) is not None:
+                _recompute(node, source, *_notes(source)[_NOTE])
+                _notes(source)[_NOTE] = None
+        elif _NOTE not in _notes(node):
             before = [source for source, _ in node.next_functions if source is not None]
             nodes.extend(before[: _REACH - len(nodes)])
+
+
+def _notes(node: Any) -> dict[Any, Any]:
+    """What a node of the graph carries for whoever wants to leave something there."""
+    notes: dict[Any, Any] = node.metadata
+    return notes
 
 
 def _recompute(norm: Any, source: Any, parts: Parts, version: int) -> None:

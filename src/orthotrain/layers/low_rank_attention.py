@@ -227,7 +227,7 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     ) -> tuple[Tensor, ...]:
         """Query, key and value without gradients, from what is kept of the packed weight."""
         query, key, value = inputs
-        left, right = kept.leave[0].chunk(3), kept.enter[0].split(kept.leave[0].shape[1])
+        left, right = kept.leave[0].chunk(3), torch.split(kept.enter[0], kept.leave[0].shape[1])
         for x in inputs:
             require_width(x, right[0].shape[1], self.embed_dim)
         few = max(x.numel() for x in inputs) < kept.few

@@ -113,7 +113,9 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """2-D convolution with the weight ``u @ core @ vh`` of each group.
 
-    Keeps for backward the ``k`` channels between ``vh`` and ``u``, not its input.
+    Keeps for backward the ``k`` channels between ``vh`` and ``u``, not its input; with trained
+    bases both. A norm between two of these keeps nothing of what enters it, where that is cheap to
+    compute again.
 
     Args:
         args: As ``nn.Conv2d`` takes them.
