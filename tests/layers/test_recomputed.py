@@ -103,6 +103,18 @@ def test_the_output_goes_and_gradients_stay(dims, settings, last, bases, monkeyp
     assert same_bits(found, expected)
 
 
+def test_group_norm_is_a_norm_too_and_layer_norm_is_left(monkeypatch):
+    net = Net("trained")
+    net.norm = nn.GroupNorm(2, 8, dtype=torch.float64)
+    gone, found, expected = both(net, image(), monkeypatch)
+    assert gone
+    assert same_bits(found, expected)
+    net.norm = nn.LayerNorm(5, dtype=torch.float64)
+    gone, found, expected = both(net, image(), monkeypatch)
+    assert not gone
+    assert same_bits(found, expected)
+
+
 @pytest.mark.parametrize("bases", BASES)
 def test_under_autocast(bases, monkeypatch):
     net = Net(bases).float()
@@ -156,6 +168,27 @@ def test_second_derivatives(bases):
     net(x.detach()).square().sum().backward()
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(transformed[name], parameter.grad)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "worth"),
+    [(64, 576, 28, True), (64, 256, 96, True), (64, 255, 28, False), (512, 4608, 97, False)],
+)
+def test_where_it_is_cheap(m, n, k, worth, monkeypatch):
+    monkeypatch.setattr(recomputed, "_LEAST_RATIO", 4)
+    assert recomputed.worth_it(m, n, k) == worth
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo
+@pytest.mark.parametrize("bases", BASES)
+def test_a_compiler_decides_by_itself(bases):
+    net, x = Net(bases), image()
+    layers = nn.Sequential(net.first, net.norm, nn.ReLU(), net.second)
+    expected = torch.autograd.grad(layers(x).square().sum(), list(layers.parameters()))
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(x).square().sum(), list(layers.parameters()))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("bases", BASES)

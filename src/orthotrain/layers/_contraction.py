@@ -112,7 +112,7 @@ def low_rank_conv(
     if not torch.is_grad_enabled():
         return _LowRankConv.forward(x, u, core, vh, bias, geometry)[0]
     y: Tensor = _called(_LowRankConv, x, u, core, vh, bias, geometry)[0]
-    return can_be_recomputed(y, partial(_frozen_parts, bias, geometry)) if worth_it(m, n) else y
+    return can_be_recomputed(y, partial(_frozen_parts, bias, geometry)) if worth_it(m, n, k) else y
 
 
 class ConvGeometry:

@@ -104,7 +104,7 @@ def pair_conv(
         return geometry.convolve(x, weight, bias, groups)
     hidden = geometry.convolve(x, right.reshape(groups * k, -1, *kernel), None, groups)
     y = geometry.pointwise(hidden, left.mT, bias)
-    return can_be_recomputed(y, partial(_pair_parts, bias, geometry)) if worth_it(m, n) else y
+    return can_be_recomputed(y, partial(_pair_parts, bias, geometry)) if worth_it(m, n, k) else y
 
 
 def _pair_parts(bias: Tensor | None, geometry: ConvGeometry, node: Any) -> tuple[Any, Any]:

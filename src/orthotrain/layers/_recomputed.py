@@ -31,13 +31,16 @@ _NORMS = {
 _REACH = 10
 # The product is that of m k of 3 k (m + n) multiply-adds in training: a 15th of the layer at most.
 _LEAST_RATIO = 4
+# A number that is not kept costs k multiply-adds. In benchmarks/conv_activations.py ranks up to 57
+# cost 2 % of the step and are most of what can be saved; all cost 3 to 5 %.
+_LARGEST_RANK = 96
 
 Parts = Callable[[Any], tuple[Callable[..., Tensor], tuple[Any, ...]]]
 
 
-def worth_it(m: int, n: int) -> bool:
-    """Whether ``m`` channels are cheap to compute again, beside a layer of ``m`` by ``n``."""
-    return n >= _LEAST_RATIO * m
+def worth_it(m: int, n: int, k: int) -> bool:
+    """Whether ``m`` channels are cheap to compute again from ``k``, beside a layer of them."""
+    return n >= _LEAST_RATIO * m and k <= _LARGEST_RANK
 
 
 def can_be_recomputed(y: Tensor, parts: Parts) -> Tensor:
@@ -47,14 +50,14 @@ def can_be_recomputed(y: Tensor, parts: Parts) -> Tensor:
         y: The output of a convolution, of which the norm after it may then keep nothing.
         parts: Of the node: a function, and its arguments, that give ``y`` again.
     """
-    if y.grad_fn is not None and not torch.compiler.is_compiling() and not transformed():
+    if not _left_to_others() and y.grad_fn is not None:
         _notes(y.grad_fn)[_NOTE] = parts, y._version
     return y
 
 
 def keep_less_before(x: Tensor) -> None:
     """Have norms shortly before ``x`` keep nothing of what low-rank convolutions gave them."""
-    if x.grad_fn is None or torch.compiler.is_compiling() or exporting() or transformed():
+    if _left_to_others() or x.grad_fn is None:
         return
     nodes: list[Any] = [x.grad_fn]
     for node in nodes:
@@ -66,6 +69,11 @@ def keep_less_before(x: Tensor) -> None:
         elif _NOTE not in _notes(node):
             before = [source for source, _ in node.next_functions if source is not None]
             nodes.extend(before[: _REACH - len(nodes)])
+
+
+def _left_to_others() -> bool:
+    """Whether a compiler, an exporter or a transform decides what is kept."""
+    return torch.compiler.is_compiling() or exporting() or transformed()
 
 
 def _notes(node: Any) -> dict[Any, Any]:
