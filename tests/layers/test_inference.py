@@ -203,6 +203,15 @@ def test_transforms_and_stand_ins_are_never_kept(bases):
     assert_follows(layer, x)
 
 
+@pytest.mark.parametrize("bases", BASES)
+def test_another_layer_with_the_same_parameter_is_not_taken_for_it(bases):
+    layer, other = linear(bases, m=24, n=16), linear(bases, m=16, n=24)
+    setattr(other, "pair" if bases == "trained" else "core", held(layer))
+    for _ in range(2):
+        assert_follows(layer, torch.randn(2, 16, dtype=torch.float64))
+        assert_follows(other, torch.randn(2, 24, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("end", ["gone", "dense"])
 @pytest.mark.parametrize("bases", BASES)
 def test_what_is_kept_goes_with_the_layer_and_with_its_form(bases, end):

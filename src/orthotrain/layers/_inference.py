@@ -34,7 +34,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CALL = 150_000
 
 # What each pass asks, looked up once: beside a product of width 128 a look-up counts.
-_recording, _compiling = torch.is_grad_enabled, torch.compiler.is_dynamo_compiling
+_recording, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
 _tracing, _addmm, _mm = torch._C._get_tracing_state, torch.addmm, torch.mm
 
 
@@ -46,14 +46,18 @@ class Kept:
         enter: Right factors, one below the other: the weight of the first of two products.
         leave: Left factors, one below the other: the weight of the second.
         few: Inputs of fewer numbers than this go through one product with the dense weight.
+        module: Whose weight it is, if it is still there.
         owner: Forgets this when the Parameter goes.
     """
 
-    __slots__ = ("_dense", "_factors", "_shape", "current", "enter", "few", "leave", "owner")
+    __slots__ = (
+        "_dense", "_factors", "_shape", "current", "enter", "few", "leave", "module", "owner",
+    )  # fmt: skip
     owner: ref[nn.Parameter]
 
     def __init__(self, module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> None:
         layout, self.current = module.layout(module, weight), _check(module, weight, held)
+        self.module = ref(module)
         with without_autocast(held[0]):
             left, right = (t.detach() for t in module.two_factors(weight))
         shape = layout.shape
@@ -145,8 +149,8 @@ def plain_factors(module: LowRankModule, weight: str = "weight") -> Kept | None:
     """What is kept of a weight of a module, made anew where that has changed.
 
     None where gradients are recorded or a graph is traced; where a transform of ``torch.func``
-    runs and nothing is kept yet; and where the factors are not the module's own Parameters and
-    buffers on the CPU.
+    runs and nothing is kept yet; where the factors are not the module's own Parameters and buffers
+    on the CPU; and where another module has the same Parameter, and came first.
     """
     if _recording() or _compiling() or _tracing() is not None:
         return None
@@ -176,7 +180,7 @@ def _names(weight: str) -> tuple[str, str, str, str]:
 
 
 def _keep(module: LowRankModule, weight: str) -> Kept | None:
-    if torch.compiler.is_compiling() or transformed():
+    if transformed():
         return None
     pair, core, u, vh = _names(weight)
     own = module._parameters.get(pair)
@@ -189,6 +193,9 @@ def _keep(module: LowRankModule, weight: str) -> Kept | None:
     if any(t.ndim < 2 or t.device.type != "cpu" or t.is_inference() for t in tensors):
         return None
     key, first = id(held[0]), held[0]
+    before: Kept | None = MADE_OF.get(key)
+    if before is not None and before.module() not in (module, None):
+        return None
     kept = MADE_OF[key] = Kept(module, weight, tensors)
     kept.owner = ref(first, lambda _: MADE_OF.pop(key, None))
     return kept
@@ -196,7 +203,7 @@ def _keep(module: LowRankModule, weight: str) -> Kept | None:
 
 def _check(module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> Callable[..., bool]:
     """Whether a Parameter and a module still hold what they hold now, and nothing was written."""
-    kind, version = type(module), held[0]._version
+    itself, version = ref(module), held[0]._version
     # Aliases keep the memory alive, so that no later tensor can lie at the same address.
     alias, *aliases = (t.detach() for t in held)
     numbers = alias.view(_BITS[alias.itemsize]).diagonal(dim1=-2, dim2=-1).numpy().tobytes
@@ -205,7 +212,7 @@ def _check(module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> Call
     def current(own: Tensor, module: LowRankModule) -> bool:
         return (
             own._version == version
-            and type(module) is kind
+            and itself() is module
             and own.is_set_to(alias)
             and numbers() == bits
         )
@@ -226,7 +233,7 @@ def _check(module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> Call
             and buffers.get(vh_name) is vh
             and u.data_ptr() == u_at
             and vh.data_ptr() == vh_at
-            and type(module) is kind
+            and itself() is module
             and own.is_set_to(alias)
             and numbers() == bits
         )
