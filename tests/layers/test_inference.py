@@ -14,7 +14,12 @@ from torch.func import functional_call, vmap
 
 from orthotrain import to_dense
 from orthotrain.errors import OrthotrainError, ShapeError
-from orthotrain.layers import LowRankConv2d, LowRankLinear, LowRankMultiheadAttention
+from orthotrain.layers import (
+    LowRankConv2d,
+    LowRankConv3d,
+    LowRankLinear,
+    LowRankMultiheadAttention,
+)
 from orthotrain.layers import _inference as inference
 from orthotrain.layers._factors import factorize_, weight_parameter
 from orthotrain.layers._parameters import MADE_OF
@@ -80,6 +85,16 @@ def test_a_convolution_is_the_pass_with_gradients(settings, bases, call_cost, mo
     assert id(held(layer)) in MADE_OF
 
 
+def test_the_memory_format_stays_in_three_dimensions():
+    torch.manual_seed(0)
+    dense = nn.Conv3d(6, 8, 3, dtype=torch.float64)
+    layer = LowRankConv3d.from_conv(dense, rank=2, bases="trained")
+    x = torch.randn(2, 6, 4, 4, 4, dtype=torch.float64)
+    for given in (x, x.to(memory_format=torch.channels_last_3d)):
+        quick, slow = both(layer, given)
+        assert quick.stride() == slow.stride()
+
+
 def step(layer):
     for parameter in layer.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -94,6 +109,11 @@ def fused_step(layer):
 
 def written_through_data(layer):
     held(layer).data.mul_(1.5)
+
+
+def written_beside_the_diagonal(layer):
+    with torch.no_grad():
+        held(layer)[:, 1] += torch.arange(len(held(layer)), dtype=torch.float64) != 1
 
 
 def copied_through_data(layer):
@@ -140,8 +160,9 @@ def in_inference_mode(layer):
 @pytest.mark.parametrize(
     "change",
     [
-        step, fused_step, written_through_data, copied_through_data, other_memory,
-        other_memory_twice, loaded, loaded_at_another_rank, loaded_in_the_other_form,
+        step, fused_step, written_beside_the_diagonal, written_through_data,
+        copied_through_data, other_memory, other_memory_twice, loaded, loaded_at_another_rank,
+        loaded_in_the_other_form,
         in_inference_mode,
     ],
     ids=lambda f: f.__name__,
