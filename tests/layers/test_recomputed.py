@@ -66,7 +66,7 @@ def gradients(net, x, call=None, dtype=None):
     x.requires_grad_()
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         y = (call or (lambda net, x: net(x)))(net, x)
-    kept = net.output() is not None
+    kept = hasattr(net, "output") and net.output() is not None
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
     (y * weights).sum().backward()
     return kept, [x.grad, *(p.grad for p in net.parameters())]
@@ -129,12 +129,24 @@ def test_inside_checkpoints_and_hooks_nothing_changes(bases, monkeypatch):
         return checkpoint(net, x, use_reentrant=False)
 
     def hooked(net, x):
-        with saved_tensors_hooks(lambda t: t, lambda t: t):
+        with saved_tensors_hooks(lambda t: t, unread):
             return net(x)
 
-    for call in (checkpointed, hooked):
-        _, found, expected = both(Net(bases), image(), monkeypatch, call=call)
+    def half_hooked(net, x):
+        with saved_tensors_hooks(lambda t: t, unread):
+            y = net.first(x)
+        return net.second(net.norm(y))
+
+    def unread(t):
+        assert torch._C._current_graph_task_id() != -1, "read outside of a backward pass"
+        return t
+
+    for call in (checkpointed, hooked, half_hooked):
+        net, passes = Net(bases), []
+        net.first.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        _, found, expected = both(net, image(), monkeypatch, call=call)
         assert same_bits(found, expected)
+        assert len(passes) == 2 * (1 + (call is checkpointed))
 
 
 @pytest.mark.parametrize("bases", BASES)
@@ -197,6 +209,14 @@ def test_a_graph_that_is_kept_goes_back_twice(bases):
     loss = net(x).square().sum()
     once = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
     assert same_bits(once, torch.autograd.grad(loss, list(net.parameters())))
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_a_graph_that_is_gone_is_left_alone(bases):
+    net, x = Net(bases), image()
+    y = torch.relu(net.norm(net.first(x)))
+    y.sum().backward()
+    net.second(y)
 
 
 def test_a_bias_written_to_before_backward_is_told():

@@ -50,7 +50,7 @@ def can_be_recomputed(y: Tensor, parts: Parts) -> Tensor:
         y: The output of a convolution, of which the norm after it may then keep nothing.
         parts: Of the node: a function, and its arguments, that give ``y`` again.
     """
-    if not _left_to_others() and y.grad_fn is not None:
+    if not _left_to_others() and y.grad_fn is not None and not _hooked():
         _notes(y.grad_fn)[_NOTE] = parts, y._version
     return y
 
@@ -64,7 +64,7 @@ def keep_less_before(x: Tensor) -> None:
         if node.name() in _NORMS:
             source, index = node.next_functions[0]
             if source is not None and index == 0 and _notes(source).get(_NOTE) is not None:
-                _recompute(node, source, *_notes(source)[_NOTE])
+                _recompute(node, _Again(source, *_notes(source)[_NOTE]))
                 _notes(source)[_NOTE] = None
         elif _NOTE not in _notes(node):
             before = [source for source, _ in node.next_functions if source is not None]
@@ -76,33 +76,50 @@ def _left_to_others() -> bool:
     return torch.compiler.is_compiling() or exporting() or transformed()
 
 
+def _hooked() -> bool:
+    """Whether what is saved now goes through hooks, which reading it would set off."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def _notes(node: Any) -> dict[Any, Any]:
     """What a node of the graph carries for whoever wants to leave something there."""
     notes: dict[Any, Any] = node.metadata
     return notes
 
 
-def _recompute(norm: Any, source: Any, parts: Parts, version: int) -> None:
-    """Replace what ``norm`` keeps of its input by what gives it again."""
-    function, given = parts(source)
-    tensors = [t for t in given if isinstance(t, Tensor)]
-    versions = [t._version for t in tensors]
+class _Again:
+    """A norm's input: kept, or what gives it again. Read once, where the norm has no hooks yet."""
 
-    def pack(y: Tensor) -> Tensor | None:
-        return None if y._version == version else y  # else it was written to before the norm
+    def __init__(self, source: Any, parts: Parts, version: int) -> None:
+        self.source, self.parts, self.version = source, parts, version
 
-    def unpack(kept: Tensor | None) -> Tensor:
+    def pack(self, y: Tensor) -> Tensor | None:
+        """Keep ``y`` only where it was written to before the norm."""
+        if y._version != self.version:
+            return y
+        self.function, self.given = self.parts(self.source)
+        self.tensors = [t for t in self.given if isinstance(t, Tensor)]
+        self.versions = [t._version for t in self.tensors]
+        return None
+
+    def unpack(self, kept: Tensor | None) -> Tensor:
+        """The input of the norm."""
         if kept is not None:
             return kept
-        if [t._version for t in tensors] != versions:
+        if [t._version for t in self.tensors] != self.versions:
             raise StateError(
                 "backward needs the factors of a low-rank convolution as they were in forward, and "
                 "they were written to in between; step the optimizer after backward"
             )
-        with torch.no_grad(), without_autocast(tensors[0]):
-            return function(*given)
+        with torch.no_grad(), without_autocast(self.tensors[0]):
+            return self.function(*self.given)
 
+
+def _recompute(norm: Any, again: _Again) -> None:
+    """Replace what ``norm`` keeps of its input by what gives it again."""
     try:
-        norm._raw_saved_input.register_hooks(pack, unpack)
+        norm._raw_saved_input.register_hooks(again.pack, again.unpack)
     except RuntimeError:  # hooks are there already, or the graph has been freed
         return
+    finally:
+        del again.source, again.parts  # a graph that holds itself would stay
