@@ -58,11 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of layers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
     rows, worst = [], {"frozen": 0.0, "trained": 0.0, "dense": 0.0}
     for name, (dense, shape) in LAYERS.items():
+        if not any(part in name for part in arguments.only):
+            continue
         x = torch.randn(shape, generator=generator)
         m, n = dense.weight.shape[0], dense.weight[0].numel()
         for share in SHARES:

@@ -179,6 +179,15 @@ def test_it_follows_every_change_of_the_factors(make, bases, change, monkeypatch
         assert_follows(layer, x)
 
 
+@pytest.mark.parametrize("bases", BASES)
+def test_writing_through_data_is_seen_at_any_rank(bases):
+    layer, x = linear(bases, m=90, n=80, k=70), torch.randn(2, 80, dtype=torch.float64)
+    for rows in (slice(None), slice(0, 3), slice(67, 70)):
+        assert_follows(layer, x)
+        held(layer).data[rows] *= 1.5
+        assert_follows(layer, x)
+
+
 def test_it_follows_another_basis():
     layer, x = linear("frozen"), torch.randn(2, 16, dtype=torch.float64)
     assert_follows(layer, x)

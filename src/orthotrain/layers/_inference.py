@@ -6,8 +6,8 @@ dense weight. So a layer keeps ``m k`` numbers of frozen bases, and ``m n`` once
 inputs, or where its rank saves nothing. They go with the Parameter, or when it changes shape.
 
 What is kept is made again when torch has counted a change of the factors, when their memory is
-another, or when a number on the diagonal of the first is another. The last sees what code writes
-through ``.data``, which torch does not count.
+another, or when one of up to 32 numbers on the diagonal of the first is another. The last sees
+what code writes through ``.data``, which torch does not count: to all of it, or to many rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from orthotrain.linalg._inputs import without_autocast
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Multiply-adds of a call of F.linear, by benchmarks/inference.py: below it one product is faster.
 _CALL = 150_000
+# Numbers of a diagonal that are read: 384 of them, a cache line each, cost a tenth of 768x768.
+_LOOKED_AT = 32
 
 # What each pass asks, looked up once: beside a product of width 128 a look-up counts.
 _recording, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
@@ -206,7 +208,8 @@ def _check(module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> Call
     itself, version = ref(module), held[0]._version
     # Aliases keep the memory alive, so that no later tensor can lie at the same address.
     alias, *aliases = (t.detach() for t in held)
-    numbers = alias.view(_BITS[alias.itemsize]).diagonal(dim1=-2, dim2=-1).numpy().tobytes
+    diagonal = alias.view(_BITS[alias.itemsize]).diagonal(dim1=-2, dim2=-1)
+    numbers = diagonal[..., :: -(-diagonal.shape[-1] // _LOOKED_AT)].numpy().tobytes
     bits = numbers()
 
     def current(own: Tensor, module: LowRankModule) -> bool:
