@@ -77,6 +77,14 @@ def kept_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(kept.values())
 
 
+def allocated_bytes(call: Callable[[], object]) -> int:
+    """Bytes on the CPU that are taken during a call and not given back while its result lives."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        result = call()
+    del result
+    return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+
 def train_step(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
     """Forward and backward, input gradient included."""
 

@@ -14,8 +14,15 @@ from torch.func import functional_call, vmap
 
 from orthotrain import to_dense
 from orthotrain.errors import OrthotrainError, ShapeError
-from orthotrain.layers import LowRankConv2d, LowRankLinear
+from orthotrain.layers import (
+    LowRankConv2d,
+    LowRankConv3d,
+    LowRankLinear,
+    LowRankMultiheadAttention,
+)
 from orthotrain.layers import _inference as inference
+from orthotrain.layers._factors import factorize_, weight_parameter
+from orthotrain.layers._parameters import MADE_OF
 
 BASES = ("frozen", "trained")
 
@@ -53,19 +60,39 @@ def test_it_is_the_pass_with_gradients(shape, bases, call_cost, monkeypatch):
     monkeypatch.setattr(inference, "_CALL", call_cost)
     layer, x = linear(bases), torch.randn(shape, dtype=torch.float64)
     assert_follows(layer, x)
-    assert layer in inference._KEPT
+    assert id(held(layer)) in MADE_OF
 
 
 @pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize("call_cost", [0, 1 << 60], ids=["two products", "one product"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}], ids=str
-)
-def test_a_convolution_is_the_pass_with_gradients(settings, bases):
+    "settings",
+    [
+        {}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"groups": 2},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_convolution_is_the_pass_with_gradients(settings, bases, call_cost, monkeypatch):
+    monkeypatch.setattr(inference, "_CALL", call_cost)
     layer, x = conv(bases, **settings), torch.randn(2, 6, 7, 7, dtype=torch.float64)
     assert_follows(layer, x)
     assert_follows(layer, x[0])
-    assert_follows(layer, x.to(memory_format=torch.channels_last))
-    assert layer in inference._KEPT
+    last = x.to(memory_format=torch.channels_last)
+    assert_follows(layer, last)
+    quick, slow = both(layer, last)
+    assert quick.stride() == slow.stride()
+    assert id(held(layer)) in MADE_OF
+
+
+def test_the_memory_format_stays_in_three_dimensions():
+    torch.manual_seed(0)
+    dense = nn.Conv3d(6, 8, 3, dtype=torch.float64)
+    layer = LowRankConv3d.from_conv(dense, rank=2, bases="trained")
+    x = torch.randn(2, 6, 4, 4, 4, dtype=torch.float64)
+    for given in (x, x.to(memory_format=torch.channels_last_3d)):
+        quick, slow = both(layer, given)
+        assert quick.stride() == slow.stride()
 
 
 def step(layer):
@@ -82,6 +109,11 @@ def fused_step(layer):
 
 def written_through_data(layer):
     held(layer).data.mul_(1.5)
+
+
+def written_beside_the_diagonal(layer):
+    with torch.no_grad():
+        held(layer)[:, 1] += torch.arange(len(held(layer)), dtype=torch.float64) != 1
 
 
 def copied_through_data(layer):
@@ -128,8 +160,9 @@ def in_inference_mode(layer):
 @pytest.mark.parametrize(
     "change",
     [
-        step, fused_step, written_through_data, copied_through_data, other_memory,
-        other_memory_twice, loaded, loaded_at_another_rank, loaded_in_the_other_form,
+        step, fused_step, written_beside_the_diagonal, written_through_data,
+        copied_through_data, other_memory, other_memory_twice, loaded, loaded_at_another_rank,
+        loaded_in_the_other_form,
         in_inference_mode,
     ],
     ids=lambda f: f.__name__,
@@ -143,6 +176,15 @@ def test_it_follows_every_change_of_the_factors(make, bases, change, monkeypatch
         before, _ = both(layer, x)
         change(layer)
         assert not torch.allclose(before, both(layer, x)[1])  # else the check below means nothing
+        assert_follows(layer, x)
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_writing_through_data_is_seen_at_any_rank(bases):
+    layer, x = linear(bases, m=90, n=80, k=70), torch.randn(2, 80, dtype=torch.float64)
+    for rows in (slice(None), slice(0, 3), slice(67, 70)):
+        assert_follows(layer, x)
+        held(layer).data[rows] *= 1.5
         assert_follows(layer, x)
 
 
@@ -191,13 +233,55 @@ def test_transforms_and_stand_ins_are_never_kept(bases):
     assert_follows(layer, x)
 
 
-def test_what_is_kept_goes_with_the_layer():
-    layer, x = linear("frozen"), torch.randn(2, 16, dtype=torch.float64)
+@pytest.mark.parametrize("bases", BASES)
+def test_another_layer_with_the_same_parameter_is_not_taken_for_it(bases):
+    layer, other = linear(bases, m=24, n=16), linear(bases, m=16, n=24)
+    setattr(other, "pair" if bases == "trained" else "core", held(layer))
+    for _ in range(2):
+        assert_follows(layer, torch.randn(2, 16, dtype=torch.float64))
+        assert_follows(other, torch.randn(2, 24, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("end", ["gone", "dense"])
+@pytest.mark.parametrize("bases", BASES)
+def test_what_is_kept_goes_with_the_layer_and_with_its_form(bases, end):
+    layer, x = nn.Sequential(linear(bases)), torch.randn(2, 16, dtype=torch.float64)
     assert_follows(layer, x)
-    kept = weakref.ref(inference._KEPT[layer].left)
-    del layer
+    key = id(held(layer[0]))
+    kept = weakref.ref(MADE_OF[key].dense()[0])
+    if end == "gone":
+        del layer
+    else:
+        to_dense(layer)
     gc.collect()
     assert kept() is None
+    assert key not in MADE_OF
+
+
+def test_one_product_is_taken_where_rows_are_few_or_the_rank_saves_nothing():
+    few, many = torch.randn(1, 16, dtype=torch.float64), torch.randn(9, 16, dtype=torch.float64)
+    layer = linear("trained", k=3)
+    kept = inference.Kept(layer, "weight", (layer.pair,))
+    assert kept.few == inference._CALL * 16 / (16 * 24 - 3 * (16 + 24))
+    assert inference.Kept(linear("trained", k=10), "weight", (layer.pair,)).few == float("inf")
+    kept.few, MADE_OF[id(layer.pair)] = 100, kept
+    with torch.no_grad():
+        layer(many)
+        assert kept._dense is None
+        layer(few)
+    assert kept._dense is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("bases", BASES)
+def test_a_traced_graph_has_the_parameters_and_nothing_kept(bases):
+    layer, x = linear(bases), torch.randn(2, 16, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        traced = torch.jit.trace(layer, x)
+        step(layer)
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 @pytest.mark.parametrize("bases", BASES)
@@ -227,3 +311,34 @@ def test_a_wrong_input_is_refused_as_in_training(bases, x):
 def test_a_width_that_does_not_fit_is_a_shape_error():
     with torch.no_grad(), pytest.raises(ShapeError, match="16 inputs and 24 outputs"):
         linear("trained", dtype=torch.float32)(torch.zeros(2, 15))
+
+
+@pytest.mark.parametrize("call_cost", [0, 1 << 60], ids=["two products", "one product"])
+@pytest.mark.parametrize("bases", BASES)
+@pytest.mark.parametrize(
+    ("kdim", "blocks"), [(None, 1), (None, 3), (10, 1)], ids=["shared", "packed", "separate"]
+)
+def test_attention_keeps_its_projections_too(kdim, blocks, bases, call_cost, monkeypatch):
+    monkeypatch.setattr(inference, "_CALL", call_cost)
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(16, 4, kdim=kdim, vdim=kdim, dtype=torch.float64).eval()
+    names = ["in_proj_weight"] if kdim is None else [f"{p}_proj_weight" for p in "qkv"]
+    for name in names:
+        layouts = LowRankMultiheadAttention.layouts(layer, name)
+        layout = next(each for each in layouts if each.blocks == blocks)
+        factorize_(layer, name, LowRankMultiheadAttention, rank=3, layout=layout, bases=bases)
+    query = torch.randn(5, 2, 16, dtype=torch.float64)
+    key = torch.randn(7, 2, kdim or 16, dtype=torch.float64)
+
+    def attend(*inputs):
+        return layer(*inputs)[0]
+
+    for change in (lambda layer: None, step):
+        change(layer)
+        for inputs in [(query, key, key + 1)] + [(query, query, query)] * (kdim is None):
+            with torch.no_grad():
+                quick = attend(*inputs)
+            torch.testing.assert_close(quick, attend(*inputs).detach(), rtol=0, atol=1e-12)
+    assert all(id(weight_parameter(layer, name)) in MADE_OF for name in names)
+    with torch.no_grad(), pytest.raises(ShapeError, match="inputs"):
+        layer(query, key[..., :9], key)

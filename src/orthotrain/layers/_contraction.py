@@ -10,6 +10,7 @@ differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from orthotrain._checks import require_tensor
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._cost import cheapest_form
-from orthotrain.layers._tracing import exporting
+from orthotrain.layers._recomputed import can_be_recomputed, worth_it
+from orthotrain.layers._tracing import exporting, transformed
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def low_rank_linear(
@@ -67,7 +69,7 @@ def low_rank_linear(
     flat = x.reshape(rows, n)
     if not torch.is_grad_enabled():
         return _LowRankLinear.forward(flat, u, core, vh, bias)[0].reshape(*x.shape[:-1], m)
-    y: Tensor = _LowRankLinear.apply(flat, u, core, vh, bias)[0]  # type: ignore[no-untyped-call]
+    y: Tensor = _called(_LowRankLinear, flat, u, core, vh, bias)[0]
     return y.reshape(*x.shape[:-1], m)
 
 
@@ -109,8 +111,8 @@ def low_rank_conv(
         return geometry.convolve(x, weight, bias, groups)
     if not torch.is_grad_enabled():
         return _LowRankConv.forward(x, u, core, vh, bias, geometry)[0]
-    y: Tensor = _LowRankConv.apply(x, u, core, vh, bias, geometry)[0]  # type: ignore[no-untyped-call]
-    return y
+    y: Tensor = _called(_LowRankConv, x, u, core, vh, bias, geometry)[0]
+    return can_be_recomputed(y, partial(_frozen_parts, bias, geometry)) if worth_it(m, n, k) else y
 
 
 class ConvGeometry:
@@ -138,7 +140,7 @@ class ConvGeometry:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """The dense convolution of this geometry."""
-        convolution, weight = _CONV[len(self.stride)], self._formatted(weight)
+        convolution, weight = CONV[len(self.stride)], self._formatted(weight)
         y: Tensor = convolution(x, weight, bias, self.stride, self.padding, self.dilation, groups)
         return y
 
@@ -147,7 +149,7 @@ class ConvGeometry:
         groups, out, channels = matrices.shape
         kernel = (1,) * len(self.stride)
         weight = self._formatted(matrices.reshape(groups * out, channels, *kernel))
-        y: Tensor = _CONV[len(kernel)](x, weight, bias, groups=groups)
+        y: Tensor = CONV[len(kernel)](x, weight, bias, groups=groups)
         return self._formatted(y)  # a 1x1x1 convolution gives up the format; else no copy
 
     def gradient_of_input(
@@ -216,9 +218,7 @@ class _LowRankConv(torch.autograd.Function):
         x: Tensor, u: Tensor, core: Tensor, vh: Tensor, bias: Tensor | None, geometry: ConvGeometry
     ) -> tuple[Tensor, Tensor]:
         hidden = geometry.convolve(x, vh, None, u.shape[0])
-        if _positions(hidden) > u.shape[1]:
-            return geometry.pointwise(hidden, u @ core, bias), hidden
-        return geometry.pointwise(geometry.pointwise(hidden, core), u, bias), hidden
+        return _left_product(hidden, u, core, bias, geometry), hidden
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -248,6 +248,47 @@ class _LowRankConv(torch.autograd.Function):
         if ctx.needs_input_grad[0] and grad_hidden is not None:
             grad_x = geometry.gradient_of_input(grad_hidden, vh, ctx.x_shape, groups)
         return grad_x, None, grad_core, None, grad_bias, None
+
+
+def _left_product(
+    hidden: Tensor, u: Tensor, core: Tensor, bias: Tensor | None, geometry: ConvGeometry
+) -> Tensor:
+    """From the ``k`` channels of each group to its outputs."""
+    if _positions(hidden) > u.shape[1]:
+        return geometry.pointwise(hidden, u @ core, bias)
+    return geometry.pointwise(geometry.pointwise(hidden, core), u, bias)
+
+
+def _frozen_parts(bias: Tensor | None, geometry: ConvGeometry, node: Any) -> tuple[Any, Any]:
+    """What gives the output of ``_LowRankConv`` again, from what its node keeps."""
+    u, core, _, hidden = (t.detach() for t in node.saved_tensors)
+    return _left_product, (hidden, u, core, None if bias is None else bias.detach(), geometry)
+
+
+def _eager(function: Any) -> Any:
+    """The same Function for autograd alone: torch binds no arguments by name at each call."""
+
+    class Eager(function):  # type: ignore[misc]
+        generate_vmap_rule = False
+        setup_context = torch.autograd.Function.setup_context
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+    return Eager
+
+
+_EAGER = {function: _eager(function) for function in (_LowRankLinear, _LowRankConv)}
+
+
+def _called(function: Any, *inputs: Any) -> Any:
+    """``function.apply``, by its form for autograd alone where no transform or compiler runs."""
+    if torch.compiler.is_compiling() or transformed():
+        return function.apply(*inputs)
+    return _EAGER[function].apply(*inputs)
 
 
 def _positions(x: Tensor) -> int:

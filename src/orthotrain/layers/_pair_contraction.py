@@ -12,6 +12,8 @@ two plain layers is in ``benchmarks/trained_factors.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 
 from orthotrain.layers._contraction import ConvGeometry, require_width, under_autocast
 from orthotrain.layers._cost import cheapest_pair_form
+from orthotrain.layers._recomputed import can_be_recomputed, worth_it
 from orthotrain.layers._tracing import exporting
 
 
@@ -100,4 +103,14 @@ def pair_conv(
         weight = (left.mT @ right).reshape(groups * m, -1, *kernel)
         return geometry.convolve(x, weight, bias, groups)
     hidden = geometry.convolve(x, right.reshape(groups * k, -1, *kernel), None, groups)
-    return geometry.pointwise(hidden, left.mT, bias)
+    y = geometry.pointwise(hidden, left.mT, bias)
+    return can_be_recomputed(y, partial(_pair_parts, bias, geometry)) if worth_it(m, n, k) else y
+
+
+def _pair_parts(bias: Tensor | None, geometry: ConvGeometry, node: Any) -> tuple[Any, Any]:
+    """What gives the output of ``pair_conv`` again, from what the node of its 1x1 step keeps."""
+    while not hasattr(node, "_saved_weight"):  # a change of the memory format came after it
+        node = node.next_functions[0][0]
+    hidden, weight = node._saved_input.detach(), node._saved_weight.detach()
+    matrices = weight.reshape(hidden.shape[1] // weight.shape[1], -1, weight.shape[1])
+    return geometry.pointwise, (hidden, matrices, None if bias is None else bias.detach())

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from orthotrain._resized import shape_changed
 from orthotrain.errors import ConfigError
 
+# What was made of the value of a Parameter, by its ``id``; see ``_inference``.
+MADE_OF: dict[int, Any] = {}
+
 
 def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
     """Give the same Parameter object another value and shape, and no gradient.
@@ -22,6 +25,7 @@ def resize_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
         ConfigError: The parameter is sharded: no process has all of it.
     """
     before = parameter.shape
+    MADE_OF.pop(id(parameter), None)
     if hasattr(parameter, "device_mesh"):
         raise ConfigError(
             f"a sharded parameter (DTensor) of shape {tuple(before)} cannot take the shape "

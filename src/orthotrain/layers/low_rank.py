@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
+
+_Proxy = torch.fx.Proxy
 
 
 @register_low_rank(
@@ -99,9 +101,9 @@ class LowRankLinear(SingleWeight, nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight^T + bias`` without building the weight, where that is cheaper."""
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, _Proxy):
             return leaf(self, x)
-        if (y := plain_linear(self, x, self.bias)) is not None:
+        if (y := plain_linear(self, x)) is not None:
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
@@ -160,6 +162,7 @@ class LowRankTransposedLinear(SingleWeight):
         RankError: ``rank`` is out of range.
     """
 
+    rows_are_inputs: ClassVar[bool] = True
     nx: int
     nf: int
     bias: nn.Parameter
@@ -184,9 +187,9 @@ class LowRankTransposedLinear(SingleWeight):
 
     def forward(self, x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows m"]:
         """``x @ weight + bias`` without building the weight, where that is cheaper."""
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, _Proxy):
             return leaf(self, x)
-        if (y := plain_linear(self, x, self.bias, inputs_first=True)) is not None:
+        if (y := plain_linear(self, x)) is not None:
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)

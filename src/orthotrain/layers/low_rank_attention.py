@@ -15,7 +15,7 @@ from orthotrain._checks import require_count, require_share
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._built import become_
-from orthotrain.layers._contraction import low_rank_linear
+from orthotrain.layers._contraction import low_rank_linear, require_width
 from orthotrain.layers._factor_names import pair_name
 from orthotrain.layers._factors import (
     LowRankModule,
@@ -23,6 +23,7 @@ from orthotrain.layers._factors import (
     is_factored,
     register_low_rank,
 )
+from orthotrain.layers._inference import Kept, plain_factors
 from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._readable import readable
 from orthotrain.layers._tracing import leaf
@@ -206,6 +207,8 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
                 self._project_one(x, name, b)
                 for x, b, name in zip(inputs, bias, _PROJECTIONS, strict=True)
             )
+        if (kept := plain_factors(self, "in_proj_weight")) is not None:
+            return self._project_plainly(kept, inputs, bias)
         if holds_pair(self, "in_proj_weight"):
             return self._project_by_pair(inputs, bias)
         u, core, vh = self.factors("in_proj_weight")
@@ -219,8 +222,28 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         parts = zip(inputs, u.chunk(3), bias, strict=True)
         return tuple(low_rank_linear(x, part, core, vh, b) for x, part, b in parts)
 
+    def _project_plainly(
+        self, kept: Kept, inputs: tuple[Tensor, ...], bias: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor, ...]:
+        """Query, key and value without gradients, from what is kept of the packed weight."""
+        query, key, value = inputs
+        left, right = kept.leave[0].chunk(3), torch.split(kept.enter[0], kept.leave[0].shape[1])
+        for x in inputs:
+            require_width(x, right[0].shape[1], self.embed_dim)
+        few = max(x.numel() for x in inputs) < kept.few
+        if query is key is value and (few or len(right) == 1):
+            return kept.applied(query, self.in_proj_bias).chunk(3, -1)
+        if few:
+            parts = zip(inputs, kept.dense()[0].chunk(3), bias, strict=True)
+            return tuple(F.linear(*part) for part in parts)
+        enters = (F.linear(x, r) for x, r in zip(inputs, right * (3 // len(right)), strict=True))
+        return tuple(F.linear(*part) for part in zip(enters, left, bias, strict=True))
+
     def _project_one(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
         """The projection by a separate weight, in whatever form it is held."""
+        if (kept := plain_factors(self, name)) is not None:
+            require_width(x, kept.enter[0].shape[1], self.embed_dim)
+            return kept.applied(x, bias)
         if holds_pair(self, name):
             return pair_linear(x, getattr(self, pair_name(name)), bias, m=self.embed_dim)
         if is_factored(self, name):

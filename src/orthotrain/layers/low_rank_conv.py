@@ -18,6 +18,7 @@ from orthotrain.layers._cost import Bases
 from orthotrain.layers._factors import holds_pair, register_low_rank
 from orthotrain.layers._inference import plain_conv
 from orthotrain.layers._pair_contraction import pair_conv
+from orthotrain.layers._recomputed import keep_less_before
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import exporting, leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
@@ -67,15 +68,18 @@ class _LowRankConv(SingleWeight):
                 f"{type(self).__name__} needs x of shape (batch, {sizes}) or ({sizes}), got "
                 f"{tuple(x.shape)}; check the layer before it"
             )
+        if (plain := plain_conv(self, x)) is not None:
+            return plain
+        keep_less_before(x)
         batch = x if x.ndim == dims + 2 else x.unsqueeze(0)
         channels_last = not exporting() and batch.stride(1) == 1 and not batch.is_contiguous()
         padded, padding = _padded(self, batch)
         geometry = ConvGeometry(self.stride, padding, self.dilation, channels_last=channels_last)
-        y, lead = plain_conv(self, padded, self.bias, geometry), () if self.groups > 1 else (1,)
-        if y is None and holds_pair(self):
+        lead = () if self.groups > 1 else (1,)
+        if holds_pair(self):
             pair, m = self.pair.reshape(*lead, *self.pair.shape), self.out_channels // self.groups
             y = pair_conv(padded, pair, self.bias, geometry, m=m, kernel=self.kernel_size)
-        elif y is None:
+        else:
             u, core = (t.reshape(*lead, *t.shape) for t in (self.u, self.core))
             filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
             y = low_rank_conv(padded, u, core, filters, self.bias, geometry)
@@ -109,7 +113,9 @@ class LowRankConv1d(_LowRankConv, nn.Conv1d):
 class LowRankConv2d(_LowRankConv, nn.Conv2d):
     """2-D convolution with the weight ``u @ core @ vh`` of each group.
 
-    Keeps for backward the ``k`` channels between ``vh`` and ``u``, not its input.
+    Keeps for backward the ``k`` channels between ``vh`` and ``u``, not its input; with trained
+    bases both. A norm between two of these keeps nothing of what enters it, where that is cheap to
+    compute again.
 
     Args:
         args: As ``nn.Conv2d`` takes them.
