@@ -53,7 +53,7 @@ def decide(
     """The new rank of each site, or ``KEEP``.
 
     What a layer within reach should have is remembered as its planned rank, whether or not it
-    pays yet.
+    pays yet. A low-rank layer that keeps its rank stays as it is: its bases turn where it is cut.
 
     Args:
         sites: All sites, in model order.
@@ -75,7 +75,9 @@ def decide(
         layout, decision = site.layout, KEEP
         if i in planned:
             rank = layers[site.name].planned_rank = planned[i]
-            if site.factored or everything or pays(layout.m, layout.n, rank, settings.bases):
+            if site.factored:
+                decision = rank if rank < site.rank else KEEP  # nothing cut, nothing turned
+            elif everything or pays(layout.m, layout.n, rank, settings.bases):
                 decision = rank
         elif at_once and not site.factored and site.parameter.requires_grad:
             decision = layout.full_rank

@@ -105,7 +105,7 @@ class Update:
         """All that is left of it."""
         started, self._changed_before = time.perf_counter(), self._changed
         if self._ranks is None:
-            self._decide(keep=True)
+            self._decide()
         ready = self._ready(range(self._position, len(self._sites)))
         while not self._is_through:
             self._change_next(ready)
@@ -128,7 +128,7 @@ class Update:
         if self._ranks is None:
             self._look_at_next()
             if self._position >= len(self._sites):
-                self._decide(keep=False)
+                self._decide()
         elif not self._is_through:
             self._change_next(self._ready([self._position]))
         while (
@@ -151,19 +151,18 @@ class Update:
         """The deciding process sees one layer; a failure is told to all where they decide."""
         if self._agreement.decides and self._failure is None:
             try:
-                self._see(self._position, keep=False)
+                self._see(self._position)
             except Exception as error:  # raised again in _decisions
                 self._failure = error
         self._position += 1
 
-    def _see(self, i: int, *, keep: bool) -> None:
+    def _see(self, i: int) -> None:
         reach = self._reached()
         if self._settings.rank.sees_all_layers or i in reach:
             site = self._sites[i]
             self._view.look(
-                i, site, self._layers[site.name], self._settings,
-                within_reach=i in reach, keep=keep,
-            )  # fmt: skip
+                i, site, self._layers[site.name], self._settings, within_reach=i in reach
+            )
 
     def _reached(self) -> set[int]:
         if self._reach is None:
@@ -175,19 +174,17 @@ class Update:
             )  # fmt: skip
         return self._reach
 
-    def _decide(self, *, keep: bool) -> None:
-        self._ranks = self._agreement.ranks(
-            lambda: self._decisions(keep=keep), count=len(self._sites)
-        )
+    def _decide(self) -> None:
+        self._ranks = self._agreement.ranks(self._decisions, count=len(self._sites))
         self._position = 0
 
-    def _decisions(self, *, keep: bool) -> list[int]:
+    def _decisions(self) -> list[int]:
         """Look at what was not seen yet, and decide; runs on the process that decides for all."""
         if self._failure is not None:
             raise self._failure
         for i in range(len(self._sites)):
             if i not in self._view.candidates:
-                self._see(i, keep=keep)
+                self._see(i)
         rule = self._settings.rank
         others = other_numbers(self._run.model, self._sites) if rule.sees_all_layers else 0
         decisions = decide(
@@ -221,19 +218,18 @@ class Update:
             self._change_at(i)
         else:
             self.waits.append(i)
-            # Its weight will have moved.
-            self._view.decompositions.pop(self._sites[i].name, None)
 
     def _change_at(self, i: int) -> None:
         assert self._ranks is not None
-        change = self._change(self._sites[i], self._ranks[i])
+        change = self._change(i, self._ranks[i])
         self._changed += 1
         if change.rank < change.rank_before:
             self._cut.append(self._sites[i].name)
 
-    def _change(self, site: Site, rank: int) -> Change:
+    def _change(self, i: int, rank: int) -> Change:
         """Take the agreed factors of a site; optimizer state and copies follow."""
-        cut = self._agreement.cut(lambda: self._view.cut(site, rank), site, rank=rank)
+        site = self._sites[i]
+        cut = self._agreement.cut(lambda: self._view.cut(i, site, rank), site, rank=rank)
         layer = self._layers[site.name]
         change = change_site_(site, layer, cut, self._run, settings=self._settings)
         if site.trains_bases:
