@@ -23,6 +23,9 @@ from lowrank.nets import (
     train,
     weights,
 )
+from orthotrain.lowrank.change import cut_trained_site_
+from orthotrain.lowrank.look import leading
+from orthotrain.lowrank.sites import Selection, find_sites
 from reference.matrices import from_spectrum
 from reference.sgd import sgd_step
 
@@ -65,12 +68,16 @@ def test_a_run_that_turns_its_bases_follows_the_dense_run(net, rule):
     dense, low_rank = build(), build()
     optimizer = torch.optim.SGD(low_rank.parameters(), **options)
     _, handle = attached(low_rank, optimizer, delay_steps=4, every_steps=3, rank_rtol=0.0)
+    sites, _ = find_sites(low_rank, Selection())
     velocities = [None] * len(list(dense.parameters()))
     start = weights(dense)
     for step in range(20):
         gradients = torch.autograd.grad(loss_of(dense, step), list(dense.parameters()))
         sgd_step(list(dense.parameters()), gradients, velocities, **options)
         train(low_rank, optimizer, [step], loss_of=loss_of)
+        if step > 4 and step % 3 == 0:  # no update does, where nothing is cut
+            for site in sites:
+                cut_trained_site_(site, leading(site, site.rank), optimizer)
         theirs, ours = weights(dense), weights(low_rank)
         assert theirs.keys() == ours.keys()
         for name, value in theirs.items():
@@ -78,7 +85,7 @@ def test_a_run_that_turns_its_bases_follows_the_dense_run(net, rule):
     rows = handle.summary().rows
     assert all(row.rank == min(row.shape[0], row.rank) and row.rank for row in rows)
     assert len(events(handle, "switch")) == len(rows)
-    assert len(events(handle, "turn")) == 5 * len(rows)
+    assert not events(handle, "turn")
     moved = max(float((theirs[name] - start[name]).abs().max()) for name in theirs)
     assert moved > 1e-3  # else following would be easy
 
@@ -133,8 +140,8 @@ def test_later_cuts_cost_what_they_discard_and_the_energy_lost_adds_up():
         model(batch(0, 7, 12)).sum().backward()
         optimizer.step()
     mine = [r for r in handle.records if r.get("layer") == "1"]
-    assert [r["rank"] for r in mine] == [8, 7, 6, 6, 6]
-    assert [r["event"] for r in mine] == ["switch"] + ["turn"] * 4
+    assert [r["rank"] for r in mine] == [8, 7, 6]  # then nothing is left to cut
+    assert [r["event"] for r in mine] == ["switch", "turn", "turn"]
     change = (model[1].weight - start).square().sum()
     torch.testing.assert_close(change.item(), 0.5**2 + 0.4**2 + 0.3**2, rtol=1e-12, atol=0)
     kept = mine[-1]["kept_energy"]
@@ -214,7 +221,7 @@ def test_every_parameter_moves_after_every_resize(make):
 def test_clipping_sees_the_gradients_of_what_is_trained_and_no_others():
     model = filled(Everything())
     optimizer, handle = attached(
-        model, torch.optim.AdamW(model.parameters(), lr=0.01), rank_rtol=0.3, max_drop=0.2
+        model, torch.optim.AdamW(model.parameters(), lr=0.01), rank_rtol=0.9, max_drop=0.1
     )
     for step in range(9):
         optimizer.zero_grad()

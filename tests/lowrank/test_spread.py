@@ -20,7 +20,7 @@ from lowrank.nets import (
 )
 from methods.doubles import same
 from orthotrain import attach
-from orthotrain.errors import ConfigError, NonFiniteError
+from orthotrain.errors import NonFiniteError
 from orthotrain.lowrank import look
 
 SETTINGS = {
@@ -54,7 +54,7 @@ def test_where_weights_stay_it_ends_with_the_factors_of_one_step(importance, bas
 
 def test_no_step_sees_or_changes_more_than_one_layer(monkeypatch):
     calls = []
-    for name in ("decomposed_in", "decomposed", "spectrum"):
+    for name in ("leading_in", "leading", "spectrum"):
         then = getattr(look, name)
         monkeypatch.setattr(look, name, lambda *a, then=then: (calls.append(1), then(*a))[1])
     model = mlp(10, depth=4)
@@ -96,15 +96,52 @@ def test_saved_anywhere_in_it_a_run_goes_on_bit_for_bit(bases, first):
         )
 
 
-def test_updates_need_room():
+@pytest.mark.parametrize(
+    ("settings", "total", "steps"),
+    [
+        ({"every_steps": 40}, None, [7, 8, 9, 10]),
+        ({"every_steps": 12}, None, [5, 5, 6, 6]),  # four of twelve are left by the watch
+        ({"every_steps": 9}, None, [3, 3, 3, 3]),
+        ({"every_steps": 40}, 6, [4, 4, 5, 5]),  # of three steps until the end
+        ({"every_steps": 40}, 4, [3, 3, 3, 3]),
+    ],
+)
+def test_where_there_is_little_room_a_step_takes_more_than_one_layer(settings, total, steps):
     model = mlp(10, depth=4)
-    for settings, total, message in (
-        ({"every_steps": 9}, None, "needs 8 steps per update of 4 layers and 8 to watch"),
-        ({"every_steps": 40}, 10, "ends its first update after step 11, the run has 10 steps"),
-    ):
-        method = as_published(**{**SETTINGS, "importance": "loss", "dense_last": False, **settings})
-        with pytest.raises(ConfigError, match=message):
-            attach(model, still(model), method, total_steps=total)
+    method = as_published(
+        **{**SETTINGS, "importance": "loss", "dense_last": False, "only_if_cheaper": False,
+           "layer_fraction": 1.0, **settings}
+    )  # fmt: skip
+    optimizer = still(model)
+    handle = attach(model, optimizer, method, total_steps=total)
+    train(model, optimizer, range(total or 14))
+    assert [r["step"] for r in events(handle, "switch")] == steps
+
+
+def test_what_is_left_at_the_end_of_the_run_is_done_there():
+    model = mlp(10, depth=4)
+    method = as_published(
+        delay_steps=3, every_steps=8, energy=0.5, max_drop=0.2, dense_last=False,
+        only_if_cheaper=False, layer_fraction=1.0, spread=True,
+    )  # fmt: skip
+    optimizer = still(model)
+    handle = attach(model, optimizer, method, total_steps=12)
+    train(model, optimizer, range(11))
+    assert "update: number 2 is on its way, step by step" in handle.summary().notes
+    train(model, optimizer, [11])
+    assert [r["step"] for r in events(handle, "update")] == [10, 12]
+    assert {r["step"] for r in events(handle, "turn")} == {12}
+    assert not any("on its way" in note for note in handle.summary().notes)
+
+
+def test_a_run_whose_code_is_compiled_changes_all_layers_in_one_step():
+    """Each change of shapes would compile it anew."""
+    model = mlp(10, depth=4)
+    optimizer, handle = attached(model, still(model), **SETTINGS, importance="weight")
+    compiled = torch.compile(torch.sin, backend="eager")
+    compiled(torch.zeros(2))
+    train(model, optimizer, range(4))
+    assert [r["step"] for r in events(handle, "switch")] == [3, 3, 3, 3]
 
 
 def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():

@@ -25,9 +25,10 @@ Record = Callable[..., None]
 class Update:
     """An update on its way.
 
-    At once, all layers are seen, ranks are decided, and all layers change in one step. Spread, one
-    layer is seen per step, then ranks are decided, then one layer changes per step, decomposed
-    again because its weight has moved. So no step does more than one layer's work.
+    At once, all layers are seen, ranks are decided, and layers change in one step. Spread, one
+    layer is seen per step, then ranks are decided, then one layer changes per step. So no step
+    does more than one layer's work. To see a layer takes its singular values alone; factors are
+    computed when it changes, of the weight that it has by then.
 
     With several optimizers, a layer whose gradient was computed since the step of its own
     optimizer waits for the next such step, which comes before the next update. So no gradient is
@@ -122,20 +123,23 @@ class Update:
         self._finish(started)
 
     @torch.no_grad()
-    def one_layer(self) -> None:
-        """The share of one step."""
+    def next_layers(self, count: int) -> None:
+        """The share of one step: ``count`` layers are seen or changed."""
         started, self._changed_before = time.perf_counter(), self._changed
-        if self._ranks is None:
-            self._look_at_next()
-            if self._position >= len(self._sites):
-                self._decide()
-        elif not self._is_through:
-            self._change_next(self._ready([self._position]))
-        while (
-            self._ranks is not None and not self._is_through and self._ranks[self._position] == KEEP
-        ):
-            self._position += 1
+        for _ in range(count):
+            if self._ranks is None:
+                self._look_at_next()
+                if self._position >= len(self._sites):
+                    self._decide()
+            elif not self._is_through:
+                self._change_next(self._ready([self._position]))
+            self._pass_over_kept()
         self._finish(started)
+
+    def _pass_over_kept(self) -> None:
+        if self._ranks is not None:
+            while not self._is_through and self._ranks[self._position] == KEEP:
+                self._position += 1
 
     def _finish(self, started: float) -> None:
         self._seconds += time.perf_counter() - started
