@@ -21,7 +21,8 @@ from lowrank.nets import (
 from methods.doubles import same
 from orthotrain import attach
 from orthotrain.errors import NonFiniteError
-from orthotrain.lowrank import look
+from orthotrain.linalg import randomized
+from orthotrain.lowrank import look, update
 
 SETTINGS = {
     "delay_steps": 3, "every_steps": 40, "energy": 0.8, "max_drop": 1.0,
@@ -94,6 +95,52 @@ def test_saved_anywhere_in_it_a_run_goes_on_bit_for_bit(bases, first):
         assert same(through_file({i: part.state_dict() for i, part in enumerate(again)}), last), (
             step
         )
+
+
+def test_a_cut_by_a_sketch_is_the_same_after_a_resume(monkeypatch):
+    """Layers of 160: wide enough that a sketch finds the leading factors."""
+    ranks, sketch = [], randomized.randomized_factors
+    monkeypatch.setattr(
+        randomized, "randomized_factors", lambda a, k, **g: ranks.append(k) or sketch(a, k, **g)
+    )
+
+    def start():
+        model = mlp(160, depth=2, dtype=torch.float32)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return (model, *attached(model, optimizer, **SETTINGS | {"energy": 0.3}, bases="trained"))
+
+    parts = start()
+    train(parts[0], parts[1], range(6))
+    state = through_file({i: part.state_dict() for i, part in enumerate(parts)})
+    train(parts[0], parts[1], range(6, 8))
+    assert len(ranks) == 2
+    assert [r["rank"] for r in events(parts[2], "switch")] == ranks
+    torch.rand(7)  # whatever else was drawn
+    again = start()
+    for i, part in enumerate(again):
+        part.load_state_dict(state[i])
+    train(again[0], again[1], range(6, 8))
+    assert same(*({i: p.state_dict() for i, p in enumerate(each)} for each in (parts, again)))
+
+
+def test_where_layers_settle_one_basis_is_compared_per_step(monkeypatch):
+    compared, then = [], update.check_basis
+    monkeypatch.setattr(update, "check_basis", lambda *a: (compared.append(1), then(*a))[1])
+    spectra, look_at = [], look.spectrum
+    monkeypatch.setattr(look, "spectrum", lambda *a: spectra.append(1) or look_at(*a))
+    model = mlp(10, depth=3)
+    settings = {**SETTINGS, "delay_steps": "auto", "every_steps": 12, "importance": "weight"}
+    optimizer, handle = attached(model, still(model), **settings)
+    per_step = []
+    for step in range(58):
+        before = len(compared)
+        train(model, optimizer, [step])
+        per_step.append(len(compared) - before)
+    assert max(per_step) == 1
+    assert sum(per_step) == 4 * 3
+    assert len(events(handle, "switch")) == 3
+    # Four comparisons settle; before, nothing was within reach and nothing was looked at.
+    assert len(spectra) == 3
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,10 @@ def singular_values_by_gram(
 ) -> Float[Tensor, "*batch k"]:
     """Singular values from large to small, without gradient; the caller has checked ``a``.
 
-    ``digits`` is the dtype whose digits the values have, where ``a`` has a wider one. Eigenvalues of the float64 Gram matrix of the smaller side, where the input has no more digits
+    Eigenvalues of the float64 Gram matrix of the smaller side, where the input has no more digits
     than those can tell apart: known to about ``256 * eps64`` of the largest (see ``polar_factor``),
     a singular value of float32 input is right down to 2.4e-7 of the largest. Elsewhere
-    ``singular_values``.
+    ``singular_values``. ``digits`` is the dtype whose digits ``a`` has, where its own is wider.
     """
     a = a.detach()
     if (digits or a.dtype) != torch.float64 and widest_dtype(a.device) == torch.float64:

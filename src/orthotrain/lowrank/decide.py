@@ -65,7 +65,8 @@ def decide(
     """
     everything = not settings.only_if_cheaper
     at_once = everything and not settling
-    ranks = decided_ranks(
+    # Where nothing is within reach nothing was seen, and there is nothing to decide.
+    ranks = candidates and decided_ranks(
         list(candidates.values()), rule=settings.rank, limits=settings.limits,
         other_numbers=other_numbers,
     )  # fmt: skip

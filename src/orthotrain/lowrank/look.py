@@ -221,20 +221,18 @@ def require_reachable(
     rule.require_reachable(shapes, min_ranks=floors, other_numbers=other_numbers)
 
 
-def check_bases(sites: Sequence[Site], layers: Mapping[str, LayerHistory]) -> None:
-    """Compare each dense layer's basis with the one at the last update.
+def check_basis(site: Site, layer: LayerHistory) -> None:
+    """Compare the basis of a layer that is dense with the one at the last update.
 
     Raises:
-        NonFiniteError: A weight holds NaN or infinity.
+        NonFiniteError: The weight holds NaN or infinity.
     """
-    for site in sites:
-        layer = layers[site.name]
-        if site.factored or layer.settled:
-            continue
-        basis = polar_factor(_finite_matrix(site).float())
-        if layer.basis is not None:
-            layer.stability.append(float(basis_stability(layer.basis.to(basis), basis).mean()))
-        layer.basis = None if layer.settled else basis
+    if site.factored or layer.settled:
+        return
+    basis = polar_factor(_finite_matrix(site).float())
+    if layer.basis is not None:
+        layer.stability.append(float(basis_stability(layer.basis.to(basis), basis).mean()))
+    layer.basis = None if layer.settled else basis
 
 
 def spectrum(site: Site, metric: Metric | None = None) -> Tensor:

@@ -16,7 +16,6 @@ from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.measure import require_one_device
 from orthotrain.lowrank.rules import Relative
-from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import (
     Refusal,
@@ -127,9 +126,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
     ) -> Self:
         """OIALR as in the paper: frozen bases, cut by singular values, all converted at the switch.
 
-        Optimizer state follows the coordinates, which the authors' code resets. An update is made in
-        one step, as theirs; ``dataclasses.replace(method, spread=True)`` spreads it. A layer that
-        loses no rank keeps its coordinates.
+        Optimizer state follows the coordinates, which the authors' code resets. An update is made
+        in one step, as theirs; ``dataclasses.replace(method, spread=True)`` spreads it. A layer
+        that loses no rank keeps its coordinates.
 
         Args:
             delay_steps: The paper's ``d``, a count.

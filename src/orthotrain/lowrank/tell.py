@@ -57,8 +57,8 @@ def plan_of(  # noqa: PLR0913  # all that a plan follows from
         )
         lines.append(f"{switch}; {updates}")
     per_step = schedule.layers_per_step(layers, total_steps=total_steps)
-    if settings.spread and per_step < 2 * layers:
-        steps = math.ceil(2 * layers / per_step)
+    steps = math.ceil(schedule.parts * layers / per_step)
+    if settings.spread and steps > 1:
         lines.append(f"an update is spread over up to {steps} steps")
     lines.append("until then, training needs the memory of dense training: that is the peak")
     if promise := settings.rank.promise(numbers, stored=stored):

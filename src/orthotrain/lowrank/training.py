@@ -233,9 +233,7 @@ class LowRankTraining(Bound):
             update.at_once()
         else:
             update.next_layers(
-                self._schedule.layers_per_step(
-                    len(self._sites), total_steps=self._run.total_steps
-                )
+                self._schedule.layers_per_step(len(self._sites), total_steps=self._run.total_steps)
             )
         self._changed()
 

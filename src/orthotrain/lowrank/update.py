@@ -13,7 +13,7 @@ from orthotrain.lowrank.change import Change, change_site_
 from orthotrain.lowrank.decide import KEEP, decide, reached
 from orthotrain.lowrank.following import FollowingCopy
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import View, check_bases, require_finite
+from orthotrain.lowrank.look import View, check_basis, require_finite
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site, other_numbers
 from orthotrain.lowrank.statistics import Statistics
@@ -27,7 +27,8 @@ class Update:
 
     At once, all layers are seen, ranks are decided, and layers change in one step. Spread, one
     layer is seen per step, then ranks are decided, then one layer changes per step. So no step
-    does more than one layer's work. To see a layer takes its singular values alone; factors are
+    does more than one layer's work. Where layers switch by themselves, the basis of one is
+    compared per step before. To see a layer takes its singular values alone; factors are
     computed when it changes, of the weight that it has by then.
 
     With several optimizers, a layer whose gradient was computed since the step of its own
@@ -70,6 +71,7 @@ class Update:
         self._view = View(statistics.metric)
         self._reach: set[int] | None = None
         self._failure: Exception | None = None
+        self._compared = 0 if settling else len(sites)  # layers whose basis was compared
         self._position = 0  # layers seen, then layers changed
         self._ranks: list[int] | None = None
         self._cut: list[str] = []
@@ -127,8 +129,12 @@ class Update:
         """The share of one step: ``count`` layers are seen or changed."""
         started, self._changed_before = time.perf_counter(), self._changed
         for _ in range(count):
-            if self._ranks is None:
-                self._look_at_next()
+            if self._compared < len(self._sites):
+                self._unless_failed(self._compare_next)
+                self._compared += 1
+            elif self._ranks is None:
+                self._unless_failed(lambda: self._see(self._position))
+                self._position += 1
                 if self._position >= len(self._sites):
                     self._decide()
             elif not self._is_through:
@@ -151,18 +157,21 @@ class Update:
 
     # --- look and decide ----------------------------------------------------------------------
 
-    def _look_at_next(self) -> None:
-        """The deciding process sees one layer; a failure is told to all where they decide."""
+    def _unless_failed(self, part: Callable[[], None]) -> None:
+        """The deciding process does a part; a failure is told to all where they decide."""
         if self._agreement.decides and self._failure is None:
             try:
-                self._see(self._position)
+                part()
             except Exception as error:  # raised again in _decisions
                 self._failure = error
-        self._position += 1
+
+    def _compare_next(self) -> None:
+        site = self._sites[self._compared]
+        check_basis(site, self._layers[site.name])
 
     def _see(self, i: int) -> None:
         reach = self._reached()
-        if self._settings.rank.sees_all_layers or i in reach:
+        if i in reach or (reach and self._settings.rank.sees_all_layers):
             site = self._sites[i]
             self._view.look(
                 i, site, self._layers[site.name], self._settings, within_reach=i in reach
@@ -170,8 +179,6 @@ class Update:
 
     def _reached(self) -> set[int]:
         if self._reach is None:
-            if self._settling:
-                check_bases(self._sites, self._layers)
             self._reach = reached(
                 self._sites, self._layers, update=self._number,
                 layer_fraction=self._settings.layer_fraction, settling=self._settling,
@@ -186,6 +193,9 @@ class Update:
         """Look at what was not seen yet, and decide; runs on the process that decides for all."""
         if self._failure is not None:
             raise self._failure
+        while self._compared < len(self._sites):
+            self._compare_next()
+            self._compared += 1
         for i in range(len(self._sites)):
             if i not in self._view.candidates:
                 self._see(i)
@@ -253,6 +263,7 @@ class Update:
         """How far it is, for an update that is spread over steps."""
         return {
             "number": self._number,
+            "compared": self._compared,
             "position": self._position,
             "reach": None if self._reach is None else sorted(self._reach),
             "ranks": None if self._ranks is None else list(self._ranks),
@@ -266,6 +277,9 @@ class Update:
         """Go on from a state."""
         self._number, self._position = int(state["number"]), int(state["position"])
         self._reach = None if state["reach"] is None else set(state["reach"])
+        # Older states compared all bases at the first look.
+        before = 0 if self._reach is None and self._settling else len(self._sites)
+        self._compared = int(state.get("compared", before))
         self._ranks = None if state["ranks"] is None else list(state["ranks"])
         self._cut, self._changed = list(state["cut"]), int(state["changed"])
         self.waits = list(state.get("waits", []))
