@@ -88,6 +88,9 @@ def _spanned(a: Tensor) -> Tensor:
     """A nearly orthonormal basis of the columns of a tall matrix, by Cholesky where that works."""
     gram = a.mT @ a
     root, info = torch.linalg.cholesky_ex(gram)
+    basis: Tensor
     if bool((info > 0).any()):
-        return torch.linalg.qr(a)[0]
-    return torch.linalg.solve_triangular(root.mT, a, upper=True, left=False)
+        basis, _ = torch.linalg.qr(a)
+    else:
+        basis = torch.linalg.solve_triangular(root.mT, a, upper=True, left=False)
+    return basis
