@@ -182,8 +182,12 @@ class LowRankTraining(Bound):
         self._shapes = self._present_shapes()
 
     def observe(self, loss: float, *, step: int) -> None:
-        """Take one training loss, to notice a cut that hurts."""
-        self._guard.observe(loss)
+        """Take one training loss, to notice a cut that hurts.
+
+        Losses between the first and the last layer of a cut are of neither side of it.
+        """
+        if self._pending is None or not self._pending.cut_layers:
+            self._guard.observe(loss)
 
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
