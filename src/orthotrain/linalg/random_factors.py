@@ -62,7 +62,7 @@ def random_singular_values(m: int, n: int) -> Float[Tensor, " r"]:
     # Squared singular values over the larger side, from large to small, and their density there.
     squares = 1 + y + 2 * math.sqrt(y) * np.cos(theta)
     density = np.sin(theta) ** 2 / np.maximum(squares, np.finfo(float).tiny)
-    density[-1] = 1.0 if small == large else 0.0  # sin^2 over 2 + 2 cos tends to one at pi
+    density[-1] = 0.0  # of a square matrix zero over zero; one of many points
     reached = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
     middle = (np.arange(small) + 0.5) / small
     found = np.interp(middle, reached / reached[-1], np.sqrt(squares.clip(min=0)))
