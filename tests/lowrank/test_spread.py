@@ -117,6 +117,7 @@ def test_a_cut_by_a_sketch_is_the_same_after_a_resume(monkeypatch):
     assert len(ranks) == 2
     assert [r["rank"] for r in events(parts[2], "switch")] == ranks
     torch.rand(7)  # whatever else was drawn
+    del state[2]["methods"]["adaptive_low_rank"]["pending"]["compared"]  # older states lack it
     again = start()
     for i, part in enumerate(again):
         part.load_state_dict(state[i])
