@@ -76,7 +76,7 @@ class LowRankTraining(Bound):
         self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
         self._in_one_step = not settings.spread
-        self._compilations = compilations()
+        self._compilations, self._compiled = compilations(), False
         if schedule.first == 0:
             self._begin()
             self._go_on()
@@ -182,12 +182,9 @@ class LowRankTraining(Bound):
         self._shapes = self._present_shapes()
 
     def observe(self, loss: float, *, step: int) -> None:
-        """Take one training loss, to notice a cut that hurts.
-
-        Losses between the first and the last layer of a cut are of neither side of it.
-        """
-        if self._pending is None or not self._pending.cut_layers:
-            self._guard.observe(loss)
+        """Take one training loss, to notice a cut that hurts."""
+        self._guard.cutting = self._pending is not None and bool(self._pending.cut_layers)
+        self._guard.observe(loss)
 
     def after_load(self) -> None:
         """The model was loaded: tied layers share factors again, wrappers learn the shapes."""
@@ -215,12 +212,15 @@ class LowRankTraining(Bound):
         self._statistics.stop()
         self._updates += 1
         self._pending = self._new_update()
-        self._in_one_step = not self._settings.spread or self._is_compiled()
+        self._in_one_step = not self._settings.spread or self._is_compiled_on_first()
+
+    def _is_compiled_on_first(self) -> bool:
+        return bool(self._agreement.ranks(lambda: [int(self._is_compiled())], count=1)[0])
 
     def _is_compiled(self) -> bool:
         """Whether code was compiled in this run: each step that changes shapes compiles it anew."""
-        compiled = compilations() > self._compilations
-        return bool(self._agreement.ranks(lambda: [int(compiled)], count=1)[0])
+        self._compiled = self._compiled or compilations() > self._compilations
+        return self._compiled
 
     def _new_update(self) -> Update:
         return Update(
@@ -311,6 +311,7 @@ class LowRankTraining(Bound):
         """Counters, histories, losses and statistics; structure is in the model's own."""
         return {
             "updates": self._updates,
+            "compiled": self._is_compiled(),
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "guard": self._guard.state_dict(),
             "unseen": list(self._unseen),
@@ -336,6 +337,7 @@ class LowRankTraining(Bound):
         self._has_state, self._state_is_missing = True, False
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in theirs}
         self._updates = int(state["updates"])
+        self._compiled = bool(state.get("compiled", False))
         self._guard.load_state_dict(state["guard"])
         self._unseen = list(state.get("unseen", []))  # older states have neither
         self._statistics.load_state_dict(state.get("statistics", {}))
