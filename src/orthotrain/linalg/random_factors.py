@@ -72,5 +72,5 @@ def random_singular_values(m: int, n: int) -> Float[Tensor, " r"]:
 def _uniform_basis(gaussian: Tensor) -> Tensor:
     """Uniformly distributed: with the signs that make the diagonal of ``R`` positive."""
     q, r = torch.linalg.qr(gaussian)
-    signs: Tensor = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    return q * signs.unsqueeze(-2)
+    uniform: Tensor = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
+    return uniform
