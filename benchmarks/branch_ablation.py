@@ -113,7 +113,7 @@ def branch(run: Path, seed: int, row: Row, *, share: float, length: float, rate:
     collect._PART_OF_SIDE = 4 if row.samples is None else 10**9
     collect._FEWEST = row.samples or SAMPLES  # a process has many rows
     watched = lowrank_settings.WATCHED_STEPS = row.watched
-    settings = {"delay_steps": watched, "stored_budget": share, **row.settings}
+    settings = {"delay_steps": watched, "stored_budget": share, "spread": False, **row.settings}
     methods = [AdaptiveLowRank(**settings)]
     if row.nog is not None:
         names = [

@@ -23,6 +23,7 @@ from orthotrain import AdaptiveLowRank, attach
 from orthotrain.models import GPT
 
 STEPS, WATCHED = 72, 8
+NETWORKS = ((128, 2, 12), (256, 4, 16))
 
 
 def times(width: int, depth: int, batch: int, seed: int) -> list[list[float]]:
@@ -63,10 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=(200, 800, 1520))
+    parser.add_argument("--networks", type=int, default=len(NETWORKS), help="the smallest ones")
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = []
-    for width, depth, batch in ((128, 2, 12), (256, 4, 16)):
+    for width, depth, batch in NETWORKS[: given.networks]:
         rounds = [times(width, depth, batch, seed) for seed in range(given.rounds)]
         found = [parts(dense, ours) for dense, ours, _ in rounds]
         ratios = {

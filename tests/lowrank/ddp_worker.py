@@ -140,25 +140,25 @@ def in_mode(rank, name, method=METHOD):
 
 def first_process_decides(rank):
     """Each process would find other factors; only the first is to look for any."""
-    calls = {"decomposed": 0, "spectrum": 0}
+    calls = {"leading": 0, "spectrum": 0}
 
     def counted(name, then):
         original = getattr(look, name)
 
-        def call(site):
+        def call(site, *settings):
             calls[name] += 1
-            return then(original(site))
+            return then(original(site, *settings))
 
         return original, call
 
-    decomposed, other_signs = counted("decomposed", lambda psq: (-psq[0], psq[1], -psq[2]))
+    leading, other_signs = counted("leading", lambda psq: (-psq[0], psq[1], -psq[2]))
     spectrum, counted_spectrum = counted("spectrum", lambda s: s)
-    look.decomposed, look.spectrum = other_signs, counted_spectrum
+    look.leading, look.spectrum = other_signs, counted_spectrum
     try:
         model, wrapper, optimizer, _ = wrapped(rank)
         train(wrapper, optimizer, steps=3, rank=rank)
     finally:
-        look.decomposed, look.spectrum = decomposed, spectrum
+        look.leading, look.spectrum = leading, spectrum
     return outcome(model, optimizer, calls=calls)
 
 

@@ -118,8 +118,9 @@ def train(model, optimizer, steps, *, loss_of=mlp_loss, handle=None):
 def as_published(**settings):
     """An ``AdaptiveLowRank`` as in the paper, but for what a test names."""
     paper = dict(
-        importance="weight", bases="frozen", layer_fraction=0.1, max_drop=0.5, core_step=1.0
-    )
+        importance="weight", bases="frozen", layer_fraction=0.1, max_drop=0.5, core_step=1.0,
+        spread=False,
+    )  # fmt: skip
     if not {"rank", "rank_rtol", "energy", "stored_budget"} & set(settings):
         paper["rank_rtol"] = 0.1
     return AdaptiveLowRank(**paper | settings)

@@ -153,8 +153,8 @@ def test_ranks_fell_and_the_wrapper_is_the_same_object_as_before(both, alone, mo
 
 def test_only_the_first_process_decomposes_and_the_others_take_its_factors(both):
     first, other = (outcomes["first process decides"] for outcomes in both)
-    assert first["calls"] == {"decomposed": 2, "spectrum": 2}
-    assert other["calls"] == {"decomposed": 0, "spectrum": 0}
+    assert first["calls"] == {"leading": 2, "spectrum": 2}
+    assert other["calls"] == {"leading": 0, "spectrum": 0}
 
 
 def test_the_loss_of_the_first_process_alone_makes_layers_wait(both):

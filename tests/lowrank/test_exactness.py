@@ -23,7 +23,10 @@ from lowrank.nets import (
     train,
     weights,
 )
-from reference.matrices import from_spectrum
+from orthotrain.lowrank.change import cut_trained_site_
+from orthotrain.lowrank.look import leading
+from orthotrain.lowrank.sites import Selection, find_sites
+from reference.matrices import from_spectrum, generator
 from reference.sgd import sgd_step
 
 # --- (a) turning the basis changes nothing ---
@@ -80,16 +83,20 @@ def test_a_run_that_turns_its_bases_follows_the_dense_run(net, rule):
     options = {"lr": 0.05, **RULES[rule]}
     dense, low_rank = build(), build()
     optimizer = torch.optim.SGD(low_rank.parameters(), **options)
+    also = [net] if net in ON_REQUEST else []
     _, handle = attached(
-        low_rank, optimizer, delay_steps=4, every_steps=3, rank_rtol=0.0,
-        also=[net] if net in ON_REQUEST else [],
-    )  # fmt: skip
+        low_rank, optimizer, delay_steps=4, every_steps=3, rank_rtol=0.0, also=also
+    )
+    sites, _ = find_sites(low_rank, Selection(also=also))
     velocities = [None] * len(list(dense.parameters()))
     start = weights(dense)
     for step in range(20):
         gradients = torch.autograd.grad(loss_of(dense, step), list(dense.parameters()))
         sgd_step(list(dense.parameters()), gradients, velocities, **options)
         train(low_rank, optimizer, [step], loss_of=loss_of)
+        if step > 4 and step % 3 == 0:  # no update does, where nothing is cut
+            for site in sites:
+                cut_trained_site_(site, leading(site, site.rank), optimizer)
         theirs, ours = weights(dense), weights(low_rank)
         assert theirs.keys() == ours.keys()
         for name, value in theirs.items():
@@ -97,9 +104,26 @@ def test_a_run_that_turns_its_bases_follows_the_dense_run(net, rule):
     rows = handle.summary().rows
     assert all(row.rank == min(row.shape[0], row.rank) and row.rank for row in rows)
     assert len(events(handle, "switch")) == len(rows)
-    assert len(events(handle, "turn")) == 5 * len(rows)
+    assert not events(handle, "turn")
     moved = max(float((theirs[name] - start[name]).abs().max()) for name in theirs)
     assert moved > 1e-3  # else following would be easy
+
+
+def test_turns_in_float32_keep_bases_and_product_to_a_millionth():
+    model = mlp(64, depth=1, dtype=torch.float32)
+    site, g, eye = find_sites(model, Selection())[0][0], generator(0), torch.eye(64)
+    cut_trained_site_(site, leading(site, 64), None)
+    for _ in range(40):  # measured after them: 7e-7, and 3e-7 of the product at each
+        with torch.no_grad():
+            site.parameter.copy_(torch.randn(64, 64, generator=g))
+        before = model[0].weight.detach().double()
+        cut_trained_site_(site, leading(site, 64), None)
+        after = model[0].weight.detach().double()
+        assert (after - before).norm() < 1e-6 * before.norm()
+    u, core, vh = site.factors
+    assert (u.double().mT @ u.double() - eye).abs().max() < 1e-6
+    assert (vh.double() @ vh.double().mT - eye).abs().max() < 1e-6
+    assert torch.equal(core, torch.diag(core.diagonal()))
 
 
 # --- (b) a cut costs what it discards ---
@@ -152,8 +176,8 @@ def test_later_cuts_cost_what_they_discard_and_the_energy_lost_adds_up():
         model(batch(0, 7, 12)).sum().backward()
         optimizer.step()
     mine = [r for r in handle.records if r.get("layer") == "1"]
-    assert [r["rank"] for r in mine] == [8, 7, 6, 6, 6]
-    assert [r["event"] for r in mine] == ["switch"] + ["turn"] * 4
+    assert [r["rank"] for r in mine] == [8, 7, 6]  # then nothing is left to cut
+    assert [r["event"] for r in mine] == ["switch", "turn", "turn"]
     change = (model[1].weight - start).square().sum()
     torch.testing.assert_close(change.item(), 0.5**2 + 0.4**2 + 0.3**2, rtol=1e-12, atol=0)
     kept = mine[-1]["kept_energy"]
@@ -233,7 +257,7 @@ def test_every_parameter_moves_after_every_resize(make):
 def test_clipping_sees_the_gradients_of_what_is_trained_and_no_others():
     model = filled(Everything())
     optimizer, handle = attached(
-        model, torch.optim.AdamW(model.parameters(), lr=0.01), rank_rtol=0.3, max_drop=0.2
+        model, torch.optim.AdamW(model.parameters(), lr=0.01), rank_rtol=0.9, max_drop=0.1
     )
     for step in range(9):
         optimizer.zero_grad()

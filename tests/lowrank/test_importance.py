@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_a_cut_is_that_of_the_metric_of_the_last_eight_steps():
     before = copy.deepcopy(model)
     attach(
         model, optimizer,
-        AdaptiveLowRank(delay_steps=11, stored_budget=0.6, dense_last=False), total_steps=20,
+        AdaptiveLowRank(spread=False, delay_steps=11, stored_budget=0.6, dense_last=False),
+        total_steps=20,
     )  # fmt: skip
     train(model, optimizer, range(11), loss_of=loss_of)
     for name, (a, b) in moments_by_hand(before, range(3, 11)).items():
@@ -83,7 +85,7 @@ def test_ranks_follow_one_threshold_on_the_estimated_loss():
     model = Plain()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     before = copy.deepcopy(model)
-    method = AdaptiveLowRank(delay_steps=8, stored_budget=0.5, dense_last=False)
+    method = AdaptiveLowRank(spread=False, delay_steps=8, stored_budget=0.5, dense_last=False)
     attach(model, optimizer, method)
     train(model, optimizer, range(8), loss_of=loss_of)
     values = sorted(
@@ -140,7 +142,7 @@ def test_a_step_that_is_not_finite_is_left_out():
     """``GradScaler`` skips such a step; its passes must not count."""
     model = Plain()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    method = AdaptiveLowRank(delay_steps=8, stored_budget=0.5, dense_last=False)
+    method = AdaptiveLowRank(spread=False, delay_steps=8, stored_budget=0.5, dense_last=False)
     attach(model, optimizer, method)
     for step in range(8):
         optimizer.zero_grad()
@@ -202,7 +204,7 @@ class Unused(Plain):
 def test_a_layer_without_data_falls_back_to_its_energy_and_is_named():
     model = Unused()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    method = AdaptiveLowRank(delay_steps=4, stored_budget=0.5, dense_last=False)
+    method = AdaptiveLowRank(spread=False, delay_steps=4, stored_budget=0.5, dense_last=False)
     handle = attach(model, optimizer, method)
     train(model, optimizer, range(5), loss_of=loss_of)
     assert model.spare.rank < 10
@@ -324,13 +326,18 @@ def test_bare_it_halves_the_stored_numbers_at_half_of_the_run():
 
     train(model, optimizer, range(19), loss_of=objective)
     assert sum(p.numel() for p in model.parameters()) == dense
-    train(model, optimizer, range(19, 20), loss_of=objective)
+    per_step = []
+    for step in range(19, 26):
+        train(model, optimizer, [step], loss_of=objective)
+        per_step.append(handle.summary().total.stored)
+    assert per_step == sorted(per_step, reverse=True)
+    assert len(set(per_step)) == 4  # three layers, one per step
     stored = handle.summary().total.stored
     assert 0.45 * dense < stored <= 0.5 * dense
     assert f"then at most {dense // 2:,} of {dense:,} numbers are stored" in handle.plan
-    train(model, optimizer, range(20, 40), loss_of=objective)
+    train(model, optimizer, range(26, 40), loss_of=objective)
     assert handle.summary().total.stored == stored
-    assert [r["step"] for r in events(handle, "update")] == [20]
+    assert [r["step"] for r in events(handle, "update")] == [25]
     assert {row.form for row in handle.summary().rows} == {"two factors"}
 
 
@@ -340,7 +347,7 @@ def test_a_trained_model_is_cut_after_a_few_steps():
     method = AdaptiveLowRank(rank=StoredBudget(0.5), delay_steps=0, dense_last=False)
     handle = attach(model, optimizer, method, total_steps=20)
     train(model, optimizer, range(20), loss_of=loss_of)
-    assert [r["step"] for r in events(handle, "update")] == [8]
+    assert [r["step"] for r in events(handle, "switch")] == [10, 11]  # after two looks
 
 
 def test_shares_without_a_known_length_settle_and_say_so():
@@ -381,8 +388,11 @@ def test_the_only_cut_of_a_run_tells_when_it_made_the_loss_jump():
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     handle = attach(model, optimizer, AdaptiveLowRank(dense_last=False), total_steps=60)
     for step in range(60):
-        handle.observe(1.0 + 0.01 * (step % 3) + (step >= 30))
+        # Of two layers one is cut before this step and one after it.
+        between = 50.0 if step == 32 else 0.0
+        handle.observe(1.0 + 0.01 * (step % 3) + (step >= 32) + between)
         train(model, optimizer, [step], loss_of=loss_of)
+    assert [r["step"] for r in events(handle, "switch")] == [32, 33]
     assert sum("the cut made the training loss jump" in n for n in handle.summary().notes) == 1
     assert not any("delayed" in note for note in handle.summary().notes)
 
@@ -400,8 +410,9 @@ def test_published_is_the_papers_method():
     paper = AdaptiveLowRank.published(delay_steps=10, every_steps=5, rank_rtol=0.2)
     assert paper == AdaptiveLowRank(
         delay_steps=10, every_steps=5, rank_rtol=0.2, importance="weight", bases="frozen",
-        layer_fraction=0.1, max_drop=0.5, only_if_cheaper=False, core_step=1.0,
+        layer_fraction=0.1, max_drop=0.5, only_if_cheaper=False, core_step=1.0, spread=False,
     )  # fmt: skip
+    assert replace(paper, spread=True).spread
     with pytest.raises(ConfigError, match="published has no bases, energy"):
         AdaptiveLowRank.published(delay_steps=1, every_steps=1, energy=0.9, bases="trained")
 
@@ -575,7 +586,9 @@ def test_by_hand_the_bare_method_needs_one_call_per_step():
 def test_by_hand_scaled_steps_have_to_be_seen_to_begin():
     model = Plain()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    method = AdaptiveLowRank(delay_steps=2, energy=0.8, dense_last=False, bases="frozen")
+    method = AdaptiveLowRank(
+        spread=False, delay_steps=2, energy=0.8, dense_last=False, bases="frozen"
+    )
     handle = attach(model, optimizer, method, auto=False)
     for step in range(2):
         loss_of(model, step).backward()

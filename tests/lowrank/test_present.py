@@ -35,7 +35,7 @@ def run(model, *, importance="weight", delay=2, every=2, optimizer=None, **setti
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.01)
     method = AdaptiveLowRank(
         delay_steps=delay, every_steps=every, importance=importance, energy=0.7, dense_last=False,
-        only_if_cheaper=False, **settings,
+        only_if_cheaper=False, spread=False, **settings,
     )  # fmt: skip
     return optimizer, attach(model, optimizer, method)
 

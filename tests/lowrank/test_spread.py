@@ -20,8 +20,9 @@ from lowrank.nets import (
 )
 from methods.doubles import same
 from orthotrain import attach
-from orthotrain.errors import ConfigError, NonFiniteError
-from orthotrain.lowrank import look
+from orthotrain.errors import NonFiniteError
+from orthotrain.linalg import randomized
+from orthotrain.lowrank import look, update
 
 SETTINGS = {
     "delay_steps": 3, "every_steps": 40, "energy": 0.8, "max_drop": 1.0,
@@ -54,7 +55,7 @@ def test_where_weights_stay_it_ends_with_the_factors_of_one_step(importance, bas
 
 def test_no_step_sees_or_changes_more_than_one_layer(monkeypatch):
     calls = []
-    for name in ("decomposed_in", "decomposed", "spectrum"):
+    for name in ("leading_in", "leading", "spectrum"):
         then = getattr(look, name)
         monkeypatch.setattr(look, name, lambda *a, then=then: (calls.append(1), then(*a))[1])
     model = mlp(10, depth=4)
@@ -96,15 +97,101 @@ def test_saved_anywhere_in_it_a_run_goes_on_bit_for_bit(bases, first):
         )
 
 
-def test_updates_need_room():
+def test_a_cut_by_a_sketch_is_the_same_after_a_resume(monkeypatch):
+    """Layers of 160: wide enough that a sketch finds the leading factors."""
+    ranks, sketch = [], randomized.randomized_factors
+    monkeypatch.setattr(
+        randomized, "randomized_factors", lambda a, k, **g: ranks.append(k) or sketch(a, k, **g)
+    )
+
+    def start():
+        model = mlp(160, depth=2, dtype=torch.float32)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return (model, *attached(model, optimizer, **SETTINGS | {"energy": 0.3}, bases="trained"))
+
+    parts = start()
+    train(parts[0], parts[1], range(4))
+    state = through_file({i: part.state_dict() for i, part in enumerate(parts)})
+    assert not ranks
+    train(parts[0], parts[1], range(4, 8))
+    assert len(ranks) == 2
+    assert [r["rank"] for r in events(parts[2], "switch")] == ranks
+    torch.rand(7)  # whatever else was drawn
+    del state[2]["methods"]["adaptive_low_rank"]["pending"]["compared"]  # older states lack it
+    again = start()
+    for i, part in enumerate(again):
+        part.load_state_dict(state[i])
+    train(again[0], again[1], range(4, 8))
+    assert same(*({i: p.state_dict() for i, p in enumerate(each)} for each in (parts, again)))
+
+
+def test_where_layers_settle_one_basis_is_compared_per_step(monkeypatch):
+    compared, then = [], update.check_basis
+    monkeypatch.setattr(update, "check_basis", lambda *a: (compared.append(1), then(*a))[1])
+    spectra, look_at = [], look.spectrum
+    monkeypatch.setattr(look, "spectrum", lambda *a: spectra.append(1) or look_at(*a))
+    model = mlp(10, depth=3)
+    optimizer, handle = attached(
+        model, still(model), delay_steps="auto", every_steps=12, spread=True, stored_budget=0.9
+    )
+    per_step = []
+    for step in range(58):
+        before = len(compared)
+        train(model, optimizer, [step])
+        per_step.append(len(compared) - before)
+    assert max(per_step) == 1
+    assert sum(per_step) == 4 * 3
+    assert len(events(handle, "switch")) == 3
+    # Four comparisons settle; before, nothing was within reach and nothing was looked at.
+    assert len(spectra) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "steps"),
+    [
+        ({"every_steps": 40}, None, [7, 8, 9, 10]),
+        ({"every_steps": 12}, None, [5, 5, 6, 6]),  # four of twelve are left by the watch
+        ({"every_steps": 9}, None, [3, 3, 3, 3]),
+        ({"every_steps": 40}, 6, [4, 4, 5, 5]),  # of three steps until the end
+        ({"every_steps": 40}, 4, [3, 3, 3, 3]),
+    ],
+)
+def test_where_there_is_little_room_a_step_takes_more_than_one_layer(settings, total, steps):
     model = mlp(10, depth=4)
-    for settings, total, message in (
-        ({"every_steps": 9}, None, "needs 8 steps per update of 4 layers and 8 to watch"),
-        ({"every_steps": 40}, 10, "ends its first update after step 11, the run has 10 steps"),
-    ):
-        method = as_published(**{**SETTINGS, "importance": "loss", "dense_last": False, **settings})
-        with pytest.raises(ConfigError, match=message):
-            attach(model, still(model), method, total_steps=total)
+    method = as_published(
+        **{**SETTINGS, "importance": "loss", "dense_last": False, "only_if_cheaper": False,
+           "layer_fraction": 1.0, **settings}
+    )  # fmt: skip
+    optimizer = still(model)
+    handle = attach(model, optimizer, method, total_steps=total)
+    train(model, optimizer, range(total or 14))
+    assert [r["step"] for r in events(handle, "switch")] == steps
+
+
+def test_what_is_left_at_the_end_of_the_run_is_done_there():
+    model = mlp(10, depth=4)
+    method = as_published(
+        delay_steps=3, every_steps=8, energy=0.5, max_drop=0.2, dense_last=False,
+        only_if_cheaper=False, layer_fraction=1.0, spread=True,
+    )  # fmt: skip
+    optimizer = still(model)
+    handle = attach(model, optimizer, method, total_steps=12)
+    train(model, optimizer, range(11))
+    assert "update: number 2 is on its way, step by step" in handle.summary().notes
+    train(model, optimizer, [11])
+    assert [r["step"] for r in events(handle, "update")] == [10, 12]
+    assert {r["step"] for r in events(handle, "turn")} == {12}
+    assert not any("on its way" in note for note in handle.summary().notes)
+
+
+def test_a_run_whose_code_is_compiled_changes_all_layers_in_one_step():
+    """Each change of shapes would compile it anew."""
+    model = mlp(10, depth=4)
+    optimizer, handle = attached(model, still(model), **SETTINGS, importance="weight")
+    compiled = torch.compile(torch.sin, backend="eager")
+    compiled(torch.zeros(2))
+    train(model, optimizer, range(4))
+    assert [r["step"] for r in events(handle, "switch")] == [3, 3, 3, 3]
 
 
 def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():

@@ -222,20 +222,33 @@ def test_singular_values_of_zero_leave_numbers():
 def test_a_later_update_is_the_best_cut_of_the_product_and_balances_its_factors():
     model = mlp(9, depth=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    attached(model, optimizer, delay_steps=0, every_steps=1, rank_rtol=0.0, bases="trained")
+    _, handle = attached(
+        model, optimizer, delay_steps=0, every_steps=1, rank_rtol=0.0, bases="trained"
+    )
     layer = model[0]
     with torch.no_grad():  # as training leaves it
         layer.pair.add_(draw(*layer.pair.shape, seed=3))
     before = layer.weight.detach().clone()
     u, s, vh = torch.linalg.svd(before)
     torch.testing.assert_close(torch.linalg.svdvals(layer.core), s, rtol=1e-10, atol=1e-12)
+    kept = layer.pair.detach().clone()
     train(model, optimizer, [0])
-    torch.testing.assert_close(layer.weight.detach(), before, rtol=0, atol=1e-12)
+    assert torch.equal(layer.pair, kept)  # nothing to cut, nothing to do
+    handle.detach()
+    attached(
+        model, optimizer, delay_steps=1, every_steps=9, stored_budget=0.999, max_drop=1.0,
+        bases="trained",
+    )  # fmt: skip
+    train(model, optimizer, [1])
+    k = layer.rank
+    assert 1 < k < 9
+    wanted = u[:, :k] @ torch.diag(s[:k]) @ vh[:k]
+    torch.testing.assert_close(layer.weight.detach(), wanted, rtol=0, atol=1e-12)
     left, right = layer.pair_of()
     torch.testing.assert_close(left.mT @ left, right @ right.mT, rtol=0, atol=1e-12)
     compressed = compress(model, energy=0.8, only_if_cheaper=False)[0]
+    assert compressed.rank < k
     k = compressed.rank
-    assert k < 9
     wanted = u[:, :k] @ torch.diag(s[:k]) @ vh[:k]
     torch.testing.assert_close(compressed.weight.detach(), wanted, rtol=0, atol=1e-12)
     assert "pair" in dict(compressed.named_parameters())  # a layer keeps the form it has
@@ -405,11 +418,14 @@ def test_an_average_follows_and_stands_for_an_average_of_weights():
     optimizer, handle = attached(model, torch.optim.SGD(model.parameters(), lr=0.05), **TRAINED)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     handle.track(ema)
+    cuts = 0
     for step in range(9):
         old = weights(ema.module)
         train(model, optimizer, [step])
         if handle.run.step in (3, 5, 7, 9):  # the average followed: its part inside the bases
-            for index in (0, 2, 4):
+            changed = [r["layer"] for r in handle.records if "rank" in r and r["step"] == step + 1]
+            for index in map(int, changed):
+                cuts += 1
                 u, _, vh = orthonormal_form(*model[index].pair_of())
                 wanted = u @ u.mT @ old[f"{index}.weight"] @ vh.mT @ vh
                 twin = ema.module[index]
@@ -421,6 +437,7 @@ def test_an_average_follows_and_stands_for_an_average_of_weights():
             got = ema.module[index].weight.detach()
             assert (got - linear).norm() < 1e-2 * linear.norm()  # of second order
             assert ema.module[index] is not model[index]
+    assert cuts > 3
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 6])

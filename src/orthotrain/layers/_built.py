@@ -1,4 +1,4 @@
-"""A low-rank layer that is built directly: torch makes the dense one, and its weights are cut."""
+"""A low-rank layer that is built directly: torch makes the dense one, its weights are redrawn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from orthotrain.layers._factors import LowRankModule, factorize_
 
 def become_(module: LowRankModule, make: Callable[[], nn.Module], rank: int | None) -> None:
     """Make a low-rank module, in its constructor, out of a fresh dense one.
+
+    At full rank its weights are the fresh ones. Below, they are distributed as the best
+    approximations of this rank of such weights.
 
     Raises:
         ConfigError: torch cannot build the dense one of these arguments.
@@ -30,4 +33,4 @@ def become_(module: LowRankModule, make: Callable[[], nn.Module], rank: int | No
     module.__dict__ = dense.__dict__ | {"_dense_class": type(dense)}
     for weight in module.weights_of(module):
         if module._parameters.get(weight) is not None:
-            factorize_(module, weight, type(module), rank=rank)
+            factorize_(module, weight, type(module), rank=rank, drawn=True)

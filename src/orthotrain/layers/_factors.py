@@ -29,6 +29,7 @@ from orthotrain.linalg import thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.linalg.orthonormality import are_orthonormal
+from orthotrain.linalg.random_factors import random_factors_like
 
 
 class Factors(NamedTuple):
@@ -199,7 +200,7 @@ def hold_dense_(module: nn.Module, weight: str) -> None:
         module.__class__ = module.__dict__.pop("_dense_class")
 
 
-def factorize_(
+def factorize_(  # noqa: PLR0913  # what is factored, and into what
     module: nn.Module,
     weight: str,
     low_rank_class: type[LowRankModule],
@@ -207,10 +208,12 @@ def factorize_(
     rank: int | None,
     layout: WeightLayout | None = None,
     bases: Bases = "frozen",
+    drawn: bool = False,
 ) -> None:
     """Replace a dense weight by its best approximation of a rank; ``None`` is full rank.
 
-    With frozen bases as ``u @ core @ vh``, with trained ones as a pair.
+    With frozen bases as ``u @ core @ vh``, with trained ones as a pair. A weight that was just
+    ``drawn`` is none yet: below full rank it becomes ``random_factors_like`` it, undecomposed.
 
     Raises:
         RankError: ``rank`` is outside ``[1, min(m, n)]``.
@@ -229,8 +232,12 @@ def factorize_(
         u, core, vh = (matrix.new_empty(shape) for shape in layout.factor_shapes(k))
         s = core.diagonal(dim1=-2, dim2=-1)
     else:
-        u, s, vh = thin_svd(matrix)
-        u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
+        # A row of padding is zero, and stays so.
+        if drawn and k < layout.full_rank and bool(parameter.any(-1).all()):
+            u, s, vh = random_factors_like(matrix, k)
+        else:
+            u, s, vh = thin_svd(matrix)
+            u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
         core = torch.diag_embed(s)
     if bases == "trained":
         resize_parameter_(parameter, balanced_pair(u, s, vh))

@@ -52,6 +52,11 @@ class LowRankLinear(SingleWeight, nn.Linear):
     Raises:
         RankError: ``rank`` is outside ``[1, min(m, n)]``.
 
+    Note:
+        The weight starts as the best part of rank ``k`` of a fresh ``nn.Linear`` is distributed;
+        below full rank none is decomposed. Bases are the ``Q`` of two Gaussian matrices, singular
+        values the leading quantiles of the law of Marchenko and Pastur. So do other layers.
+
     Source:
         Coquelin et al., arXiv:2401.08505.
 

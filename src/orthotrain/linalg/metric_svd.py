@@ -11,7 +11,8 @@ from torch import Tensor
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, NotPositiveDefiniteError, RankError, ShapeError
 from orthotrain.linalg._inputs import require_matrix, without_autocast
-from orthotrain.linalg.decompose import thin_svd, working_dtype
+from orthotrain.linalg.decompose import singular_values_by_gram, thin_svd, working_dtype
+from orthotrain.linalg.randomized import nearly_leading_factors
 
 #: Share of the mean eigenvalue that is added to the diagonal of a covariance.
 RIDGE: Final = 1e-3
@@ -85,16 +86,52 @@ def metric_svd(
         raise ConfigError(f"metric_svd needs a ridge of 0 or more, got {ridge}; try 1e-3")
     work = w.detach().to(working_dtype(w))
     with without_autocast(work):
-        right_root = _root(a, work, ridge, name="a", side=-1)
-        left_root = _root(b, work, ridge, name="b", side=-2)
-        seen = work if left_root is None else left_root.mT @ work
-        seen = seen if right_root is None else seen @ right_root
-        p, s, qh = thin_svd(seen)
-        if left_root is not None:
-            p = torch.linalg.solve_triangular(left_root.mT, p, upper=True)
-        if right_root is not None:
-            qh = torch.linalg.solve_triangular(right_root, qh, upper=False, left=False)
-    return MetricSVD(p, s, qh)
+        seen = _seen(work, a, b, ridge)
+        return _back(*thin_svd(seen.matrix), seen)
+
+
+def metric_values(
+    w: Float[Tensor, "*batch m n"],
+    *,
+    a: Float[Tensor, "*batch n n"] | None = None,
+    b: Float[Tensor, "*batch m m"] | None = None,
+) -> Float[Tensor, "*batch r"]:
+    """``metric_svd(w, a=a, b=b).s`` alone, in less than half of its time.
+
+    Of ``w`` with fewer digits than float64 right down to 1e-6 of the largest.
+    """
+    require_matrix("metric_values", w, name="w")
+    work = w.detach().to(working_dtype(w))
+    with without_autocast(work):
+        matrix = _seen(work, a, b, RIDGE).matrix
+        return singular_values_by_gram(matrix, digits=w.dtype)
+
+
+def nearest_in_metric(
+    w: Float[Tensor, "*batch m n"],
+    rank: int,
+    *,
+    a: Float[Tensor, "*batch n n"] | None = None,
+    b: Float[Tensor, "*batch m m"] | None = None,
+    generator: torch.Generator,
+) -> MetricSVD:
+    """The leading ``rank`` parts of ``metric_svd(w, a=a, b=b)``, by ``nearly_leading_factors``.
+
+    In the metric their product is at most 1.02 times as far from ``w`` as the nearest matrix.
+
+    Args:
+        w: As in ``metric_svd``.
+        rank: ``k``, from 1 to ``min(m, n)``.
+        a: As in ``metric_svd``.
+        b: As in ``metric_svd``.
+        generator: Of the sketch, on the CPU.
+    """
+    require_matrix("nearest_in_metric", w, name="w")
+    work = w.detach().to(working_dtype(w))
+    with without_autocast(work):
+        seen = _seen(work, a, b, RIDGE)
+        found = nearly_leading_factors(seen.matrix, rank, digits=w.dtype, generator=generator)
+        return _back(*found, seen)
 
 
 @checked
@@ -130,6 +167,31 @@ def truncated(
         q_right, r_right = torch.linalg.qr(right[..., :rank, :].mT)
         p, values, qh = thin_svd(r_left @ r_right.mT)
         return q_left @ p, values, qh @ q_right.mT
+
+
+class _Seen(NamedTuple):
+    """``matrix = left_root^T w right_root``, with the roots of both sides of a metric."""
+
+    matrix: Tensor
+    left_root: Tensor | None
+    right_root: Tensor | None
+
+
+def _seen(work: Tensor, a: Tensor | None, b: Tensor | None, ridge: float) -> _Seen:
+    right_root = _root(a, work, ridge, name="a", side=-1)
+    left_root = _root(b, work, ridge, name="b", side=-2)
+    matrix = work if left_root is None else left_root.mT @ work
+    matrix = matrix if right_root is None else matrix @ right_root
+    return _Seen(matrix, left_root, right_root)
+
+
+def _back(p: Tensor, s: Tensor, qh: Tensor, seen: _Seen) -> MetricSVD:
+    """From singular vectors of what is seen to those in the metric."""
+    if seen.left_root is not None:
+        p = torch.linalg.solve_triangular(seen.left_root.mT, p, upper=True)
+    if seen.right_root is not None:
+        qh = torch.linalg.solve_triangular(seen.right_root, qh, upper=False, left=False)
+    return MetricSVD(p, s, qh)
 
 
 def _root(spd: Tensor | None, w: Tensor, ridge: float, *, name: str, side: int) -> Tensor | None:

@@ -18,6 +18,7 @@ from orthotrain.layers._factors import (
     low_rank_class_of,
 )
 from orthotrain.layers._parameters import resize_parameter_
+from orthotrain.linalg._inputs import result_dtype
 from orthotrain.linalg.factor_pair import balanced_pair
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.history import LayerHistory
@@ -136,11 +137,16 @@ class _InputsFirst(CoordinateChange):
 
 
 def _in_full(site: Site, p: Tensor, qh: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular vectors of the weight, from those of its core where it is factored."""
+    """Singular vectors of the weight, from those of its core where it is factored.
+
+    Multiplied in float32 for weights of float32 or less: each turn adds 1e-7 to what the bases
+    lack of being orthonormal, and they turn only where something is cut.
+    """
     if not site.factored:
         return p, qh
     u, _, vh = site.factors
-    return u.to(p) @ p, qh @ vh.to(qh)
+    dtype = result_dtype(site.parameter.dtype)
+    return u.to(dtype) @ p.to(dtype), qh.to(dtype) @ vh.to(dtype)
 
 
 def undo_of(sites: Sequence[Site]) -> Callable[[], None]:

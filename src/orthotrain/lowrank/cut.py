@@ -18,7 +18,14 @@ from orthotrain.layers import Bases, stored_numbers
 from orthotrain.linalg import MetricSVD, truncated
 from orthotrain.lowrank.decide import decided_ranks
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import Decomposition, View, decomposed, require_reachable
+from orthotrain.lowrank.look import (
+    Decomposition,
+    View,
+    decomposed,
+    decomposed_in,
+    leading,
+    require_reachable,
+)
 from orthotrain.lowrank.measure import LossFunction, Measured, measured
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
@@ -100,8 +107,7 @@ class KnownWeights:
         """Plain singular value decomposition ``p, s, qh`` of what a cut to a rank keeps."""
         if site.name in self.views:
             return truncated(self.views[site.name], rank)
-        p, s, qh = decomposed(site)
-        return p[..., :rank], s[..., :rank], qh[..., :rank, :]
+        return leading(site, rank)
 
     def note(self, site: Site) -> str:
         """Why a site is cut by its weight alone, where that is so."""
@@ -145,12 +151,13 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     if data is not None:
         seen = measured(model, sites, data, loss, what=what)
     view = View(lambda site: seen.metrics.get(site.name))
+    views: dict[str, MetricSVD] = {}
     for i, site in enumerate(sites):
+        if (metric := seen.metrics.get(site.name)) is not None:
+            views[site.name] = decomposed_in(site, metric)
         view.look(
-            i, site, LayerHistory(), known, within_reach=True,
-            keep=site.name in seen.metrics,
+            i, site, LayerHistory(), known, within_reach=True, found=views.get(site.name)
         )  # fmt: skip
-    views = {n: d for n, d in view.decompositions.items() if isinstance(d, MetricSVD)}
     candidates = list(view.weighed(known).values())
     return replace(known, candidates=candidates, views=views, inputs=seen.inputs)
 

@@ -53,7 +53,7 @@ def decide(
     """The new rank of each site, or ``KEEP``.
 
     What a layer within reach should have is remembered as its planned rank, whether or not it
-    pays yet.
+    pays yet. A low-rank layer that keeps its rank stays as it is: its bases turn where it is cut.
 
     Args:
         sites: All sites, in model order.
@@ -65,7 +65,8 @@ def decide(
     """
     everything = not settings.only_if_cheaper
     at_once = everything and not settling
-    ranks = decided_ranks(
+    # Where nothing is within reach nothing was seen, and there is nothing to decide.
+    ranks = candidates and decided_ranks(
         list(candidates.values()), rule=settings.rank, limits=settings.limits,
         other_numbers=other_numbers,
     )  # fmt: skip
@@ -75,7 +76,9 @@ def decide(
         layout, decision = site.layout, KEEP
         if i in planned:
             rank = layers[site.name].planned_rank = planned[i]
-            if site.factored or everything or pays(layout.m, layout.n, rank, settings.bases):
+            if site.factored:
+                decision = rank if rank < site.rank else KEEP  # nothing cut, nothing turned
+            elif everything or pays(layout.m, layout.n, rank, settings.bases):
                 decision = rank
         elif at_once and not site.factored and site.parameter.requires_grad:
             decision = layout.full_rank

@@ -17,9 +17,15 @@ _JUMP_MIN_LOSSES = 5
 
 
 class LossGuard:
-    """Compares losses before and after an update that cut something."""
+    """Compares losses before and after an update that cut something.
+
+    Attributes:
+        cutting: Whether some layers of an update are cut and others are not yet. Losses from then
+            are of neither side.
+    """
 
     def __init__(self) -> None:
+        self.cutting = False
         self._before: list[float] = []
         self._after: list[float] = []
         self._suspects: list[str] = []
@@ -31,6 +37,8 @@ class LossGuard:
 
     def observe(self, loss: float) -> None:
         """Take one training loss."""
+        if self.cutting:
+            return
         if self._suspects:
             self._after.append(loss)
         else:

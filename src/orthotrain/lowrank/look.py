@@ -19,7 +19,9 @@ from orthotrain.linalg import (
     thin_svd,
     truncated,
 )
-from orthotrain.linalg.decompose import singular_values
+from orthotrain.linalg.decompose import singular_values_by_gram
+from orthotrain.linalg.metric_svd import metric_values, nearest_in_metric
+from orthotrain.linalg.randomized import nearly_leading_factors
 from orthotrain.lowrank.history import LayerHistory
 from orthotrain.lowrank.metric import Metric
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
@@ -62,17 +64,18 @@ class Cut(NamedTuple):
 class View:
     """What one update has seen; empty on a process that does not decide.
 
+    A look needs singular values alone. Factors are computed where a site is cut, of the rank that
+    is known by then: one decomposition per site that changes, none for one that does not.
+
     Attributes:
         metric: Gives the metric of a site; None where it saw no data.
         candidates: What the rank rule is told, by index of the site.
-        decompositions: Those that were made to see it and kept, by name of the site.
         in_metric: Names of the sites that were seen in a metric.
         unseen: Names of the sites that were cut without one.
     """
 
     metric: Callable[[Site], Metric | None]
     candidates: dict[int, Candidate] = field(default_factory=dict)
-    decompositions: dict[str, Decomposition | MetricSVD] = field(default_factory=dict)
     in_metric: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
 
@@ -84,21 +87,13 @@ class View:
         settings: CutSettings,
         *,
         within_reach: bool,
-        keep: bool,
+        found: MetricSVD | None = None,
     ) -> None:
-        """See one site; ``keep`` what was decomposed where it may be cut right after."""
+        """See one site, by what it was decomposed into where that is known."""
         metric = self.metric(site)
-        keep = keep and within_reach
         if metric is not None:
             self.in_metric.add(site.name)
-            found = decomposed_in(site, metric)
-            s = found.s
-            if keep:
-                self.decompositions[site.name] = found
-        elif site.factored and keep:  # it will turn in any case: decompose it once
-            _, s, _ = self.decompositions[site.name] = decomposed(site)
-        else:
-            s = spectrum(site)
+        s = spectrum(site, metric) if found is None else found.s
         s = s.reshape(-1, s.shape[-1])
         self.candidates[index] = candidate_of(
             site, s, layer, within_reach=within_reach, settings=settings
@@ -112,22 +107,21 @@ class View:
         by_loss = weighed(list(ordered.values()), self.in_metric)
         return dict(zip(ordered, by_loss, strict=True))
 
-    def cut(self, site: Site, rank: int) -> Cut:
-        """A site cut to a rank, by the decomposition it was seen with, or else a new one."""
-        found = self.decompositions.pop(site.name, None)
-        if found is None:
-            metric = self.metric(site)
-            found = decomposed(site) if metric is None else decomposed_in(site, metric)
-        energy = found[1].square().reshape(site.layout.blocks, -1)
-        if isinstance(found, MetricSVD):
-            p, s, qh = truncated(found, rank)
-        else:
+    def cut(self, index: int, site: Site, rank: int) -> Cut:
+        """A site cut to a rank, and what that takes from what was seen of it."""
+        metric = self.metric(site)
+        if metric is None:
             self.unseen.add(site.name)
-            p, s, qh = found[0][..., :rank], found[1][..., :rank], found[2][..., :rank, :]
-        return Cut(p, s, qh, kept=energy[:, :rank].sum(1), lost=energy[:, rank:].sum(1))
+            factors = leading(site, rank)
+        else:
+            factors = truncated(leading_in(site, metric, rank), rank)
+        known = self.candidates.get(index)  # out of reach nothing is cut, so all values are kept
+        energy = (factors[1] if known is None else known.spectrum).square()
+        energy = energy.reshape(site.layout.blocks, -1)
+        return Cut(*factors, kept=energy[:, :rank].sum(1), lost=energy[:, rank:].sum(1))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen, without decompositions; copies."""
+        """What was seen; copies."""
         return {
             "spectra": {i: each.spectrum.clone() for i, each in self.candidates.items()},
             "reach": sorted(i for i, each in self.candidates.items() if each.within_reach),
@@ -228,30 +222,64 @@ def require_reachable(
     rule.require_reachable(shapes, min_ranks=floors, other_numbers=other_numbers)
 
 
-def check_bases(sites: Sequence[Site], layers: Mapping[str, LayerHistory]) -> None:
-    """Compare each dense layer's basis with the one at the last update.
-
-    Raises:
-        NonFiniteError: A weight holds NaN or infinity.
-    """
-    for site in sites:
-        layer = layers[site.name]
-        if site.factored or layer.settled:
-            continue
-        basis = polar_factor(_finite_matrix(site).float())
-        if layer.basis is not None:
-            layer.stability.append(float(basis_stability(layer.basis.to(basis), basis).mean()))
-        layer.basis = None if layer.settled else basis
-
-
-def spectrum(site: Site) -> Tensor:
-    """``(blocks, r)`` singular values of a site's core, or of its dense weight.
+def check_basis(site: Site, layer: LayerHistory) -> None:
+    """Compare the basis of a layer that is dense with the one at the last update.
 
     Raises:
         NonFiniteError: The weight holds NaN or infinity.
     """
-    s = singular_values(_finite_matrix(site))
+    if site.factored or layer.settled:
+        return
+    basis = polar_factor(_finite_matrix(site).float())
+    if layer.basis is not None:
+        layer.stability.append(float(basis_stability(layer.basis.to(basis), basis).mean()))
+    layer.basis = None if layer.settled else basis
+
+
+def spectrum(site: Site, metric: Metric | None = None) -> Tensor:
+    """``(blocks, r)`` singular values of a site's core, or of its dense weight.
+
+    Right to 1e-6 of the largest for weights in float32 or less.
+
+    Args:
+        site: Dense or low-rank.
+        metric: What they are seen in; None is none.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    w = _finite_matrix(site)
+    if metric is None:
+        s = singular_values_by_gram(w)
+    else:
+        s = metric_values(_scaled(w, metric), a=metric.a, b=metric.b)
     return s.reshape(-1, s.shape[-1])
+
+
+def leading(site: Site, rank: int) -> Decomposition:
+    """``p, s, qh`` of a site's core, or of its dense weight, at a rank.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    w = _finite_matrix(site)
+    return nearly_leading_factors(w, rank, digits=w.dtype, generator=_sketches())
+
+
+def leading_in(site: Site, metric: Metric, rank: int) -> MetricSVD:
+    """The same in a metric.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or infinity.
+    """
+    w = _scaled(_finite_matrix(site), metric)
+    found = nearest_in_metric(w, rank, a=metric.a, b=metric.b, generator=_sketches())
+    return _unscaled(found, metric)
+
+
+def _sketches() -> torch.Generator:
+    """The same draws for each cut: no process and no resume can see others."""
+    return torch.Generator().manual_seed(0)
 
 
 def decomposed(site: Site) -> Decomposition:
@@ -269,11 +297,17 @@ def decomposed_in(site: Site, metric: Metric) -> MetricSVD:
     Raises:
         NonFiniteError: The weight holds NaN or infinity.
     """
-    w = _finite_matrix(site)
-    if metric.scale is None:
-        return metric_svd(w, a=metric.a, b=metric.b)
-    left, s, right = metric_svd(w * metric.scale, b=metric.b)
-    return MetricSVD(left, s, right / metric.scale)
+    w = _scaled(_finite_matrix(site), metric)
+    return _unscaled(metric_svd(w, a=metric.a, b=metric.b), metric)
+
+
+def _scaled(w: Tensor, metric: Metric) -> Tensor:
+    return w if metric.scale is None else w * metric.scale
+
+
+def _unscaled(found: MetricSVD, metric: Metric) -> MetricSVD:
+    left, s, right = found
+    return found if metric.scale is None else MetricSVD(left, s, right / metric.scale)
 
 
 def require_finite(site: Site) -> None:

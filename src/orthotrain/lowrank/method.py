@@ -14,7 +14,6 @@ from orthotrain._doors import checked
 from orthotrain._sharded import require_whole
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.lowrank.rules import Relative
-from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import orthogonalizes
@@ -76,8 +75,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
         optimizer_state: How optimizer state follows: ``"rotate"`` into the new coordinates,
             ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
         spread: Spread an update over steps: one layer is seen per step, then one changes per
-            step. The same work, and no step that takes much longer than the others. Where layers
-            settle, the bases of all dense ones are still compared in one step.
+            step, so that no step takes much longer than the others. More than one where the next
+            update or the end of the run is near. False makes an update in one step. So does a run
+            in which code was compiled, since every change of a shape compiles it anew.
         factor_step: Factor on the steps of pairs; decoupled weight decay stays.
         core_step: Factor on the steps of cores. ``"auto"`` is ``sqrt(m n) / k`` for the
             optimizers of torch that normalize their steps entry by entry (Adam and its kin), whose
@@ -119,7 +119,9 @@ class AdaptiveLowRank(LowRankSettings, Method):
     ) -> Self:
         """OIALR as in the paper: frozen bases, cut by singular values, all converted at the switch.
 
-        Optimizer state follows the coordinates, which the authors' code resets.
+        Optimizer state follows the coordinates, which the authors' code resets. An update is made
+        in one step, as theirs; ``dataclasses.replace(method, spread=True)`` spreads it. A layer
+        that loses no rank keeps its coordinates.
 
         Args:
             delay_steps: The paper's ``d``, a count.
@@ -146,7 +148,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
             delay_steps=delay_steps, every_steps=every_steps, rank=Relative(rank_rtol),
             layer_fraction=layer_fraction, dense_first=dense_first, dense_last=dense_last,
             skip=skip, importance="weight", bases="frozen", max_drop=0.5, only_if_cheaper=False,
-            core_step=1.0,
+            core_step=1.0, spread=False,
         )  # fmt: skip
 
     def bind(self, run: Run) -> Bound:
@@ -188,8 +190,6 @@ class AdaptiveLowRank(LowRankSettings, Method):
         trained = {id(parameter) for parameter in run.owners()}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
-        if self.spread:
-            self._require_room(schedule, len(sites), total)
         self._require_reachable(run.model, sites, refusals)
         training = LowRankTraining(self, schedule, run, sites, refusals, selection)
         if self.bases == "trained" and any(
@@ -204,22 +204,6 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 stacklevel=6,
             )
         return training
-
-    def _require_room(self, schedule: Schedule, layers: int, total: int | None) -> None:
-        """Refuse updates that would not end before the next one, or before the run."""
-        takes = 2 * layers
-        if schedule.every is not None and schedule.every < takes + schedule.window:
-            raise ConfigError(
-                f"AdaptiveLowRank with spread=True needs {takes} steps per update of {layers} "
-                f"layers and {schedule.window} to watch, got an update every {schedule.every}; "
-                "raise every_steps or set spread=False"
-            )
-        if total is not None and schedule.first_switch + takes > total:
-            raise ConfigError(
-                f"AdaptiveLowRank with spread=True ends its first update after step "
-                f"{schedule.first_switch + takes}, the run has {total} steps; switch earlier or "
-                "set spread=False"
-            )
 
     def _require_reachable(
         self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]

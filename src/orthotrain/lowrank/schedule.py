@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -48,6 +49,25 @@ class Schedule:
                 return False
             left = self.every - (-left) % self.every
         return left <= self.window
+
+    def layers_per_step(self, layers: int, *, total_steps: int | None) -> int:
+        """How many layers a step sees or changes, where an update is spread: one if there is room.
+
+        Each layer is seen once and changed once; where layers settle, its basis is compared once.
+        An update ends before the next one is watched for, and the first one before the run ends.
+        """
+        parts = self.parts * layers
+        room = parts
+        if self.every is not None:
+            room = min(room, self.every - self.window)
+        if total_steps is not None:
+            room = min(room, total_steps - self.first_switch)
+        return math.ceil(parts / max(room, 1))
+
+    @property
+    def parts(self) -> int:
+        """How often a layer is worked on in one update."""
+        return 3 if self.settling else 2
 
     @property
     def first_switch(self) -> int:

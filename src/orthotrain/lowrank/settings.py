@@ -54,7 +54,7 @@ class LowRankSettings:
     max_aspect: float = MAX_ASPECT
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
-    spread: bool = False
+    spread: bool = True
     factor_step: float = 1.0
     core_step: float | Literal["auto"] = "auto"
     shared_attention_basis: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from orthotrain.layers import stored_numbers
@@ -55,8 +56,10 @@ def plan_of(  # noqa: PLR0913  # all that a plan follows from
             else f"all layers switch after step {schedule.first}"
         )
         lines.append(f"{switch}; {updates}")
-    if settings.spread:
-        lines.append(f"an update is spread over up to {2 * layers} steps")
+    per_step = schedule.layers_per_step(layers, total_steps=total_steps)
+    steps = math.ceil(schedule.parts * layers / per_step)
+    if settings.spread and steps > 1:
+        lines.append(f"an update is spread over up to {steps} steps")
     lines.append("until then, training needs the memory of dense training: that is the peak")
     if promise := settings.rank.promise(numbers, stored=stored):
         lines.append(promise if every is None else f"the goal once updates allow it: {promise}")

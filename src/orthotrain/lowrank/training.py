@@ -27,6 +27,7 @@ from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
+from orthotrain.methods._compat import compilations
 from orthotrain.methods._state_check import STATE_IS_MISSING
 from orthotrain.methods.optimizer_state import check_shapes
 
@@ -74,6 +75,8 @@ class LowRankTraining(Bound):
         self._low_rank_before = {site.name for site in sites if site.factored}
         self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
+        self._in_one_step = not settings.spread
+        self._compilations, self._compiled = compilations(), False
         if schedule.first == 0:
             self._begin()
             self._go_on()
@@ -137,7 +140,7 @@ class LowRankTraining(Bound):
         if self._schedule.due(self._run.step):
             self._begin()
         if self._pending is not None:
-            self._go_on(at_once=not self._settings.spread)
+            self._go_on(at_once=self._in_one_step or self._run.step == self._run.total_steps)
         self._watch()
 
     def _watch(self) -> None:
@@ -180,6 +183,7 @@ class LowRankTraining(Bound):
 
     def observe(self, loss: float, *, step: int) -> None:
         """Take one training loss, to notice a cut that hurts."""
+        self._guard.cutting = self._pending is not None and bool(self._pending.cut_layers)
         self._guard.observe(loss)
 
     def after_load(self) -> None:
@@ -208,6 +212,15 @@ class LowRankTraining(Bound):
         self._statistics.stop()
         self._updates += 1
         self._pending = self._new_update()
+        self._in_one_step = not self._settings.spread or self._is_compiled_on_first()
+
+    def _is_compiled_on_first(self) -> bool:
+        return bool(self._agreement.ranks(lambda: [int(self._is_compiled())], count=1)[0])
+
+    def _is_compiled(self) -> bool:
+        """Whether code was compiled in this run: each step that changes shapes compiles it anew."""
+        self._compiled = self._compiled or compilations() > self._compilations
+        return self._compiled
 
     def _new_update(self) -> Update:
         return Update(
@@ -223,7 +236,9 @@ class LowRankTraining(Bound):
         if at_once:
             update.at_once()
         else:
-            update.one_layer()
+            update.next_layers(
+                self._schedule.layers_per_step(len(self._sites), total_steps=self._run.total_steps)
+            )
         self._changed()
 
     def _changed(self) -> None:
@@ -274,6 +289,8 @@ class LowRankTraining(Bound):
             Refusal(site.name, f"it came or changed after the layers of an update were set; {then}")
             for site in present.new
         ]
+        if self._pending is not None:
+            new.append(Refusal("update", f"number {self._updates} is on its way, step by step"))
         new += [Refusal(name, never_seen(h)) for name, h in unseen_hooks(present.kept).items()]
         return notes_on(
             present.kept, [*present.refusals, *new], self._layers, schedule=self._schedule,
@@ -294,6 +311,7 @@ class LowRankTraining(Bound):
         """Counters, histories, losses and statistics; structure is in the model's own."""
         return {
             "updates": self._updates,
+            "compiled": self._is_compiled(),
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "guard": self._guard.state_dict(),
             "unseen": list(self._unseen),
@@ -319,6 +337,7 @@ class LowRankTraining(Bound):
         self._has_state, self._state_is_missing = True, False
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in theirs}
         self._updates = int(state["updates"])
+        self._compiled = bool(state.get("compiled", False))
         self._guard.load_state_dict(state["guard"])
         self._unseen = list(state.get("unseen", []))  # older states have neither
         self._statistics.load_state_dict(state.get("statistics", {}))

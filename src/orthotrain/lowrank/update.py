@@ -13,7 +13,7 @@ from orthotrain.lowrank.change import Change, change_site_
 from orthotrain.lowrank.decide import KEEP, decide, reached
 from orthotrain.lowrank.following import FollowingCopy
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.look import View, check_bases, require_finite
+from orthotrain.lowrank.look import View, check_basis, require_finite
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site, other_numbers
 from orthotrain.lowrank.statistics import Statistics
@@ -25,9 +25,11 @@ Record = Callable[..., None]
 class Update:
     """An update on its way.
 
-    At once, all layers are seen, ranks are decided, and all layers change in one step. Spread, one
-    layer is seen per step, then ranks are decided, then one layer changes per step, decomposed
-    again because its weight has moved. So no step does more than one layer's work.
+    At once, all layers are seen, ranks are decided, and layers change in one step. Spread, one
+    layer is seen per step, then ranks are decided, then one layer changes per step. So no step
+    does more than one layer's work. Where layers switch by themselves, the basis of one is
+    compared per step before. To see a layer takes its singular values alone; factors are
+    computed when it changes, of the weight that it has by then.
 
     With several optimizers, a layer whose gradient was computed since the step of its own
     optimizer waits for the next such step, which comes before the next update. So no gradient is
@@ -69,6 +71,7 @@ class Update:
         self._view = View(statistics.metric)
         self._reach: set[int] | None = None
         self._failure: Exception | None = None
+        self._compared = 0 if settling else len(sites)  # layers whose basis was compared
         self._position = 0  # layers seen, then layers changed
         self._ranks: list[int] | None = None
         self._cut: list[str] = []
@@ -105,7 +108,7 @@ class Update:
         """All that is left of it."""
         started, self._changed_before = time.perf_counter(), self._changed
         if self._ranks is None:
-            self._decide(keep=True)
+            self._decide()
         ready = self._ready(range(self._position, len(self._sites)))
         while not self._is_through:
             self._change_next(ready)
@@ -122,20 +125,27 @@ class Update:
         self._finish(started)
 
     @torch.no_grad()
-    def one_layer(self) -> None:
-        """The share of one step."""
+    def next_layers(self, count: int) -> None:
+        """The share of one step: ``count`` layers are seen or changed."""
         started, self._changed_before = time.perf_counter(), self._changed
-        if self._ranks is None:
-            self._look_at_next()
-            if self._position >= len(self._sites):
-                self._decide(keep=False)
-        elif not self._is_through:
-            self._change_next(self._ready([self._position]))
-        while (
-            self._ranks is not None and not self._is_through and self._ranks[self._position] == KEEP
-        ):
-            self._position += 1
+        for _ in range(count):
+            if self._compared < len(self._sites):
+                self._unless_failed(self._compare_next)
+                self._compared += 1
+            elif self._ranks is None:
+                self._unless_failed(lambda: self._see(self._position))
+                self._position += 1
+                if self._position >= len(self._sites):
+                    self._decide()
+            elif not self._is_through:
+                self._change_next(self._ready([self._position]))
+            self._pass_over_kept()
         self._finish(started)
+
+    def _pass_over_kept(self) -> None:
+        if self._ranks is not None:
+            while not self._is_through and self._ranks[self._position] == KEEP:
+                self._position += 1
 
     def _finish(self, started: float) -> None:
         self._seconds += time.perf_counter() - started
@@ -147,47 +157,48 @@ class Update:
 
     # --- look and decide ----------------------------------------------------------------------
 
-    def _look_at_next(self) -> None:
-        """The deciding process sees one layer; a failure is told to all where they decide."""
+    def _unless_failed(self, part: Callable[[], None]) -> None:
+        """The deciding process does a part; a failure is told to all where they decide."""
         if self._agreement.decides and self._failure is None:
             try:
-                self._see(self._position, keep=False)
+                part()
             except Exception as error:  # raised again in _decisions
                 self._failure = error
-        self._position += 1
 
-    def _see(self, i: int, *, keep: bool) -> None:
+    def _compare_next(self) -> None:
+        site = self._sites[self._compared]
+        check_basis(site, self._layers[site.name])
+
+    def _see(self, i: int) -> None:
         reach = self._reached()
-        if self._settings.rank.sees_all_layers or i in reach:
+        if i in reach or (reach and self._settings.rank.sees_all_layers):
             site = self._sites[i]
             self._view.look(
-                i, site, self._layers[site.name], self._settings,
-                within_reach=i in reach, keep=keep,
-            )  # fmt: skip
+                i, site, self._layers[site.name], self._settings, within_reach=i in reach
+            )
 
     def _reached(self) -> set[int]:
         if self._reach is None:
-            if self._settling:
-                check_bases(self._sites, self._layers)
             self._reach = reached(
                 self._sites, self._layers, update=self._number,
                 layer_fraction=self._settings.layer_fraction, settling=self._settling,
             )  # fmt: skip
         return self._reach
 
-    def _decide(self, *, keep: bool) -> None:
-        self._ranks = self._agreement.ranks(
-            lambda: self._decisions(keep=keep), count=len(self._sites)
-        )
+    def _decide(self) -> None:
+        self._ranks = self._agreement.ranks(self._decisions, count=len(self._sites))
         self._position = 0
 
-    def _decisions(self, *, keep: bool) -> list[int]:
+    def _decisions(self) -> list[int]:
         """Look at what was not seen yet, and decide; runs on the process that decides for all."""
         if self._failure is not None:
             raise self._failure
+        while self._compared < len(self._sites):
+            self._compare_next()
+            self._compared += 1
         for i in range(len(self._sites)):
             if i not in self._view.candidates:
-                self._see(i, keep=keep)
+                self._see(i)
         rule = self._settings.rank
         others = other_numbers(self._run.model, self._sites) if rule.sees_all_layers else 0
         decisions = decide(
@@ -221,19 +232,18 @@ class Update:
             self._change_at(i)
         else:
             self.waits.append(i)
-            # Its weight will have moved.
-            self._view.decompositions.pop(self._sites[i].name, None)
 
     def _change_at(self, i: int) -> None:
         assert self._ranks is not None
-        change = self._change(self._sites[i], self._ranks[i])
+        change = self._change(i, self._ranks[i])
         self._changed += 1
         if change.rank < change.rank_before:
             self._cut.append(self._sites[i].name)
 
-    def _change(self, site: Site, rank: int) -> Change:
+    def _change(self, i: int, rank: int) -> Change:
         """Take the agreed factors of a site; optimizer state and copies follow."""
-        cut = self._agreement.cut(lambda: self._view.cut(site, rank), site, rank=rank)
+        site = self._sites[i]
+        cut = self._agreement.cut(lambda: self._view.cut(i, site, rank), site, rank=rank)
         layer = self._layers[site.name]
         change = change_site_(site, layer, cut, self._run, settings=self._settings)
         if site.trains_bases:
@@ -253,6 +263,7 @@ class Update:
         """How far it is, for an update that is spread over steps."""
         return {
             "number": self._number,
+            "compared": self._compared,
             "position": self._position,
             "reach": None if self._reach is None else sorted(self._reach),
             "ranks": None if self._ranks is None else list(self._ranks),
@@ -266,6 +277,9 @@ class Update:
         """Go on from a state."""
         self._number, self._position = int(state["number"]), int(state["position"])
         self._reach = None if state["reach"] is None else set(state["reach"])
+        # Older states compared all bases at the first look.
+        before = 0 if self._reach is None and self._settling else len(self._sites)
+        self._compared = int(state.get("compared", before))
         self._ranks = None if state["ranks"] is None else list(state["ranks"])
         self._cut, self._changed = list(state["cut"]), int(state["changed"])
         self.waits = list(state.get("waits", []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,12 @@ def active_ddp_module() -> DistributedDataParallel | None:
     """
     found = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
     return found if isinstance(found, DistributedDataParallel) else None
+
+
+def compilations() -> int:
+    """How many frames ``torch.compile`` has looked at in this process."""
+    compiler = sys.modules.get("torch._dynamo.utils")  # not imported where nothing was compiled
+    return 0 if compiler is None else int(compiler.counters["frames"]["total"])
 
 
 def is_replica(module: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from orthotrain.errors import ConfigError, ShapeError
+from orthotrain.linalg._inputs import result_dtype
 from orthotrain.linalg.decompose import working_dtype
 
 MovingMode = Literal["rotate", "slice"]
@@ -119,7 +120,7 @@ class CoordinateChange(ABC):
 
     @abstractmethod
     def moved(self, x: Tensor, rule: Rule) -> Tensor:
-        """``x`` in the new coordinates, in the working precision; autograd and autocast are off.
+        """``x`` in the new coordinates, in float32 or more; autograd and autocast are off.
 
         Args:
             x: Any shape that ``fits``.
@@ -138,9 +139,9 @@ class CoordinateChange(ABC):
         """What is linear in the gradient, in the new coordinates.
 
         Args:
-            x: Any shape that ``fits``. Computed in float64 on CPU and float32 on GPU (float64
-                stays), returned contiguous in the dtype and on the device of ``x``, without a
-                graph.
+            x: Any shape that ``fits``. Multiplied in float32 (float64 stays): right to 1e-6 of
+                the largest entry. Returned contiguous in the dtype and on the device of ``x``,
+                without a graph.
         """
         return self.by_rule(x, "linear")
 
@@ -209,7 +210,7 @@ class BasisChange(CoordinateChange):
 
     def moved(self, x: Tensor, rule: Rule) -> Tensor:
         """``left^T x right``; of squares ``(left*left)^T x (right*right)``, which averages."""
-        left, right = (f.to(x.device, working_dtype(x)) for f in (self.left, self.right))
+        left, right = (f.to(x.device, result_dtype(x.dtype)) for f in (self.left, self.right))
         if rule in ("squared", "averaged"):
             left, right = left.square(), right.square()
         return left.mT @ x.to(left.dtype).reshape(self.before) @ right

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthotrain.linalg._inputs import result_dtype
 from orthotrain.linalg.decompose import working_dtype
 from orthotrain.linalg.factor_pair import balanced_pair, halves, nearest_pair
 from orthotrain.methods.basis_change import CoordinateChange, Rule
@@ -48,7 +49,8 @@ class PairSwitch(CoordinateChange):
 
     def moved(self, x: Tensor, rule: Rule) -> Tensor:
         """The pair that ``x`` becomes; see the rules at the top of this file."""
-        p, s, qh = (f.to(x.device, working_dtype(x)) for f in (self.p, self.s, self.qh))
+        dtype = working_dtype(x) if rule == "copied" else result_dtype(x.dtype)
+        p, s, qh = (f.to(x.device, dtype) for f in (self.p, self.s, self.qh))
         matrix = x.to(p.dtype).reshape(self.before)
         if rule == "copied":
             return _nearest(p, p.mT @ matrix @ qh.mT, qh, s)
@@ -97,7 +99,9 @@ class PairCut(CoordinateChange):
         left, right, p, s, qh = (
             f.to(x.device, dtype) for f in (self.left, self.right, self.p, self.s, self.qh)
         )
-        of_left, of_right = halves(x.to(dtype).reshape(self.before), left.shape[-2])
+        # Rows of a and b carry the inverse of small values; what they multiply is large.
+        x = x.to(dtype if rule == "copied" else result_dtype(x.dtype))
+        of_left, of_right = halves(x.reshape(self.before), left.shape[-2])
         if rule == "copied":
             return _nearest(p, (p.mT @ of_left) @ (of_right @ qh.mT), qh, s)
         smallest = torch.finfo(dtype).eps * s[..., :1].clamp_min(torch.finfo(dtype).tiny)
@@ -108,6 +112,7 @@ class PairCut(CoordinateChange):
             a, b = a.square(), b.square()
         elif rule == "averaged":
             a, b = (f.square() / f.square().sum(-1, keepdim=True).clamp_min(1e-30) for f in (a, b))
+        a, b = a.to(x.dtype), b.to(x.dtype)
         return torch.cat((b @ of_left.mT, a @ of_right), -1)
 
 

@@ -46,4 +46,5 @@ def low_rank_method(cut: Cut, *, total_steps: int) -> AdaptiveLowRank:
         bases=cut.bases,
         importance="loss" if cut.repaired else "weight",
         core_step="auto" if cut.repaired else 1.0,
+        spread=False,  # the cut is one point of the run: compute is counted before and after it
     )

@@ -193,4 +193,5 @@ def adaptive_low_rank(config: LowRankConfig, *, total_steps: int) -> AdaptiveLow
         min_rank_fraction=config.min_rank_fraction,
         only_if_cheaper=config.only_if_cheaper,
         optimizer_state=config.optimizer_state,
+        spread=False,  # as the kept results were measured
     )
