@@ -27,9 +27,9 @@ from orthotrain.layers._tracing import exporting, transformed
 #: and the parameters: ``a`` and ``shift`` of ``a (x - mean) + shift``.
 MakeMap = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
-# Numbers of a part on a CPU: what stays in the second cache beside its result. Elsewhere all is
+# Numbers of a part on a CPU: small enough for the cache, large enough for the calls. Elsewhere all is
 # one part, since a part costs the launch of its kernels.
-_PART_ON_CPU: Final = 2**16
+_PART_ON_CPU: Final = 2**18
 # From this many channels on, half of a covariance is not computed: it is symmetric.
 _HALVED_FROM: Final = 32
 # A mean below this many deviations is taken off after the product, where it costs no pass. It
@@ -144,10 +144,13 @@ def _moments(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     half = size // 2 if size >= _HALVED_FROM else 0
     scatter = x.new_zeros(groups, size, size, dtype=work)
     counts, means = [], []
+    centred = x.new_empty(0, dtype=work)
     for (part,) in _parts(layout, x):
         count = part.numel() // (groups * size)
         mean = per_group(part.sum(dim=-1, keepdim=True, dtype=work), groups) / max(1, count)
-        centred = part - for_each(mean, part)
+        if centred.shape != part.shape:
+            centred = _like(part, layout, work)
+        torch.sub(part, for_each(mean, part), out=centred)
         if half:
             scatter[:, :half, :half] += per_group(centred[:, :half] @ centred[:, :half].mT, groups)
         scatter[:, half:] += per_group(centred[:, half:] @ centred.mT, groups)
@@ -168,11 +171,11 @@ def _is_far(mean: Tensor, covariance: Tensor) -> bool:
     return not bool((mean.square() <= _NEAR**2 * variance).all())
 
 
-def _like(x: Tensor, layout: Layout) -> Tensor:
-    """New memory laid out as ``x`` is."""
+def _like(x: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """New memory laid out as ``x`` is, and no view, which nobody could write into."""
     groups, size, last = x.shape
     strides = (size, 1, groups * size) if layout.rows else (size * last, last, 1)
-    return x.new_empty_strided(x.shape, strides)  # not a permuted view, which nobody may write into
+    return x.new_empty_strided(x.shape, strides, dtype=dtype)
 
 
 def _put(into: Tensor, a: Tensor, x: Tensor, *, rows: bool) -> None:
@@ -187,7 +190,7 @@ def _mapped(
     x: Tensor, a: Tensor, shift: Tensor, offset: Tensor | None, mean: Tensor, layout: Layout
 ) -> Tensor:
     """``a (x - mean) + shift``, the mean taken off before the product if it is the offset."""
-    y = _like(x, layout)
+    y = _like(x, layout, x.dtype)
     if offset is None:
         shift = shift - a @ mean
     for part, into in _parts(layout, x, y):
@@ -223,7 +226,7 @@ def _mapped_back(  # noqa: PLR0913 - the terms of one derivative
     layout: Layout, *, far: bool,
 ) -> Tensor:  # fmt: skip
     """``a^T g + symmetric (x - mean) + constant``."""
-    g_x = _like(x, layout)
+    g_x = _like(x, layout, x.dtype)
     if not far:
         constant = constant - symmetric @ mean
     for g_part, part, into in _parts(layout, g, x, g_x):
