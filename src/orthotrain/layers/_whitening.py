@@ -27,8 +27,8 @@ from orthotrain.layers._tracing import exporting, transformed
 #: and the parameters: ``a`` and ``shift`` of ``a (x - mean) + shift``.
 MakeMap = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
-# Numbers of a part on a CPU: small enough for the cache, large enough for the calls. Elsewhere all is
-# one part, since a part costs the launch of its kernels.
+# Numbers of a part on a CPU: small enough for the cache, large enough for the calls. Elsewhere all
+# is one part, since a part costs the launch of its kernels.
 _PART_ON_CPU: Final = 2**18
 # From this many channels on, half of a covariance is not computed: it is symmetric.
 _HALVED_FROM: Final = 32

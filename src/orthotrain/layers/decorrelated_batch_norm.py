@@ -193,8 +193,9 @@ class DecorrelatedBatchNorm(FixedRoot):
 
     def _root(self, covariance: Tensor, *, rounded_to: torch.dtype | None = None) -> Tensor:
         return root_in_layer(
-            self._name(), spd_inv_sqrt, covariance, training=self.training, method=self.method, gradient=self.gradient,
-            ridge=self.ridge, iterations=self.iterations, rounded_to=rounded_to,
+            self._name(), spd_inv_sqrt, covariance, training=self.training,
+            method=self.method, gradient=self.gradient, ridge=self.ridge,
+            iterations=self.iterations, rounded_to=rounded_to,
         )  # fmt: skip
 
     def _affine(
