@@ -41,11 +41,13 @@ RIDGE = 1e-2
 STATUS = Path("/proc/self/status")
 
 
-def gpt(arguments: argparse.Namespace) -> tuple[GPT, torch.Tensor, torch.optim.Optimizer]:
+def gpt(
+    arguments: argparse.Namespace, depth: int
+) -> tuple[GPT, torch.Tensor, torch.optim.Optimizer]:
     """The model, a batch of tokens and its optimizer; gradients stand ready."""
     generator = torch.Generator().manual_seed(0)
     model = GPT(
-        context=arguments.tokens, width=arguments.gpt_width, depth=arguments.gpt_depth,
+        context=arguments.tokens, width=arguments.gpt_width, depth=depth,
         heads=8, generator=generator,
     )  # fmt: skip
     tokens = torch.randint(256, (1, arguments.tokens), generator=generator)
@@ -57,9 +59,9 @@ def backward(model: GPT, tokens: torch.Tensor) -> None:
     F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
 
 
-def looks(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def looks(arguments: argparse.Namespace, depth: int) -> dict[str, Callable[[], object]]:
     """A step, and the looks as they are and as they were, each at a model of its own."""
-    model, tokens, optimizer = gpt(arguments)
+    model, tokens, optimizer = gpt(arguments, depth)
 
     def step() -> None:
         backward(model, tokens)
@@ -70,7 +72,7 @@ def looks(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
         ("stability", orthotrain.BasisStability(every_steps=1)),
         ("condition", orthotrain.ConditionMonitor("*", every_steps=1, covariances=())),
     ):
-        watched, batch, its = gpt(arguments)
+        watched, batch, its = gpt(arguments, depth)
         backward(watched, batch)
         handle = orthotrain.attach(watched, its, method, auto=False)
         handle.before_step()
@@ -83,7 +85,7 @@ def looks(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
             handle.step()
 
         candidates[name] = look
-    model, tokens, optimizer = gpt(arguments)
+    model, tokens, optimizer = gpt(arguments, depth)
     backward(model, tokens)
     candidates["stability before"] = BasisLooks(model)
     conditions = Conditions(model)
@@ -113,14 +115,16 @@ def _status(key: str) -> int:
 
 
 def whole_gpt(arguments: argparse.Namespace) -> list[tuple[object, ...]]:
-    model_bytes = 4 * sum(p.numel() for p in gpt(arguments)[0].parameters())
-    candidates = looks(arguments)
-    seconds = interleaved_seconds(candidates, rounds=arguments.rounds, warmup=1)
+    seconds = interleaved_seconds(
+        looks(arguments, arguments.gpt_depth), rounds=arguments.rounds, warmup=1
+    )
+    deep = looks(arguments, arguments.peak_depth)
+    model_bytes = 4 * sum(p.numel() for p in gpt(arguments, arguments.peak_depth)[0].parameters())
     rows = []
     for name in ("stability", "condition"):
         before = f"{name} before"
         time = ratio(seconds, name, before)
-        peak, peak_before = (peak_bytes(candidates[each]) / model_bytes for each in (name, before))
+        peak, peak_before = (peak_bytes(deep[each]) / model_bytes for each in (name, before))
         rows.append(
             (
                 name, f"{ratio(seconds, before, 'step').median:.1f}",
@@ -240,7 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gpt-width", type=int, default=512)
-    parser.add_argument("--gpt-depth", type=int, default=16)
+    # Layers are alike, so that two blocks tell the ratio of times, and 50 million numbers the peak.
+    parser.add_argument("--gpt-depth", type=int, default=2)
+    parser.add_argument("--peak-depth", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--widths", type=int, nargs="*", default=[64, 16])
     parser.add_argument("--batch", type=int, default=128)
@@ -250,7 +256,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     report(
         f"a look at all linear layers of a GPT of width {arguments.gpt_width} and depth "
-        f"{arguments.gpt_depth}, {arguments.tokens} tokens per step",
+        f"{arguments.gpt_depth} (peak: {arguments.peak_depth}), {arguments.tokens} tokens per step",
         (
             "method", "steps before", "steps", "time to before", "target",
             "peak before", "peak over weights", "target",

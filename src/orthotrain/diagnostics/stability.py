@@ -51,7 +51,7 @@ class BasisStability(Method):
     "left_out"}``, the last the reason; ``handle.plan`` names them, too.
 
     A look takes one layer after another. Of a weight with a smaller side of 128 and more, polar
-    factor and triangle come from one Gram matrix; ``stability`` is then within 1e-5 and ``mixing``
+    factor and triangle come from one Gram matrix; ``stability`` is then within 3e-5 and ``mixing``
     within 1e-5 of what float64 gives, and time and memory are those of ``benchmarks/watching.py``.
     Each of the ``lag`` looks kept takes ``2 m n + 2 k (k + 1)`` bytes per such matrix with
     ``k = min(m, n)``, half as much as the weight or the same if it is square. Smaller weights and
