@@ -20,7 +20,9 @@ def split_patterns(
 ) -> tuple[list[Pattern], list[Pattern]]:
     """Those that mean all weights, ``"*"`` and ``"*.weight"``, and those that name some."""
     listed = [patterns] if isinstance(patterns, Pattern) else list(patterns)
-    broad = [p for p in listed if isinstance(p, str) and p.replace("*", "") in ("", ".weight")]
+    broad: list[Pattern] = [
+        p for p in listed if isinstance(p, str) and p.replace("*", "") in ("", ".weight")
+    ]
     return broad, [p for p in listed if not any(p is each for each in broad)]
 
 

@@ -68,7 +68,7 @@ def _stability(q_before: Tensor, q_after: Tensor) -> float | None:
 
 def _sums(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of the matrices of two batches, in float64, some rows at a time."""
-    parts = zip(a.split(_ROWS, dim=-2), b.split(_ROWS, dim=-2), strict=True)
+    parts = zip(torch.split(a, _ROWS, dim=-2), torch.split(b, _ROWS, dim=-2), strict=True)
     return torch.stack([(one.double() * two.double()).sum(dim=(-2, -1)) for one, two in parts]).sum(
         dim=0
     )

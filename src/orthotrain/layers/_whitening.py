@@ -135,7 +135,7 @@ def _parts(layout: Layout, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return
     dim, unit = (2, 1) if layout.rows else (0, layout.groups)
     each = max(1, _PART_ON_CPU * first.shape[dim] // unit // first.numel()) * unit
-    yield from zip(*(t.split(each, dim=dim) for t in tensors), strict=True)
+    yield from zip(*(torch.split(t, each, dim) for t in tensors), strict=True)
 
 
 def _moments(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

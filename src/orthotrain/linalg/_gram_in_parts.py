@@ -50,7 +50,7 @@ def gram_in_parts(a: Tensor, scale: Tensor | None = None) -> Tensor:
     n = a.shape[-1]
     gram = a.new_zeros(n, n, dtype=torch.float64)
     bounds = [n * i // 4 for i in range(5)]
-    for part in a.split(max(1, _PART // n), dim=0):
+    for part in torch.split(a, max(1, _PART // n)):
         wide = part.double() if scale is None else part / scale
         for start, end in pairwise(bounds):
             gram[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])
@@ -106,4 +106,5 @@ def _inverse_root(gram: Tensor, rtol: float) -> Tensor:
     scale = torch.where(kept, values, 1.0).rsqrt() * kept
     # Rounded to float32 the error is random, and next to nothing in a mean over all directions.
     v = v.float()
-    return (v * scale.float()) @ v.T
+    root: Tensor = (v * scale.float()) @ v.T
+    return root
