@@ -1,4 +1,4 @@
-"""The root inside a layer: its settings, errors that name the layer, eager when compiled."""
+"""The root inside a layer: by the kernel, as one operator of a graph, or as products alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotrain.errors import NonFiniteError, NotPositiveDefiniteError
-from orthotrain.layers._tracing import exporting, untraced
+from orthotrain.layers._root_now import root_now
+from orthotrain.layers._tracing import exporting
 from orthotrain.linalg import RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS, iterated_root
 
@@ -61,17 +61,3 @@ def _recorded_root(
     steps = DEFAULT_ITERATIONS.get(method, 0) if iterations is None else iterations
     found = iterated_root(p, method, steps, inverse=inverse)  # type: ignore[arg-type]
     return (found + found.mT) / 2
-
-
-# A root looks at its numbers (finite? definite?), which no graph can; so one break, here.
-@untraced
-def root_now(
-    layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
-) -> Tensor:
-    """The root by the kernel itself."""
-    try:
-        return root(covariance, **settings)
-    except (NonFiniteError, NotPositiveDefiniteError) as error:
-        raise type(error)(
-            f"{layer} cannot take the root of the covariance of its input: {error}"
-        ) from error

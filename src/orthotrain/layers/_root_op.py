@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotrain.layers._root import root_now
+from orthotrain.layers._root_now import root_now
 from orthotrain.linalg import spd_inv_sqrt, spd_sqrt
 
 _NAMES = (
