@@ -70,6 +70,16 @@ def test_polar_factor_and_triangle_in_parts(shape, dtype, monkeypatch):
         polar_and_triangle(a, rtol=1e-3)
 
 
+def test_a_few_small_directions_beside_large_ones_are_right_too():
+    """Their eigenvalues, down to 1e-7, are rounding in float32."""
+    small = torch.logspace(-2.5, -3.4, 8, dtype=torch.float64)
+    spectrum = torch.cat([torch.linspace(1, 0.5, 120, dtype=torch.float64), small])
+    a = from_spectrum(spectrum, 160, 128).float()
+    q, _ = polar_and_triangle(a, rtol=1e-4)
+    u, _, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    torch.testing.assert_close(q.double() @ vh.mT, u, rtol=0, atol=1e-3)
+
+
 def test_a_zero_weight_has_no_direction_and_a_zero_triangle():
     q, r = polar_and_triangle(torch.zeros(200, 128), rtol=1e-4)
     assert not q.any()
