@@ -497,7 +497,7 @@ def test_weight_gradient_and_update_of_a_step():
         expect(last[what], twin, condition=1e3)
         assert last[what]["condition_ridge"] is last[what]["ridge"] is None
         assert (last[what]["size"], last[what]["dtype"]) == (4, "float64")
-        assert list(last[what]) == FIELDS
+        assert list(last[what]) == [*FIELDS, "route"]
 
 
 def test_the_gradient_is_the_one_the_optimizer_gets_and_the_update_what_it_did():

@@ -818,7 +818,11 @@ def test_records_keep_the_latest_and_listeners_hear_all(keep, steps):
 
 def test_ten_thousand_records_are_kept_unless_told_otherwise():
     _, _optimizer, handle = make(Diary())
-    for i in range(10_003):
+    for i in range(10_000):
+        handle.run.record(i=i)
+    with pytest.warns(OrthotrainWarning, match="10,000 latest records"):
+        handle.run.record(i=10_000)
+    for i in (10_001, 10_002):
         handle.run.record(i=i)
     assert [record["i"] for record in handle.records] == list(range(3, 10_003))
 

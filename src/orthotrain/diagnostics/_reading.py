@@ -12,6 +12,8 @@ from torch import Tensor
 from orthotrain.diagnostics._layer_covariance import Covariance
 from orthotrain.errors import ConvergenceError
 from orthotrain.linalg import ConditionReadings, condition_readings
+from orthotrain.linalg._gram_in_parts import LARGE
+from orthotrain.linalg.condition import ConditionMethod
 from orthotrain.linalg.rank import rounding_rtol
 from orthotrain.methods.protocol import Record
 from orthotrain.methods.targets import Target
@@ -43,6 +45,7 @@ def read_weight(
     tensor: Tensor,
     *,
     rtol: float | None,
+    method: ConditionMethod = "auto",
     difference_from: Tensor | None = None,
 ) -> Record:
     """The record of a weight, or of something of its shape.
@@ -52,6 +55,7 @@ def read_weight(
         target: The weight, which says how the tensor is read as matrices.
         tensor: Of the weight's shape.
         rtol: None for what rounding explains.
+        method: How it is decomposed, as in ``condition_readings``.
         difference_from: The weight from which ``tensor`` is a difference, and whose rounding it
             carries.
     """
@@ -60,10 +64,14 @@ def read_weight(
     if rtol is None:
         eps = torch.finfo(dtype).eps
         rtol = rounding_rtol(matrices, eps=eps, difference_from=difference_from)
-    record = _record(what, target.name, matrices, rtol, _readings(matrices, rtol=rtol))
+    if method == "auto" and dtype != torch.float64 and min(matrices.shape[-2:]) >= LARGE:
+        method = "gram"  # a difference of such weights, too, though it is formed in float64
+    readings = _readings(matrices, rtol=rtol, method=method)
+    record = _record(what, target.name, matrices, rtol, readings)
     # Of all its matrices together: the norm of a layer's weight is one number.
-    norm = record["norm"] and float(torch.linalg.vector_norm(matrices.double()))
-    return {**record, "norm": norm, "dtype": _short(dtype)}
+    norm = readings and _number(torch.linalg.vector_norm(readings.norm), torch.sum)
+    route = readings and readings.method
+    return {**record, "norm": norm, "dtype": _short(dtype), "route": route}
 
 
 def _readings(matrices: Tensor, **settings: Any) -> ConditionReadings | None:

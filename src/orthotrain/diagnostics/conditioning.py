@@ -6,8 +6,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,15 +21,26 @@ from orthotrain.diagnostics._layer_covariance import (
     is_spectral,
     place_to_look,
 )
+from orthotrain.diagnostics._left_out import split_patterns, why_left_out
 from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
 from orthotrain.diagnostics._watch import ClosureHook, LookHook
 from orthotrain.errors import ConfigError, OrthotrainWarning
+from orthotrain.linalg.condition import ConditionMethod
 from orthotrain.methods._optimizer import gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
-from orthotrain.methods.select import Pattern, named_modules_clean, select_modules
+from orthotrain.methods.select import (
+    Pattern,
+    named_modules_clean,
+    select_modules,
+    select_parameters,
+)
 from orthotrain.methods.targets import Target, dense_gradient, find_targets, of_this_step
 
 _NAME: Final = "condition_monitor"
+
+# Copies of weights before a step: one in so many of the model's numbers, or so many numbers.
+_SHARE_COPIED: Final = 5
+_ALWAYS_COPIED: Final = 2**22
 
 
 @checked
@@ -72,15 +84,23 @@ class ConditionMonitor(Method):
     median over the ``matrices`` read, and ``worst_rank``, ``worst_condition_range`` and
     ``worst_condition_ridge`` are of the worst.
 
-    A look costs a pass over the layer's input and two decompositions without vectors per matrix.
-    With whitening behind the stem of a ResNet-18 on 32x32 images, batch 128, one CPU thread, that
-    was 0.66 % of a step at ``every_steps=1`` and a tenth of it at 10, in a network of a quarter of
-    the width 3.7 % and a tenth of it (``python benchmarks/condition_monitor.py``). A step without
-    a look costs tens of microseconds. All is read on the CPU, so a look waits for an accelerator.
+    A look costs a pass over the layer's input and, per matrix, one or two decompositions without
+    vectors. Weights are read one after another. What it costs in a whole GPT and behind the stem of
+    a ResNet is measured by ``python benchmarks/watching.py``. A step without a look costs tens of
+    microseconds. All is read on the CPU, so a look waits for an accelerator.
+
+    An update needs a copy of the weight before the step. Copies take at most a fifth of the
+    model's numbers (or 4,194,304 numbers, or one weight, where that is more). Where the watched
+    weights are more than that, looks read the updates of a part of them in turn; ``handle.plan``
+    says in how many looks each has its turn.
 
     Args:
         params: Weights to watch, their gradients and updates with them: name patterns, modules
             or parameters, as in :func:`orthotrain.methods.select_parameters`. ``()``: none.
+            ``"*"`` and ``"*.weight"`` are all matrices that the optimizer trains, but for large
+            embeddings and heads: more than 10 times as long as wide, and of more than 1,048,576
+            entries. The first look has one record for each of these, ``{"step", "method",
+            "layer", "left_out"}`` with the reason; any other pattern names them.
         every_steps: Optimizer steps between looks, a whole number of at least 1.
         covariances: Layers whose covariance is watched: patterns or modules, as in
             :func:`orthotrain.methods.select_modules`. ``None``: every spectral layer of the
@@ -91,6 +111,12 @@ class ConditionMonitor(Method):
             in each record. That is ``max(m, n) * eps`` for weights and gradients, for updates
             at least ``eps * |weight| / |update|``, and ``n * max(eps, input_eps**2)`` for
             covariances; never above .5.
+        method: How singular values of weights, gradients and updates are found, as in
+            :func:`orthotrain.linalg.condition_readings`. ``"auto"`` takes one Gram matrix from a
+            smaller side of 128 on: rank, range, largest value and norm are as good, but
+            ``condition_float32`` is ``None``, and so is ``condition_float64`` above ``1e6``,
+            where it would tell rounding. ``"svd"`` reads all four at any size. ``route`` in a
+            record tells what was done.
 
     Raises:
         ConfigError: ``every_steps`` below 1 or ``rtol`` outside its range. At ``attach``: a
@@ -114,6 +140,7 @@ class ConditionMonitor(Method):
     every_steps: int = 1
     covariances: Pattern | Sequence[Pattern] | None = None
     rtol: float | None = None
+    method: ConditionMethod = "auto"
 
     phase: ClassVar[Phase] = Phase.WATCH
     name: ClassVar[str] = _NAME
@@ -125,19 +152,44 @@ class ConditionMonitor(Method):
                 f"ConditionMonitor: rtol must be in [0, 1), got {self.rtol}; it is a share of the "
                 "largest value, None for what rounding explains"
             )
+        if self.method not in get_args(ConditionMethod):
+            raise ConfigError(
+                f"ConditionMonitor: method must be one of {', '.join(get_args(ConditionMethod))}, "
+                f"got {self.method!r}"
+            )
 
     def bind(self, run: Run) -> Bound:
         """Find what to watch; see :class:`~orthotrain.methods.Method`."""
         targets: list[Target] = []
-        if isinstance(self.params, Pattern) or self.params:
-            targets = find_targets("ConditionMonitor", run, self.params, reads_gradient=False)
+        params, left_out = self._params(run)
+        if params:
+            targets = find_targets("ConditionMonitor", run, params, reads_gradient=False)
         layers = self._layers(run.model)
         if not targets and not layers:
             raise ConfigError(
-                "ConditionMonitor: nothing to watch: no params are given and no spectral layer "
+                "ConditionMonitor: nothing to watch: params name no matrix and no spectral layer "
                 "was found; name weights in params, or batch norms in covariances"
+                + "".join(f". {name} is left out: {reason}" for name, reason in left_out.items())
             )
-        return _BoundMonitor(self, run, targets, layers)
+        return _BoundMonitor(self, run, targets, layers, left_out)
+
+    def _params(self, run: Run) -> tuple[list[Pattern], dict[str, str]]:
+        """What is named, with the matrices that ``"*"`` means; and what of them is left out."""
+        broad, params = split_patterns(self.params)
+        if not broad:
+            return params, {}
+        found = select_parameters(run.model, broad)
+        named = {p for _, p in select_parameters(run.model, params)} if params else set()
+        owners = run.owners()
+        left_out = {}
+        for name, parameter in found:
+            if parameter.ndim < 2 or parameter not in owners or parameter in named:
+                continue
+            if reason := why_left_out(parameter):
+                left_out[name] = reason
+            else:
+                params.append(parameter)
+        return params, left_out
 
     def _layers(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         if self.covariances is None:
@@ -164,10 +216,13 @@ class _BoundMonitor(Bound):
         run: Run,
         targets: Sequence[Target],
         layers: Sequence[tuple[str, nn.Module]],
+        left_out: Mapping[str, str],
     ) -> None:
         self._method = method
         self._run = run
         self._targets = targets
+        self._left_out = left_out
+        self._turns = _turns(targets, sum(p.numel() for p in run.model.parameters()))
         self._layers = dict(layers)
         self._covariances: dict[str, Covariance] = {}
         self._before: dict[Target, Tensor] = {}
@@ -208,7 +263,8 @@ class _BoundMonitor(Bound):
     def before_step(self) -> None:
         if not self._targets or not self._due_next:
             return
-        targets = of_this_step(self._targets, self._run)
+        look = (self._run.step + 1) // self._method.every_steps
+        targets = of_this_step(self._turns[look % len(self._turns)], self._run)
         self._before = {t: t.parameter.detach().clone() for t in targets}
         if not self._has_closure:
             self._keep_gradients()
@@ -219,8 +275,9 @@ class _BoundMonitor(Bound):
         before, self._before = self._before, {}
         if self._has_closure:
             self._keep_gradients()
-        for target, old in before.items():
-            delta = target.parameter.detach().cpu().double() - old.cpu().double()
+        for target in list(before):
+            old = before.pop(target).cpu()
+            delta = target.parameter.detach().cpu().to(torch.float64, copy=True).sub_(old)
             read = self._read("update", target, delta, old=old)
             self._pending["update", target.name] = read
 
@@ -229,18 +286,23 @@ class _BoundMonitor(Bound):
         for target in of_this_step(self._targets, self._run):
             gradient = dense_gradient("ConditionMonitor", target)
             if gradient is not None:
-                read = self._read("gradient", target, gradient.detach() / scale)
+                gradient = gradient.detach()
+                gradient = gradient if scale == 1 else gradient / scale
+                read = self._read("gradient", target, gradient)
                 self._pending["gradient", target.name] = read
 
     def _read(
         self, what: What, target: Target, tensor: Tensor, *, old: Tensor | None = None
     ) -> Record:
-        rtol = self._method.rtol
-        return read_weight(what, target, tensor, rtol=rtol, difference_from=old)
+        rtol, method = self._method.rtol, self._method.method
+        return read_weight(what, target, tensor, rtol=rtol, method=method, difference_from=old)
 
     def after_step(self) -> None:
         if self._run.step % self._method.every_steps:
             return
+        if self._run.step == self._method.every_steps:
+            for name, reason in self._left_out.items():
+                self._run.record(method=_NAME, layer=name, left_out=reason)
         covariances, self._covariances = self._covariances, {}
         for layer in self._layers:
             if layer in covariances:
@@ -289,7 +351,10 @@ class _BoundMonitor(Bound):
         total = self._run.total_steps
         if total is not None and every > total:
             line += f": never, as training ends at step {total}"
-        return [line]
+        lines = [line, *(f"  without {name}: {why}" for name, why in self._left_out.items())]
+        if (looks := len(self._turns)) > 1:
+            lines.append(f"  updates of a part of them per look, each in one of {looks} looks")
+        return lines
 
     def notes(self) -> list[str]:
         lines = []
@@ -309,6 +374,21 @@ class _BoundMonitor(Bound):
             hook.remove()
         self._hooks = []
         self._covariances, self._before, self._pending = {}, {}, {}
+
+
+def _turns(targets: Sequence[Target], numbers: int) -> list[list[Target]]:
+    """Targets in groups whose copies are small beside a model of so many numbers."""
+    most = max(numbers // _SHARE_COPIED, _ALWAYS_COPIED)
+    turns: list[list[Target]] = [[]]
+    held = 0
+    for target in targets:
+        size = target.parameter.numel()
+        if turns[-1] and held + size > most:
+            turns.append([])
+            held = 0
+        turns[-1].append(target)
+        held += size
+    return turns
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,17 +15,12 @@ from torch.nn.modules.conv import _ConvNd
 from orthotrain._checks import require_count, require_steps
 from orthotrain._doors import checked
 from orthotrain._sharded import USE_DDP, require_whole, sharding_of
+from orthotrain.diagnostics._left_out import split_patterns, why_left_out
+from orthotrain.diagnostics._look import Look, compared, look_at, nothing_like
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.layers import LowRankTransposedLinear
 from orthotrain.layers._factors import low_rank_class_of
-from orthotrain.linalg import (
-    basis_stability_from_polar,
-    mixing_similarity,
-    polar_factor,
-    working_dtype,
-)
 from orthotrain.linalg.matrices import weight_layout
-from orthotrain.linalg.rank import rounding_rtol
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.select import Pattern, select_modules, select_parameters
 
@@ -52,8 +47,17 @@ class BasisStability(Method):
     record tells the mean over all their directions, and ``rank`` is that of one group. A low-rank
     layer is seen as its full weight, so its curve goes on after the switch.
 
-    A look costs one polar factor and one QR decomposition per matrix, and each of the ``lag``
-    looks kept takes ``m n + min(m, n)^2`` numbers per matrix.
+    Large embeddings and heads are left out unless they are named, that is, where only ``"*"`` or
+    ``"*.weight"`` selects them: weights more than 10 times as long as wide and of more than
+    1,048,576 entries. The first look has one record for each: ``{"step", "method", "layer",
+    "left_out"}``, the last the reason; ``handle.plan`` names them, too.
+
+    A look takes one layer after another. Of a weight with a smaller side of 128 and more, polar
+    factor and triangle come from one Gram matrix; ``stability`` is then within 3e-5 and ``mixing``
+    within 1e-5 of what float64 gives, and time and memory are those of ``benchmarks/watching.py``.
+    Each of the ``lag`` looks kept takes ``2 m n + 2 k (k + 1)`` bytes per such matrix with
+    ``k = min(m, n)``, half as much as the weight or the same if it is square. Smaller weights and
+    those in float64 are kept, and compared, in their own precision.
 
     Args:
         every_steps: Optimizer steps between looks, a whole number of at least 1.
@@ -94,57 +98,68 @@ class BasisStability(Method):
         chosen = select_modules(run.model, owned)
         if any(sharding_of(module) for _, module in chosen):
             require_whole("BasisStability", run.model, USE_DDP)
-        layers = [(n, m) for n, m in chosen if list(_matrices(n, m))]
-        if not layers:
+        layers = [(n, m) for n, m in chosen if _is_watched(m)]
+        _, named = split_patterns(self.params)
+        kept = {p for _, p in select_parameters(run.model, named)} if named else set()
+        left_out = {
+            name: reason
+            for name, module in layers
+            if kept.isdisjoint(module._parameters.values())
+            and (reason := why_left_out(module._parameters.get("weight")))
+        }
+        if len(left_out) == len(layers):
             raise ConfigError(
                 f"BasisStability: nothing selected by {self.params!r} is the weight of a Linear, "
                 "a convolution or an attention projection; only those have a basis to watch"
+                + "".join(f". {name} is left out: {reason}" for name, reason in left_out.items())
             )
-        return _BoundStability(self, run, layers)
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What later looks need of one weight, computed once."""
-
-    q: Tensor
-    r: Tensor
+        watched = [(name, module) for name, module in layers if name not in left_out]
+        return _BoundStability(self, run, watched, left_out)
 
 
 class _BoundStability(Bound):
     def __init__(
-        self, method: BasisStability, run: Run, layers: Sequence[tuple[str, nn.Module]]
+        self,
+        method: BasisStability,
+        run: Run,
+        layers: Sequence[tuple[str, nn.Module]],
+        left_out: Mapping[str, str],
     ) -> None:
         self._method = method
         self._run = run
         self._layers = layers
-        self._looks: deque[dict[str, _Look]] = deque(maxlen=method.lag)
+        self._left_out = left_out
+        self._looks: deque[dict[str, Look]] = deque(maxlen=method.lag)
         self._warned: set[str] = set()
         self._last: dict[str, float] = {}
 
     def before_step(self) -> None:
         if not self._looks:
+            for name, reason in self._left_out.items():
+                self._run.record(method=_NAME, layer=name, left_out=reason)
             self._looks.append({name: look for name, _, look in self._look()})
 
     def after_step(self) -> None:
         if self._run.step % self._method.every_steps:
             return
-        earlier = self._looks[0] if len(self._looks) == self._method.lag else None
-        now: dict[str, _Look] = {}
-        for name, rank, look in self._look():
-            now[name] = look
-            # A weight that was cut by hand since starts again.
-            if earlier is not None and earlier[name].q.shape == look.q.shape:
-                self._record(name, rank, earlier[name], look)
+        # Taken apart layer by layer, so that old and new are held of one layer alone.
+        earlier = self._looks.popleft() if len(self._looks) == self._method.lag else {}
+        now: dict[str, Look] = {}
         self._looks.append(now)
+        for name, rank, look in self._look():
+            before = earlier.pop(name, None)
+            # A weight that was cut by hand since starts again.
+            if before is not None and before.q.shape == look.q.shape:
+                self._record(name, rank, before, look)
+            now[name] = look
 
-    def _look(self) -> Iterator[tuple[str, int, _Look]]:
+    def _look(self) -> Iterator[tuple[str, int, Look]]:
         for module_name, module in self._layers:
             for name, rank, weight in _matrices(module_name, module):
                 try:
-                    look = _look_at(weight)
+                    look = look_at(weight)
                 except NonFiniteError:
-                    look = _nothing_like(weight)
+                    look = nothing_like(weight)
                     self._warn_once(name)
                 yield name, rank, look
 
@@ -159,13 +174,8 @@ class _BoundStability(Bound):
             stacklevel=2,
         )
 
-    def _record(self, name: str, rank: int, before: _Look, after: _Look) -> None:
-        stability: float | None = None
-        mixing: float | None = None
-        if before.r.isfinite().all() and after.r.isfinite().all():
-            device = after.q.device
-            stability = _stability(before.q.to(device), after.q)
-            mixing = mixing_similarity(before.r.to(device), after.r).mean().item()
+    def _record(self, name: str, rank: int, before: Look, after: Look) -> None:
+        stability, mixing = compared(before, after)
         if stability is not None:
             self._last[name] = stability
         self._run.record(method=_NAME, layer=name, stability=stability, mixing=mixing, rank=rank)
@@ -180,7 +190,7 @@ class _BoundStability(Bound):
         total = self._run.total_steps
         if total is not None and first > total:
             line += f": never, as training ends at step {total}"
-        return [line]
+        return [line, *(f"  without {name}: {why}" for name, why in self._left_out.items())]
 
     def notes(self) -> list[str]:
         if not self._last:
@@ -222,38 +232,18 @@ class _BoundStability(Bound):
                     f"in {', '.join(differing[:5])}; load it into the model it was saved with"
                 )
         self._looks = deque(
-            ({name: _Look(**entry) for name, entry in look.items()} for look in looks),
+            ({name: Look(**entry) for name, entry in look.items()} for look in looks),
             maxlen=self._method.lag,
         )
 
 
-@torch.no_grad()
-def _look_at(weight: Tensor) -> _Look:
-    work = weight.to(working_dtype(weight))
-    # Judged by the dtype the weight was rounded in: what a low-rank product leaves in its null
-    # directions is noise of that size, and would count as a basis in a wider dtype.
-    rtol = rounding_rtol(weight)
-    tall = work if work.shape[-2] >= work.shape[-1] else work.mT
-    kept = torch.promote_types(weight.dtype, torch.float32)
-    return _Look(
-        q=polar_factor(work, rtol=rtol).to(kept), r=torch.linalg.qr(tall, mode="r").R.to(kept)
-    )
-
-
-def _stability(q_before: Tensor, q_after: Tensor) -> float | None:
-    # Every singular value of a polar factor is one or zero, so its squares sum to its rank.
-    ranks = [q.square().sum(dim=(-2, -1)).round() for q in (q_before, q_after)]
-    directions = int(torch.minimum(*ranks).sum().item())
-    if directions == 0:
-        return None
-    over_all = basis_stability_from_polar(q_before, q_after).sum().item()
-    return max(-1.0, min(1.0, over_all * min(q_after.shape[-2:]) / directions))
-
-
-def _nothing_like(weight: Tensor) -> _Look:
-    k = min(weight.shape[-2:])
-    r = weight.new_full((*weight.shape[:-2], k, k), torch.nan)
-    return _Look(q=torch.full_like(weight, torch.nan), r=r)
+def _is_watched(module: nn.Module) -> bool:
+    """Whether the module has a weight with a basis."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    if not (isinstance(module, nn.Linear | _ConvNd) or type(module).__name__ == "Conv1D"):
+        return False
+    return any(p is not None and p.ndim > 1 and p.numel() for p in module._parameters.values())
 
 
 @torch.no_grad()

@@ -75,10 +75,19 @@ def centred_covariance(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         groups: Number of channel groups.
 
     Note:
-        Differentiable, any number of times. Keeps the centred matrices and nothing else.
+        Differentiable, any number of times.
     """
-    centred, mean, covariance = _CentredCovariance.apply(x, groups)  # type: ignore[no-untyped-call]
-    return centred, mean, covariance
+    samples = max(1, len(x) // groups * x.shape[-1])
+    mean = per_group(x.sum(dim=-1, keepdim=True), groups) / samples
+    centred = x - for_each(mean, x)
+    covariance = per_group(centred @ centred.mT, groups) / samples
+    # A product need not be symmetric to the last bit.
+    return centred, mean, plus_transposed(covariance) / 2
+
+
+def plus_transposed(a: Tensor) -> Tensor:
+    """Twice the symmetric part."""
+    return a + a.mT
 
 
 def affine_map(a: Tensor, x: Tensor, shift: Tensor, *, rows: bool) -> Tensor:
@@ -96,10 +105,10 @@ def affine_map(a: Tensor, x: Tensor, shift: Tensor, *, rows: bool) -> Tensor:
     # Not baddbmm, which first fills a new tensor with the shift: 8 % of the layer.
     if rows:
         return (x.mT @ a.mT).add_(shift.mT).mT
-    return (_for_each(a, x) @ x).add_(_for_each(shift, x))
+    return (for_each(a, x) @ x).add_(for_each(shift, x))
 
 
-def _for_each(per_group: Tensor, x: Tensor) -> Tensor:
+def for_each(per_group: Tensor, x: Tensor) -> Tensor:
     """``(groups, p, q)`` repeated to the ``k`` matrices of ``x``; a view where there is one."""
     groups = len(per_group)
     copies = x.shape[0] // groups  # not len(x), which fixes a free batch in an exported graph
@@ -108,53 +117,9 @@ def _for_each(per_group: Tensor, x: Tensor) -> Tensor:
     return per_group.repeat(copies, 1, 1)
 
 
-def _per_group(each: Tensor, groups: int) -> Tensor:
+def per_group(each: Tensor, groups: int) -> Tensor:
     """``(k, p, q)`` summed over the matrices of each group."""
     return each.reshape(-1, groups, *each.shape[1:]).sum(dim=0)
-
-
-class _CentredCovariance(torch.autograd.Function):
-    """Fused, because autograd would form two products where the covariance is symmetric."""
-
-    @staticmethod
-    def forward(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        samples = max(1, len(x) // groups * x.shape[-1])
-        mean = _per_group(x.sum(dim=-1, keepdim=True), groups) / samples
-        centred = x - _for_each(mean, x)
-        covariance = _per_group(centred @ centred.mT, groups) / samples
-        # A product need not be symmetric to the last bit.
-        return centred, mean, (covariance + covariance.mT) / 2
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.groups = inputs[1]
-        ctx.save_for_backward(output[0])
-
-    @staticmethod
-    def backward(
-        ctx: Any, g_centred: Tensor | None, g_mean: Tensor | None, g_covariance: Tensor | None
-    ) -> tuple[Tensor | None, None]:
-        (centred,) = ctx.saved_tensors
-        samples = max(1, len(centred) // ctx.groups * centred.shape[-1])
-        if g_covariance is None:
-            gradient = torch.zeros_like(centred) if g_centred is None else g_centred.clone()
-        else:
-            symmetric = _for_each((g_covariance + g_covariance.mT) / samples, centred)
-            # Lies in memory as the centred matrices do.
-            rows = centred.stride(-1) != 1
-            gradient = (centred.mT @ symmetric).mT if rows else symmetric @ centred
-            if g_centred is not None:
-                gradient.add_(g_centred)
-        constant: Tensor | None = g_mean
-        if g_centred is not None:
-            removed = _per_group(g_centred.sum(dim=-1, keepdim=True), ctx.groups)
-            constant = -removed if constant is None else constant - removed
-        if constant is not None:
-            gradient.add_(_for_each(constant / samples, centred))
-        return gradient, None
 
 
 class _AllReduce(torch.autograd.Function):

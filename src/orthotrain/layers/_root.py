@@ -1,4 +1,4 @@
-"""The root inside a layer: its settings, errors that name the layer, eager when compiled."""
+"""The root inside a layer: by the kernel, as one operator of a graph, or as products alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotrain.errors import NonFiniteError, NotPositiveDefiniteError
-from orthotrain.layers._tracing import exporting, untraced
+from orthotrain.layers._root_now import root_now
+from orthotrain.layers._tracing import exporting
 from orthotrain.linalg import RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_forward import DEFAULT_ITERATIONS, iterated_root
 
@@ -19,16 +19,27 @@ _RECORDED_STEPS = 30
 
 
 def root_in_layer(
-    layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
+    layer: str, root: Callable[..., Tensor], covariance: Tensor, *, training: bool, **settings: Any
 ) -> Tensor:
     """``root(covariance, **settings)``; an error of the kernel names ``layer``, too.
 
     In a graph that is exported the root is made of products alone: no graph holds a decision on
-    numbers, and ONNX has no eigenvalues.
+    numbers, and ONNX has no eigenvalues. In a compiled graph it is one operator in evaluation. In
+    training the graph breaks there instead, since the operator would make the root twice.
     """
     if exporting():
         return _recorded_root(covariance, inverse=root is spd_inv_sqrt, **settings)
-    found: Tensor = _root_now(layer, root, covariance, **settings)
+    if torch.compiler.is_compiling() and not training:
+        # Made when a graph is traced first, as it takes time.
+        from orthotrain.layers._root_op import graph_root
+
+        found: Tensor = graph_root(
+            covariance, layer, root is spd_inv_sqrt, settings["method"], settings["gradient"],
+            settings.get("ridge", 0.0), settings.get("relative_ridge", 0.0),
+            settings["iterations"], settings.get("rounded_to"),
+        )  # fmt: skip
+        return found
+    found = root_now(layer, root, covariance, **settings)
     return found
 
 
@@ -50,16 +61,3 @@ def _recorded_root(
     steps = DEFAULT_ITERATIONS.get(method, 0) if iterations is None else iterations
     found = iterated_root(p, method, steps, inverse=inverse)  # type: ignore[arg-type]
     return (found + found.mT) / 2
-
-
-# A root looks at its numbers (finite? definite?), which no graph can; so one break, here.
-@untraced
-def _root_now(
-    layer: str, root: Callable[..., Tensor], covariance: Tensor, **settings: Any
-) -> Tensor:
-    try:
-        return root(covariance, **settings)
-    except (NonFiniteError, NotPositiveDefiniteError) as error:
-        raise type(error)(
-            f"{layer} cannot take the root of the covariance of its input: {error}"
-        ) from error

@@ -136,7 +136,7 @@ class GlobalCovariancePool(nn.Module):
             root: Tensor = root_in_layer(
                 self._name(), spd_sqrt, p + unit * dead, method=self.method,
                 gradient=self.gradient, ridge=self.ridge, relative_ridge=self.relative_ridge,
-                iterations=self.iterations,
+                iterations=self.iterations, training=self.training,
             )  # fmt: skip
             root = root * ~dead
             # In a network of half precision the next layer takes half precision; under autocast

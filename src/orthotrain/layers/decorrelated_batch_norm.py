@@ -21,6 +21,7 @@ from orthotrain.layers._channel_groups import (
 from orthotrain.layers._fixed_root import FixedRoot
 from orthotrain.layers._root import root_in_layer
 from orthotrain.layers._tracing import exporting, leaf
+from orthotrain.layers._whitening import whiten
 from orthotrain.linalg import RootGradient, RootMethod, spd_inv_sqrt
 from orthotrain.linalg._root_checks import require_root_settings
 
@@ -115,12 +116,13 @@ class DecorrelatedBatchNorm(FixedRoot):
             return x.clone()
         layout = Layout.of(x, self.groups)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            matrices = layout.matrices(x.to(torch.promote_types(x.dtype, torch.float32)))
+            matrices = layout.matrices(x)
             if self.training or self.running_mean is None:
                 y = self._by_batch(matrices, layout)
             else:
-                y = self._by_running_statistics(matrices, layout)
-            return layout.activation(y, like=x).to(x.dtype)
+                work = matrices.to(torch.promote_types(x.dtype, torch.float32))
+                y = self._by_running_statistics(work, layout).to(x.dtype)
+            return layout.activation(y, like=x)
 
     def covariance(self, x: Float[Tensor, "batch c *space"]) -> Float[Tensor, "groups size size"]:
         """Biased covariance of a batch as training forms it, without the ridge.
@@ -151,24 +153,30 @@ class DecorrelatedBatchNorm(FixedRoot):
         return text
 
     def _by_batch(self, x: Tensor, layout: Layout) -> Tensor:
-        centred, mean, covariance = centred_covariance(x, self.groups)
-        local, samples = mean, layout.samples
-        group = self._group()
-        if group is not None:
-            mean, covariance, samples = across_processes(local, covariance, samples, group)
-        self._require_samples(samples, layout)
-        a, shift = self._affine(self._root(covariance))
-        if group is not None:
-            shift = shift + a @ (local - mean)
+        statistics: list[tuple[Tensor, Tensor, int]] = []
+
+        def make(
+            mean: Tensor, covariance: Tensor, weight: Tensor | None, bias: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            local, samples = mean, layout.samples
+            group = self._group()
+            if group is not None:
+                mean, covariance, samples = across_processes(local, covariance, samples, group)
+            self._require_samples(samples, layout)
+            a, shift = self._affine(self._root(covariance), weight, bias)
+            statistics.append((mean.detach(), covariance.detach(), samples))
+            return a, shift if group is None else shift + a @ (local - mean)
+
+        y = whiten(x, layout, self.weight, self.bias, make)
         if self.training and self.running_mean is not None:
-            self._update(mean.detach(), covariance.detach(), samples)
-        return affine_map(a, centred, shift, rows=layout.rows)
+            self._update(*statistics[0])
+        return y
 
     def _by_running_statistics(self, x: Tensor, layout: Layout) -> Tensor:
         assert self.running_mean is not None
         assert self.running_covariance is not None
         root = self.remembered(self._name()) if exporting() else self._running_root(x.dtype)
-        a, shift = self._affine(root.to(x.dtype))
+        a, shift = self._affine(root.to(x.dtype), self.weight, self.bias)
         mean = self.running_mean.to(x.dtype).view(self.groups, -1, 1)
         return affine_map(a, x, shift - a @ mean, rows=layout.rows)
 
@@ -185,19 +193,19 @@ class DecorrelatedBatchNorm(FixedRoot):
 
     def _root(self, covariance: Tensor, *, rounded_to: torch.dtype | None = None) -> Tensor:
         return root_in_layer(
-            self._name(), spd_inv_sqrt, covariance, method=self.method, gradient=self.gradient,
-            ridge=self.ridge, iterations=self.iterations, rounded_to=rounded_to,
+            self._name(), spd_inv_sqrt, covariance, training=self.training,
+            method=self.method, gradient=self.gradient, ridge=self.ridge,
+            iterations=self.iterations, rounded_to=rounded_to,
         )  # fmt: skip
 
-    def _affine(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def _affine(
+        self, a: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Whitening and affine parameters as one ``(groups, c, c)`` matrix and a shift."""
-        if self.weight is None:
+        if weight is None or bias is None:
             return a, a.new_zeros(self.groups, self.group_size, 1)
-        assert self.bias is not None
-        weight, bias = (
-            p.to(a.dtype).view(self.groups, self.group_size, 1) for p in (self.weight, self.bias)
-        )
-        return weight * a, bias
+        shape = (self.groups, self.group_size, 1)
+        return weight.to(a.dtype).view(shape) * a, bias.to(a.dtype).view(shape)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, covariance: Tensor, samples: int) -> None:

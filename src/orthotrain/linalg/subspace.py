@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthotrain._doors import checked
+from orthotrain.linalg._gram_in_parts import fits, polar_and_triangle_by_gram, tall
 from orthotrain.linalg._inputs import (
     power_of_two_scale,
     require_matrix,
@@ -153,16 +154,60 @@ def mixing_similarity(
     scale = torch.maximum(power_of_two_scale(old), power_of_two_scale(new))
     with without_autocast(old):
         r_old, r_new = _mixing(old / scale), _mixing(new / scale)
-    difference = torch.linalg.matrix_norm(r_new - r_old)
-    total = torch.linalg.matrix_norm(r_new) + torch.linalg.matrix_norm(r_old)
+    return mixing_of_triangles(r_old, r_new).to(dtype)
+
+
+def mixing_of_triangles(
+    r_before: Float[Tensor, "*batch n n"], r_after: Float[Tensor, "*batch n n"]
+) -> Float[Tensor, "*batch"]:
+    """``mixing_similarity`` of weights whose triangles, with a positive diagonal, are at hand."""
+    difference = torch.linalg.matrix_norm(r_after - r_before)
+    total = torch.linalg.matrix_norm(r_after) + torch.linalg.matrix_norm(r_before)
     similarity: Tensor = 1 - difference / torch.where(total > 0, total, 1.0)
-    return similarity.to(dtype)
+    return similarity
 
 
-def _mixing(a: Tensor) -> Tensor:
+@torch.no_grad()
+def polar_and_triangle(
+    a: Float[Tensor, "*batch m n"], *, rtol: float
+) -> tuple[Float[Tensor, "*batch m n"], Float[Tensor, "*batch k k"]]:
+    """What ``basis_stability`` and ``mixing_similarity`` need of one weight; no gradient.
+
+    Of a large one below float64 both come from its Gram matrix, in a fifth to a quarter of the time
+    of an SVD and a QR decomposition. The stability is within 3e-5 of theirs, the mixing within
+    1e-5. Those of a batch are decomposed one after another.
+
+    Args:
+        a: ``(*batch, m, n)``.
+        rtol: Directions below this share of the largest singular value are null.
+
+    Returns:
+        Polar factor, and ``R`` of the tall orientation with ``k = min(m, n)`` and a positive
+        diagonal; in float64 for float64 input, else in float32.
+
+    Raises:
+        NonFiniteError: ``a`` holds NaN or infinity.
+    """
+    require_matrix("polar_and_triangle", a)
+    dtype = result_dtype(a.dtype)
+    if not fits(a):
+        q = polar_factor(a.to(dtype), rtol=rtol)
+        # Without q it takes half of the time, and has no derivative.
+        return q, _mixing(a.to(working_dtype(a)), mode="r").to(dtype)
+    m, n = a.shape[-2:]
+    found = [polar_and_triangle_by_gram(tall(each), rtol=rtol) for each in a.reshape(-1, m, n)]
+    qs = [q if m >= n else q.T for q, _ in found]
+    if a.ndim == 2:
+        return qs[0], found[0][1]
+    return (
+        torch.stack(qs).reshape(a.shape),
+        torch.stack([r for _, r in found]).reshape(*a.shape[:-2], min(m, n), min(m, n)),
+    )
+
+
+def _mixing(a: Tensor, mode: str = "reduced") -> Tensor:
     """``R`` of the QR decomposition of the tall orientation, diagonal made positive."""
-    tall = a if a.shape[-2] >= a.shape[-1] else a.mT
-    _, r = torch.linalg.qr(tall)
+    r: Tensor = torch.linalg.qr(tall(a), mode=mode).R
     diagonal = r.diagonal(dim1=-2, dim2=-1)
     sign = torch.where(diagonal < 0, -1.0, 1.0).to(r.dtype).unsqueeze(-1)
     mixing: Tensor = sign * r

@@ -263,11 +263,7 @@ class Handle:
                     f"{name}: {', '.join(gone)} left the model after attach, so it acts on nothing "
                     "there; detach, and attach again for what took the place"
                 )
-        if dropped := self.run.dropped_records:
-            notes.append(
-                f"the oldest {dropped:,} records were dropped; attach(..., records=None) keeps "
-                "all, handle.on_record gives each to a function"
-            )
+        notes += self.run.dropped_note()
         return summarize(
             self.run.model,
             *self.run.living_optimizers,

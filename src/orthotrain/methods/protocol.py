@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orthotrain._checks import described, is_dense
-from orthotrain.errors import ConfigError, StateError
+from orthotrain.errors import ConfigError, OrthotrainWarning, StateError
 from orthotrain.linalg.decompose import widest_dtype
 from orthotrain.methods._optimizer import groups_of, kinds_of
 from orthotrain.methods._round import Round
@@ -305,8 +306,29 @@ class Run:
         if self._keep_records is not None and len(self.records) > self._keep_records:
             del self.records[0]
             self.dropped_records += 1
+            if self.dropped_records == 1 and self._keep_records and not self._sinks:
+                warnings.warn(
+                    f"attach: the handle holds its {self._keep_records:,} latest records, and "
+                    "nothing hears the older ones, which are dropped from now on; write all with "
+                    "orthotrain.diagnostics.JsonlWriter(handle, path), or keep them in memory with "
+                    "attach(..., records=None)",
+                    OrthotrainWarning,
+                    stacklevel=3,
+                )
         for sink in self._sinks:
             sink(entry)
+
+    def dropped_note(self) -> list[str]:
+        """Where the records went that are no longer held, as a line of a summary."""
+        if not self.dropped_records:
+            return []
+        dropped = f"the oldest {self.dropped_records:,} records were dropped"
+        if self._sinks:
+            return [f"{dropped} from memory; each was written to its listeners first"]
+        return [
+            f"{dropped}; attach(..., records=None) keeps all, handle.on_record gives each to a "
+            "function"
+        ]
 
     def on_record(self, callback: Callable[[Record], None]) -> None:
         """Call ``callback`` with every record from now on.

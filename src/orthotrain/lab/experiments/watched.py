@@ -21,7 +21,7 @@ def condition(what: str, key: str, title: str, *, better: bool = True) -> Measur
     """A number of the condition records of ``what`` at the end of training, geometric mean.
 
     A naive condition number that is null is infinite where the matrix had any numbers at all,
-    that is, a rank. A ridge of zero is recorded as a null condition, which is no value.
+    that is, a rank, and was decomposed itself. A ridge of zero is recorded as a null condition, which is no value.
     """
 
     def at_end(seed: SeedRun) -> float:
@@ -38,7 +38,8 @@ def condition_values(variant: Variant, what: str, key: str) -> list[float]:
 
 def _reading(key: str) -> Callable[[Row], float]:
     def value(row: Row) -> float:
-        null = key in _NAIVE and key in row and row[key] is None
+        unknown = row.get("route") == "gram"  # a Gram matrix does not tell naive numbers
+        null = key in _NAIVE and key in row and row[key] is None and not unknown
         return math.inf if null and row.get("rank") is not None else number(row, key)
 
     return value

@@ -50,6 +50,8 @@ def test_null_is_infinite_in_naive_senses_only_and_the_majority_decides():
 def test_null_is_no_number_where_the_matrix_had_none():
     broken = seed_run(0, condition_float32=[None], rank=[None])
     assert math.isnan(FLOAT32.read(broken))
+    untold = seed_run(0, condition_float32=[None], rank=[20], route=["gram"])
+    assert math.isnan(FLOAT32.read(untold))
 
 
 def test_a_weight_is_not_taken_for_a_covariance():
