@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from orthotrain._checks import require_tensor
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._cost import cheapest_form
-from orthotrain.layers._tracing import exporting
+from orthotrain.layers._tracing import exporting, holds_for_sure
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -259,7 +259,7 @@ def _channel_products(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """Sum over batch and positions of ``left_i right_j``, per group: ``(groups, k, k)``."""
     k, positions = left.shape[1] // groups, left.shape[2:].numel()
     left, right = (t.reshape(t.shape[0], groups, k, positions) for t in (left, right))
-    if positions >= k:
+    if holds_for_sure(positions >= k):
         return (left @ right.mT).sum(0)
     return torch.einsum("bgip,bgjp->gij", left, right)  # copies both, but holds no k x k an image
 

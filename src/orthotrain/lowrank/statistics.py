@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,9 +28,18 @@ class Statistics:
         sites: The layers.
         importance: ``"loss"`` or ``"input"``.
         agreement: With the processes that train together.
+        compiled: Tells whether the model, or a part of it, is compiled. Compiled code calls no
+            new hooks, so it runs uncompiled while passes are watched.
     """
 
-    def __init__(self, sites: Sequence[Site], importance: Importance, agreement: Agreement) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        importance: Importance,
+        agreement: Agreement,
+        *,
+        compiled: Callable[[], bool],
+    ) -> None:
         self._sites = sites  # which may be others in the next window
         self._importance = importance
         self._agreement = agreement
@@ -38,7 +47,8 @@ class Statistics:
         self._stack = ExitStack()
         self._steps = 0
         self._dropped = 0
-        self._reset_compiled = False
+        self._compiled = compiled
+        self._uncompiled = False
         self._watching = False
 
     @property
@@ -52,15 +62,15 @@ class Statistics:
             self._sites, gradients=self._importance == "loss", wait=True, few=True
         )
         self._stack.enter_context(self._collector.active())
+        if self._compiled():
+            self._run_uncompiled()
         self._steps = self._dropped = 0
         self._watching = True
 
     def stop(self) -> None:
         """Watch no longer; nothing is left on the model. What was seen stays."""
         self._stack.close()
-        if self._reset_compiled:  # a compiled forward may still call what was removed
-            torch.compiler.reset()
-            self._reset_compiled = False
+        self._uncompiled = False
         self._watching = False
 
     def close(self) -> None:
@@ -86,14 +96,17 @@ class Statistics:
             self._dropped += 1
             collector.drop_pass()
         elif collector.saw_nothing:
-            if not self._reset_compiled:
-                # A model compiled before the hooks were there runs without them.
-                torch.compiler.reset()
-                self._reset_compiled = True
+            self._run_uncompiled()  # whoever compiled it, in a way that was not noticed
         elif gradients > 0 or (self._importance == "input" and inputs > 0):
             collector.end_pass(1.0 / gradients if gradients > 0 else 1.0)
         else:
             collector.drop_pass()
+
+    def _run_uncompiled(self) -> None:
+        """Have torch run compiled code uncompiled until the watch ends; it keeps what it made."""
+        if not self._uncompiled:
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._uncompiled = True
 
     def metric(self, site: Site) -> Metric | None:
         """The metric of a site; None where it saw no data. The same on all processes."""
