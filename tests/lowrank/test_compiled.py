@@ -99,7 +99,7 @@ def trained(model, optimizer, steps, *, first=0, width=32) -> list[float]:
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.05)
+    return torch.optim.SGD(model.parameters(), lr=0.01)
 
 
 def method(**settings) -> AdaptiveLowRank:
@@ -176,7 +176,7 @@ def itself(model):
 def test_a_model_compiled_after_attach_is_noticed(compile_it):
     model = Net()
     optimizer = sgd(model)
-    attach(model, optimizer, method(delay_steps=2, stored_budget=0.7))
+    attach(model, optimizer, method(delay_steps=2, energy=0.7, only_if_cheaper=False))
     trained(compile_it(model), optimizer, 3)
     assert [model.a.rank % 4, model.bb.rank % 4] == [0, 0]  # 32 has eight multiples of 4
 
@@ -204,17 +204,13 @@ def test_rounded_ranks_keep_the_budget(share):
 
 
 def test_a_budget_that_rounded_ranks_would_exceed_is_kept_with_finer_ones():
-    ranks = {}
-    for share in (0.06, 0.08):
-        model = Net(256)
-        optimizer = sgd(model)
-        handle = attach(whole(model), optimizer, method(every_steps="auto", stored_budget=share))
-        trained(model, optimizer, 2, width=256)
-        assert handle.summary().total.stored <= share * sum(
-            p.numel() for p in Net(256).parameters()
-        )
-        ranks[share] = (model.a.rank, model.bb.rank)
-    assert any(rank % 32 for rank in ranks[0.06])
+    model, share = Net(256), 0.12
+    optimizer = sgd(model)
+    numbers = sum(p.numel() for p in model.parameters())
+    handle = attach(whole(model), optimizer, method(every_steps="auto", stored_budget=share))
+    trained(model, optimizer, 2, width=256)
+    assert handle.summary().total.stored <= share * numbers
+    assert {model.a.rank, model.bb.rank} == {16}  # two ranks of 32 would hold 0.21
 
 
 def test_a_model_that_is_not_compiled_is_not_rounded():
@@ -356,10 +352,11 @@ def test_every_factor_has_a_rank_that_may_vary_and_nothing_else():
 
     def sources(module: nn.Module):
         for kind, held in (("parameters", module._parameters), ("buffers", module._buffers)):
-            yield from (f"L['self']._modules['x']._{kind}['{n}']" for n in held)
+            yield from (
+                f"L['self']._modules['x']._{kind}['{n}']" for n, t in held.items() if t is not None
+            )
 
     for layer in layers:
-        ours = [s for s in sources(layer) if not re.search(r"bias|weight|'$", s.split("._")[-1])]
         ours = [s for s in sources(layer) if "bias" not in s]
         assert ours
         assert all(re.match(pattern, s) for s in ours)
