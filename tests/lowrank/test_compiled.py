@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 from dataclasses import dataclass
@@ -159,6 +160,51 @@ def test_an_update_that_watches_passes_compiles_nothing_anew():
     assert not any("no gradient" in note for note in handle.summary().notes)
 
 
+def runs_uncompiled() -> bool:
+    counter = CompileCounter()
+    torch.compile(lambda x: x + 1, backend=counter)(torch.ones(2))
+    return counter.frame_count == 0
+
+
+def watched(steps: int = 3):
+    """A compiled model amid the watch before an update, and its handle."""
+    model = Net()
+    optimizer = sgd(model)
+    compiled = torch.compile(model, backend="eager")
+    handle = attach(compiled, optimizer, AdaptiveLowRank(delay_steps=10))
+    trained(compiled, optimizer, steps)
+    return compiled, optimizer, handle
+
+
+def test_only_a_watch_has_compiled_code_run_uncompiled():
+    one, other = watched(), watched()
+    assert runs_uncompiled()
+    one[2].detach()
+    assert runs_uncompiled()  # the other still watches
+    trained(other[0], other[1], 7, first=3)
+    assert not runs_uncompiled()
+
+
+def test_a_watch_that_nobody_ends_lets_go():
+    compiled, optimizer, handle = watched()
+    del compiled, optimizer, handle
+    gc.collect()
+    assert not runs_uncompiled()
+
+
+def test_evaluation_without_end_is_compiled_and_training_after_it_is_watched():
+    compiled, optimizer, handle = watched()
+    with torch.no_grad():
+        for _ in range(70):
+            compiled(inputs(0))
+    assert not runs_uncompiled()
+    trained(compiled, optimizer, 1, first=3)
+    assert runs_uncompiled()
+    trained(compiled, optimizer, 6, first=4)
+    assert not runs_uncompiled()
+    assert not any("no gradient" in note for note in handle.summary().notes)
+
+
 def whole(model):
     return torch.compile(model, backend="eager")
 
@@ -309,14 +355,14 @@ def test_it_is_told_before_torch_gives_up():
     model = Net()
     optimizer = sgd(model)
     compiled = whole(model)
-    attach(model, optimizer, method(delay_steps=3, energy=0.5))
-    with torch._dynamo.config.patch(recompile_limit=4):
+    attach(model, optimizer, method(energy=0.5, every_steps=2, only_if_cheaper=False))
+    with torch._dynamo.config.patch(recompile_limit=5):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            trained(compiled, optimizer, 2)
-        with torch.no_grad():
-            compiled(inputs(0))
-        with pytest.warns(OrthotrainWarning, match=r"compiled the model 2 times. After 4 versions"):
+            trained(compiled, optimizer, 2)  # dense, low-rank
+            with torch.no_grad():
+                compiled(inputs(0))
+        with pytest.warns(OrthotrainWarning, match=r"compiled the model 3 times. After 5 versions"):
             trained(compiled, optimizer, 1)
 
 

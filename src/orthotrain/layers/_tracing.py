@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from orthotrain.layers._rank_symbols import count_version
+
 
 def exporting() -> bool:
     """Whether ``torch.export``, ``torch.jit.trace`` or ``torch.onnx.export`` records the call.
@@ -17,7 +19,9 @@ def exporting() -> bool:
     be part of what is recorded.
     """
     tracing: bool = torch._C._get_tracing_state() is not None
-    return torch.compiler.is_exporting() or tracing
+    # What ``is_exporting`` returns; torch 2.9 takes that for true in whatever it compiles.
+    exporting: bool = torch.compiler._is_exporting_flag
+    return exporting or tracing
 
 
 def transformed() -> bool:
@@ -36,6 +40,7 @@ def holds_for_sure(condition: Any) -> bool:
     """
     if not torch.compiler.is_compiling():
         return bool(condition)
+    count_version()
     known: bool = torch.fx.experimental.symbolic_shapes.statically_known_true(condition)
     return known
 

@@ -7,18 +7,23 @@ So layers turn together.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import torch
+from torch import nn
+
 from orthotrain.errors import ConfigError, OrthotrainWarning
-from orthotrain.layers._rank_symbols import let_ranks_vary
+from orthotrain.layers._rank_symbols import let_ranks_vary, versions
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.decide import KEEP
 from orthotrain.lowrank.look import require_reachable
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site, other_numbers
+from orthotrain.lowrank.uncompiled import Uncompiled
 from orthotrain.methods import Run
-from orthotrain.methods._compiled import CompiledHook, has_compiled_parts, limit_of_versions
+from orthotrain.methods._compiled import CompiledHook, has_compiled_parts
 
 # Matrix units of GPUs take tiles of 16 or 32; finer steps save nothing there.
 _WIDEST_RUNG: Final = 32
@@ -51,24 +56,27 @@ class Compiled:
     Attributes:
         is_known: Whether the processes agreed, at an update, that the model is compiled.
         waiting: Layers that the last update left dense until others turn with them.
+        uncompiled: Has compiled code run uncompiled while passes are watched.
     """
 
     def __init__(self, settings: LowRankSettings, run: Run, agreement: Agreement) -> None:
         self._settings, self._run, self._agreement = settings, run, agreement
-        self._hook = CompiledHook(run.model)
+        self.uncompiled = Uncompiled()
+        self._hook = _ModelHook(run.model, self.uncompiled)
         self._registered = run.model.register_forward_pre_hook(self._hook)
         self.is_known = False
         self.waiting: list[str] = []
         self._rounds = 0
         self._dense: set[str] = set()
         self._warned = False
+        self._versions_before = versions()
         let_ranks_vary()
 
     def seen(self) -> bool:
         """Whether this process has seen that the model, or a part of it, is compiled."""
         run = self._run
         return (
-            self.is_known or run.compiled or self._hook.versions > 0
+            self.is_known or run.compiled or self._hook.was_compiled
             or has_compiled_parts(run.model)
         )  # fmt: skip
 
@@ -135,12 +143,16 @@ class Compiled:
         self._warn_if_near_the_limit()
 
     def _warn_if_near_the_limit(self) -> None:
-        versions, limit = self._hook.versions, limit_of_versions()
-        if self._warned or versions < limit - _VERSIONS_LEFT:
+        known = self._versions_before.items()
+        counts = [n for frame, n in versions().items() if (frame, n) not in known]
+        if self._warned or not counts:
+            return
+        most, limit = max(counts), int(torch._dynamo.config.recompile_limit)
+        if most < limit - _VERSIONS_LEFT:
             return
         self._warned = True
         warnings.warn(
-            f"AdaptiveLowRank: torch has compiled the model {versions} times. After {limit} "
+            f"AdaptiveLowRank: torch has compiled the model {most} times. After {limit} "
             "versions (torch._dynamo.config.recompile_limit) it goes on uncompiled. A cut needs no "
             "new version; layers that turn low-rank, evaluation and other shapes of inputs do. "
             'Raise the limit, or find the reason with TORCH_LOGS="recompiles"',
@@ -171,3 +183,18 @@ class Compiled:
     def detach(self) -> None:
         """Leave the model without the hook."""
         self._registered.remove()
+
+
+class _ModelHook(CompiledHook):
+    """Tells of passes without gradients, too, which may come when training is over."""
+
+    def __init__(self, model: nn.Module | None = None, told: Uncompiled | None = None) -> None:
+        super().__init__(model)
+        self._told = None if told is None else weakref.ref(told)
+
+    def __call__(self, model: nn.Module, inputs: object) -> None:
+        super().__call__(model, inputs)
+        if torch.compiler.is_compiling() or self._told is None or torch.is_grad_enabled():
+            return
+        if (told := self._told()) is not None:
+            told.evaluated()

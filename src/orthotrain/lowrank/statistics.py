@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
-
-import torch
 
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.collect import Collector
+from orthotrain.lowrank.compiled import Compiled
 from orthotrain.lowrank.metric import Importance, Metric, metric_of
 from orthotrain.lowrank.sites import Site
 
@@ -28,8 +27,7 @@ class Statistics:
         sites: The layers.
         importance: ``"loss"`` or ``"input"``.
         agreement: With the processes that train together.
-        compiled: Tells whether the model, or a part of it, is compiled. Compiled code calls no
-            new hooks, so it runs uncompiled while passes are watched.
+        compiled: Tells whether the model is compiled, which runs uncompiled while it is watched.
     """
 
     def __init__(
@@ -38,7 +36,7 @@ class Statistics:
         importance: Importance,
         agreement: Agreement,
         *,
-        compiled: Callable[[], bool],
+        compiled: Compiled,
     ) -> None:
         self._sites = sites  # which may be others in the next window
         self._importance = importance
@@ -48,7 +46,6 @@ class Statistics:
         self._steps = 0
         self._dropped = 0
         self._compiled = compiled
-        self._uncompiled = False
         self._watching = False
 
     @property
@@ -62,15 +59,15 @@ class Statistics:
             self._sites, gradients=self._importance == "loss", wait=True, few=True
         )
         self._stack.enter_context(self._collector.active())
-        if self._compiled():
-            self._run_uncompiled()
+        if self._compiled.seen():
+            self._compiled.uncompiled.begin()
         self._steps = self._dropped = 0
         self._watching = True
 
     def stop(self) -> None:
         """Watch no longer; nothing is left on the model. What was seen stays."""
         self._stack.close()
-        self._uncompiled = False
+        self._compiled.uncompiled.end()
         self._watching = False
 
     def close(self) -> None:
@@ -89,6 +86,7 @@ class Statistics:
         if collector is None or not self._watching:
             return
         self._steps += 1
+        self._compiled.uncompiled.step_ended()
         if self._agreement.shared:
             collector.sum_pass(self._agreement.summed)
         inputs, gradients = collector.traces_of_pass().tolist()
@@ -96,17 +94,11 @@ class Statistics:
             self._dropped += 1
             collector.drop_pass()
         elif collector.saw_nothing:
-            self._run_uncompiled()  # whoever compiled it, in a way that was not noticed
+            self._compiled.uncompiled.begin()  # however it was compiled without being noticed
         elif gradients > 0 or (self._importance == "input" and inputs > 0):
             collector.end_pass(1.0 / gradients if gradients > 0 else 1.0)
         else:
             collector.drop_pass()
-
-    def _run_uncompiled(self) -> None:
-        """Have torch run compiled code uncompiled until the watch ends; it keeps what it made."""
-        if not self._uncompiled:
-            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._uncompiled = True
 
     def metric(self, site: Site) -> Metric | None:
         """The metric of a site; None where it saw no data. The same on all processes."""

@@ -56,7 +56,7 @@ class LowRankTraining(Bound):
         self._agreement = Agreement(run)
         self._compiled = Compiled(settings, run, self._agreement)
         self._statistics = Statistics(
-            self._sites, settings.importance, self._agreement, compiled=self._compiled.seen
+            self._sites, settings.importance, self._agreement, compiled=self._compiled
         )
         self._unseen: list[str] = []
         inside = sum(site.dense_numbers for site in sites)

@@ -158,25 +158,9 @@ def store_of(group: dist.ProcessGroup) -> dist.Store | None:
     return store
 
 
-_versions: dict[int, dict[int, int]] = {}  # of each mark, by the number of the function
+def compiler_is_on() -> bool:
+    """Whether ``torch.compile`` looks at each function that is called now, and runs this one as is.
 
-
-def count_version(mark: int) -> bool:
-    """Note that torch compiles a function again that holds what the mark stands for.
-
-    torch calls it while it compiles, and puts what it returns into the graph as a constant.
+    A compiled model calls the hooks of the whole model so.
     """
-    compiled = torch._guards.CompileContext.current_compile_id()
-    if compiled is not None and compiled.frame_id is not None:
-        earlier = compiled.frame_compile_id or 0
-        _versions.setdefault(mark, {})[compiled.frame_id] = earlier + 1
-    return True
-
-
-# What ``torch._dynamo.assume_constant_result`` does; importing it takes as long as torch itself.
-count_version._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def versions_of(mark: int) -> int:
-    """In how many versions torch has compiled a function with this mark, the most of any."""
-    return max(_versions.get(mark, {}).values(), default=0)
+    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())  # type: ignore[attr-defined]

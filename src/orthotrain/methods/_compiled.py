@@ -1,17 +1,17 @@
-"""Whether ``torch.compile`` runs a model, and in how many versions."""
+"""Whether ``torch.compile`` runs a model."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 
 import torch
 from torch import nn
 
-from orthotrain.methods._compat import count_version, versions_of
+from orthotrain.methods._compat import compiler_is_on
 from orthotrain.methods.weak_hook import WeakHook
 
 _marks = itertools.count(1)
+_compiled: set[int] = set()
 
 
 def has_compiled_parts(model: nn.Module) -> bool:
@@ -22,14 +22,8 @@ def has_compiled_parts(model: nn.Module) -> bool:
     )
 
 
-def limit_of_versions() -> int:
-    """How many versions of one function torch compiles before it runs that uncompiled."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return sys.maxsize if dynamo is None else int(dynamo.config.recompile_limit)
-
-
 class CompiledHook(WeakHook[nn.Module]):
-    """Before a forward: nothing, but torch goes through it whenever it compiles the model.
+    """Before a forward: notices whether torch compiles the model, or runs what it compiled.
 
     So it is seen wherever the compiler was called: on the model, around it or on a whole step.
     """
@@ -39,10 +33,23 @@ class CompiledHook(WeakHook[nn.Module]):
         self._mark = 0 if model is None else next(_marks)
 
     @property
-    def versions(self) -> int:
-        """How often torch has compiled the function that the model is called in; 0 for never."""
-        return versions_of(self._mark)
+    def was_compiled(self) -> bool:
+        """Whether that was noticed."""
+        return self._mark in _compiled
 
     def __call__(self, model: nn.Module, inputs: object) -> None:
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            count_version(self._mark)
+        if not torch.compiler.is_compiling():
+            if compiler_is_on():  # it calls the hooks of a whole model itself
+                _note(self._mark)
+        elif not torch.compiler._is_exporting_flag:  # ``is_exporting()`` is wrong in torch 2.9
+            _note(self._mark)
+
+
+def _note(mark: int) -> bool:
+    """What torch calls while it compiles; what it returns is a constant of the graph."""
+    _compiled.add(mark)
+    return True
+
+
+# What ``torch._dynamo.assume_constant_result`` does; importing that takes as long as torch itself.
+_note._dynamo_marked_constant = True  # type: ignore[attr-defined]
