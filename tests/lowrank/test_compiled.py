@@ -37,8 +37,10 @@ def fresh():
     listed = torch.compiler.config.dynamic_sources
     torch.compiler.config.dynamic_sources = ""
     torch.compiler.reset()
+    gc.collect()  # ends the watches of models that are gone
     yield
     torch.compiler.reset()
+    gc.collect()
     torch.compiler.config.dynamic_sources = listed
 
 

@@ -163,4 +163,4 @@ def compiler_is_on() -> bool:
 
     A compiled model calls the hooks of the whole model so.
     """
-    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())  # type: ignore[attr-defined]
+    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())
