@@ -87,7 +87,7 @@ class Mixed(Net):
 
 
 def inputs(step: int, width: int = 32) -> Tensor:
-    return torch.randn(6, width, generator=torch.Generator().manual_seed(step))
+    return torch.randn(96, width, generator=torch.Generator().manual_seed(step))
 
 
 def trained(model, optimizer, steps, *, first=0, width=32) -> list[float]:
