@@ -184,16 +184,6 @@ def test_what_is_left_at_the_end_of_the_run_is_done_there():
     assert not any("on its way" in note for note in handle.summary().notes)
 
 
-def test_a_run_whose_code_is_compiled_changes_all_layers_in_one_step():
-    """Each change of shapes would compile it anew."""
-    model = mlp(10, depth=4)
-    optimizer, handle = attached(model, still(model), **SETTINGS, importance="weight")
-    compiled = torch.compile(torch.sin, backend="eager")
-    compiled(torch.zeros(2))
-    train(model, optimizer, range(4))
-    assert [r["step"] for r in events(handle, "switch")] == [3, 3, 3, 3]
-
-
 def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():
     model = mlp(10)
     optimizer, _ = attached(model, still(model), **SETTINGS, importance="weight")

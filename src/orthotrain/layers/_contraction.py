@@ -22,7 +22,7 @@ from orthotrain._checks import require_tensor
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._cost import cheapest_form
 from orthotrain.layers._recomputed import can_be_recomputed, worth_it
-from orthotrain.layers._tracing import exporting, transformed
+from orthotrain.layers._tracing import exporting, holds_for_sure, transformed
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -300,7 +300,7 @@ def _channel_products(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """Sum over batch and positions of ``left_i right_j``, per group: ``(groups, k, k)``."""
     k, positions = left.shape[1] // groups, left.shape[2:].numel()
     left, right = (t.reshape(t.shape[0], groups, k, positions) for t in (left, right))
-    if positions >= k:
+    if holds_for_sure(positions >= k):
         return (left @ right.mT).sum(0)
     return torch.einsum("bgip,bgjp->gij", left, right)  # copies both, but holds no k x k an image
 
@@ -326,7 +326,11 @@ def under_autocast(x: Tensor, *others: Tensor | None) -> Any:
     runs with autocast off, meets one dtype.
     """
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if torch.compiler.is_compiling():  # torch 2.9 breaks a graph where it is asked
+        available = device != "meta"
+    else:
+        available = torch.amp.is_autocast_available(device)
+    if not available or not torch.is_autocast_enabled(device):
         return (x, *others)
     dtype = torch.get_autocast_dtype(device)
 

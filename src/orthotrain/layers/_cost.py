@@ -14,6 +14,7 @@ from typing import Literal
 
 from orthotrain._checks import require_count
 from orthotrain._doors import checked
+from orthotrain.layers._tracing import holds_for_sure
 
 Form = Literal["factored", "materialized"]
 Bases = Literal["frozen", "trained"]
@@ -44,18 +45,20 @@ def materialized_cost(rows: int, m: int, n: int, k: int, *, training: bool = Tru
 
 
 def cheapest_form(rows: int, m: int, n: int, k: int, *, training: bool = True) -> Form:
-    """The contraction with the lower count; ``"factored"`` where they are equal."""
+    """The contraction with the lower count; ``"factored"`` where they are equal.
+
+    Also where a compiled graph is to hold for every rank, which then is a symbol.
+    """
     factored = factored_cost(rows, m, n, k, training=training)
-    if factored <= materialized_cost(rows, m, n, k, training=training):
-        return "factored"
-    return "materialized"
+    built = materialized_cost(rows, m, n, k, training=training)
+    return "materialized" if holds_for_sure(built < factored) else "factored"
 
 
 def cheapest_pair_form(rows: int, m: int, n: int, k: int, *, training: bool = True) -> Form:
     """``cheapest_form`` of a weight ``left @ right`` whose factors are both trained."""
     passes = 3 if training else 1
     built = dense_cost(rows, m, n, training=training) + passes * m * k * n
-    return "factored" if passes * rows * k * (m + n) <= built else "materialized"
+    return "materialized" if holds_for_sure(built < passes * rows * k * (m + n)) else "factored"
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Layers while a tool traces them: free batch sizes for exporters, one node for ``torch.fx``."""
+"""Layers while a tool traces them: sizes left free for it, and one node for ``torch.fx``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from orthotrain.layers._rank_symbols import count_version
+
 
 def exporting() -> bool:
     """Whether ``torch.export``, ``torch.jit.trace`` or ``torch.onnx.export`` records the call.
@@ -17,12 +19,30 @@ def exporting() -> bool:
     be part of what is recorded.
     """
     tracing: bool = torch._C._get_tracing_state() is not None
-    return torch.compiler.is_exporting() or tracing
+    # What ``is_exporting`` returns; torch 2.9 takes that for true in whatever it compiles.
+    exporting: bool = torch.compiler._is_exporting_flag
+    return exporting or tracing
 
 
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``) runs around the call."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def holds_for_sure(condition: Any) -> bool:
+    """Whether a comparison of sizes holds, also for every size that is still to come.
+
+    While a graph is compiled whose ranks are symbols, a question that depends on one is answered
+    with no. Else the answer would be part of the graph, which a cut would then compile anew.
+
+    Args:
+        condition: A bool, or torch's symbol of one.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    count_version()
+    known: bool = torch.fx.experimental.symbolic_shapes.statically_known_true(condition)
+    return known
 
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])

@@ -261,12 +261,12 @@ class _Called(WeakHook[Collector]):
     def __init__(self, owner: Collector | None = None, key: _Key = ("", 0)) -> None:
         super().__init__(owner)
         self._key = key
-        self._take = _untraced()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        if (collector := self.owner) is not None:
+        # No graph holds it: a compiled forward runs uncompiled where it has to be seen.
+        if not torch.compiler.is_compiling() and (collector := self.owner) is not None:
             x = args[0] if args else next(iter(kwargs.values()))
-            self._take(collector, self._key, module, x, output)
+            collector.take(self._key, module, x, output)
 
 
 class _Projected(WeakHook[Collector]):
@@ -281,18 +281,13 @@ class _Projected(WeakHook[Collector]):
         super().__init__(owner)
         self._module = None if module is None else weakref.ref(module)
         self._parts = parts or {}
-        self._take = _untraced()
 
     def __call__(self, part: int, x: Tensor, y: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
         module = None if self._module is None else self._module()
         if (collector := self.owner) is not None and module is not None and part in self._parts:
-            self._take(collector, self._parts[part], module, x, y)
-
-
-def _untraced() -> Callable[..., None]:
-    """``Collector.take``, which a compiled forward calls as it is."""
-    untraced: Callable[..., None] = torch.compiler.disable(Collector.take)  # type: ignore[no-untyped-call]
-    return untraced
+            collector.take(self._parts[part], module, x, y)
 
 
 def _parts(weight: str) -> Sequence[int]:

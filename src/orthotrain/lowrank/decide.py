@@ -111,7 +111,9 @@ def decided_ranks(
     ranks = []
     for rank, floor, candidate in zip(wanted, floors, candidates, strict=True):
         slowest = math.ceil(candidate.ceiling * (1 - limits.max_drop) - _ROUNDING)
-        limited = candidate.rounded(max(rank, slowest, floor))
+        limited, wanted_at_least = candidate.rounded(max(rank, slowest, floor)), max(rank, floor)
+        if limited == candidate.ceiling > candidate.rounded(wanted_at_least):
+            limited = candidate.next_below()  # max_drop alone would stop it between two multiples
         ranks.append(limited if candidate.within_reach else candidate.ceiling)
     return ranks
 

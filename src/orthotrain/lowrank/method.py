@@ -76,8 +76,12 @@ class AdaptiveLowRank(LowRankSettings, Method):
             ``"slice"`` without rotating (frozen bases only), or ``"reset"``.
         spread: Spread an update over steps: one layer is seen per step, then one changes per
             step, so that no step takes much longer than the others. More than one where the next
-            update or the end of the run is near. False makes an update in one step. So does a run
-            in which code was compiled, since every change of a shape compiles it anew.
+            update or the end of the run is near. False makes an update in one step. So does a
+            compiled model while layers of it are dense: they turn together.
+        rank_multiple: Ranks are rounded up to a multiple of this; a budget counts the rounded
+            ones, so it is kept. ``"auto"`` is 32 where ``torch.compile`` runs the model, less in
+            layers of a full rank below 256 or where a budget needs it, and 1 elsewhere; 16 at
+            least for convolutions.
         factor_step: Factor on the steps of pairs; decoupled weight decay stays.
         core_step: Factor on the steps of cores. ``"auto"`` is ``sqrt(m n) / k`` for the
             optimizers of torch that normalize their steps entry by entry (Adam and its kin), whose
@@ -89,9 +93,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
         ConfigError: A setting outside its range, no rank rule, or two of them.
 
     Note:
-        Compiled code does not call new hooks. Where a watched step shows nothing, all that
-        ``torch.compile`` made in this process is compiled again at its next call, and once more
-        when the watch ends.
+        Of a model that ``torch.compile`` runs, one version serves all ranks. While the passes
+        before an update are watched, code that was compiled in this process runs uncompiled.
 
     Source:
         Coquelin et al., arXiv:2401.08505. The metric: Martens and Grosse, arXiv:1503.05671. Ours:

@@ -66,6 +66,10 @@ class Candidate:
         """A rank rounded up to what the hardware likes, but not above the ceiling."""
         return min(math.ceil(rank / self.multiple) * self.multiple, self.ceiling)
 
+    def next_below(self) -> int:
+        """The largest multiple below the ceiling."""
+        return (self.ceiling - 1) // self.multiple * self.multiple
+
 
 class RankRule(ABC):
     """Base of every rank rule: subclasses are frozen dataclasses that hold settings only.

@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Final, Literal
 
-from orthotrain._checks import require_number, require_share, require_steps
+from orthotrain._checks import require_count, require_number, require_share, require_steps
 from orthotrain.errors import ConfigError
 from orthotrain.layers import Bases
 from orthotrain.lowrank.no_form import Kind
@@ -55,6 +55,7 @@ class LowRankSettings:
     only_if_cheaper: bool = True
     optimizer_state: StateMode = "rotate"
     spread: bool = True
+    rank_multiple: int | Literal["auto"] = "auto"
     factor_step: float = 1.0
     core_step: float | Literal["auto"] = "auto"
     shared_attention_basis: bool = False
@@ -83,6 +84,8 @@ class LowRankSettings:
             kept = tuple(sorted(patterns) if isinstance(patterns, Set) else patterns)
             object.__setattr__(self, name, kept)
         require_aspect("AdaptiveLowRank", self.max_aspect)
+        if self.rank_multiple != "auto":
+            require_count("AdaptiveLowRank", "rank_multiple", self.rank_multiple)
         for name in ("factor_step", "core_step"):
             if getattr(self, name) != "auto":
                 require_number("AdaptiveLowRank", name, getattr(self, name), above=0)

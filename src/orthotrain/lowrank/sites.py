@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
@@ -41,13 +42,20 @@ class Site:
             a module has several.
         owners: Every ``(module, weight name)`` that holds this very Parameter: tied weights.
         layout: How the weight is read as matrices.
-        multiple: Ranks are rounded up to a multiple of this.
+        own_multiple: Ranks are rounded up to a multiple of this, for the kind of its layer.
+        rung: Ranks are rounded up to a multiple of this, for the run.
     """
 
     name: str
     layout: WeightLayout
-    multiple: int
+    own_multiple: int
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
+    rung: int = 1
+
+    @property
+    def multiple(self) -> int:
+        """Ranks are rounded up to a multiple of this."""
+        return math.lcm(self.own_multiple, self.rung)
 
     @property
     def parameter(self) -> nn.Parameter:

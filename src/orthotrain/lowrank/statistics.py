@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
 from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.collect import Collector
+from orthotrain.lowrank.compiled import Compiled
 from orthotrain.lowrank.metric import Metric, metric_of
 from orthotrain.lowrank.settings import Importance
 from orthotrain.lowrank.sites import Site
@@ -29,9 +28,17 @@ class Statistics:
         sites: The layers.
         importance: ``"loss"`` or ``"input"``.
         agreement: With the processes that train together.
+        compiled: Tells whether the model is compiled, which runs uncompiled while it is watched.
     """
 
-    def __init__(self, sites: Sequence[Site], importance: Importance, agreement: Agreement) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        importance: Importance,
+        agreement: Agreement,
+        *,
+        compiled: Compiled,
+    ) -> None:
         self._sites = sites  # which may be others in the next window
         self._importance = importance
         self._agreement = agreement
@@ -39,7 +46,7 @@ class Statistics:
         self._stack = ExitStack()
         self._steps = 0
         self._dropped = 0
-        self._reset_compiled = False
+        self._compiled = compiled
         self._watching = False
 
     @property
@@ -53,15 +60,15 @@ class Statistics:
             self._sites, gradients=self._importance == "loss", wait=True, few=True
         )
         self._stack.enter_context(self._collector.active())
+        if self._compiled.seen():
+            self._compiled.uncompiled.begin()
         self._steps = self._dropped = 0
         self._watching = True
 
     def stop(self) -> None:
         """Watch no longer; nothing is left on the model. What was seen stays."""
         self._stack.close()
-        if self._reset_compiled:  # a compiled forward may still call what was removed
-            torch.compiler.reset()
-            self._reset_compiled = False
+        self._compiled.uncompiled.end()
         self._watching = False
 
     def close(self) -> None:
@@ -80,6 +87,7 @@ class Statistics:
         if collector is None or not self._watching:
             return
         self._steps += 1
+        self._compiled.uncompiled.step_ended()
         if self._agreement.shared:
             collector.sum_pass(self._agreement.summed)
         inputs, gradients = collector.traces_of_pass().tolist()
@@ -87,10 +95,7 @@ class Statistics:
             self._dropped += 1
             collector.drop_pass()
         elif collector.saw_nothing:
-            if not self._reset_compiled:
-                # A model compiled before the hooks were there runs without them.
-                torch.compiler.reset()
-                self._reset_compiled = True
+            self._compiled.uncompiled.begin()  # however it was compiled without being noticed
         elif gradients > 0 or (self._importance == "input" and inputs > 0):
             collector.end_pass(1.0 / gradients if gradients > 0 else 1.0)
         else:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import OrthotrainWarning, StateError
 from orthotrain.lowrank.agree import Agreement
+from orthotrain.lowrank.compiled import Compiled
 from orthotrain.lowrank.cut import stored_in
 from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, share_tied_factors_
 from orthotrain.lowrank.gradient_hooks import release_hooks
@@ -27,7 +28,6 @@ from orthotrain.lowrank.step_scale import StepScale
 from orthotrain.lowrank.tell import notes_on, plan_of, row_of
 from orthotrain.lowrank.update import Update
 from orthotrain.methods import Bound, Row, Run
-from orthotrain.methods._compat import compilations
 from orthotrain.methods._state_check import STATE_IS_MISSING
 from orthotrain.methods.optimizer_state import check_shapes
 
@@ -54,7 +54,10 @@ class LowRankTraining(Bound):
         self._updates = 0
         self._copies: list[FollowingCopy] = []
         self._agreement = Agreement(run)
-        self._statistics = Statistics(self._sites, settings.importance, self._agreement)
+        self._compiled = Compiled(settings, run, self._agreement)
+        self._statistics = Statistics(
+            self._sites, settings.importance, self._agreement, compiled=self._compiled
+        )
         self._unseen: list[str] = []
         inside = sum(site.dense_numbers for site in sites)
         outside = other_numbers(run.model, sites)
@@ -75,8 +78,6 @@ class LowRankTraining(Bound):
         self._low_rank_before = {site.name for site in sites if site.factored}
         self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
-        self._in_one_step = not settings.spread
-        self._compilations, self._compiled = compilations(), False
         if schedule.first == 0:
             self._begin()
             self._go_on()
@@ -140,8 +141,14 @@ class LowRankTraining(Bound):
         if self._schedule.due(self._run.step):
             self._begin()
         if self._pending is not None:
-            self._go_on(at_once=self._in_one_step or self._run.step == self._run.total_steps)
+            self._go_on(at_once=self._is_whole())
         self._watch()
+
+    def _is_whole(self) -> bool:
+        """Whether the rest of an update is done in this step."""
+        if not self._settings.spread or self._run.step == self._run.total_steps:
+            return True
+        return self._compiled.at_once(self._sites)
 
     def _watch(self) -> None:
         """Watch the passes of the next step where an update is near."""
@@ -210,23 +217,15 @@ class LowRankTraining(Bound):
             return
         self._statistics.require_data()
         self._statistics.stop()
+        self._compiled.update_begins(self._sites)
         self._updates += 1
         self._pending = self._new_update()
-        self._in_one_step = not self._settings.spread or self._is_compiled_on_first()
-
-    def _is_compiled_on_first(self) -> bool:
-        return bool(self._agreement.ranks(lambda: [int(self._is_compiled())], count=1)[0])
-
-    def _is_compiled(self) -> bool:
-        """Whether code was compiled in this run: each step that changes shapes compiles it anew."""
-        self._compiled = self._compiled or compilations() > self._compilations
-        return self._compiled
 
     def _new_update(self) -> Update:
         return Update(
             self._sites, self._layers, self._settings, self._run, agreement=self._agreement,
             statistics=self._statistics, copies=self._copies, record=self._record,
-            number=self._updates, settling=self._schedule.settling,
+            number=self._updates, settling=self._schedule.settling, compiled=self._compiled,
         )  # fmt: skip
 
     def _go_on(self, *, at_once: bool = True) -> None:
@@ -252,6 +251,7 @@ class LowRankTraining(Bound):
             self._shapes = self._present_shapes()
         if update.done:
             self._pending = None
+            self._compiled.update_ended(self._sites)
             self._unseen = update.unseen
             self._statistics.close()
             if update.cut_layers:
@@ -295,7 +295,7 @@ class LowRankTraining(Bound):
         return notes_on(
             present.kept, [*present.refusals, *new], self._layers, schedule=self._schedule,
             updates=self._updates, losses_seen=self._guard.has_seen_losses, unseen=self._unseen,
-        )  # fmt: skip
+        ) + self._compiled.notes()  # fmt: skip
 
     def plan(self) -> list[str]:
         """When layers switch and when every layer is reached."""
@@ -311,7 +311,7 @@ class LowRankTraining(Bound):
         """Counters, histories, losses and statistics; structure is in the model's own."""
         return {
             "updates": self._updates,
-            "compiled": self._is_compiled(),
+            "compiled": self._compiled.state_dict(),
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "guard": self._guard.state_dict(),
             "unseen": list(self._unseen),
@@ -337,8 +337,8 @@ class LowRankTraining(Bound):
         self._has_state, self._state_is_missing = True, False
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in theirs}
         self._updates = int(state["updates"])
-        self._compiled = bool(state.get("compiled", False))
         self._guard.load_state_dict(state["guard"])
+        self._compiled.load_state_dict(state.get("compiled", {}), self._sites)
         self._unseen = list(state.get("unseen", []))  # older states have neither
         self._statistics.load_state_dict(state.get("statistics", {}))
         self._pending = None
@@ -357,6 +357,7 @@ class LowRankTraining(Bound):
     def detach(self) -> None:
         """Stop following checkpoints and watching passes; layers stay as they are."""
         self._statistics.close()
+        self._compiled.detach()
         for hook in (*self._model_hooks, *self._copy_hooks):
             hook.remove()
         release_hooks(self._run.model.parameters())

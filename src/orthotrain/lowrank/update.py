@@ -10,6 +10,7 @@ import torch
 
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.change import Change, change_site_
+from orthotrain.lowrank.compiled import Compiled
 from orthotrain.lowrank.decide import KEEP, decide, reached
 from orthotrain.lowrank.following import FollowingCopy
 from orthotrain.lowrank.history import LayerHistory
@@ -46,6 +47,7 @@ class Update:
         record: Takes an event and its fields.
         number: Which update it is, from one.
         settling: Whether each layer switches by itself.
+        compiled: Says which layers switch in company, where torch compiles the model.
 
     Attributes:
         waits: Positions of the layers that wait.
@@ -64,10 +66,11 @@ class Update:
         record: Record,
         number: int,
         settling: bool,
+        compiled: Compiled,
     ) -> None:
         self._sites, self._layers, self._settings, self._run = sites, layers, settings, run
         self._agreement, self._copies, self._record = agreement, copies, record
-        self._number, self._settling = number, settling
+        self._number, self._settling, self._compiled = number, settling, compiled
         self._view = View(statistics.metric)
         self._reach: set[int] | None = None
         self._failure: Exception | None = None
@@ -205,6 +208,7 @@ class Update:
             self._sites, self._layers, self._settings, self._view.weighed(self._settings),
             other_numbers=others, settling=self._settling,
         )  # fmt: skip
+        decisions = self._compiled.together(self._sites, decisions)
         for site, rank in zip(self._sites, decisions, strict=True):
             if rank != KEEP:
                 require_finite(site)  # all of them before the first is changed

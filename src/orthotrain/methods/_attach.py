@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from orthotrain._checks import require_count, require_steps
 from orthotrain._sharded import require_own_steps
 from orthotrain.errors import ConfigError
+from orthotrain.methods._compiled import has_compiled_parts
 from orthotrain.methods._facts import facts_of
 from orthotrain.methods._hooks import refuse_data_parallel
 from orthotrain.methods._optimizer import groups_of, kinds_of, rates_of, require_model
@@ -114,6 +115,7 @@ def attach(
             inner, optimizers, wrapper=_ddp_inside(model), total_steps=total_steps,
             keep_records=records, processes=processes,
         )  # fmt: skip
+        run.compiled = has_compiled_parts(model)
         handle = Handle(run, methods, outer=model, auto=auto)
     _handles.add(handle)
     for line in handle.plan.splitlines():

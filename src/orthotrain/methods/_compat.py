@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +22,6 @@ def active_ddp_module() -> DistributedDataParallel | None:
     """
     found = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
     return found if isinstance(found, DistributedDataParallel) else None
-
-
-def compilations() -> int:
-    """How many frames ``torch.compile`` has looked at in this process."""
-    compiler = sys.modules.get("torch._dynamo.utils")  # not imported where nothing was compiled
-    return 0 if compiler is None else int(compiler.counters["frames"]["total"])
 
 
 def is_replica(module: nn.Module) -> bool:
@@ -163,3 +156,11 @@ def store_of(group: dist.ProcessGroup) -> dist.Store | None:
         return None
     store: dist.Store | None = entry[1]
     return store
+
+
+def compiler_is_on() -> bool:
+    """Whether ``torch.compile`` looks at each function that is called now, and runs this one as is.
+
+    A compiled model calls the hooks of the whole model so.
+    """
+    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())

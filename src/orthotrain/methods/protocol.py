@@ -146,6 +146,7 @@ class Run:
 
     Attributes:
         model: The inner module, without wrappers.
+        compiled: Whether it, or a part of it, was given to ``torch.compile`` before ``attach``.
         step: Optimizer steps finished since the start of training, also across a resume. With
             several optimizers, how often all of them have stepped.
         total_steps: Planned number of steps, or ``None`` if it is not known.
@@ -168,6 +169,7 @@ class Run:
         processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.compiled = False
         self.processes = processes or Processes(None)
         self.step = 0
         self.total_steps = total_steps

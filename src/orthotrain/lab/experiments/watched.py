@@ -21,7 +21,8 @@ def condition(what: str, key: str, title: str, *, better: bool = True) -> Measur
     """A number of the condition records of ``what`` at the end of training, geometric mean.
 
     A naive condition number that is null is infinite where the matrix had any numbers at all,
-    that is, a rank, and was decomposed itself. A ridge of zero is recorded as a null condition, which is no value.
+    that is, a rank, and was decomposed itself. A ridge of zero is recorded as a null condition,
+    which is no value.
     """
 
     def at_end(seed: SeedRun) -> float:
