@@ -264,7 +264,8 @@ def test_a_budget_that_rounded_ranks_would_exceed_is_kept_with_finer_ones():
 def test_a_model_that_is_not_compiled_is_not_rounded():
     model = Net(256)
     optimizer = sgd(model)
-    attach(model, optimizer, method(every_steps="auto", energy=0.5, only_if_cheaper=False))
+    once = method(every_steps="auto", energy=0.5, only_if_cheaper=False, spread=False)
+    attach(model, optimizer, once)
     trained(model, optimizer, 2, width=256)
     assert any(layer.rank % 32 for layer in (model.a, model.bb))
 
@@ -344,7 +345,7 @@ def test_layers_of_a_compiled_model_turn_together(compiled):
 def test_layers_of_a_compiled_model_turn_in_one_step_though_updates_are_spread():
     model = Net()
     optimizer = sgd(model)
-    spread = method(delay_steps=4, every_steps=20, energy=0.5, spread=True, only_if_cheaper=False)
+    spread = method(delay_steps=4, every_steps=20, energy=0.5, only_if_cheaper=False, max_drop=0.2)
     handle = attach(whole(model), optimizer, spread)
     steps = []
     handle.on_record(lambda r: steps.append((r["event"], r["step"])) if "event" in r else None)
