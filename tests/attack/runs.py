@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 
+from lab.experiments.forecasting import tiny as forecasting
 from lab.experiments.language import tiny as language
 from lab.experiments.latent import tiny as latent
 from lab.experiments.spectral.test_config import POOLING, WHITENING
@@ -11,6 +12,7 @@ from lab.run import toy
 from lab.run.tiny import assert_same_training, tiny_data, without_times
 from orthotrain.disentangle import Evaluation
 from orthotrain.lab.experiments.catalog import find_recipe
+from orthotrain.lab.experiments.forecasting.config import forecast_variants
 from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.experiments.latent import images
@@ -97,12 +99,15 @@ _GPT = "orthotrain.lab.experiments.language.build:build"
 _LINEAR = "orthotrain.lab.experiments.latent.linear:build"
 _IMAGES = "orthotrain.lab.experiments.latent.images:build"
 _SPECTRAL = "orthotrain.lab.experiments.spectral.build:build"
+_AUTOFORMER = "orthotrain.lab.experiments.forecasting.build:build"
+_SERIES = "lab.experiments.forecasting.tiny:build_tiny"
 _TEXT = "lab.experiments.language.tiny:build_tiny"
 _HERE = "attack.runs:build_spectral"
 FAMILIES = {
     "toy": Family("lab.run.toy:build", toy.TOY.at("smoke"), toy.variants),
     "lowrank": Family("lab.run.tiny:build_tiny", lowrank.CONFIG, lowrank_variants, _LOWRANK),
     "language": Family(_TEXT, _LANGUAGE, language_variants, _GPT),
+    "forecasting": Family(_SERIES, forecasting.CONFIG, forecast_variants, _AUTOFORMER),
     "latent": Family(_LINEAR, latent.LINEAR, find_recipe("latent-linear").variants, _LINEAR),
     "images": Family("attack.runs:build_latent_images", latent.EIGEN, latent_variants, _IMAGES),
     "whitening": Family(_HERE, WHITENING, spectral_variants, _SPECTRAL),

@@ -340,6 +340,10 @@ def _valid() -> dict[str, Callable[[], dict[str, Any]]]:
                 factors=FactorBudget(samples=50, train_votes=8, evaluation_votes=8),
             ),
         },
+        "Autoformer": lambda: {
+            "series": 2, "calendar": 5, "read": 8, "known": 4, "ahead": 4, "width": 8, "heads": 2,
+            "window": 3,
+        },
         "GPT": lambda: {"vocabulary": 16, "context": 8, "width": 8, "depth": 1, "heads": 2},
         "EigenDiscriminator": lambda: {"size": 16, "base_channels": 2},
         "EigenGenerator": lambda: {
@@ -416,6 +420,7 @@ FORWARDS: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "GlobalCovariancePool.forward": ("GlobalCovariancePool", lambda: (_randn(2, 3, 4, 4),)),
     "OrthogonalConv2d.forward": ("OrthogonalConv2d", lambda: (_randn(2, 3, 6, 6),)),
     "EigenSubspace.forward": ("EigenSubspace", lambda: (_randn(3, 2),)),
+    "Autoformer.forward": ("Autoformer", lambda: (_randn(1, 8, 2), _randn(1, 12, 5))),
     "GPT.forward": ("GPT", lambda: (_randn(1, 8).abs().long(),)),
     "MiniViT.forward": ("MiniViT", lambda: (_randn(2, 3, 8, 8),)),
     "ResNet.forward": ("ResNet", lambda: (_randn(2, 3, 16, 16),)),

@@ -30,7 +30,7 @@ from orthotrain.layers._factors import (
     weight_parameter,
 )
 from orthotrain.layers._parameters import resize_parameter_
-from orthotrain.lowrank.surgery import _two_layers
+from orthotrain.lowrank.two_layers import _two_layers
 from reference.matrices import generator
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -823,7 +823,7 @@ def frozen(rows: list[Layer]) -> list[Layer]:
 def test_trained_bases_keep_what_two_plain_layers_keep(row, factored):
     layer = row.low_rank(row.dense(), row.rank)
     x = row.x()
-    pair = _two_layers(layer)
+    pair = _two_layers(layer, layer.rank)
     known = [*layer.parameters(), *pair.parameters(), *x]
     kept = kept_for_backward(lambda: output(layer, x), known)
     wanted = kept_for_backward(lambda: output(pair, x), known)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from orthotrain.errors import RankError
 from orthotrain.layers._cost import Bases
 from orthotrain.layers._factor_names import factor_names, pair_name
+from orthotrain.layers._forms import form_of
 from orthotrain.layers._parameters import rename_, resize_parameter_
 from orthotrain.linalg import thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
@@ -290,25 +291,9 @@ def low_rank_class_of(module: nn.Module) -> type[LowRankModule] | None:
     """
     if isinstance(module, LowRankModule):
         return type(module)
-    cls = type(module)
-    return _LOW_RANK_CLASSES.get(f"{cls.__module__}.{cls.__qualname__}")
+    return form_of(type(module))
 
 
-def register_low_rank(*dense_classes: str) -> Any:
-    """Class decorator: the low-rank form of these dense classes, by qualified name.
-
-    By name, so that a class of another library needs no import.
-    """
-
-    def register(low_rank_class: type[LowRankModule]) -> type[LowRankModule]:
-        for name in dense_classes:
-            _LOW_RANK_CLASSES[name] = low_rank_class
-        return low_rank_class
-
-    return register
-
-
-_LOW_RANK_CLASSES: dict[str, type[LowRankModule]] = {}
 _TRY: Final = (
     "load it into the model it was saved from, or compress the file again and leave this layer "
     "out (--skip, skip=)"

@@ -14,7 +14,8 @@ from orthotrain._doors import checked
 from orthotrain.layers._built import become_
 from orthotrain.layers._contraction import low_rank_linear
 from orthotrain.layers._cost import Bases
-from orthotrain.layers._factors import holds_pair, register_low_rank
+from orthotrain.layers._factors import holds_pair
+from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._inference import plain_linear
 from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied

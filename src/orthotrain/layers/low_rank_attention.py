@@ -21,8 +21,8 @@ from orthotrain.layers._factors import (
     LowRankModule,
     holds_pair,
     is_factored,
-    register_low_rank,
 )
+from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._inference import Kept, plain_factors
 from orthotrain.layers._pair_contraction import pair_linear
 from orthotrain.layers._readable import readable

@@ -15,7 +15,8 @@ from orthotrain.errors import ShapeError
 from orthotrain.layers._built import become_
 from orthotrain.layers._contraction import ConvGeometry, low_rank_conv
 from orthotrain.layers._cost import Bases
-from orthotrain.layers._factors import holds_pair, register_low_rank
+from orthotrain.layers._factors import holds_pair
+from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._inference import plain_conv
 from orthotrain.layers._pair_contraction import pair_conv
 from orthotrain.layers._recomputed import keep_less_before

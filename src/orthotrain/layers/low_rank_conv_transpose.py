@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from orthotrain._doors import checked
 from orthotrain.layers._built import become_
-from orthotrain.layers._factors import holds_pair, register_low_rank
+from orthotrain.layers._factors import holds_pair
+from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._single_weight import SingleWeight
 from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout

@@ -18,9 +18,9 @@ from orthotrain.layers._built import become_
 from orthotrain.layers._factors import (
     LowRankModule,
     is_factored,
-    register_low_rank,
     weight_parameter,
 )
+from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._tracing import leaf
 from orthotrain.linalg._inputs import without_autocast
 from orthotrain.linalg.matrices import WeightLayout

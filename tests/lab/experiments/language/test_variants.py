@@ -120,7 +120,7 @@ def test_one_cut_at_half_or_after_the_first_steps_or_as_published_again_and_agai
 
 
 def test_the_bare_method_is_what_cuts_at_half():
-    assert low_rank_method(Cut(0.5), total_steps=600) == AdaptiveLowRank()
+    assert low_rank_method(Cut(0.5), total_steps=600) == AdaptiveLowRank(spread=False)
 
 
 def test_frozen_bases_come_with_both_repairs_or_with_none():

@@ -61,7 +61,7 @@ def test_what_learns_or_starts_from_another_training_needs_that_of_its_seed():
 
 
 def test_the_cut_at_half_is_the_bare_method():
-    assert method_of(variant_of("half-50"), total_steps=600) == AdaptiveLowRank()
+    assert method_of(variant_of("half-50"), total_steps=600) == AdaptiveLowRank(spread=False)
 
 
 def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_branch_follows_its_length(dense):
