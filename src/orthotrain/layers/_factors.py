@@ -291,7 +291,9 @@ def low_rank_class_of(module: nn.Module) -> type[LowRankModule] | None:
     """
     if isinstance(module, LowRankModule):
         return type(module)
-    return form_of(type(module))
+    form = form_of(type(module))
+    assert form is None or issubclass(form, LowRankModule)
+    return form
 
 
 _TRY: Final = (

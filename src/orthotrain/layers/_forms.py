@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
-if TYPE_CHECKING:  # the classes themselves need this module
-    from orthotrain.layers._factors import LowRankModule
-
-Form = TypeVar("Form", bound="type[LowRankModule]")
+Form = TypeVar("Form", bound=type[nn.Module])
 
 # What registers a form. The package loads each of its modules on first use alone.
 _MODULES = (
     *("low_rank", "low_rank_attention", "low_rank_conv", "low_rank_conv_transpose"),
     *("low_rank_embedding", "low_rank_recurrent"),
 )
-_FORMS: dict[str, type[LowRankModule]] = {}
+_FORMS: dict[str, type[nn.Module]] = {}
 
 
 def register_low_rank(*dense_classes: str) -> Callable[[Form], Form]:
@@ -35,7 +32,7 @@ def register_low_rank(*dense_classes: str) -> Callable[[Form], Form]:
     return register
 
 
-def form_of(dense: type[nn.Module]) -> type[LowRankModule] | None:
+def form_of(dense: type[nn.Module]) -> type[nn.Module] | None:
     """The low-rank class for a dense one; None where there is none."""
     _load()
     return _FORMS.get(f"{dense.__module__}.{dense.__qualname__}")
