@@ -10,8 +10,8 @@ import numpy as np
 from orthotrain.lab.experiments.branches.columns import compute
 from orthotrain.lab.experiments.branches.goal import Goal
 from orthotrain.lab.experiments.branches.kinds import finished
-from orthotrain.lab.experiments.forecasting.config import HALF, REGULARISED, STRENGTHS
 from orthotrain.lab.experiments.forecasting.published import PUBLISHED
+from orthotrain.lab.experiments.forecasting.variants import HALF, REGULARISED, STRENGTHS
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.default import pairs_with_baseline
