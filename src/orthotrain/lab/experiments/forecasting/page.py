@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -26,7 +29,7 @@ from orthotrain.lab.report.measures import (
 )
 from orthotrain.lab.report.page import Card, Page
 from orthotrain.lab.report.ranks import ranks_table
-from orthotrain.lab.report.rows import field
+from orthotrain.lab.report.rows import field, number
 from orthotrain.lab.report.scatter import Group, Over, Scatter
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.tables import BySeed, ByVariant, Cell, Compared, Own, Table
@@ -34,27 +37,41 @@ from orthotrain.lab.report.tables import BySeed, ByVariant, Cell, Compared, Own,
 _UNIT: Final = "deviations²"
 
 
-def _squares(part: str) -> Measure:
-    title = f"{part.capitalize()} error (MSE)"
-    return result(f"{part}_mse", title, unit=_UNIT, digits=4, better="less")
+def _error(part: str, *, kind: str, unit: str = "") -> Measure:
+    title = f"{part.capitalize()} error ({kind.upper()})"
+    return result(f"{part}_{kind}", title, unit=unit, digits=4, better="less")
 
 
-_MSE: Final = Goal("mse", _squares, word="MSE", digits=4, name="error")
+_MSE: Final = Goal(
+    "mse", partial(_error, kind="mse", unit=_UNIT), word="MSE", digits=4, name="error"
+)
+_MAE: Final = Goal("mae", partial(_error, kind="mae"), word="MAE", digits=4, name="error")
 
 
-def _absolute(run: Run) -> Measure:
-    part = "test" if _MSE.measure(run).key.startswith("test") else "validation"
-    return result(f"{part}_mae", f"{part.capitalize()} error (MAE)", digits=4, better="less")
+def _ahead(run: Run) -> str:
+    """How far the run forecasts, in words; nothing before its first training has ended."""
+    for variant in run.variants:
+        for seed in variant.finished:
+            if math.isfinite(steps := number(seed.result or {}, "ahead")):
+                return f", {steps:.0f} steps ahead"
+    return ""
+
+
+def _mse(run: Run) -> Measure:
+    measure = _MSE.measure(run)
+    return replace(measure, title=f"{measure.title}{_ahead(run)}")
 
 
 def _results(run: Run) -> list[Measure]:
     trained, stored, _ = sizes(run)
-    return [_MSE.measure(run), _absolute(run), trained, stored, compute(run)]
+    return [_mse(run), _MAE.measure(run), trained, stored, compute(run)]
 
 
 def _costs(run: Run) -> list[Measure]:
     return [
         result("best_step", "Step of the best model", digits=0),
+        result("best_of_looks", "Best of so many looks", digits=0),
+        result("last_validation_mse", "Validation error of the last model (MSE)", digits=4),
         step_time("step_ms_dense_phase", "Time per step before the cut"),
         step_time("step_ms_final", "Time per step at the end"),
         SECONDS,
@@ -74,21 +91,20 @@ def _published_ones(run: Run) -> list[Variant]:
 
 
 def _claims(run: Run) -> list[Claim]:
-    base, ours, decides = run.baseline, _published_ones(run), (_MSE.measure(run),)
+    base, ours, decides, length = run.baseline, _published_ones(run), (_mse(run),), _ahead(run)
     regularised = next(iter(_named(run, REGULARISED)), None)
     narrow = next(iter(_named(run, f"narrow-{HALF}")), None)
     cut = _named(run, f"half-{HALF}")
     asked = [
-        ("Has OIALR a lower error than the dense forecaster?", ours, base),
-        ("Has it still, where the dense forecaster is regularised?", ours, regularised),
-        ("Has the regularised dense forecaster a lower error than the plain one?",
+        ("Has OIALR a lower error than the dense forecaster", ours, base),
+        ("Has OIALR a lower error than the regularised dense forecaster", ours, regularised),
+        ("Has the regularised dense forecaster a lower error than the plain one",
          _named(run, REGULARISED), base),
-        ("Have trained factors a lower error than a narrow forecaster of their size?",
-         cut, narrow),
-        ("Have they a lower error than the dense forecaster?", cut, base),
+        ("Have trained factors a lower error than a narrow forecaster of their size", cut, narrow),
+        ("Have trained factors a lower error than the dense forecaster", cut, base),
     ]  # fmt: skip
     return [
-        Claim(question, each(mine, other), decides)
+        Claim(f"{question}{length}?", each(mine, other), decides)
         for question, mine, other in asked
         if mine and other is not None
     ]
@@ -130,7 +146,7 @@ _LEAD: Final = Scatter(
     "errors", "Error against trained and stored size",
     "Further down and further left is better. Errors are those of the model with the lowest "
     "validation error of its training, in squared deviations of the training part.",
-    _MSE.measure,
+    _mse,
     lambda run: [Over(one) for one in (*sizes(run)[:2], compute(run))],
     _groups,
     missing="No finished seed has an error and a size.",
@@ -169,13 +185,25 @@ def _published_table(run: Run) -> Table:
 
 
 def _cards(run: Run) -> Sequence[Card]:
-    note = "Of ETTm2, by the authors. This run is another size and another schedule."
+    note = (
+        "Of ETTm2, by the authors. This run has another schedule, and another size where its scale "
+        "is not full."
+    )
     return [Card("Published numbers", (Own(_published_table),), note)]
 
 
 _SEED_NUMBERS: Final = raw(
-    *("test_mse", "test_mae", "validation_mse", "validation_mae", "best_step", "stored"),
-    *("dense", "trainable", "compute", "switch_step", "steps", "seconds"),
+    *("test_mse", "test_mae", "validation_mse", "validation_mae", "best_step", "best_of_looks"),
+    *(
+        "last_validation_mse",
+        "stored",
+        "dense",
+        "trainable",
+        "compute",
+        "switch_step",
+        "steps",
+        "seconds",
+    ),
 )
 
 PAGE: Final = Page(

@@ -82,6 +82,7 @@ class ForecastTrainer(WindowTrainer):
             "validation_mae": validation[1],
             "test_mse": test[0],
             "test_mae": test[1],
+            "ahead": self.config.model.ahead,
             "best_step": self.best.step,
             "best_of_looks": self.best.looks,
             "last_validation_mse": self._errors(self.model, self.data.validation)[0],

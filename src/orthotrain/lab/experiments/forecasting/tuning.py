@@ -1,4 +1,8 @@
-"""The search for settings of forecasters: as many trials for each network as for any other."""
+"""The search for settings of forecasters: as many trials for each network as for any other.
+
+The regularised dense network is searched at the best rate of the dense one, so it has the benefit
+of those trials besides its own.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +41,12 @@ class ForecastGrid:
 
     Attributes:
         rates: Peak learning rates of the dense, the narrow and the low-rank networks.
-        regularised_rate: That of the regularised dense network.
-        weight_decays: Its weight decays.
+        weight_decays: Weight decays of the regularised dense network.
         dropouts: Its dropouts, each with each weight decay; as many pairs as there are rates.
         seeds: Seeds of the search; never those of the final comparison.
     """
 
     rates: tuple[float, ...]
-    regularised_rate: float
     weight_decays: tuple[float, ...]
     dropouts: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -87,10 +89,11 @@ class ForecastGrid:
         pairs = [Regularisation(*pair) for pair in product(self.weight_decays, self.dropouts)]
         return {
             pair: replace(
-                regularised(self.regularised_rate, pair),
+                regularised(None, pair),
                 name=f"{REGULARISED}-decay-{pair.weight_decay:g}-dropout-{pair.dropout:g}",
                 title=f"dense, weight decay {pair.weight_decay:g}, dropout {pair.dropout:g}",
-                note="a pair of the grid",
+                note="a pair of the grid, at the best rate of the dense network",
+                needs=tuple(grid.name_at(DENSE, rate) for rate in self.rates),
             )
             for pair in pairs
         }
@@ -113,8 +116,8 @@ class ForecastGrid:
         title = pairs[best].title
         settings = {
             "source": f"{found.source(config)}; of {len(pairs)} pairs of weight decay and dropout "
-            f"at {self.regularised_rate:g} the best",
-            "rates": {**found.rates, REGULARISED.replace("-", "_"): self.regularised_rate},
+            "the best, at the dense network's rate",
+            "rates": {**found.rates, "dense_regularised": found.rates[DENSE]},
             "regularised": asdict(best),
         }
         lines = [

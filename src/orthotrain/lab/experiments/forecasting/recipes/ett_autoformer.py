@@ -52,7 +52,6 @@ _SMOKE = replace(
 
 GRID = ForecastGrid(
     rates=(3e-4, 1e-3, 3e-3, 1e-2),
-    regularised_rate=1e-3,
     weight_decays=(0.1, 1.0),
     dropouts=(0.1, 0.3),
     seeds=(100,),
