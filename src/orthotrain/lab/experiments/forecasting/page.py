@@ -29,7 +29,7 @@ from orthotrain.lab.report.measures import (
 )
 from orthotrain.lab.report.page import Card, Page
 from orthotrain.lab.report.ranks import ranks_table
-from orthotrain.lab.report.rows import field, number
+from orthotrain.lab.report.rows import field
 from orthotrain.lab.report.scatter import Group, Over, Scatter
 from orthotrain.lab.report.stats import Measure
 from orthotrain.lab.report.tables import BySeed, ByVariant, Cell, Compared, Own, Table
@@ -50,11 +50,9 @@ _MAE: Final = Goal("mae", partial(_error, kind="mae"), word="MAE", digits=4, nam
 
 def _ahead(run: Run) -> str:
     """How far the run forecasts, in words; nothing before its first training has ended."""
-    for variant in run.variants:
-        for seed in variant.finished:
-            if math.isfinite(steps := number(seed.result or {}, "ahead")):
-                return f", {steps:.0f} steps ahead"
-    return ""
+    ahead = result("ahead", "")
+    steps = max((ahead.mean(v) for v in run.variants if v.finished), default=math.nan)
+    return f", {steps:.0f} steps ahead" if math.isfinite(steps) else ""
 
 
 def _mse(run: Run) -> Measure:
