@@ -19,7 +19,7 @@ from orthotrain.lab.experiments.branches.variants import (
     half,
     narrow,
 )
-from orthotrain.lab.experiments.forecasting.config import Rates, Regularisation
+from orthotrain.lab.experiments.forecasting.config import Regularisation
 from orthotrain.lab.experiments.forecasting.variants import (
     HALF,
     REGULARISED,
@@ -27,7 +27,7 @@ from orthotrain.lab.experiments.forecasting.variants import (
     oialr,
     regularised,
 )
-from orthotrain.lab.experiments.search import found_settings, search_record, searched_run
+from orthotrain.lab.experiments.search import search_record, searched_run
 from orthotrain.lab.run.config import RunConfig, need
 from orthotrain.lab.run.experiment import Choice
 
@@ -126,13 +126,3 @@ class ForecastGrid:
         ]
         table = "\n".join([found.table(), *lines])
         return Choice(f"{found.chosen()}, {title}", record, settings, table)
-
-
-def found_rates(file_name: str) -> Rates:
-    """The learning rates that ``orthotrain tune`` wrote into a file beside the recipes."""
-    return Rates(**found_settings("forecasting", file_name)["rates"])
-
-
-def found_regularisation(file_name: str) -> Regularisation:
-    """Weight decay and dropout of the regularised network, from the same file."""
-    return Regularisation(**found_settings("forecasting", file_name)["regularised"])
