@@ -191,17 +191,9 @@ def _cards(run: Run) -> Sequence[Card]:
 
 
 _SEED_NUMBERS: Final = raw(
-    *("test_mse", "test_mae", "validation_mse", "validation_mae", "best_step", "best_of_looks"),
-    *(
-        "last_validation_mse",
-        "stored",
-        "dense",
-        "trainable",
-        "compute",
-        "switch_step",
-        "steps",
-        "seconds",
-    ),
+    *("test_mse", "test_mae", "validation_mse", "validation_mae", "last_validation_mse"),
+    *("best_step", "best_of_looks", "stored", "dense", "trainable", "compute", "switch_step"),
+    *("steps", "seconds"),
 )
 
 PAGE: Final = Page(
