@@ -29,4 +29,5 @@ def test_a_page_shows_errors_against_sizes_and_the_published_ones(tmp_path):
     columns = ("Test error (MSE), 12 steps ahead", "Best of so many looks")
     for said in (*shown, *columns, asked):
         assert said in page, said
+    assert (folder.path / "report" / "published.png").is_file()
     assert "Has OIALR" not in page  # no variant of it was trained

@@ -134,7 +134,7 @@ def _published_panels(run: Run) -> list[Panel]:
     return [
         Panel(
             f"ETTm2, {known.ahead} steps ahead (MSE over trained %)", "", field(""),
-            lambda run: (), beside=lines(i),
+            lambda run: (), "trained, % of dense", beside=lines(i),
         )
         for i, known in enumerate(PUBLISHED)
     ]  # fmt: skip
