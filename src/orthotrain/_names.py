@@ -1,9 +1,9 @@
-"""What to say where a public name does not exist: the near one, or the one an acronym means."""
+"""What to say where a name does not exist: the near one, or the one an acronym means."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import NoReturn
@@ -18,6 +18,14 @@ _ACRONYMS = {
     "DBN": "orthotrain.layers.DecorrelatedBatchNorm2d",
     "GCP": "orthotrain.layers.GlobalCovariancePool",
 }
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"did you mean NEAR? "``; nothing where no known name is near."""
+    from difflib import get_close_matches  # only for those who err
+
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def missing_name(module: str) -> Callable[[str], NoReturn]:

@@ -5,7 +5,7 @@ import torch
 
 from data.series import HOURS, written
 from orthotrain.data.ett import load_ett
-from orthotrain.errors import DataError
+from orthotrain.errors import ConfigError, DataError
 
 
 def test_parts_follow_each_other_and_only_the_past_is_shared(tmp_path):
@@ -49,6 +49,8 @@ def test_the_calendar_runs_from_minus_to_plus_a_half(tmp_path):
 
 @pytest.mark.bad_input
 def test_what_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean ettm[12]\? choose from ettm1, ettm2"):
+        load_ett("ettm", data=str(tmp_path), read=8)
     with pytest.raises(DataError, match=r"has no ETTm2.csv or ETTm2.csv.gz"):
         load_ett("ettm2", data=str(tmp_path), read=8)
     path = written(tmp_path, rows=100)

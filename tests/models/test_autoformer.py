@@ -121,6 +121,14 @@ def test_weights_come_from_the_generator() -> None:
         assert same == ("norm" in name), name
 
 
+def test_weights_begin_as_published() -> None:
+    model = small(width=64, series=8)
+    entry, trend = model.encoder_embed.values.weight, model.decoder[0].trend.weight
+    assert entry.std().item() == pytest.approx((2 / (3 * 8)) ** 0.5, rel=0.1)
+    bound = (3 * 64) ** -0.5
+    assert 0.95 * bound < trend.abs().max() <= bound
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [

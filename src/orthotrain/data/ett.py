@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from orthotrain._names import did_you_mean
 from orthotrain.data.packed import data_path
-from orthotrain.errors import DataError
+from orthotrain.errors import ConfigError, DataError
 
 ETTName = Literal["ettm1", "ettm2", "etth1", "etth2"]
 #: Months that train, validate and test, of 30 days each, as everybody splits these files.
@@ -115,11 +116,17 @@ def load_ett(name: ETTName, *, data: str | None = None, read: int) -> SeriesData
         read: Steps that a window reads: so many from before its part may be read.
 
     Raises:
+        ConfigError: There is no such file among the four.
         DataError: The file is missing, damaged or too short.
 
     Source:
         Zhou et al. (2021), Informer, arXiv:2012.07436; split as in arXiv:2106.13008.
     """
+    if name not in _FILES:
+        raise ConfigError(
+            f"ETT: name={name!r} does not exist; {did_you_mean(name, _FILES)}choose from "
+            f"{', '.join(_FILES)}"
+        )
     path = _find(name, data)
     content = _content(path)
     names, dates, values = _table(path, content)

@@ -92,14 +92,15 @@ class Autoformer(nn.Module):
         self.reset_parameters(generator=generator)
 
     def reset_parameters(self, *, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew: normal convolutions, uniform matrices and biases as in torch."""
+        """Draw all weights anew: normal ones where values enter, else uniform as in torch."""
+        entries = {self.encoder_embed.values, self.decoder_embed.values}
         for module in self.modules():
-            if isinstance(module, nn.Conv1d):
+            if module in entries:
                 nn.init.kaiming_normal_(
                     module.weight, mode="fan_in", nonlinearity="leaky_relu", generator=generator
                 )
-            elif isinstance(module, nn.Linear):
-                bound = module.in_features**-0.5
+            elif isinstance(module, nn.Linear | nn.Conv1d):
+                bound = module.weight[0].numel() ** -0.5
                 for weight in module.parameters():
                     nn.init.uniform_(weight, -bound, bound, generator=generator)
             elif isinstance(module, nn.LayerNorm):

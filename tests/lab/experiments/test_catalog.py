@@ -214,11 +214,31 @@ def test_the_full_recipes_of_generators_have_the_published_settings():
     assert recipe_config("sprites-eigengan", "full").model.noise_dim == 0
 
 
-def test_unknown_recipes_and_scales_are_refused():
+def test_the_full_recipes_of_series_have_the_published_settings():
+    minutes, hours = (recipe_config(f"{name}-autoformer", "full") for name in ("ettm2", "etth2"))
+    sizes = (minutes.model.width, minutes.model.heads, minutes.model.read, minutes.model.known)
+    assert sizes == (512, 8, 96, 48)
+    assert (minutes.data.batch_size, minutes.rates.dense, minutes.data.every) == (32, 1e-4, 1)
+    assert (minutes.model.factor, hours.model.factor) == (1.0, 3.0)
+    # Ten epochs of the windows of twelve months.
+    for config, per_day in ((minutes, 96), (hours, 24)):
+        windows = 12 * 30 * per_day - 96 - 96 + 1
+        assert config.optim.steps == pytest.approx(10 * windows / 32, rel=1e-3)
+
+
+def test_unknown_recipes_scales_and_variants_are_refused():
     with pytest.raises(ConfigError, match="did you mean digits-minivit"):
         find_recipe("digit-minivit")
-    with pytest.raises(ConfigError, match="choose from smoke"):
+    with pytest.raises(ConfigError, match="did you mean ettm2-autoformer"):
+        find_recipe("etm2-autoformer")
+    with pytest.raises(ConfigError, match="no scale 'huge'; choose from smoke"):
         recipe_config("digits-minivit", "huge")
+    with pytest.raises(ConfigError, match=r"did you mean cpu\? choose from smoke"):
+        recipe_config("digits-minivit", "cpus")
+    ettm2 = find_recipe("ettm2-autoformer")
+    config = replace(ettm2.at("cpu"), variants=("oialr2",))
+    with pytest.raises(ConfigError, match=r"did you mean oialr-2\? choose from dense"):
+        ettm2.chosen(config)
 
 
 def test_tuned_settings_say_where_they_come_from():

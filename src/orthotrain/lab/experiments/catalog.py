@@ -7,7 +7,6 @@ An experiment is found where it is written: any module of a package
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 
+from orthotrain._names import did_you_mean
 from orthotrain.errors import ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale
@@ -66,11 +66,9 @@ def find_recipe(name: str) -> Experiment:
     reference = _installed().get(name, name)
     if ":" not in reference:
         names = recipe_names()
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(
-            f"recipe {name!r} does not exist; {hint}choose from {', '.join(names)}, or name one "
-            "of your own as module:NAME"
+            f"recipe {name!r} does not exist; {did_you_mean(name, names)}choose from "
+            f"{', '.join(names)}, or name one of your own as module:NAME"
         )
     found = named(reference)
     if not isinstance(found, Experiment):

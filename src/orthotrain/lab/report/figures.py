@@ -74,7 +74,7 @@ class Panel:
 
     Attributes:
         title: What is drawn, with its unit.
-        kind: Which lines of the records.
+        kind: Which lines of the records; empty for a panel of what is beside alone.
         value: The number of one line.
         variants: Whose curves.
         x: The field that is the coordinate.
@@ -141,6 +141,7 @@ class Curves:
         """The plot of a run."""
         panels = given(self.panels, run)
         curves = [panel.curves(run) for panel in panels]
+        known = any(curves) or any(panel.beside and not panel.kind for panel in panels)
 
         def draw(theme: Theme) -> Figure:
             rows = math.ceil(len(panels) / self.columns)
@@ -157,7 +158,7 @@ class Curves:
             return figure
 
         return Plot(
-            self.name, self.title, f"{self.caption} {BANDS}", draw if any(curves) else None,
+            self.name, self.title, f"{self.caption} {BANDS}", draw if known else None,
             self.missing, _ends(self.title, panels, curves),
         )  # fmt: skip
 

@@ -62,14 +62,14 @@ class Variant:
         name: Folder name.
         title: What a report calls it.
         note: One sentence.
-        needs: Name of a variant whose finished trainings this one is built from.
+        needs: Name of a variant whose finished trainings this one is built from, or several.
         same_seed: Whether it is built from the training of its own seed alone, not of all seeds.
     """
 
     name: str
     title: str
     note: str
-    needs: str | None = None
+    needs: str | tuple[str, ...] | None = None
     same_seed: bool = False
 
     def described(self) -> dict[str, object]:
@@ -85,7 +85,7 @@ class Variant:
 
         Args:
             finished: Folders of the trainings that it needs, with result and last checkpoint: one
-                per seed of the run, or that of its own seed.
+                per seed of the run, or that of its own seed, of each variant that it needs.
         """
         return self
 

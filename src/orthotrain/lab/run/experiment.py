@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from orthotrain._names import did_you_mean
 from orthotrain.errors import ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale, Variant
@@ -88,7 +89,8 @@ class Experiment:
         """
         if scale not in self.config:
             raise ConfigError(
-                f"recipe {self.name} has no scale {scale!r}; choose from {', '.join(self.config)}"
+                f"recipe {self.name} has no scale {scale!r}; {did_you_mean(scale, self.config)}"
+                f"choose from {', '.join(self.config)}"
             )
         return replace(self.config[scale], recipe=self.name, scale=scale)
 
@@ -103,7 +105,8 @@ class Experiment:
         for name in config.variants:
             if name not in known:
                 raise ConfigError(
-                    f"variants: {name!r} is not a variant; choose from {', '.join(known)}"
+                    f"variants: {name!r} is not a variant; {did_you_mean(name, known)}choose from "
+                    f"{', '.join(known)}"
                 )
         return tuple(v for v in variants if not config.variants or v.name in config.variants)
 

@@ -48,8 +48,9 @@ class _Task:
         variant = self.variant
         if variant.needs is None:
             return []
+        names = (variant.needs,) if isinstance(variant.needs, str) else variant.needs
         seeds = (self.seed,) if variant.same_seed else config.seeds
-        return [(variant.needs, seed) for seed in seeds]
+        return [(name, seed) for name in names for seed in seeds]
 
 
 @dataclass(frozen=True)

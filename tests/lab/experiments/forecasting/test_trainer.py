@@ -7,7 +7,10 @@ from torch import nn
 
 from lab.experiments.forecasting.tiny import CONFIG, stretch, tiny_series, train_here, trainer_of
 from lab.run.tiny import KillAt, Killed, assert_goes_on, assert_same_bits
+from orthotrain.cli.parser import parse_run
+from orthotrain.data.ett import SeriesData
 from orthotrain.errors import DataError
+from orthotrain.lab.experiments.catalog import recipe_config
 from orthotrain.lab.experiments.forecasting.best import BestModel
 from orthotrain.lab.experiments.forecasting.trainer import errors
 from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
@@ -26,6 +29,7 @@ def test_a_training_learns_and_reports_its_best_model(tmp_path):
     result = train_here(tmp_path, data=data)
     looks = looks_of(tmp_path)
     assert result["best_step"] == min(looks, key=looks.get)
+    assert result["best_of_looks"] == len(looks) == STEPS // 6
     assert min(looks.values()) < 0.8 * looks[6]
     assert data.read_test.reads == 1
     assert result["test_mae"] ** 2 <= result["test_mse"]
@@ -105,13 +109,29 @@ def test_a_model_of_another_structure_is_no_longer_the_best():
     best = BestModel(model)
     best.looked(1.0, step=1)
     best.looked(2.0, step=2)
-    assert (best.loss, best.step) == (1.0, 1)
+    assert (best.loss, best.step, best.looks) == (1.0, 1, 2)
     model[0] = nn.Linear(4, 3)
     best.looked(3.0, step=3)
     assert (best.loss, best.step, best.model()[0].out_features) == (3.0, 3, 3)
+    assert best.looks == 1  # the published rule may leave few to choose from, so a page says it
     again = BestModel(nn.Sequential(nn.Linear(4, 3)))
     again.load_state_dict(best.state_dict())
+    assert again.looks == 1
     assert_same_bits(again.model().state_dict(), best.model().state_dict())
+
+
+def test_the_longest_forecast_of_the_papers_is_a_setting():
+    line = ["ettm2-autoformer", "--scale", "smoke", "--model.ahead", "720"]
+    config = parse_run("train", line).config
+    assert replace(config.model, ahead=12) == recipe_config("ettm2-autoformer", "smoke").model
+    config = replace(config, data=replace(config.data, every=20))
+    parts = [stretch(time, seed=0) for time in (800, 780, 780)]
+    data = SeriesData(("A", "OT"), parts[0], parts[1], lambda: parts[2], "cd" * 32)
+    trainer = trainer_of(config=config, data=data)
+    assert trainer.step().values["loss"].isfinite()
+    result = trainer.measured(read_test=True)
+    assert result["ahead"] == 720
+    assert result["test_mse"] > 0
 
 
 @pytest.mark.bad_input

@@ -7,7 +7,8 @@ import torch
 from orthotrain.data.ett import SeriesData, Stretch
 from orthotrain.lab.experiments.catalog import recipe_config
 from orthotrain.lab.experiments.forecasting.build import build_on
-from orthotrain.lab.experiments.forecasting.config import ForecastRecord, forecast_variants
+from orthotrain.lab.experiments.forecasting.config import ForecastRecord
+from orthotrain.lab.experiments.forecasting.variants import forecast_variants
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 

@@ -65,7 +65,7 @@ class Rates:
         """The best rate of each network, from the results of its variants, one per seed."""
         tried = {
             one.name: [
-                Tried(one.name, rate, self._mean(results[name_at(one.name, rate)]))
+                Tried(one.name, rate, self.mean(results[name_at(one.name, rate)]))
                 for rate in self.rates
             ]
             for one in self.networks
@@ -74,7 +74,8 @@ class Rates:
         best = {name: choose(some, key=lambda one: one.value) for name, some in tried.items()}
         return Found(self, tried, best)
 
-    def _mean(self, ended: Sequence[Mapping[str, Any]]) -> float:
+    def mean(self, ended: Sequence[Mapping[str, Any]]) -> float:
+        """What decides, over the seeds of one variant."""
         return statistics.fmean(one[self.field] for one in ended)
 
 
@@ -103,13 +104,14 @@ class Found:
         ends = (min(self.searched.rates), max(self.searched.rates))
         return [name for name, one in self.best.items() if one.rate in ends]
 
-    def outcomes(self, name: str) -> list[dict[str, object]]:
-        """All that was tried, the value under this name, for tune.json."""
-        return [
+    def told(self, name: str) -> dict[str, Any]:
+        """What tune.json says: all that was tried, the value under this name, and the best."""
+        outcomes = [
             {"network": one.network, "rate": one.rate, name: one.value}
             for some in self.tried.values()
             for one in some
         ]
+        return {"outcomes": outcomes, "chosen": self.rates, "at_the_edge": self.edges}
 
     def source(self, config: RunConfig) -> str:
         """What a file of settings says of its origin: the search that this run was."""

@@ -18,6 +18,11 @@ class BestModel:
 
     Args:
         model: What is trained.
+
+    Attributes:
+        loss: Of the model kept; infinite before the first look.
+        step: At which it was looked at.
+        looks: Among how many it was the best.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -26,11 +31,14 @@ class BestModel:
         self._shapes: list[tuple[int, ...]] = []
         self.loss = float("inf")
         self.step = 0
+        self.looks = 0
 
     def looked(self, loss: float, *, step: int) -> None:
         """Keep the model as it is now, if ``loss`` is lower than that of the one kept."""
         shapes = [tuple(t.shape) for t in self._model.state_dict().values()]
-        if shapes == self._shapes and loss >= self.loss:
+        same = shapes == self._shapes
+        self.looks = self.looks + 1 if same else 1
+        if same and loss >= self.loss:
             return
         self._copy, self._shapes = frozen_copy(self._model), shapes
         self.loss, self.step = loss, step
@@ -42,11 +50,12 @@ class BestModel:
     def state_dict(self) -> dict[str, Any]:
         """What the next look is compared with, and its model."""
         kept = None if self._copy is None else self._copy.state_dict()
-        return {"loss": self.loss, "step": self.step, "model": kept}
+        return {"loss": self.loss, "step": self.step, "looks": self.looks, "model": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the trained model has been loaded before."""
         self.loss, self.step = float(state["loss"]), int(state["step"])
+        self.looks = int(state["looks"])
         if state["model"] is None:
             self._copy, self._shapes = None, []
             return

@@ -19,10 +19,11 @@ from orthotrain.lab.experiments.forecasting.best import BestModel
 from orthotrain.lab.experiments.forecasting.config import (
     ForecasterConfig,
     ForecastRun,
-    ForecastVariant,
+    Regularisation,
 )
 from orthotrain.lab.experiments.forecasting.networks import autoformer_from, build_autoformer
 from orthotrain.lab.experiments.forecasting.trainer import ForecastTrainer
+from orthotrain.lab.experiments.forecasting.variants import ForecastVariant
 from orthotrain.lab.experiments.narrow import narrowest, numbers_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry
@@ -53,9 +54,8 @@ def build_on(
     series = len(data.names)
     network = network_of(config, variant, series=series)
     read, ahead = network.read, network.ahead
-    data.validation.places(
-        read=read, ahead=ahead
-    )  # told before the first step, not at the first look
+    # A part that is too short is told before the first step, not at the first look.
+    data.validation.places(read=read, ahead=ahead)
 
     weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
     batches = WindowStream(
@@ -65,9 +65,9 @@ def build_on(
         seed=stream_seed(seed, "batches"),
     )
     model = build_autoformer(network, series=series, generator=weights).to(device)
-    regularised = isinstance(variant, ForecastVariant) and variant.regularised
-    rate = optim.lr if variant.lr is None else variant.lr
-    decay = config.regularised.weight_decay if regularised else optim.weight_decay
+    rate = config.rates.dense if variant.lr is None else variant.lr
+    own = _regularisation(variant)
+    decay = optim.weight_decay if own is None else own.weight_decay
     optimizer, scheduler = adamw(
         model, OwnRate(rate, optim.warmup_fraction, decay), total_steps=optim.steps
     )
@@ -105,10 +105,14 @@ def build_on(
 
 def network_of(config: ForecastRun, variant: BranchedVariant, *, series: int) -> ForecasterConfig:
     """The network that a variant trains."""
-    if isinstance(variant, ForecastVariant) and variant.regularised:
-        return replace(config.model, dropout=config.regularised.dropout)
+    if (own := _regularisation(variant)) is not None:
+        return replace(config.model, dropout=own.dropout)
     if variant.stored is None:
         return config.model
     made = partial(build_autoformer, series=series)
     stored = round(variant.stored * numbers_of(partial(made, config.model)))
     return narrowest(config.model, stored=stored, build=made)
+
+
+def _regularisation(variant: BranchedVariant) -> Regularisation | None:
+    return variant.regularised if isinstance(variant, ForecastVariant) else None

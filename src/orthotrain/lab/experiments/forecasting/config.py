@@ -5,17 +5,9 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from orthotrain.lab.experiments.branches.variants import (
-    PUBLISHED,
-    BranchedVariant,
-    dense,
-    half,
-    narrow,
-)
 from orthotrain.lab.run.config import (
     RunConfig,
     at_least,
@@ -23,14 +15,6 @@ from orthotrain.lab.run.config import (
     not_negative,
     positive,
 )
-
-#: Lengths that the papers forecast.
-AHEAD: Final = (96, 192, 336, 720)
-#: The published rule drops singular values below this share of the largest: weak to strong.
-STRENGTHS: Final = (0.1, 0.2, 0.35, 0.5)
-REGULARISED: Final = "dense-regularised"
-#: Percent of the dense network's numbers that trained factors and the narrow network store.
-HALF: Final = 50
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class ForecasterConfig:
     Attributes:
         read: Steps that are read.
         known: Last read steps that the decoder begins with.
-        ahead: Steps that are forecast.
+        ahead: Steps that are forecast; 96, 192, 336 and 720 in the papers.
         width: Width of a step, a multiple of heads.
         encoder_depth: Layers of the encoder.
         decoder_depth: Layers of the decoder.
@@ -94,23 +78,42 @@ class ForecastOptim:
 
     Attributes:
         steps: Optimizer steps.
-        lr: Peak learning rate.
         warmup_fraction: Share of all steps spent on the warm-up.
         weight_decay: Decoupled weight decay of matrices.
         clip_norm: Largest gradient norm; unset for no clipping.
     """
 
     steps: int = 10_000
-    lr: float = 1e-4
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "optim", "steps")
-        positive(self, "optim", "lr")
         below_one(self, "optim", "warmup_fraction")
         not_negative(self, "optim", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates, each from the grid of the recipe where it is tuned.
+
+    Attributes:
+        dense: Of the dense network.
+        dense_regularised: Of the dense network with weight decay and dropout of its own.
+        narrow_50: Of the network narrowed to 50 % of the numbers.
+        oialr: Of the published method, at each strength.
+        half_50: Of the network whose factors are trained from half of the run on.
+    """
+
+    dense: float = 1e-4
+    dense_regularised: float = 1e-4
+    narrow_50: float = 1e-4
+    oialr: float = 1e-4
+    half_50: float = 1e-4
+
+    def __post_init__(self) -> None:
+        positive(self, "rates", *vars(self))
 
 
 @dataclass(frozen=True)
@@ -151,21 +154,6 @@ class ForecastRecord:
 
 
 @dataclass(frozen=True)
-class ForecastVariant(BranchedVariant):
-    """A way to train a forecaster.
-
-    Attributes:
-        regularised: Whether weight decay and dropout are those of the regularised network.
-    """
-
-    regularised: bool = False
-
-    def settings(self) -> Mapping[str, object]:
-        """What result.json says about it, beside the network."""
-        return {**super().settings(), "regularised": self.regularised}
-
-
-@dataclass(frozen=True)
 class ForecastRun(RunConfig):
     """An Autoformer, dense, regularised, narrow and low-rank, side by side.
 
@@ -173,6 +161,7 @@ class ForecastRun(RunConfig):
         data: The series.
         model: Network.
         optim: Optimizer and schedule.
+        rates: Peak learning rates.
         regularised: Of the regularised dense network.
         record: What is written how often.
     """
@@ -180,33 +169,6 @@ class ForecastRun(RunConfig):
     data: SeriesConfig = field(default_factory=SeriesConfig)
     model: ForecasterConfig = field(default_factory=ForecasterConfig)
     optim: ForecastOptim = field(default_factory=ForecastOptim)
+    rates: Rates = field(default_factory=Rates)
     regularised: Regularisation = field(default_factory=Regularisation)
     record: ForecastRecord = field(default_factory=ForecastRecord)
-
-
-def forecast_variants(config: ForecastRun) -> tuple[BranchedVariant, ...]:
-    """Dense, regularised, narrow; the published method at four strengths; trained factors."""
-    rate = config.optim.lr
-    return (
-        dense(rate),
-        ForecastVariant(
-            REGULARISED,
-            "dense, regularised",
-            "the same network with weight decay and dropout chosen on the validation part",
-            lr=rate,
-            regularised=True,
-        ),
-        narrow(HALF, rate),
-        *(
-            BranchedVariant(
-                f"oialr-{i}",
-                f"OIALR, threshold {strength:g}",
-                f"the published rule at {strength:g}: singular values below this share of the "
-                "largest are dropped",
-                lr=rate,
-                cut=replace(PUBLISHED, rank_rtol=strength),
-            )
-            for i, strength in enumerate(STRENGTHS, start=1)
-        ),
-        half(HALF, rate),
-    )

@@ -73,7 +73,7 @@ class ForecastTrainer(WindowTrainer):
         return line
 
     def measured(self, *, read_test: bool) -> Mapping[str, Any]:
-        """Errors of the best model, and where it was found."""
+        """Errors of the best model, where it was found, and what the last one reached."""
         model = self.best.model()
         validation = self._errors(model, self.data.validation)
         test = self._errors(model, self.data.read_test()) if read_test else (None, None)
@@ -82,7 +82,10 @@ class ForecastTrainer(WindowTrainer):
             "validation_mae": validation[1],
             "test_mse": test[0],
             "test_mae": test[1],
+            "ahead": self.config.model.ahead,
             "best_step": self.best.step,
+            "best_of_looks": self.best.looks,
+            "last_validation_mse": self._errors(self.model, self.data.validation)[0],
             "data_sha256": self.data.sha256,
         }
 

@@ -70,9 +70,7 @@ class RateGrid:
         record = search_record(
             config,
             criterion="fewest validation bits per byte, each network by itself",
-            outcomes=found.outcomes("bits"),
-            chosen=found.rates,
-            at_the_edge=found.edges,
+            **found.told("bits"),
         )
         kept = {"source": found.source(config), "rates": found.rates}
         return Choice(found.chosen(), record, kept, found.table())

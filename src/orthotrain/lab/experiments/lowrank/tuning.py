@@ -180,9 +180,7 @@ class TuneGrid:
         if found is not None:
             record["rates"] = {
                 "criterion": "highest mean validation accuracy, each network by itself",
-                "outcomes": found.outcomes("accuracy"),
-                "chosen": found.rates,
-                "at_the_edge": found.edges,
+                **found.told("accuracy"),
             }
             kept["rates_source"] = found.source(config)
             kept["rates"] = found.rates

@@ -1,0 +1,90 @@
+"""The ways to train a forecaster: dense, regularised, narrow, and low-rank in two ways.
+
+This module does not import torch, so a command line can be parsed before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Final, Self
+
+from orthotrain.lab.experiments.branches.variants import (
+    PUBLISHED,
+    BranchedVariant,
+    dense,
+    half,
+    narrow,
+)
+from orthotrain.lab.experiments.forecasting.config import ForecastRun, Regularisation
+from orthotrain.lab.run.record import SeedFolder, read_json
+
+#: The published rule drops singular values below this share of the largest: weak to strong.
+STRENGTHS: Final = (0.1, 0.2, 0.35, 0.5)
+REGULARISED: Final = "dense-regularised"
+#: Percent of the dense network's numbers that trained factors and the narrow network store.
+HALF: Final = 50
+
+
+@dataclass(frozen=True)
+class ForecastVariant(BranchedVariant):
+    """A way to train a forecaster.
+
+    Attributes:
+        regularised: Weight decay and dropout of its own; None for those of the run.
+        lr: Peak learning rate; in a search that of the best of the trainings that it needs.
+    """
+
+    regularised: Regularisation | None = None
+
+    def settings(self) -> Mapping[str, object]:
+        """What result.json says about it, beside the network."""
+        own = None if self.regularised is None else asdict(self.regularised)
+        return {**super().settings(), "regularised": own}
+
+    def with_trainings(self, finished: Sequence[Path]) -> Self:
+        """At the learning rate of least validation error among these trainings."""
+        errors: dict[float, list[float]] = {}
+        for path in finished:
+            result = read_json(SeedFolder(path).result)
+            reached = errors.setdefault(result["settings"]["learning_rate"], [])
+            reached.append(result["validation_mse"])
+        return replace(self, lr=min(errors, key=lambda rate: fmean(errors[rate])))
+
+
+def regularised(lr: float | None, settings: Regularisation) -> ForecastVariant:
+    """The dense network with weight decay and dropout of its own."""
+    return ForecastVariant(
+        REGULARISED,
+        "dense, regularised",
+        "the same network with weight decay and dropout of its own",
+        lr=lr,
+        regularised=settings,
+    )
+
+
+def oialr(place: int, lr: float) -> BranchedVariant:
+    """The published method at one of the strengths, the weakest at place 1."""
+    strength = STRENGTHS[place - 1]
+    return BranchedVariant(
+        f"oialr-{place}",
+        f"OIALR, threshold {strength:g}",
+        f"the published rule at {strength:g}: singular values below this share of the largest "
+        "are dropped",
+        lr=lr,
+        cut=replace(PUBLISHED, rank_rtol=strength),
+    )
+
+
+def forecast_variants(config: ForecastRun) -> tuple[BranchedVariant, ...]:
+    """Dense, regularised, narrow; the published method at each strength; trained factors."""
+    rates = config.rates
+    return (
+        dense(rates.dense),
+        regularised(rates.dense_regularised, config.regularised),
+        narrow(HALF, rates.narrow_50),
+        *(oialr(place, rates.oialr) for place in range(1, len(STRENGTHS) + 1)),
+        half(HALF, rates.half_50),
+    )
