@@ -12,7 +12,7 @@ from lab.run import toy
 from lab.run.tiny import assert_same_training, tiny_data, without_times
 from orthotrain.disentangle import Evaluation
 from orthotrain.lab.experiments.catalog import find_recipe
-from orthotrain.lab.experiments.forecasting.config import forecast_variants
+from orthotrain.lab.experiments.forecasting.variants import forecast_variants
 from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.experiments.latent import images

@@ -241,9 +241,15 @@ def _is_watched(module: nn.Module) -> bool:
     """Whether the module has a weight with a basis."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    if not (isinstance(module, nn.Linear | _ConvNd) or type(module).__name__ == "Conv1D"):
-        return False
-    return any(p is not None and p.ndim > 1 and p.numel() for p in module._parameters.values())
+    return _has_one_weight(module) and any(
+        p is not None and p.ndim > 1 and p.numel() for p in module._parameters.values()
+    )
+
+
+def _has_one_weight(module: nn.Module) -> bool:
+    """Linear layers, Transformers' ``Conv1D`` and convolutions, dense or low-rank."""
+    transposed = low_rank_class_of(module) is LowRankTransposedLinear
+    return transposed or isinstance(module, nn.Linear | _ConvNd)
 
 
 @torch.no_grad()
@@ -261,9 +267,7 @@ def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, int, Tensor]]
         )
         for letter, weight in zip("qkv", weights, strict=True):
             yield f"{name}.{letter}" if name else letter, _rank(module, weight), weight.detach()
-    elif isinstance(module, nn.Linear | _ConvNd) or (
-        low_rank_class_of(module) is LowRankTransposedLinear
-    ):
+    elif _has_one_weight(module):
         full: object = module.weight
         if isinstance(full, Tensor) and full.ndim > 1 and full.numel():
             matrix = weight_layout(module, "weight", full.shape).matrix(full.detach())

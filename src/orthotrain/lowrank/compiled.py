@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.layers._rank_symbols import let_ranks_vary, versions
@@ -63,7 +64,7 @@ class Compiled:
         self._settings, self._run, self._agreement = settings, run, agreement
         self.uncompiled = Uncompiled()
         self._hook = _ModelHook(run.model, self.uncompiled)
-        self._registered = run.model.register_forward_pre_hook(self._hook)
+        self._registered: RemovableHandle | None = None
         self.is_known = False
         self.waiting: list[str] = []
         self._rounds = 0
@@ -71,6 +72,10 @@ class Compiled:
         self._warned = False
         self._versions_before = versions()
         let_ranks_vary()
+
+    def watch(self) -> None:
+        """Look at the passes of the model from now on."""
+        self._registered = self._run.model.register_forward_pre_hook(self._hook)
 
     def seen(self) -> bool:
         """Whether this process has seen that the model, or a part of it, is compiled."""
@@ -182,7 +187,8 @@ class Compiled:
 
     def detach(self) -> None:
         """Leave the model without the hook."""
-        self._registered.remove()
+        if self._registered is not None:
+            self._registered.remove()
 
 
 class _ModelHook(CompiledHook):

@@ -78,6 +78,7 @@ class LowRankTraining(Bound):
         self._low_rank_before = {site.name for site in sites if site.factored}
         self._has_state = self._state_is_missing = False
         self._pending: Update | None = None
+        self._compiled.watch()  # nothing is refused any more
         if schedule.first == 0:
             self._begin()
             self._go_on()

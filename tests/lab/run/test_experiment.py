@@ -132,7 +132,10 @@ def test_variants_keep_the_order_in_which_each_finds_what_it_needs():
     config = replace(TOY.at("smoke"), variants=("after", "plain"))
     assert [variant.name for variant in TOY.chosen(config)] == ["plain", "after"]
     assert TOY.baseline(config) == "plain"
-    with pytest.raises(ConfigError, match="'other' is not a variant; choose from plain, after"):
+    with pytest.raises(
+        ConfigError,
+        match="'other' is not a variant; did you mean after\\? choose from plain, after",
+    ):
         TOY.chosen(replace(config, variants=("other",)))
 
 

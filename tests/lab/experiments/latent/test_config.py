@@ -70,5 +70,7 @@ def test_data_and_generator_must_fit_and_variants_must_be_known():
         LatentRun(recipe="x", data=LatentDataConfig(name="sprites"))
     with pytest.raises(ConfigError, match="leave vp out"):
         LatentRun(recipe="x", variants=("baseline", "vp"))
-    with pytest.raises(ConfigError, match="'nogg' is not a variant; choose from baseline, "):
+    with pytest.raises(
+        ConfigError, match="'nogg' is not a variant; did you mean nog\\? choose from baseline, "
+    ):
         find_recipe("latent-linear").chosen(LatentRun(variants=("nogg",)))

@@ -110,7 +110,7 @@ def test_records_that_are_missing_are_named(write_spectral):
 @pytest.mark.parametrize(
     ("lost", "explained"),
     [
-        (("condition", None), ["conditions", "conditions-combined", "published", "scale"]),
+        (("condition", None), ["conditions", "conditions-combined", "scale"]),
         (("method", "optimal_learning_rate"), ["rates"]),
         (("step", None), ["training"]),
         (("result", "shares"), ["shares"]),
