@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from orthotrain.lowrank.two_layers import is_pair, put_pairs_, ranks_of_pairs
 
 
 class Reads(nn.Module):
-    """Reads things of its layers in ways that an empty weight answers, too."""
+    """Reads things of its layers in ways that a pair answers, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,6 +108,59 @@ def test_all_ways_to_read_a_value_are_found_through_wrappers():
     model = nn.Sequential(nn.Linear(16, 16), torch.compile(Values(), backend="eager"))
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert {name.rpartition("_orig_mod.")[2] for name in readers(model, layers)} == READ
+
+
+class Hidden(nn.Module):
+    """Reads values in ways that the source does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.named = nn.ModuleDict({"q": nn.Linear(16, 16)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a, self.b
+        x = self.named["q"](b(a(x)))
+        for _, layer in enumerate(self.layers):
+            x = layer(x)
+        return x
+
+    def penalties(self) -> list[Tensor]:  # nobody calls it in forward
+        named = {**self.named}
+        a, _ = self.a, self.b
+        found = [a, getattr(self, "b"), named["q"], *(m for _, m in enumerate(self.layers))]  # noqa: B009
+        return [each.weight.pow(2).sum() for each in found]
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [pickled, copy.deepcopy, nn.Module.bfloat16, nn.Module.half, nn.Module.float],
+    ids=["pickled", "copied", "bfloat16", "half", "float"],
+)
+def test_code_that_is_not_found_gets_nan_or_an_error(moved):
+    model, x = cut(Hidden()), torch.ones(2, 16)
+    assert all(each > 0 for each in model.penalties())
+    orthotrain.to_factored(model)
+    assert len(ranks_of_pairs(model)) == 5
+    model = moved(model)
+    dtype = model.a[0].weight.dtype
+    for read in model.penalties():
+        assert read.isnan()
+        assert read.dtype == dtype
+    assert model(x.to(dtype)).isfinite().all()
+    with pytest.raises(IndexError):
+        model.a.weight.shape[0]
+    with pytest.raises(RuntimeError):
+        F.linear(x.to(dtype), model.a.weight)
+    assert model.to("meta").a.weight.device == torch.device("meta")
 
 
 def test_code_without_a_source_is_taken_by_its_names():
