@@ -163,6 +163,16 @@ def test_code_that_is_not_found_gets_nan_or_an_error(moved):
     assert model.to("meta").a.weight.device == torch.device("meta")
 
 
+def test_frozen_weights_and_evaluation_mode_stay_so():
+    model = orthotrain.compress(
+        filled(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))), energy=0.6
+    )
+    model[0].requires_grad_(False).eval()
+    orthotrain.to_factored(model)
+    assert [p.requires_grad for p in model.parameters()] == 3 * [False] + 3 * [True]
+    assert [layer.training for layer in (*model[0], *model[1])] == [False, False, True, True]
+
+
 def test_code_without_a_source_is_taken_by_its_names():
     typed: dict[str, type[nn.Module]] = {}
     code = "def forward(self, x):\n    return self.used(x) @ self.read.weight\n"

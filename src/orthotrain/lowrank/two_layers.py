@@ -131,6 +131,8 @@ def _two_layers(module: nn.Module, k: int) -> nn.Sequential:
     if is_factored(module, "weight"):
         assert isinstance(module, LowRankModule)
         _take_values_(first, second, module)
+    for layer in (first, second):
+        layer.requires_grad_(like.requires_grad)
     if bias is not None:
         second.bias = bias
     pair = nn.Sequential(first, second).train(module.training)
