@@ -11,7 +11,7 @@ from torch import nn
 
 from orthotrain.errors import CheckpointError
 from orthotrain.integrations._pretrained import own_state
-from orthotrain.lowrank.misfit import Misfit, is_renamed, misfit
+from orthotrain.lowrank.misfit import Misfit, is_renamed, misfit, shapes_of
 from orthotrain.lowrank.pretrained import STATE_FILE, shapes_in
 from orthotrain.methods.weak_hook import WeakHook
 
@@ -33,7 +33,7 @@ def require_checkpoint_of(model: nn.Module, folder: Path) -> None:
             "earlier checkpoint"
         ) from error
     if own is not None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        shapes = shapes_of(own)
     elif shapes is None or is_renamed(model, shapes):
         return
     found = misfit(model, shapes)
@@ -54,7 +54,7 @@ class FittingHook(WeakHook[Any]):
         """
         if (trainer := self.owner) is None:
             return
-        shapes = {n: tuple(t.shape) for n, t in state_dict.items() if hasattr(t, "shape")}
+        shapes = shapes_of(state_dict)
         strict = args[1]
         found = misfit(module, shapes)
         if any(found) if strict else found.of_other_shape:
