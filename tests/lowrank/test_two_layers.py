@@ -173,6 +173,66 @@ def test_frozen_weights_and_evaluation_mode_stay_so():
     assert [layer.training for layer in (*model[0], *model[1])] == [False, False, True, True]
 
 
+def two() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Embedding(9, 4))
+
+
+def factored_two() -> nn.Module:
+    return orthotrain.to_factored(orthotrain.compress(filled(two()), rank=orthotrain.Relative(0.7)))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("strict", [True, False])
+def test_two_layers_are_never_left_out_of_a_layer_that_follows(strict):
+    state = factored_two().state_dict()
+    model = orthotrain.follow(two().double())
+    for load in (
+        lambda: model.load_state_dict(state, strict=strict),
+        lambda: orthotrain.restore_structure(model, state),
+    ):
+        with pytest.raises(CheckpointError, match=r"0 is two layers.*after to_factored of"):
+            load()
+    factored = orthotrain.follow(factored_two())
+    factored.load_state_dict(state, strict=strict)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_file_of_a_factored_model_is_loaded_into_a_fresh_one(tmp_path, device):
+    model, path = factored_two(), tmp_path / "model.safetensors"
+    orthotrain.save(model, path)
+    with torch.device(device):
+        fresh = two().double()
+    loaded = orthotrain.load(fresh, path)
+    assert ranks_of_pairs(loaded) == ranks_of_pairs(model)
+    assert equal(loaded, model)
+    assert loaded[0].weight.isnan()
+    assert equal(orthotrain.load(factored_two(), path), model)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was saved from.*'0'"):
+        orthotrain.load(nn.Sequential(nn.ReLU(), nn.Linear(16, 16), nn.Embedding(9, 4)), path)
+
+
+def equal(model: nn.Module, other: nn.Module) -> bool:
+    one, two = model.state_dict(), other.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_circular_padding_stays():
+    layer = nn.Conv1d(8, 8, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(filled(LowRankConv1d.from_conv(filled(layer), rank=2)))
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(1, 8, 5)
+    before = model(x)
+    orthotrain.to_factored(model)
+    assert model[0][0].padding_mode == "circular"
+    torch.testing.assert_close(model(x), before)
+
+
+def test_two_layers_inside_two_layers_are_put_in_whatever_the_order():
+    model = nn.Sequential(nn.Linear(12, 12))
+    put_pairs_(model, {"0.0": 2, "0": 4})
+    assert ranks_of_pairs(model) == {"0": 4, "0.0": 2}
+
+
 def test_code_without_a_source_is_taken_by_its_names():
     typed: dict[str, type[nn.Module]] = {}
     code = "def forward(self, x):\n    return self.used(x) @ self.read.weight\n"
@@ -187,10 +247,10 @@ def test_code_without_a_source_is_taken_by_its_names():
 
 @pytest.mark.bad_input
 def test_a_pair_takes_the_place_of_a_layer_that_has_such_a_form():
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.LSTM(4, 4))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.LSTM(4, 4), nn.Linear(4, 4))
     put_pairs_(model, {"0": 2})
     assert is_pair(model[0])
     assert [tuple(layer.weight.shape) for layer in model[0]] == [(2, 6), (5, 2)]
-    for name, rank in (("1", 2), ("2", 2), ("9", 2), ("a.b", 2), ("2", 0)):
+    for name, rank in (("1", 2), ("2", 2), ("9", 2), ("a.b", 2), ("2", 0), ("3", 0)):
         with pytest.raises(CheckpointError, match="build the model that was saved"):
             put_pairs_(model, {name: rank})
