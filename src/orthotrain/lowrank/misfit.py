@@ -68,9 +68,9 @@ def misfit(model: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
         if held:
             found.add(place.identity)
     renames = _prefixes_of_own_loading(unwrap(model))
-    lost = (name for name, identity in missing.items() if identity not in found)
-    lost, more = (tuple(n for n in names if not n.startswith(renames)) for names in (lost, given))
-    return Misfit(lost, more, tuple(other))
+    lost = [name for name, identity in missing.items() if identity not in found]
+    told = (tuple(n for n in names if not n.startswith(renames)) for names in (lost, given))
+    return Misfit(*told, tuple(other))
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
@@ -109,7 +109,7 @@ def _places(model: nn.Module) -> Sequence[_Place]:
         id(parameter)
         for module in model.modules()
         for parameter in module._parameters.values()
-        if is_lazy(parameter) or _loads_in_its_own_way(module)
+        if parameter is not None and (is_lazy(parameter) or _loads_in_its_own_way(module))
     }
     for clean, key in clean_keys(model).items():
         if clean not in known and key in shapes:

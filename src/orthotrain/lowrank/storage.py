@@ -133,7 +133,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Args:
         model: A fresh model of the same architecture, dense or low-rank. What it has on the meta
-            device gets memory on the CPU.
+            device gets memory on the CPU. Of a model after ``to_factored``, its layers become two
+            each as the file says.
         path: A file that ``save`` wrote, or safetensors with the model's own names.
 
     Returns:
