@@ -69,8 +69,8 @@ def misfit(model: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
             found.add(place.identity)
     renames = _prefixes_of_own_loading(unwrap(model))
     lost = [name for name, identity in missing.items() if identity not in found]
-    told = (tuple(n for n in names if not n.startswith(renames)) for names in (lost, given))
-    return Misfit(*told, tuple(other))
+    lost, more = ([n for n in names if not n.startswith(renames)] for names in (lost, [*given]))
+    return Misfit(tuple(lost), tuple(more), tuple(other))
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
