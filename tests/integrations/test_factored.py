@@ -10,6 +10,7 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 
@@ -216,6 +217,31 @@ def test_what_cannot_be_saved_or_read_is_told(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=f"{name}.*{said}.*build the model"):
             from_pretrained(type(model), tmp_path)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("settings", [{"num_labels": 5}, {"hidden_size": 64}, {}], ids=str)
+def test_other_sizes_than_those_that_were_saved_are_told(tmp_path, settings):
+    model, _ = factored()
+    model.save_pretrained(tmp_path)
+    if not settings:
+        path = tmp_path / "config.json"
+        config = json.loads(path.read_text())
+        config["orthotrain"]["two_layers"]["vit.layers.0.mlp.fc1"] += 1
+        path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"size mismatch for .*leave out settings") as caught:
+        from_pretrained(type(model), tmp_path, **settings)
+    assert "config.json that was saved" in str(caught.value)
+
+
+@pytest.mark.bad_input
+def test_a_tensor_that_the_model_does_not_have_is_told(tmp_path):
+    model, _ = factored("GPT-2")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"more": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks or has others: more; take the class"):
+        from_pretrained(type(model), tmp_path)
 
 
 def test_layers_whose_values_are_read_become_dense_and_are_named():

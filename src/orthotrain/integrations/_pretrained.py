@@ -168,7 +168,14 @@ def load_marked(model: nn.Module, folder: Path) -> Mapping[str, Tensor]:
         with _damage_named(folder, "model.safetensors"):
             state = {name: value for file in files for name, value in load_file(file).items()}
     restore_structure(model, state)
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        raise CheckpointError(
+            f"from_pretrained needs a {type(model).__name__} of the sizes in {folder}, got another "
+            f"one: {str(error).strip()[:300]}; leave out settings that change sizes (num_labels), "
+            "or take the config.json that was saved beside these weights"
+        ) from error
     held: Mapping[str, Tensor] = model.state_dict()
     given = {held[name].data_ptr() for name in state if name in held}
     if lost := [*(n for n in missing if held[n].data_ptr() not in given), *unexpected]:

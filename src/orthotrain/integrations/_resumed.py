@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from orthotrain.errors import CheckpointError
 from orthotrain.integrations._pretrained import own_state
-from orthotrain.lowrank.misfit import Misfit, is_renamed, misfit
+from orthotrain.lowrank.misfit import Misfit, is_renamed, misfit, shapes_of
 from orthotrain.lowrank.pretrained import STATE_FILE, shapes_in
 from orthotrain.methods.weak_hook import WeakHook
 
@@ -33,7 +34,7 @@ def require_checkpoint_of(model: nn.Module, folder: Path) -> None:
             "earlier checkpoint"
         ) from error
     if own is not None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        shapes = shapes_of(own)
     elif shapes is None or is_renamed(model, shapes):
         return
     found = misfit(model, shapes)
@@ -54,8 +55,8 @@ class FittingHook(WeakHook[Any]):
         """
         if (trainer := self.owner) is None:
             return
-        shapes = {n: tuple(t.shape) for n, t in state_dict.items() if hasattr(t, "shape")}
-        strict = args[1]
+        shapes = shapes_of(state_dict)
+        strict = getattr(module, "strict_loading", True)  # torch tells every hook that it is
         found = misfit(module, shapes)
         if any(found) if strict else found.of_other_shape:
             holds = f"{len(shapes)} tensors of another model"
@@ -65,11 +66,14 @@ class FittingHook(WeakHook[Any]):
 def _of_another_model(
     model: nn.Module, where: object, holds: str, found: Misfit
 ) -> CheckpointError:
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(each.numel() for each in model.parameters() if not is_lazy(each))
+    lazy = [name for name, each in model.named_parameters() if is_lazy(each)]
+    first = f"call the model on a batch first, since {', '.join(lazy[:3])} have no shape yet; or "
     return CheckpointError(
         f"resuming needs a checkpoint of this {type(model).__name__} with {count:,} parameters, "
-        f"{where} holds {holds}: {found}. Name a checkpoint of this model, or build the model that "
-        "was saved. Nothing was changed"
+        f"{where} holds {holds}: {found}. {(first * bool(lazy)).capitalize()}"
+        f"{'n' if lazy else 'N'}ame a checkpoint of this model, or build the model that was saved. "
+        "Nothing was changed"
     )
 
 

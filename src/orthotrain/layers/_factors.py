@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from orthotrain.errors import RankError
+from orthotrain.errors import CheckpointError, RankError
 from orthotrain.layers._cost import Bases
 from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._forms import form_of
@@ -259,10 +259,22 @@ def follow_state_dict(
 
     A ``load_state_dict`` pre-hook: the last of ``args`` is torch's list of error messages, to
     which a checkpoint whose factors contradict the layer's sizes is added.
+
+    Raises:
+        CheckpointError: The state dict holds two layers for this one, also where the load is not
+            strict: the layer would keep the values that it has.
     """
     low_rank_class = low_rank_class_of(module)
     if low_rank_class is None:
         return
+    forms = ("weight", "pair", "core", "0.weight")  # of each of the two
+    if all(any(f"{prefix}{i}.{form}" in state_dict for form in forms) for i in (0, 1)):
+        raise CheckpointError(
+            f"{prefix.removesuffix('.') or 'the model'} is two layers in what is loaded, by "
+            "to_factored, and one layer in this model; load it into a model after to_factored of "
+            "the same ranks, read a file of orthotrain.save with orthotrain.load, or a folder of "
+            "Transformers with from_pretrained"
+        )
     for weight in low_rank_class.weights_of(module):
         parameter = weight_parameter(module, weight)
         if parameter is None:

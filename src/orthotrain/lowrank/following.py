@@ -162,6 +162,10 @@ def follow(model: nn.Module) -> nn.Module:
 
     Layers that are added later do not follow: call it again. ``attach`` does the same.
 
+    A state dict that has two layers in the place of one, after ``to_factored``, is refused with a
+    ``CheckpointError``, also where the load is not strict. It loads into a model after
+    ``to_factored``; ``orthotrain.load`` and ``from_pretrained`` read files of such models.
+
     Args:
         model: Any model, wrapped or not; changed by hooks alone.
 
@@ -228,7 +232,8 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Mod
 
     Raises:
         ConfigError: The model is sharded over processes.
-        CheckpointError: Factors that do not fit a layer, or that no layer of the model has.
+        CheckpointError: Factors that do not fit a layer, or that no layer of the model has; or
+            two layers, by ``to_factored``, in the place of one.
     """
     require_whole("restore_structure", model, SHARD_AFTER)
     if is_metadata(state_dict):

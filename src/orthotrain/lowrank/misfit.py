@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from orthotrain.layers._factor_names import factor_names, pair_name
 from orthotrain.layers._factors import LowRankModule, low_rank_class_of, weight_parameter
@@ -16,6 +17,7 @@ from orthotrain.methods.select import named_modules_clean, unwrap
 
 Shape = tuple[int, ...]
 _NAMED = 3  # of each kind; a model has hundreds
+_LOADS_PLAINLY = ("torch.nn.", "orthotrain.")
 
 
 class Misfit(NamedTuple):
@@ -43,6 +45,10 @@ class _Place(NamedTuple):
 def misfit(model: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
     """Compare the names and shapes of a state dict with a model; nothing is changed.
 
+    Only what cannot be loaded is told. A buffer may change its shape as it is loaded, and a
+    parameter without a shape (``LazyLinear``) takes any. A module with a
+    ``_load_from_state_dict`` of its own may take other names and shapes than it has.
+
     Args:
         model: Dense or low-rank, wrapped or not.
         shapes: By name. Each weight may be there dense, in factors or as a pair, of any rank. Tied
@@ -61,14 +67,25 @@ def misfit(model: nn.Module, shapes: Mapping[str, Shape]) -> Misfit:
             other.append(f"{place.names[0]} ({there} there, {place.shape} in the model)")
         if held:
             found.add(place.identity)
-    lost = tuple(name for name, identity in missing.items() if identity not in found)
-    return Misfit(lost, tuple(given), tuple(other))
+    renames = _prefixes_of_own_loading(unwrap(model))
+    lost = [name for name, identity in missing.items() if identity not in found]
+    lost, more = ([n for n in names if not n.startswith(renames)] for names in (lost, [*given]))
+    return Misfit(tuple(lost), tuple(more), tuple(other))
+
+
+def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shapes of the tensors in a state dict; ``()`` of one that has none yet."""
+    return {
+        name: () if is_lazy(tensor) else tuple(tensor.shape)
+        for name, tensor in state_dict.items()
+        if is_lazy(tensor) or hasattr(tensor, "shape")
+    }
 
 
 def is_renamed(model: nn.Module, shapes: Mapping[str, Shape]) -> bool:
     """Whether a state dict has as many tensors of each shape as the model, each named once."""
     state = model.state_dict(keep_vars=True)
-    own = {id(tensor): tuple(tensor.shape) for tensor in state.values()}
+    own = {id(state[name]): shape for name, shape in shapes_of(state).items()}
     return Counter(own.values()) == Counter(shapes.values())
 
 
@@ -87,15 +104,40 @@ def _places(model: nn.Module) -> Sequence[_Place]:
             places.append(_Place(id(parameter), names, layouts[0].shape, fits))
             known |= {*names}
     state = model.state_dict(keep_vars=True)
+    shapes = shapes_of(state)
+    free = {
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None and (is_lazy(parameter) or _loads_in_its_own_way(module))
+    }
     for clean, key in clean_keys(model).items():
-        if clean not in known and hasattr(state[key], "shape"):
-            shape = tuple(state[key].shape)
-            places.append(_Place(id(state[key]), (clean,), shape, partial(_has_shape, shape)))
+        if clean not in known and key in shapes:
+            fixed = isinstance(state[key], nn.Parameter) and id(state[key]) not in free
+            fits = partial(_has_shape, shapes[key]) if fixed else _any
+            places.append(_Place(id(state[key]), (clean,), shapes[key], fits))
     return places
 
 
 def _has_shape(shape: Shape, held: Mapping[str, Shape]) -> bool:
     return {*held.values()} == {shape}
+
+
+def _any(_: Mapping[str, Shape]) -> bool:
+    return True
+
+
+def _loads_in_its_own_way(module: nn.Module) -> bool:
+    return not type(module)._load_from_state_dict.__module__.startswith(_LOADS_PLAINLY)
+
+
+def _prefixes_of_own_loading(model: nn.Module) -> tuple[str, ...]:
+    """How names begin whose module, or one around it, may take them as others."""
+    return tuple(
+        f"{name}." if name else ""
+        for name, module in named_modules_clean(model, remove_duplicate=False)
+        if _loads_in_its_own_way(module)
+    )
 
 
 def _fits_in_factors(

@@ -2,7 +2,9 @@
 
 ``self.proj(x)`` works whatever the layer is; ``F.linear(x, self.proj.weight)`` needs the values.
 The source of every class in a model is read, from ``forward`` on and into what it calls on
-``self`` and within its file. What is not followed: names made at run time, and other files.
+``self`` and within its file. What is not followed: names made at run time (``getattr``), layers
+taken in other ways than an index or a plain loop, methods that ``forward`` does not call, and other
+files. Such code gets the NaN that a pair has in the place of its weight, never a wrong number.
 """
 
 from __future__ import annotations
@@ -174,7 +176,7 @@ class _Code:
 
 
 def _harmless(node: ast.AST) -> Iterator[ast.expr]:
-    """What ``node`` reads in a way that an empty weight answers as well."""
+    """What ``node`` reads in a way that the NaN of a pair answers as well."""
     match node:
         case ast.Attribute(attr=name, value=inner) if name in _OF_A_TENSOR:
             yield inner

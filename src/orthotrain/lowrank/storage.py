@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,8 +22,10 @@ from orthotrain.layers._factors import LowRankModule, holds_pair
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.following import restore_structure
 from orthotrain.lowrank.names import as_names_of, clean_keys, is_factored_name
+from orthotrain.lowrank.pretrained import guard_pairs
+from orthotrain.lowrank.two_layers import is_pair, put_pairs_
 from orthotrain.lowrank.verified import hashed_bytes, is_ours, read_tensors
-from orthotrain.methods.select import named_modules_clean, unwrap
+from orthotrain.methods.select import clean_name, named_modules_clean, unwrap
 
 _BUILD: Final = "; build it with the settings it was trained with"
 
@@ -52,11 +54,13 @@ class SavedFile:
         tensors: By name, each once.
         aliases: Names that stand for another tensor of the file.
         layouts: How weights are read that are held as pairs, by name of the pair.
+        two_layers: Ranks of what was two layers in the place of one, by name.
     """
 
     tensors: dict[str, Tensor]
     aliases: Mapping[str, str]
     layouts: Mapping[str, StoredLayout]
+    two_layers: Mapping[str, int] = field(default_factory=dict)
 
     def with_aliases(self) -> dict[str, Tensor]:
         """Every name that the model has."""
@@ -84,18 +88,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state = inner.state_dict()
     tensors, aliases = distinct({name: state[key] for name, key in clean_keys(inner).items()})
     layouts = {key: StoredLayout.of(layout) for key, layout in _layouts(inner) if key in tensors}
-    write_saved(path, tensors, factored_metadata(tensors, aliases, layouts))
+    pairs = {name: vars(module)["rank"] for name, module in _modules(inner) if is_pair(module)}
+    write_saved(path, tensors, factored_metadata(tensors, aliases, layouts, pairs))
 
 
 def factored_metadata(
     tensors: Mapping[str, Tensor],
     aliases: Mapping[str, str],
     layouts: Mapping[str, StoredLayout] | None = None,
+    two_layers: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """What ``load`` reads beside the tensors: ranks, and names that stand for another tensor."""
     entries: dict[str, Mapping[str, object]] = {"ranks": _ranks(tensors), "aliases": aliases}
     if layouts:
         entries["layouts"] = layouts
+    if two_layers:
+        entries["two_layers"] = two_layers
     return {name: json.dumps(entry, sort_keys=True) for name, entry in entries.items()}
 
 
@@ -125,7 +133,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Args:
         model: A fresh model of the same architecture, dense or low-rank. What it has on the meta
-            device gets memory on the CPU.
+            device gets memory on the CPU. Of a model after ``to_factored``, its layers become two
+            each as the file says.
         path: A file that ``save`` wrote, or safetensors with the model's own names.
 
     Returns:
@@ -140,6 +149,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     require_whole("load", model, SHARD_AFTER)
     path = Path(path)
     inner, saved = unwrap(model), read_saved(path)
+    _put_two_layers_(inner, saved.two_layers, path)
     held = {n: (tensor, saved.layouts.get(n)) for n, tensor in saved.with_aliases().items()}
     named = as_names_of(inner, held)
     tensors = {name: tensor for name, (tensor, _) in named.items()}
@@ -162,6 +172,32 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     return model
 
 
+def _put_two_layers_(model: nn.Module, ranks: Mapping[str, int], path: Path) -> None:
+    """Let a model have two layers where the saved one has them.
+
+    Raises:
+        CheckpointError: It has no such layer.
+    """
+    if not ranks:
+        return
+    with_wrappers = {
+        clean_name(name): name for name, _ in model.named_modules(remove_duplicate=False)
+    }
+    there = {name for name, module in _modules(model) if is_pair(module)}
+    wanted = {with_wrappers.get(n, n): rank for n, rank in ranks.items() if n not in there}
+    try:
+        put_pairs_(model, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"load needs the model that {path} was saved from, got another one: {error}"
+        ) from error
+    guard_pairs(model)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return named_modules_clean(model, remove_duplicate=False)
+
+
 def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> None:
     """Refuse factors that were made of a weight read in another way than its layer reads it.
 
@@ -179,7 +215,7 @@ def _require_layouts(model: nn.Module, layouts: Mapping[str, StoredLayout]) -> N
 
 def _layouts(model: nn.Module) -> Iterator[tuple[str, WeightLayout]]:
     """Clean name and layout of each pair of a model."""
-    for name, module in named_modules_clean(model, remove_duplicate=False):
+    for name, module in _modules(model):
         if isinstance(module, LowRankModule):
             for weight in module.weights_of(module):
                 if holds_pair(module, weight):
@@ -190,6 +226,11 @@ def _give_memory(model: nn.Module) -> None:
     """Replace what a state dict fills and is on the meta device; what was shared stays so."""
     memory: dict[int, Tensor] = {}
     for module in model.modules():
+        if is_pair(module):  # its NaN is in no file
+            weight: Any = module._buffers["weight"]
+            module._buffers["weight"] = torch.full_like(
+                weight, torch.nan, device="cpu" if weight.is_meta else weight.device
+            )
         kept_out = module._non_persistent_buffers_set
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for held in tables:
@@ -229,7 +270,12 @@ def read_saved(path: Path, *, foreign: bool = False) -> SavedFile:
         kinds = [type(value) for value in layout] if isinstance(layout, list) else []
         if name not in tensors or kinds != [int, int, bool]:
             raise _malformed(path, "layouts", f"{layout!r} cannot be that of {name!r}")
-    return SavedFile(tensors, aliases, {n: StoredLayout(*each) for n, each in layouts.items()})
+    pairs = _entry(metadata, "two_layers", path) if "two_layers" in metadata else {}
+    for name, rank in pairs.items():
+        if type(rank) is not int:
+            raise _malformed(path, "two_layers", f"{rank!r} cannot be the rank of {name!r}")
+    kept = {n: StoredLayout(*each) for n, each in layouts.items()}
+    return SavedFile(tensors, aliases, kept, pairs)
 
 
 def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:

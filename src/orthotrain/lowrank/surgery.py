@@ -80,9 +80,11 @@ def to_factored(model: nn.Module) -> nn.Module:
     layers, and the linear layers inside ``nn.TransformerEncoderLayer``,
     ``nn.TransformerDecoderLayer`` and ``nn.MultiheadAttention``.
 
-    The pair still has the sizes of the layer before, and an empty ``weight`` that tells dtype and
-    device. A layer whose values some other code in the model reads, ``self.proj.weight`` or
-    ``self.proj.bias`` in what ``forward`` calls, becomes dense, with a warning that names it.
+    The pair still has the sizes of the layer before, and a ``weight`` that tells dtype and device.
+    A layer whose values some other code in the model reads, ``self.proj.weight`` or
+    ``self.proj.bias`` in the source of what ``forward`` calls, becomes dense, with a warning that
+    names it. All other code that computes with ``weight`` gets one NaN without dimensions: its
+    result is NaN, or an error, and never a wrong number. Frozen weights stay frozen.
 
     An optimizer that held the weights of a layer that became two warns at its next step: it does
     not train the new ones. What this library has put on the model goes, as for ``to_dense``, but

@@ -2,9 +2,10 @@
 
 The place is taken by an ``nn.Sequential`` with three more things that are torch's own, so that a
 pickle needs nothing else. It has the sizes of the layer before (``in_features``, ``stride``), its
-``rank``, and an empty buffer ``weight`` that is no part of the state dict: code that reads
-``layer.weight.dtype`` or ``.device`` finds them, also after ``.to()``. Values are not there;
-:mod:`orthotrain.lowrank.readers` finds the code that would read them.
+``rank``, and a buffer ``weight`` that is no part of the state dict: code that reads
+``layer.weight.dtype`` or ``.device`` finds them, also after ``.to()``. Its value is one NaN without
+dimensions. So code that computes with it, and that :mod:`orthotrain.lowrank.readers` has not found,
+ends with NaN or with an error. Only counts and comparisons (``numel``, ``==``) answer for a NaN.
 """
 
 from __future__ import annotations
@@ -130,10 +131,12 @@ def _two_layers(module: nn.Module, k: int) -> nn.Sequential:
     if is_factored(module, "weight"):
         assert isinstance(module, LowRankModule)
         _take_values_(first, second, module)
+    for layer in (first, second):
+        layer.requires_grad_(like.requires_grad)
     if bias is not None:
         second.bias = bias
     pair = nn.Sequential(first, second).train(module.training)
-    _answer_for_(pair, module, like.new_empty(out, 0))
+    _answer_for_(pair, module, like.new_full((), torch.nan))
     vars(pair)["rank"] = k
     return pair
 
