@@ -313,6 +313,8 @@ class Handle:
         self.run.deliver_losses()
         state: dict[str, Any] = {
             "step": self.run.step,
+            "run": self.run.id,
+            "recorded": self.run.recorded,
             "methods": {name: bound.state_dict() for name, bound in self._bound.items()},
         }
         if self.run.has_several:
@@ -342,6 +344,8 @@ class Handle:
         for check in self._state_checks:
             check.handle_loaded()
         self.run.step = step
+        self.run.id = found.get("run")  # older states have neither
+        self.run.recorded = int(found.get("recorded", 0))
         self.run.round.load_state_dict(state.get("round", {}))
         self._compare_step = True
         for name, bound in self._bound.items():

@@ -154,6 +154,8 @@ class Run:
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
             there are more than ``keep_records``.
         dropped_records: How many went.
+        recorded: How many records there were since training began, also across a resume.
+        id: The same across a resume; ``None`` until a file is written that needs one.
         processes: Those that train this model together.
         round: Which of several optimizers have stepped since the last step of training ended.
     """
@@ -171,11 +173,11 @@ class Run:
         self.model = model
         self.compiled = False
         self.processes = processes or Processes(None)
-        self.step = 0
+        self.step = self.recorded = self.dropped_records = 0
         self.total_steps = total_steps
         self.tracked: list[nn.Module] = []
         self.records: list[Record] = []
-        self.dropped_records = 0
+        self.id: str | None = None
         self._keep_records = keep_records
         self._sinks: list[Callable[[Record], None]] = []
         # The optimizer holds the hooks and through them this object. A strong reference back
@@ -305,6 +307,7 @@ class Run:
         """Keep a record of plain values, the current step added, and tell every listener."""
         entry: Record = {"step": self.step, **fields}
         self.records.append(entry)
+        self.recorded += 1
         if self._keep_records is not None and len(self.records) > self._keep_records:
             del self.records[0]
             self.dropped_records += 1
@@ -367,7 +370,7 @@ class Run:
         if not self._observers:
             return
         self.losses_observed += 1
-        if not isinstance(loss, Tensor) or _is_free_to_read(loss):
+        if not isinstance(loss, Tensor) or loss.device.type == "cpu":  # no wait for a device
             self.deliver_losses()
             self._deliver(loss.item() if isinstance(loss, Tensor) else float(loss), self.step)
             return
@@ -391,8 +394,3 @@ class Run:
     def _deliver(self, loss: float, step: int) -> None:
         for bound in self._observers:
             bound.observe(loss, step=step)
-
-
-def _is_free_to_read(loss: Tensor) -> bool:
-    """Whether the value is at hand without waiting for a device."""
-    return loss.device.type == "cpu"
