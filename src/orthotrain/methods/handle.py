@@ -68,7 +68,7 @@ class Handle:
             looked_after.add(optimizer)
             held = groups_of([optimizer])
             trained = [p for p in model.parameters() if p.requires_grad and p in held]
-            self._backward_hooks[place].put_on(next(iter(trained), None))
+            self._backward_hooks[place].put_on(trained)
             if run.has_several:  # a pass may end amid a part, or begin there
                 hooks += [PassHook(run.round).put_on(p) for p in {*trained[:1], *trained[-1:]}]
         return hooks
