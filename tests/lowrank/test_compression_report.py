@@ -136,7 +136,7 @@ def test_errors_are_known_for_every_rank_before_a_cut(name, form, by_loss):
             cut_site_(site, *whole, bases=form)
     sites, _ = find_sites(model, Selection(also=["transposed"], max_aspect=math.inf))
     known = known_weights(
-        model, sites, rules=[Relative(0.1)], data=[x], loss=call, only_if_cheaper=False,
+        model, sites, [], rules=[Relative(0.1)], data=[x], loss=call, only_if_cheaper=False,
         bases="trained", what="test",
     )  # fmt: skip
     for site in sites:
