@@ -154,8 +154,8 @@ class Run:
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
             there are more than ``keep_records``.
         dropped_records: How many went.
-        recorded: How many records there were since training began, also across a resume.
-        id: The same across a resume; ``None`` until a file is written that needs one.
+        recorded: How many records there were in all, also across a resume.
+        id: The same across a resume; ``None`` until a file needs one.
         processes: Those that train this model together.
         round: Which of several optimizers have stepped since the last step of training ended.
     """
@@ -358,9 +358,8 @@ class Run:
             ConfigError: ``loss`` is no number, or a tensor of more than one element.
         """
         if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ConfigError(
-                f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
-            )
+            shape = tuple(loss.shape)
+            raise ConfigError(f"observe: need a scalar loss, got shape {shape}; pass loss.mean()")
         if isinstance(loss, Tensor):
             real = is_dense(loss, None) and not loss.is_complex()
         else:
@@ -370,7 +369,7 @@ class Run:
         if not self._observers:
             return
         self.losses_observed += 1
-        if not isinstance(loss, Tensor) or loss.device.type == "cpu":  # no wait for a device
+        if not isinstance(loss, Tensor) or _is_free_to_read(loss):
             self.deliver_losses()
             self._deliver(loss.item() if isinstance(loss, Tensor) else float(loss), self.step)
             return
@@ -394,3 +393,8 @@ class Run:
     def _deliver(self, loss: float, step: int) -> None:
         for bound in self._observers:
             bound.observe(loss, step=step)
+
+
+def _is_free_to_read(loss: Tensor) -> bool:
+    """Whether the value is at hand without waiting for a device."""
+    return loss.device.type == "cpu"
