@@ -20,6 +20,8 @@ from orthotrain.lowrank.cut import known_weights
 from orthotrain.lowrank.output_error import errors_by_rank, layer_error, matrices_of
 from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.sites import Selection, find_sites
+from orthotrain.lowrank.state_dicts.read import stored_model
+from orthotrain.lowrank.state_dicts.survey import surveyed
 from orthotrain.lowrank.surgery import to_dense
 
 OPEN = {"only_if_cheaper": False, "max_aspect": math.inf}
@@ -136,7 +138,7 @@ def test_errors_are_known_for_every_rank_before_a_cut(name, form, by_loss):
             cut_site_(site, *whole, bases=form)
     sites, _ = find_sites(model, Selection(also=["transposed"], max_aspect=math.inf))
     known = known_weights(
-        model, sites, rules=[Relative(0.1)], data=[x], loss=call, only_if_cheaper=False,
+        model, sites, [], rules=[Relative(0.1)], data=[x], loss=call, only_if_cheaper=False,
         bases="trained", what="test",
     )  # fmt: skip
     for site in sites:
@@ -328,12 +330,16 @@ def test_rescaled_and_sparse_embeddings_stay():
         {
             "rescaled": nn.Embedding(9, 8, max_norm=1.0),
             "sparse": nn.Embedding(9, 8, sparse=True),
+            "by frequency": nn.Embedding(9, 8, scale_grad_by_freq=True),
             "plain": nn.Embedding(9, 8),
         }
     )
+    stored, owners = stored_model(model.state_dict()), dict(model.named_modules())
     compress(model, energy=0.5, also=["embedding"])
     assert [layer.name for layer in model.compression.layers] == ["plain"]
-    assert {*model.compression.refused} == {"rescaled", "sparse"}
+    assert {*model.compression.refused} == {"rescaled", "sparse", "by frequency"}
+    of_file = surveyed(stored, also=["embedding"], owners=owners)
+    assert [weight.name for weight in of_file.weights] == ["plain"]
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 from lowrank.nets import (
     Everything,
     attached,
+    batch,
     events,
     everything_loss,
     filled,
@@ -305,6 +306,51 @@ def test_state_of_other_layers_is_refused():
     other = start(lambda: mlp(10, depth=4), OPTIMIZERS["adamw"], **SCHEDULE)
     with pytest.raises(StateError, match="same 4 layers"):
         other[2].load_state_dict(parts[2].state_dict())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("steps", [0, 1, 4], ids=["before", "watched", "low-rank"])
+@pytest.mark.parametrize("order", [("model", "handle"), ("handle", "model")])
+@pytest.mark.parametrize(
+    ("narrower", "missing"),
+    [
+        ({"skip": ["2"]}, ["2"]),
+        ({"only": ["0"]}, ["2", "4", "6"]),
+        ({"max_aspect": 1.5}, ["4"]),
+        ({"dense_first": True}, ["0"]),
+        ({"also": []}, ["6"]),
+    ],
+)
+def test_narrower_settings_than_those_of_the_state_are_refused(steps, order, narrower, missing):
+    def build():
+        layers = [nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 12)]
+        return filled(nn.Sequential(*layers, nn.Tanh(), nn.LSTM(12, 12)))
+
+    def loss_of(model, step):
+        return model(batch(step, 8, 6))[0].square().mean()
+
+    wide = {"importance": "input", "also": ["lstm"], "delay_steps": 2, "every_steps": 2}
+    parts = start(build, OPTIMIZERS["adamw"], **wide)
+    go_on(parts, range(steps), loss_of)
+    state = state_of(parts)
+    again = start(build, OPTIMIZERS["adamw"], **wide | narrower)
+    told = rf"differ in \['{missing[0]}.*skip, only, also, max_aspect, dense_first, dense_last"
+    with pytest.raises(StateError, match=told):
+        load(again, state, order)
+
+
+def test_a_layer_that_is_frozen_since_is_left_out_of_what_was_seen():
+    def build(frozen=False):
+        model = mlp(10)
+        model[2].requires_grad_(not frozen)
+        return model
+
+    parts = start(build, OPTIMIZERS["adamw"], **SCHEDULE, importance="input")
+    go_on(parts, range(2), mlp_loss)
+    again = start(lambda: build(frozen=True), OPTIMIZERS["adamw"], **SCHEDULE, importance="input")
+    load(again, state_of(parts), ("model", "handle"))
+    go_on(again, range(2, 4), mlp_loss)
+    assert "2" not in again[2].ranks
 
 
 @pytest.mark.bad_input

@@ -465,7 +465,7 @@ def with_criterion(model):
         ([float("nan")], {}, ConfigError, r"shares\[0\] to be a number, got nan"),
         (["0.5"], {}, ConfigError, r"shares\[0\] to be a number, got '0.5'"),
         ([0.5, 0.7, 0.5], {}, ConfigError, "each share once"),
-        ([0.8, 0.2], {}, ConfigError, r"stored_budget=0.2 .*\(0: 16, 2: 16, 4: 16\)"),
+        ([0.8, 0.2], {}, ConfigError, r"budget=0.2 .*\(0: 16, 2: 16, 4: 16\).*rest: 0: 8,"),
         ([0.7], {"loss": squares}, ConfigError, "sizes needs data to measure"),
         ([0.7], {"data": [], "loss": squares}, ConfigError, "sizes needs at least one batch"),
         ([0.7], {"only": "0"}, ConfigError, "sizes needs only to be a collection"),

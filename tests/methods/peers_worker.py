@@ -250,6 +250,7 @@ def main(rank, folder):
         "step, loaded alike": stepped(rank, loaded_alike),
         "one by one": one_by_one(rank),
         "wrapper of a part": wrapper_of_a_part(rank),
+        "first": Processes(dist.group.WORLD).is_first,
         "size": len(module._message("", b"x" * 10**6)) - len(module._message("", b"")),
     }
     results["kept in the store"] = stale_keys()

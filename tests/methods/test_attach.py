@@ -557,6 +557,48 @@ def test_warns_after_a_few_passes_when_another_optimizer_steps_from_the_start():
         passes(model, other, 11)
 
 
+class Pieces(torch.nn.Module):
+    """Three layers, of which it uses some."""
+
+    def __init__(self, *used):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        self.used = used
+
+    def forward(self, x):
+        for i in self.used:
+            x = self.layers[i](x)
+        return x
+
+
+@pytest.mark.parametrize("used", [(1,), (2,), (0, 2)])
+def test_a_missing_step_is_told_whichever_parameters_have_a_gradient(used):
+    model = Pieces(*used)
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Diary())
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def go_on(steps):
+        for _ in range(steps):
+            model(torch.ones(2, 4)).square().mean().backward()
+            other.step()
+
+    with pytest.warns(OrthotrainWarning, match="11 backward passes and not one") as caught:
+        go_on(30)
+    assert len(caught) == 1
+
+
+def test_after_two_passes_one_parameter_alone_is_watched():
+    model = Pieces(1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, Diary())
+    for _ in range(2):
+        model(torch.ones(2, 4)).square().mean().backward()
+    watched = [name for name, p in model.named_parameters() if p._post_accumulate_grad_hooks]
+    assert watched == ["layers.1.weight"]
+    handle.detach()
+    assert not model.layers[1].weight._post_accumulate_grad_hooks
+
+
 def test_a_call_of_handle_step_that_stopped_is_noticed():
     model, optimizer, handle = make(Diary(), auto=False)
     backward(model)

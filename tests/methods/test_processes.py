@@ -212,3 +212,8 @@ def test_of_several_that_differ_one_is_told_whose_difference_is_seen():
     store.set("n/2", module._message("d\nb", b"d"))
     verdict = exchange.verdict(ours, 0, wait=True)
     assert "process 0 has a, process 2 has d (2 of 3 differ from it)" in verdict
+
+
+def test_one_process_is_the_first(both):
+    assert [outcomes["first"] for outcomes in both] == [True, False]
+    assert module.Processes(None).is_first

@@ -465,6 +465,22 @@ def test_one_of_them_that_stops_is_told_by_the_steps_of_the_other():
         go_on(40)
 
 
+def test_steps_of_the_other_raise_the_limit_to_four_times_as_many_as_were_seen():
+    model, (often, seldom), _handle = make(Diary())
+
+    def go_on(steps):
+        for _ in range(steps):
+            backward(model)
+            often.step()
+
+    for _ in range(3):
+        go_on(20)
+        seldom.step()
+    go_on(76)  # 4 * 19: the first pass of each round came before a step of the other
+    with pytest.warns(OrthotrainWarning, match=r"^77 backward .* step of SGD.*other optimizers"):
+        go_on(10)
+
+
 @pytest.mark.parametrize("reached", [True, False], ids=["not detached", "detached"])
 @pytest.mark.parametrize(("critic", "accumulated"), [(5, 1), (31, 1), (5, 16)])
 def test_a_gan_that_steps_one_of_them_more_often_is_no_alarm(reached, critic, accumulated):

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 from orthotrain._checks import described
 from orthotrain._doors import checked
-from orthotrain.errors import CheckpointError, ConfigError
-from orthotrain.files import write_atomically
+from orthotrain.diagnostics._run_file import BESIDE_RECORDS, RunFile
+from orthotrain.errors import ConfigError
 from orthotrain.methods.handle import Handle
 from orthotrain.methods.protocol import Record
 from orthotrain.methods.summary import Row, Summary
@@ -31,7 +31,7 @@ KINDS: Final = {
 # Lines of these kinds are of one method each, so they do not name it.
 _ONE_METHOD: Final = frozenset({"stability", "condition"})
 # Kinds of lines of the training itself.
-_OWN: Final = frozenset({"step", "eval", "size", "rank", *KINDS.values()})
+_OWN: Final = BESIDE_RECORDS | {"step", "eval", *KINDS.values()}
 
 
 @checked
@@ -39,53 +39,47 @@ class JsonlWriter:
     """Writes each record of a run from now on as a line of JSON, and sizes and ranks at a change.
 
     ``orthotrain report FILE.jsonl`` draws the file. A killed run loses no line of a finished
-    step. One that is resumed goes on in the same file: what that holds of the steps after the
-    checkpoint comes again, so it is cut off before the first new line. Apart from times, the
-    file is that of a run that was never stopped, line by line.
+    step. One that is resumed goes on in the same file: what that holds beyond the checkpoint
+    comes again, so it is cut off before the first new line. Apart from times, the file is that
+    of a run that was never stopped, line by line.
+
+    The first line holds the id of the run, which ``handle.state_dict()`` keeps. No other run
+    writes to the file. Files of older versions have no id: a run whose state has none either goes
+    on in them, cut by steps alone, and nobody notices a missing end. An empty file, or one that
+    is deleted meanwhile, begins where the run is; its first line says at which record.
+
+    In a group of processes the first one writes, and the others write nothing, whatever path they
+    are given.
 
     Args:
-        handle: What ``attach`` gave. Make the writer before the first step that follows, before
-            or after the handle's state is loaded.
-        path: The file; its folder exists. A file of another run is refused at its first line.
+        handle: What ``attach`` gave. To go on in a file, load the handle's state first.
+        path: The file; its folder exists.
 
     Raises:
-        CheckpointError: The file cannot be opened, or holds lines that are none of this class.
+        CheckpointError: The file cannot be opened; it holds lines that are none of this class, or
+            of another run, as of one that starts anew at step 0; or it ends before the handle's
+            state does. The file is as it was then. At a record: something else wrote to the file.
 
     Note:
         Numbers that are not finite become null: JSON has none.
     """
 
     def __init__(self, handle: Handle, path: str | os.PathLike[str]) -> None:
-        self._handle, self._path = handle, Path(path)
-        self._begun = False
-        try:
-            with self._path.open("ab"):
-                pass
-        except OSError as error:
-            raise CheckpointError(
-                f"JsonlWriter needs to append to {self._path}, got: {error}; make its folder or "
-                "choose another file"
-            ) from error
-        self._kept = _read(self._path)
+        self._handle = handle
+        writes = handle.run.processes.is_first
+        self._file = RunFile(Path(path), handle.run) if writes else None
         handle.on_record(self._take)
 
     def _take(self, record: Record) -> None:
+        if self._file is None:
+            return
+        begins = self._file.ready()
         lines = [line_of(record)]
-        begins = not self._begun and self._begin(record["step"])
         # Its last record of an update: sizes are those after it.
         if begins or record.get("event") == "update":
             lines += size_lines(self._handle.summary(), step=record["step"])
         content = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        with self._path.open("ab") as file:
-            file.write(content.encode())
-
-    def _begin(self, step: int) -> bool:
-        """Cut off what comes again; whether nothing is left, so that the file begins here."""
-        kept = [raw for at, raw in self._kept if at < step]
-        if len(kept) < len(self._kept) or self._path.stat().st_size > sum(map(len, kept)):
-            write_atomically(self._path, b"".join(kept))
-        self._begun, self._kept = True, []
-        return not kept
+        self._file.append(content.encode())
 
 
 class Scalars(Protocol):
@@ -174,24 +168,6 @@ def rank_fields(row: Row) -> dict[str, Any]:
 def full_rank(row: Row) -> int:
     """The smaller side of a layer's matrix."""
     return min(row.shape[0], math.prod(row.shape[1:]))
-
-
-def _read(path: Path) -> list[tuple[int, bytes]]:
-    """Step and content of each line; half a last one, of a killed run, is left out."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    found: list[tuple[int, bytes]] = []
-    for i, raw in enumerate(lines):
-        if not raw.endswith(b"\n"):
-            break
-        try:
-            line = json.loads(raw)
-            found.append((int(line["step"]), raw))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"JsonlWriter needs a file that it wrote, or a new one; line {i + 1} of {path} is "
-                f"{raw[:60]!r}. Choose another file"
-            ) from error
-    return found
 
 
 def _finite(value: Any) -> Any:

@@ -212,7 +212,7 @@ class Collector:
         return {"moments": _copied(known), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Take back what ``state_dict`` gave; what was seen of other layers is forgotten."""
         devices = {site.name: site.parameter.device for site in self._sites}
         self._moments = {
             (each["site"], each["part"]): Moments(
@@ -221,6 +221,7 @@ class Collector:
                 _on(each["b"], devices[each["site"]]),
             )
             for each in state["moments"]
+            if each["site"] in devices
         }
         self._pass.clear()
         self._generator.set_state(state["generator"].cpu())

@@ -118,7 +118,7 @@ def compress(  # noqa: PLR0913  # a rule and its short forms, what is cut, what 
     sites, refusals = find_sites(inner, selection)
     require_sites(sites, refusals, "compress")
     known = known_weights(
-        inner, sites, rules=[rule], data=data, loss=loss, only_if_cheaper=only_if_cheaper,
+        inner, sites, refusals, rules=[rule], data=data, loss=loss, only_if_cheaper=only_if_cheaper,
         bases=bases, what="compress",
     )  # fmt: skip
     ranks = _ranks_within(known, sites, rule, max_output_error)

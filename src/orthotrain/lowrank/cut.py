@@ -24,13 +24,13 @@ from orthotrain.lowrank.look import (
     decomposed,
     decomposed_in,
     leading,
-    require_reachable,
+    require_reachable_in,
 )
 from orthotrain.lowrank.measure import LossFunction, Measured, measured
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
 from orthotrain.lowrank.settings import MAX_ASPECT, Importance, require_aspect
-from orthotrain.lowrank.sites import Selection, Site, other_numbers
+from orthotrain.lowrank.sites import Refusal, Selection, Site, other_numbers
 
 #: What a cut at once is guarded by: nothing.
 OPEN: Final = Limits(max_drop=1.0, min_rank_fraction=0.0)
@@ -118,6 +118,7 @@ class KnownWeights:
 def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     model: nn.Module,
     sites: Sequence[Site],
+    refusals: Sequence[Refusal],
     *,
     rules: Sequence[RankRule],
     data: Iterable[Any] | None,
@@ -131,6 +132,7 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     Args:
         model: The inner model; it is left as it was.
         sites: Its weights that may be cut.
+        refusals: Why others may not, for messages.
         rules: That will choose the ranks. A budget out of reach is told before data are read.
         data: Batches; None looks at the weights alone.
         loss: Of the model and a batch; None measures inputs alone.
@@ -146,7 +148,7 @@ def known_weights(  # noqa: PLR0913  # two forms of data, two of what a cut is
     importance: Importance = "weight" if data is None else "input" if loss is None else "loss"
     known = KnownWeights((), {}, {}, importance, others, only_if_cheaper, bases)
     for rule in rules:
-        require_reachable(rule, sites, limits=OPEN, other_numbers=others, settings=known)
+        require_reachable_in(model, rule, sites, refusals, limits=OPEN, settings=known)
     seen = Measured({}, {})
     if data is not None:
         seen = measured(model, sites, data, loss, what=what)

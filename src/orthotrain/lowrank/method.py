@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
-
-from torch import nn
+from typing import ClassVar, Self
 
 from orthotrain._checks import require_steps
 from orthotrain._doors import checked
@@ -17,9 +15,6 @@ from orthotrain.lowrank.rules import Relative
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.methods import Bound, Method, Phase, Run
 from orthotrain.methods.optimizer_state import orthogonalizes
-
-if TYPE_CHECKING:
-    from orthotrain.lowrank.sites import Refusal, Site
 
 
 @checked
@@ -166,6 +161,7 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 devices whose data decide, a sharded one, or an optimizer that cannot train factors.
         """
         # Loaded where a run needs it: the layers and all that trains them.
+        from orthotrain.lowrank.look import require_reachable_in
         from orthotrain.lowrank.measure import require_one_device
         from orthotrain.lowrank.sites import Selection, find_sites, require_sites
         from orthotrain.lowrank.training import LowRankTraining
@@ -193,7 +189,10 @@ class AdaptiveLowRank(LowRankSettings, Method):
         trained = {id(parameter) for parameter in run.owners()}
         sites, refusals = find_sites(run.model, selection, trained=trained)
         require_sites(sites, refusals, "AdaptiveLowRank")
-        self._require_reachable(run.model, sites, refusals)
+        # Before anything is trained.
+        require_reachable_in(
+            run.model, self.rank, sites, refusals, limits=self.limits, settings=self
+        )
         training = LowRankTraining(self, schedule, run, sites, refusals, selection)
         if self.bases == "trained" and any(
             orthogonalizes(run.optimizer_of(site.parameter)) for site in sites
@@ -207,22 +206,3 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 stacklevel=6,
             )
         return training
-
-    def _require_reachable(
-        self, model: nn.Module, sites: Sequence[Site], refusals: Sequence[Refusal]
-    ) -> None:
-        """Tell a rule that cannot be met before anything is trained, and what stands in the way."""
-        from orthotrain.lowrank.look import require_reachable
-        from orthotrain.lowrank.sites import numbers_outside, other_numbers
-
-        try:
-            require_reachable(
-                self.rank, sites, limits=self.limits,
-                other_numbers=other_numbers(model, sites), settings=self,
-            )  # fmt: skip
-        except ConfigError as error:
-            rest = numbers_outside(model, sites)
-            reasons = {refusal.name: f" ({refusal.reason})" for refusal in refusals}
-            largest = sorted(rest.items(), key=lambda each: -each[1])[:4]
-            named = ", ".join(f"{name}{reasons.get(name, '')}: {n:,}" for name, n in largest)
-            raise ConfigError(f"{error}. Largest of the rest: {named}") from error

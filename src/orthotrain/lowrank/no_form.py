@@ -69,6 +69,18 @@ def left_as_they_are(
             yield name, f"{kind} is cut on request: also=[{low_rank_class.on_request!r}]"
 
 
+def acts_on_rows(module: nn.Module) -> str | None:
+    """Why an embedding that does something to single rows stays dense; None of any other layer."""
+    if not isinstance(module, nn.Embedding):
+        return None
+    if module.max_norm is None and not module.sparse and not module.scale_grad_by_freq:
+        return None
+    return (
+        "an embedding that rescales its rows (max_norm), scales their gradients by how often "
+        "they are read (scale_grad_by_freq), or has sparse gradients"
+    )
+
+
 def is_asked_for(low_rank_class: type[LowRankModule], also: Sequence[str]) -> bool:
     """Whether layers of this class are taken: always, or because their kind is named."""
     return not low_rank_class.on_request or low_rank_class.on_request in also

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from torch import nn
 from orthotrain.errors import ConfigError
 from orthotrain.layers._factors import weight_parameter
 from orthotrain.lowrank.gradient_hooks import unseen_hook
+from orthotrain.lowrank.no_form import KINDS
 from orthotrain.lowrank.sites import Refusal, Selection, Site, find_sites, require_supported
 from orthotrain.methods import Run
 from orthotrain.methods.select import named_modules_clean, select_parameters
@@ -72,6 +74,15 @@ def look_again(
         else:
             new.append(site)
     return Present(kept, new, [each for each in refusals if each.name not in names])
+
+
+def left_by_settings(run: Run, selection: Selection) -> set[str]:
+    """Layers that stay dense by a setting alone, and those that do not: all that could change."""
+    everything = Selection(
+        shared_attention_basis=selection.shared_attention_basis, max_aspect=math.inf, also=KINDS
+    )
+    trained = {id(parameter) for parameter in run.owners()}
+    return {site.name for site in find_sites(run.model, everything, trained=trained)[0]}
 
 
 def never_seen(hook: str) -> str:

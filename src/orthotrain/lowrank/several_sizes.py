@@ -123,10 +123,10 @@ def sizes(  # noqa: PLR0913  # what is cut, measured and trained
     require_data_for("sizes", data, loss)
     _check_start(start, optimizer, selection, rules)
     teacher = frozen_copy(start)
-    sites = _sites(teacher, start, optimizer, selection)
+    sites, refusals = _sites(teacher, start, optimizer, selection)
     batches = None if data is None else list(data)
     known = known_weights(
-        teacher, sites, rules=rules, data=batches, loss=loss, only_if_cheaper=True,
+        teacher, sites, refusals, rules=rules, data=batches, loss=loss, only_if_cheaper=True,
         bases="trained", what="sizes",
     )  # fmt: skip
 
@@ -203,10 +203,12 @@ def _trained_sites(
 
 def _sites(
     teacher: nn.Module, start: nn.Module, optimizer: Optimizer, selection: Selection
-) -> list[Site]:
-    """The same weights in the teacher, where nothing is trained."""
-    names = {site.name for site in _trained_sites(start, optimizer, selection)[0]}
-    return [site for site in find_sites(teacher, selection)[0] if site.name in names]
+) -> tuple[list[Site], list[Refusal]]:
+    """The same weights in the teacher, where nothing is trained; and why others are not cut."""
+    trained, refusals = _trained_sites(start, optimizer, selection)
+    names = {site.name for site in trained}
+    sites = [site for site in find_sites(teacher, selection)[0] if site.name in names]
+    return sites, refusals
 
 
 def _cut(

@@ -24,7 +24,13 @@ from orthotrain.linalg.factor_pair import orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout
 from orthotrain.lowrank.adapters import adapted
 from orthotrain.lowrank.gradient_hooks import hook_that_needs_the_shape, watch_hooks
-from orthotrain.lowrank.no_form import TIED_HEAD, is_asked_for, is_layer, left_as_they_are
+from orthotrain.lowrank.no_form import (
+    TIED_HEAD,
+    acts_on_rows,
+    is_asked_for,
+    is_layer,
+    left_as_they_are,
+)
 from orthotrain.lowrank.settings import MAX_ASPECT
 from orthotrain.methods.optimizer_state import check_supported
 from orthotrain.methods.select import named_modules_clean, select_modules, select_parameters
@@ -330,9 +336,7 @@ def _refusal(site: Site, selection: Selection, ends: Set[int], skipped: Set[int]
     asked_for = low_rank_class is not None and low_rank_class.on_request
     if not asked_for and (thin := too_thin(layout, selection.max_aspect)) is not None:
         return thin
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
-        return "an embedding that rescales its rows (max_norm) or has sparse gradients"
-    return None
+    return acts_on_rows(module)
 
 
 def _left_out(site: Site, only: Set[int] | None) -> str | None:

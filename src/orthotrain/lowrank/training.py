@@ -19,7 +19,13 @@ from orthotrain.lowrank.following import FollowingCopy, follow_checkpoints, shar
 from orthotrain.lowrank.gradient_hooks import release_hooks
 from orthotrain.lowrank.guard import LossGuard
 from orthotrain.lowrank.history import LayerHistory
-from orthotrain.lowrank.present import Present, look_again, never_seen, unseen_hooks
+from orthotrain.lowrank.present import (
+    Present,
+    left_by_settings,
+    look_again,
+    never_seen,
+    unseen_hooks,
+)
 from orthotrain.lowrank.schedule import Schedule
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Refusal, Selection, Site, other_numbers, require_supported
@@ -327,13 +333,16 @@ class LowRankTraining(Bound):
             StateError: The state is of other layers.
         """
         theirs = state.get("layers", {})
-        resting = {refusal.name for refusal in self._present().refusals}
-        odd = sorted(set(theirs) ^ set(self._layers))[:5]
-        if {site.name for site in self._sites} - set(theirs) or set(odd) - resting:
+        wrong = {site.name for site in self._sites} - set(theirs)
+        if odd := set(theirs) ^ set(self._layers):
+            resting = {refusal.name for refusal in self._present().refusals}
+            wrong |= odd - (resting - left_by_settings(self._run, self._selection))
+        if wrong:
             raise StateError(
                 f"AdaptiveLowRank needs the state of the same {len(self._layers)} layers, got "
-                f"{len(theirs)} layers that differ in {odd}. Attach with the settings that the "
-                "state was saved with: skip, dense_first, dense_last"
+                f"{len(theirs)} layers that differ in {sorted(wrong)[:5]}. Attach with the "
+                "settings that the state was saved with: skip, only, also, max_aspect, "
+                "dense_first, dense_last"
             )
         self._has_state, self._state_is_missing = True, False
         self._layers = {name: LayerHistory.from_state_dict(theirs[name]) for name in theirs}

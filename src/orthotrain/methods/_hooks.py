@@ -97,6 +97,9 @@ class BackwardHook(WeakHook[Hooked]):
     parameter, and those before which another optimizer of the same training had stepped: a GAN
     steps one more often, and accumulation holds all of them back. Each limit follows the most that
     was seen between two steps: accumulated gradients, steps that ``GradScaler`` skips, SAM.
+
+    A pass is counted at one parameter. The first pass tells which have a gradient at all; from the
+    second one on, the first of those in model order alone is watched.
     """
 
     def __init__(self, handle: Hooked | None = None, optimizer: Optimizer | None = None) -> None:
@@ -111,17 +114,36 @@ class BackwardHook(WeakHook[Hooked]):
         self._other_stepped = False
         self._seen = self._paused = False
         self._version: int | None = None
-        self._registered: RemovableHandle | None = None
+        self._on: dict[int, RemovableHandle] = {}  # by id of the parameter, in model order
+        self._reached: set[int] = set()
 
-    def put_on(self, parameter: nn.Parameter | None) -> None:
-        """Fire whenever the gradient of ``parameter`` is complete."""
-        if parameter is not None:
-            self._registered = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
+    def put_on(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Fire whenever the gradient of one of ``parameters`` is complete."""
+        for p in parameters:
+            self._on[id(p)] = p.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Stop counting."""
-        if self._registered is not None:
-            self._registered.remove()
+        for hook in self._on.values():
+            hook.remove()
+        self._on = {}
+
+    def _counts_at(self, parameter: Tensor) -> bool:
+        """Whether a pass is counted here, once; and in the first passes, where later ones are."""
+        key = id(parameter)
+        if len(self._on) < 2:
+            return True
+        if key not in self._reached:
+            self._reached.add(key)
+            if key == next(each for each in self._on if each in self._reached):
+                self._version = parameter._version
+            return len(self._reached) == 1
+        watched = next(each for each in self._on if each in self._reached)
+        for other, hook in self._on.items():
+            if other != watched:
+                hook.remove()
+        self._on = {watched: self._on[watched]}
+        return key == watched
 
     def pause(self) -> None:
         """A step begins; passes inside it, of a closure, do not count."""
@@ -146,7 +168,9 @@ class BackwardHook(WeakHook[Hooked]):
 
     def __call__(self, parameter: Tensor) -> None:
         # Compiled autograd traces through here, and counters would compile it anew at each pass.
-        if torch.compiler.is_compiling() or self._paused:
+        if torch.compiler.is_compiling():
+            return
+        if not self._counts_at(parameter) or self._paused:
             return
         self._passes += 1
         version = parameter._version

@@ -68,7 +68,7 @@ class Handle:
             looked_after.add(optimizer)
             held = groups_of([optimizer])
             trained = [p for p in model.parameters() if p.requires_grad and p in held]
-            self._backward_hooks[place].put_on(next(iter(trained), None))
+            self._backward_hooks[place].put_on(trained)
             if run.has_several:  # a pass may end amid a part, or begin there
                 hooks += [PassHook(run.round).put_on(p) for p in {*trained[:1], *trained[-1:]}]
         return hooks
@@ -313,6 +313,8 @@ class Handle:
         self.run.deliver_losses()
         state: dict[str, Any] = {
             "step": self.run.step,
+            "run": self.run.id,
+            "recorded": self.run.recorded,
             "methods": {name: bound.state_dict() for name, bound in self._bound.items()},
         }
         if self.run.has_several:
@@ -342,6 +344,8 @@ class Handle:
         for check in self._state_checks:
             check.handle_loaded()
         self.run.step = step
+        self.run.id = found.get("run")  # older states have neither
+        self.run.recorded = int(found.get("recorded", 0))
         self.run.round.load_state_dict(state.get("round", {}))
         self._compare_step = True
         for name, bound in self._bound.items():

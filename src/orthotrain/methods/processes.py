@@ -59,6 +59,12 @@ class Processes:
         group = None if self._group is None else self._group()
         return 1 if group is None or store_of(group) is None else dist.get_world_size(group)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first one, which writes what all would write alike."""
+        group = None if self._group is None else self._group()
+        return group is None or store_of(group) is None or dist.get_rank(group) == 0
+
     def require_same(
         self,
         moment: str,

@@ -154,6 +154,8 @@ class Run:
         records: Plain dicts, one per step and thing measured, oldest first; the oldest go where
             there are more than ``keep_records``.
         dropped_records: How many went.
+        recorded: How many records there were in all, also across a resume.
+        id: The same across a resume; ``None`` until a file needs one.
         processes: Those that train this model together.
         round: Which of several optimizers have stepped since the last step of training ended.
     """
@@ -171,11 +173,11 @@ class Run:
         self.model = model
         self.compiled = False
         self.processes = processes or Processes(None)
-        self.step = 0
+        self.step = self.recorded = self.dropped_records = 0
         self.total_steps = total_steps
         self.tracked: list[nn.Module] = []
         self.records: list[Record] = []
-        self.dropped_records = 0
+        self.id: str | None = None
         self._keep_records = keep_records
         self._sinks: list[Callable[[Record], None]] = []
         # The optimizer holds the hooks and through them this object. A strong reference back
@@ -305,6 +307,7 @@ class Run:
         """Keep a record of plain values, the current step added, and tell every listener."""
         entry: Record = {"step": self.step, **fields}
         self.records.append(entry)
+        self.recorded += 1
         if self._keep_records is not None and len(self.records) > self._keep_records:
             del self.records[0]
             self.dropped_records += 1
@@ -355,9 +358,8 @@ class Run:
             ConfigError: ``loss`` is no number, or a tensor of more than one element.
         """
         if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ConfigError(
-                f"observe: need a scalar loss, got shape {tuple(loss.shape)}; pass loss.mean()"
-            )
+            shape = tuple(loss.shape)
+            raise ConfigError(f"observe: need a scalar loss, got shape {shape}; pass loss.mean()")
         if isinstance(loss, Tensor):
             real = is_dense(loss, None) and not loss.is_complex()
         else:

@@ -40,6 +40,9 @@ def test_a_file_without_a_line_is_told(tmp_path):
     (tmp_path / "mine.jsonl").touch()
     with pytest.raises(DataError, match="it has none yet"):
         load_run(tmp_path / "mine.jsonl")
+    (tmp_path / "mine.jsonl").write_text('{"kind": "run", "step": 0, "run": "a", "records": 0}\n')
+    with pytest.raises(DataError, match="it has none yet"):
+        load_run(tmp_path / "mine.jsonl")
 
 
 @pytest.mark.bad_input

@@ -165,7 +165,7 @@ def load_run(path: Path, *, slug: str | None = None) -> Run:
 def _run_of_file(path: Path, slug: str) -> Run:
     """One training, without a result; the general page shows what was recorded."""
     rows, notes = read_metrics(path)
-    if not rows:
+    if not rows.keys() - {"run"}:  # the first line of a file, which is no record
         raise DataError(
             f"report needs lines in {path}; it has none yet. Train on until something is recorded."
         )

@@ -23,7 +23,7 @@ from orthotrain.layers._factors import LowRankModule
 from orthotrain.linalg.decompose import leading_factors, singular_values_by_gram, thin_svd
 from orthotrain.linalg.factor_pair import balanced_pair, halves, orthonormal_form
 from orthotrain.linalg.matrices import WeightLayout, stored_layout, weight_layout
-from orthotrain.lowrank.no_form import COMPUTED, KINDS
+from orthotrain.lowrank.no_form import COMPUTED, KINDS, acts_on_rows
 from orthotrain.lowrank.rank_rule import Candidate
 from orthotrain.lowrank.sites import CONV_RANK_MULTIPLE, too_thin
 from orthotrain.lowrank.storage import StoredLayout
@@ -242,6 +242,8 @@ class Reader:
         bias = self.tensors.get(f"{stem}.bias" if stem else "bias")
         bias = bias if bias is not None and bias.ndim == 1 else None
         owner = self.owners.get(stem)
+        if owner is not None and (reason := acts_on_rows(owner)) is not None:
+            return reason
         layout = weight_layout(owner, last, shape) if owner else stored_layout(key, shape, bias)
         kind = self._kind(key, layout, bias is not None, owner)
         if kind == "embedding":
