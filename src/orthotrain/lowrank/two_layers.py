@@ -62,7 +62,7 @@ def put_pairs_(model: nn.Module, ranks: Mapping[str, int]) -> dict[nn.Parameter,
     Raises:
         CheckpointError: There is no such layer, or it has no such form or rank.
     """
-    pairs: dict[int, nn.Sequential] = {}
+    pairs: dict[nn.Module, nn.Sequential] = {}  # holds the layers, or a new one may take an id
     first_of_weight: dict[nn.Parameter, nn.Sequential] = {}
     for name in sorted(ranks, key=lambda each: each.count(".")):  # a pair may hold others
         parent, _, own = name.rpartition(".")
@@ -77,12 +77,12 @@ def put_pairs_(model: nn.Module, ranks: Mapping[str, int]) -> dict[nn.Parameter,
                 f"two layers of rank {ranks[name]} cannot take the place of {name!r}, which is "
                 f"{'missing' if layer is None else layer}; build the model that was saved"
             )
-        if id(layer) not in pairs:
-            pair = pairs[id(layer)] = _two_layers(layer, ranks[name])
+        if layer not in pairs:
+            pair = pairs[layer] = _two_layers(layer, ranks[name])
             tied = first_of_weight.setdefault(parameter, pair)
             for new, same in zip(pair, tied, strict=True):
                 new._parameters["weight"] = same._parameters["weight"]
-        held[own] = pairs[id(layer)]
+        held[own] = pairs[layer]
     return first_of_weight
 
 
