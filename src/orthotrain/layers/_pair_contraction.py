@@ -11,6 +11,7 @@ two plain layers is in ``benchmarks/trained_factors.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -92,17 +93,19 @@ def pair_conv(
     Note:
         Differentiable any number of times in ``x``, ``pair`` and ``bias``.
     """
-    groups, k, n = *pair.shape[:2], pair.shape[2] - m
+    # Not from the pair, whose sizes are symbols of a compiled graph.
+    groups, k, channels = *pair.shape[:2], x.shape[1] // pair.shape[0]
+    n = channels * math.prod(kernel)
     x, pair, bias = under_autocast(x, pair, bias)
     left, right = torch.split(pair, [m, n], -1)
     if exporting():
-        hidden = geometry.convolve(x, right.reshape(groups * k, -1, *kernel), None, groups)
+        hidden = geometry.convolve(x, right.reshape(groups * k, channels, *kernel), None, groups)
         return geometry.pointwise(hidden, left.mT, bias)
     positions = x.shape[0] * geometry.out_size(x.shape[2:], kernel).numel()
     if cheapest_pair_form(positions, m, n, k, training=torch.is_grad_enabled()) == "materialized":
-        weight = (left.mT @ right).reshape(groups * m, -1, *kernel)
+        weight = (left.mT @ right).reshape(groups * m, channels, *kernel)
         return geometry.convolve(x, weight, bias, groups)
-    hidden = geometry.convolve(x, right.reshape(groups * k, -1, *kernel), None, groups)
+    hidden = geometry.convolve(x, right.reshape(groups * k, channels, *kernel), None, groups)
     y = geometry.pointwise(hidden, left.mT, bias)
     return can_be_recomputed(y, partial(_pair_parts, bias, geometry)) if worth_it(m, n, k) else y
 
