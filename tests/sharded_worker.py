@@ -318,7 +318,7 @@ def stage_of_a_pipeline(rank):
     )
     optimizer = adamw(part)
     method = orthotrain.AdaptiveLowRank(
-        stored_budget=0.6, delay_steps=9, dense_last=False, only_if_cheaper=False
+        stored_budget=0.6, delay_steps=9, dense_last=False, only_if_cheaper=False, spread=False
     )
     handle = attach(part, optimizer, method, process_group=dist.new_subgroups(1)[0])
     for step in range(10):
