@@ -49,6 +49,9 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
         setattr(sys.modules[package], name, value)
         return value
 
+    # Completion and inspection find the names that are not loaded, too.
+    module = sys.modules[package]
+    module.__dir__ = lambda: sorted({*vars(module), *homes})  # type: ignore[method-assign]
     return load
 
 

@@ -342,3 +342,26 @@ def test_attention_keeps_its_projections_too(kdim, blocks, bases, call_cost, mon
     assert all(id(weight_parameter(layer, name)) in MADE_OF for name in names)
     with torch.no_grad(), pytest.raises(ShapeError, match="inputs"):
         layer(query, key[..., :9], key)
+
+
+@pytest.mark.parametrize("bases", ["frozen", "trained"])
+def test_fused_steps_in_half_precision_are_never_missed(bases):
+    """They count no version, and the numbers that are looked at may all stay as they were."""
+    generator = torch.Generator().manual_seed(0)
+    dense = nn.Linear(64, 64)
+    with torch.no_grad():
+        dense.weight.copy_(5 * torch.randn(64, 64, generator=generator) / 8)
+    layer = LowRankLinear.from_linear(dense, rank=16, bases=bases).bfloat16()
+    x = torch.randn(32, 64, generator=generator).bfloat16()
+    weights = [held(layer)]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0, fused=True)
+    for _ in range(30):
+        with torch.no_grad():
+            layer(x)
+        # Nothing moves where it is looked for.
+        held(layer).grad = torch.randn(held(layer).shape, generator=generator).bfloat16()
+        held(layer).grad.diagonal().zero_()
+        optimizer.step()
+    with torch.no_grad():
+        expected = x @ layer.weight.T + layer.bias
+        torch.testing.assert_close(layer(x), expected, rtol=0.05, atol=0.1)

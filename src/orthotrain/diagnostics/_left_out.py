@@ -28,9 +28,9 @@ def split_patterns(
 
 def why_left_out(weight: Tensor | None) -> str | None:
     """Why a look at all weights passes over a dense weight, or ``None``."""
-    if weight is None or weight.ndim < 2 or not weight.numel():
-        return None
-    m, n = weight.shape[0], weight.shape[1:].numel()
+    if weight is None or weight.ndim != 2 or not weight.numel():
+        return None  # filters of a convolution are long by their taps
+    m, n = weight.shape
     if max(m, n) <= MOST_ASPECT * min(m, n) or m * n <= MOST_ENTRIES:
         return None
     return (

@@ -21,6 +21,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from orthotrain.layers._contraction import CONV, require_width
 from orthotrain.layers._factor_names import factor_names, pair_name
@@ -198,9 +200,27 @@ def _keep(module: LowRankModule, weight: str) -> Kept | None:
     before: Kept | None = MADE_OF.get(key)
     if before is not None and before.module() not in (module, None):
         return None
+    _watch_steps()
     kept = MADE_OF[key] = Kept(module, weight, tensors)
     kept.owner = ref(first, lambda _: MADE_OF.pop(key, None))
     return kept
+
+
+@cache
+def _watch_steps() -> None:
+    """Forget what was made of a weight with each step of its optimizer.
+
+    Fused optimizers write without counting a version, and in half precision such a step may leave
+    every number as it was that is looked at.
+    """
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
+    if MADE_OF:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                MADE_OF.pop(id(parameter), None)
 
 
 def _check(module: LowRankModule, weight: str, held: tuple[Tensor, ...]) -> Callable[..., bool]:

@@ -175,14 +175,16 @@ class Compiled:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it is compiled, and how often layers turned."""
-        return {"compiled": self.is_known, "rounds": self._rounds}
+        """Whether it is compiled, how often layers turned, which were dense as an update began."""
+        return {
+            "compiled": self.is_known, "rounds": self._rounds, "dense": sorted(self._dense),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any], sites: Sequence[Site]) -> None:
         """Take back what ``state_dict`` gave."""
         self.is_known = bool(state.get("compiled", False))  # older states have neither
         self._rounds = int(state.get("rounds", 0))
-        self._dense = {site.name for site in sites if not site.factored}
+        self._dense = set(state.get("dense", ()))
         self.set_rungs(sites)
 
     def detach(self) -> None:
