@@ -191,6 +191,7 @@ def test_lazy_packages_know_where_each_public_name_is(name):
     package = importlib.import_module(f"orthotrain.{name}")
     told = told_to_type_checkers(SOURCE / name)
     assert told == {n: f"orthotrain.{name}.{home}" for n, home in package._HOME.items()}
+    assert {*package.__all__} <= {*dir(package)}
     for public in package.__all__:
         assert getattr(package, public) is getattr(package, public)
     # A module of the same name would take its place once something imports it.
