@@ -255,8 +255,8 @@ def test_evaluation_is_one_graph_and_never_stale(method, gradients, monkeypatch)
         for _ in range(2):
             made.clear()
             outputs = [compiled(x).detach() for _ in range(3)]
-            if not gradients:  # where they are recorded, a compiled graph makes it at each call
-                assert len(made) == 1
+            if not (gradients and method == "skew"):  # which a graph then iterates at each call
+                assert len(made) == (0 if gradients else 1)
             expected = fresh(layer, x)
             for y in outputs:
                 torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)

@@ -187,6 +187,29 @@ def test_what_is_left_at_the_end_of_the_run_is_done_there():
     assert not any("on its way" in note for note in handle.summary().notes)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_states_are_loaded_in_any_order_in_the_middle_of_a_second_update(order):
+    def start():
+        model = mlp(10, depth=4)
+        method = as_published(
+            delay_steps=3, every_steps=8, energy=0.5, max_drop=0.2, dense_last=False,
+            only_if_cheaper=False, layer_fraction=1.0, spread=True,
+        )  # fmt: skip
+        optimizer = still(model)
+        return model, optimizer, attach(model, optimizer, method, total_steps=12)
+
+    parts = start()
+    train(parts[0], parts[1], range(11))
+    assert "update: number 2 is on its way, step by step" in parts[2].summary().notes
+    state = copy.deepcopy([part.state_dict() for part in parts])
+    train(parts[0], parts[1], [11])
+    again = start()
+    for i in order:
+        again[i].load_state_dict(state[i])
+    train(again[0], again[1], [11])
+    assert same(*({i: p.state_dict() for i, p in enumerate(each)} for each in (parts, again)))
+
+
 def test_a_weight_that_is_not_finite_is_named_before_any_layer_changes():
     model = mlp(10)
     optimizer, _ = attached(model, still(model), **SETTINGS, importance="weight")

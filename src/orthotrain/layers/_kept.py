@@ -5,7 +5,7 @@ dtype is another, or when one of some 64 numbers spread over it is another. The 
 what torch does not count: steps of fused optimizers, and what is written through ``.data``. On an
 accelerator reading these numbers waits for the device, once per call.
 
-In a compiled graph the look-up is one node, so a graph keeps what is eager keeps.
+In a compiled graph the look-up is one node, so a graph keeps what eager code keeps.
 """
 
 from __future__ import annotations
