@@ -508,7 +508,7 @@ def _tensors() -> dict[str, Callable[[Any], Any]]:
         "scalar": lambda t: t.new_ones(()),
         "five dimensions": lambda t: t.new_ones(1, 1, 1, 1, 1, 2),
         "transposed": lambda t: t.mT if t.ndim > 1 else t,
-        "short": lambda t: t[..., :-1],
+        "short": lambda t: t[..., :-1] if t.ndim else t,
     }
 
 
@@ -650,10 +650,8 @@ def _cases(name: str, call: Callable[..., Any]) -> Iterator[tuple[str, Callable[
         for case, wrong in _tensors().items():
             yield (
                 f"x={case}",
-                lambda wrong=wrong: (
-                    call(**_split(owner)[1], **_split(owner)[2]).eval()(wrong(make()[0]))
-                    if not _split(owner)[0]
-                    else call(*_split(owner)[0], **_split(owner)[2]).eval()(wrong(make()[0]))
+                lambda wrong=wrong: call(*_split(owner)[0], **_split(owner)[2]).eval()(
+                    wrong(make()[0]), *make()[1:]
                 ),
                 case[0] == NONSENSE and not (name == "GPT.forward" and case == "float tensor"),
             )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orthotrain._checks import require_number
 from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models.auto_correlation import AutoCorrelation, Series, decompose
@@ -37,8 +38,8 @@ class Autoformer(nn.Module):
             from torch's global state.
 
     Raises:
-        ConfigError: A size below one, an even window, more known than read steps, or a width that
-            is no multiple of ``heads``.
+        ConfigError: A size below one, an even window, more known than read steps, a share of zeros
+            outside ``[0, 1]``, or a width that is no multiple of ``heads``.
 
     Source:
         Wu, Xu, Wang and Long (2021), arXiv:2106.13008; their convolutions of one step are linear
@@ -68,6 +69,7 @@ class Autoformer(nn.Module):
                  "ahead": ahead, "width": width, "encoder_depth": encoder_depth,
                  "decoder_depth": decoder_depth, "window": window}  # fmt: skip
         check_sizes("Autoformer", heads=heads, mlp_ratio=mlp_ratio, sizes=sizes)
+        require_number("Autoformer", "dropout", dropout, least=0, most=1)
         if window % 2 == 0:
             raise ConfigError(f"Autoformer: window={window} must be odd, so that it has a middle")
         if known > read:
