@@ -15,6 +15,7 @@ from lowrank.nets import filled
 from orthotrain.errors import CheckpointError, OrthotrainWarning
 from orthotrain.layers import LowRankConv1d
 from orthotrain.lowrank.readers import readers
+from orthotrain.lowrank.state_dicts import compress_state, read_any
 from orthotrain.lowrank.two_layers import is_pair, put_pairs_, ranks_of_pairs
 
 
@@ -254,3 +255,20 @@ def test_a_pair_takes_the_place_of_a_layer_that_has_such_a_form():
     for name, rank in (("1", 2), ("2", 2), ("9", 2), ("a.b", 2), ("2", 0), ("3", 0)):
         with pytest.raises(CheckpointError, match="build the model that was saved"):
             put_pairs_(model, {name: rank})
+
+
+def test_a_file_with_pairs_that_is_compressed_again_loads_into_a_fresh_model(tmp_path):
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    orthotrain.compress(filled(model), stored_budget=0.5)
+    orthotrain.save(orthotrain.to_factored(model), tmp_path / "pairs.safetensors")
+    smaller = compress_state(
+        read_any(tmp_path / "pairs.safetensors"), energy=0.7, max_aspect=40, only_if_cheaper=False
+    )
+    smaller.save(tmp_path / "smaller.safetensors")
+    fresh = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).double()
+    orthotrain.load(fresh, tmp_path / "smaller.safetensors")
+    assert ranks_of_pairs(fresh) == ranks_of_pairs(model) != {}
+    assert smaller.report.stored < smaller.report.stored_before
+    x = torch.ones(2, 32, dtype=torch.float64)
+    by_hand = orthotrain.load(copy.deepcopy(model), tmp_path / "smaller.safetensors")
+    torch.testing.assert_close(fresh(x), by_hand(x))

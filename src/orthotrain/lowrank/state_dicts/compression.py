@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -126,7 +126,7 @@ def compress_state(  # noqa: PLR0913  # a rule and its three short forms
         if k is not None:
             _replace(tensors, layouts, weight, k, form)
     return CompressedState(
-        tensors, _metadata(tensors, layouts, chosen, ranks, form),
+        tensors, _metadata(tensors, replace(model, layouts=layouts), chosen, ranks, form),
         _report(chosen, ranks, spectra),
     )  # fmt: skip
 
@@ -179,15 +179,15 @@ def _replace(
 
 def _metadata(
     tensors: dict[str, Tensor],
-    layouts: Mapping[str, StoredLayout],
+    model: StoredModel,
     chosen: Chosen,
     ranks: Sequence[int | None],
     form: StateForm,
 ) -> dict[str, str]:
     if form == "factors":
         once, aliases = distinct(tensors)
-        kept = {name: layout for name, layout in layouts.items() if name in once}
-        return factored_metadata(once, aliases, kept)
+        kept = {name: layout for name, layout in model.layouts.items() if name in once}
+        return factored_metadata(once, aliases, kept, model.two_layers)
     named = {
         key: k
         for weight, k in zip(chosen.weights, ranks, strict=True)

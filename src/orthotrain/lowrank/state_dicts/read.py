@@ -48,6 +48,7 @@ class StoredModel:
         other_entries: Entries beside it that hold tensors, too.
         without: Type of each value among them that is no tensor, by name.
         layouts: How weights were read that the file holds in factors, by name, where it says so.
+        two_layers: Ranks of what ``to_factored`` made two layers of, by name, where it says so.
     """
 
     tensors: Mapping[str, Tensor]
@@ -58,6 +59,7 @@ class StoredModel:
     other_entries: tuple[str, ...] = ()
     without: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, StoredLayout] = field(default_factory=dict)
+    two_layers: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.format}"]
@@ -126,7 +128,7 @@ def _file(given: Path, path: Path, start: bytes, key: str | None) -> StoredModel
         tensors = dict(sorted(saved.with_aliases().items(), key=_in_model_order))
         return StoredModel(
             tensors, str(given), (path,), "safetensors",
-            layouts=saved.layouts,
+            layouts=saved.layouts, two_layers=saved.two_layers,
         )  # fmt: skip
     for first, words in _KNOWN.items():
         if start.startswith(first):
