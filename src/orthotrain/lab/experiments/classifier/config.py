@@ -78,18 +78,18 @@ class ResNetConfig:
     """Residual network with its spectral layer.
 
     Attributes:
-        depth: 18 or 50 layers.
+        depth: 18, 50 or 101 layers.
         width: Channels of the first stage; 64 is the published network.
         stem_channels: Channels behind the first convolution.
-        stem: 3x3 at full resolution, or 7x7 and a max-pool.
+        stem: 3x3 at full resolution or with stride 2, or 7x7 with stride 2 and a max-pool.
         last_stride: Stride of the last stage; 1 leaves more positions to a covariance.
         reduced_channels: Channels in front of covariance pooling.
     """
 
-    depth: Literal[18, 50] = 18
+    depth: Literal[18, 50, 101] = 18
     width: int = 64
     stem_channels: int = 64
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Literal["cifar", "strided", "imagenet"] = "cifar"
     last_stride: Literal[1, 2] = 2
     reduced_channels: int = 256
 

@@ -25,7 +25,12 @@ from orthotrain.lab.experiments.branches.variants import (
     taught,
     with_ranks_of,
 )
-from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
+from orthotrain.lab.experiments.classifier.config import (
+    ClassifierRun,
+    ModelConfig,
+    OptimConfig,
+    ResNetConfig,
+)
 from orthotrain.lab.run.config import need, positive
 from orthotrain.lab.run.record import SeedFolder, read_json
 
@@ -133,8 +138,8 @@ class LowRankVariant(BranchedVariant):
 
 
 @dataclass(frozen=True)
-class LowRankRun(ClassifierRun):
-    """A mini vision transformer, dense and low-rank side by side.
+class ImageRun(ClassifierRun):
+    """An image classifier, dense and low-rank side by side.
 
     Attributes:
         model: Network.
@@ -145,12 +150,23 @@ class LowRankRun(ClassifierRun):
         branch: Training on after a cut.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | ResNetConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
     tuned: LowRankConfig = field(default_factory=LowRankConfig)
     rates: Rates = field(default_factory=Rates)
     branch: BranchConfig = field(default_factory=BranchConfig)
+
+
+@dataclass(frozen=True)
+class LowRankRun(ImageRun):
+    """A mini vision transformer, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
 
 
 def lowrank_variants(config: LowRankRun) -> tuple[BranchedVariant, ...]:
