@@ -22,8 +22,10 @@ from orthotrain.models.resnet import ResNet
 ImageShape = tuple[int, int, int]
 Network = ModelConfig | ResNetConfig
 _KINDS: Final = {one.__name__: one for one in (ModelConfig, ResNetConfig, FoundViT, FoundResNet)}
-# Widths of convolutions, so that memory may lie channels last.
+# Memory lies channels last where widths are multiples of this; those of a network as wide as the
+# second are searched in such steps.
 _CHANNELS: Final = 8
+_WIDE: Final = 32
 
 
 def build_network(
@@ -127,7 +129,7 @@ def narrow_to(config: Network, *, stored: int, image_shape: ImageShape, classes:
     )
     if isinstance(config, ModelConfig):
         return narrowest(config, stored=stored, build=build, step=config.heads)
-    step = _CHANNELS if config.width % _CHANNELS == 0 else 1
+    step = _CHANNELS if config.width >= _WIDE else 1
     return narrowest(config, stored=stored, build=build, step=step)
 
 
