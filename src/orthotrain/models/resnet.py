@@ -17,8 +17,8 @@ from orthotrain.models._residual import BasicBlock, Bottleneck, convolution
 
 Depth = Literal[18, 50, 101]
 Stem = Literal["cifar", "strided", "imagenet"]
-# Block and blocks a stage, table 1 of He et al. (2016).
-_STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+#: Block and blocks per stage, table 1 of He et al. (2016).
+STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
@@ -99,10 +99,10 @@ class ResNet(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"ResNet: {name}={size} must be at least 1")
-        if depth not in _STAGES or stem not in _STEMS:
+        if depth not in STAGES or stem not in _STEMS:
             raise ConfigError(
                 f"ResNet: got depth={depth!r} and stem={stem!r}, need a depth of "
-                f"{list(_STAGES)} and a stem of {list(_STEMS)}"
+                f"{list(STAGES)} and a stem of {list(_STEMS)}"
             )
         if (pool is None) != (pool_features is None):
             raise ConfigError(
@@ -110,9 +110,9 @@ class ResNet(nn.Module):
                 "give both, or neither for average pooling"
             )
         self.channels = channels
-        block, blocks = _STAGES[depth]
+        block, blocks = STAGES[depth]
         kernel, stride, max_pool = _STEMS[stem]
-        with _drawing_from(generator):
+        with drawing_from(generator):
             self.stem = (stem_conv or convolution)(channels, stem_channels, kernel, stride)
             self.norm = (norm or nn.BatchNorm2d)(stem_channels)
             self.shrink = nn.MaxPool2d(3, stride=2, padding=1) if max_pool else nn.Identity()
@@ -170,12 +170,12 @@ class ResNet(nn.Module):
 
 def feature_channels(*, depth: Depth, width: int) -> int:
     """Channels that the last stage of a ``ResNet`` gives to its pool."""
-    block, blocks = _STAGES[depth]
+    block, blocks = STAGES[depth]
     return (width << (len(blocks) - 1)) * block.expansion
 
 
 @contextmanager
-def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
     """Let modules that draw from torch's global state follow ``generator`` instead."""
     if generator is None:
         yield

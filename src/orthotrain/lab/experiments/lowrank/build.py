@@ -201,6 +201,7 @@ def adaptive_low_rank(config: LowRankConfig, *, total_steps: int) -> AdaptiveLow
         layer_fraction=config.layer_fraction,
         max_drop=config.max_drop,
         min_rank_fraction=config.min_rank_fraction,
+        dense_first=config.dense_first,
         only_if_cheaper=config.only_if_cheaper,
         optimizer_state=config.optimizer_state,
         spread=False,  # as the kept results were measured

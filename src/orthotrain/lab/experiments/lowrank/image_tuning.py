@@ -32,7 +32,7 @@ class RateGrid:
     @property
     def decides(self) -> frozenset[str]:
         """The learning rates; the published settings are not searched."""
-        return frozenset({"paper", "tuned", "rates"})
+        return frozenset({"paper", "rates"})
 
     def config(self, config: RunConfig) -> RunConfig:
         """The recipe's own run, with the search's seeds.

@@ -44,7 +44,8 @@ def build_network(
     if isinstance(config, FoundViT | FoundResNet) and config.found().source == "timm":
         from orthotrain.lab.experiments.lowrank.timm_networks import timm_network
 
-        return timm_network(config, image_shape=image_shape, classes=classes, generator=generator)
+        model = timm_network(config, image_shape=image_shape, classes=classes, generator=generator)
+        return model if isinstance(config, FoundViT) else channels_last(model, width=config.width)
     if isinstance(config, ModelConfig):
         return build_vit(config, image_shape=image_shape, classes=classes, generator=generator)
     model = ResNet(
