@@ -47,7 +47,7 @@ class BatchStream:
             ``mixup`` is out of its range, or two kinds of crops are asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how batches are drawn, all by name
         self,
         split: Split,
         *,
@@ -75,8 +75,8 @@ class BatchStream:
             )
         if mixup is not None and not (0 < mixup <= 1 and classes):
             raise ConfigError(
-                f"BatchStream: got mixup={mixup} and classes={classes}, need mixup in (0, 1] and the "
-                "number of classes"
+                f"BatchStream: got mixup={mixup} and classes={classes}, need mixup in (0, 1] "
+                "and the number of classes"
             )
         self._split = split
         self._batch_size = batch_size

@@ -76,8 +76,8 @@ def load_image_folder(
     Raises:
         ConfigError: ``image_size`` is below one.
         DataError: A part is missing, a class is empty, the only one, not in all parts or too small
-            to hold some of it out, or a file does not decode; the message names it. Lazy images raise
-            when they are asked for.
+            to hold some of it out, or a file does not decode; the message names it. Lazy images
+            raise when they are asked for.
     """
     path, origin = data_path(folder, title="image folder", need=_LAYOUT)
     if not (path / "train").is_dir():

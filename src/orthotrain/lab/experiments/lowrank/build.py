@@ -16,10 +16,10 @@ from orthotrain.lab.experiments.branches.method import low_rank_method
 from orthotrain.lab.experiments.branches.start import OwnRate, Start, start_of
 from orthotrain.lab.experiments.branches.steps import branch_steps, short_steps
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
+from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer, batch_loss
-from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.lowrank.config import ImageRun, LowRankConfig, LowRankVariant
 from orthotrain.lab.experiments.lowrank.image_config import FoundResNet, FoundViT
 from orthotrain.lab.experiments.lowrank.networks import (
@@ -57,9 +57,7 @@ def build_on(
 
     def fresh() -> nn.Module:
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
-        return build_network(
-            network, image_shape=shape, classes=classes, generator=weights
-        )
+        return build_network(network, image_shape=shape, classes=classes, generator=weights)
 
     # A branch goes on: what it sees is not what the dense model has seen first.
     branches = variant.branch is not None

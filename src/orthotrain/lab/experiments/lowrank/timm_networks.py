@@ -23,7 +23,7 @@ def timm_network(
     classes: int,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """timm's ``vit_base_patch16_224`` or ``resnetrs101`` at these sizes, with fresh weights.
+    """``vit_base_patch16_224`` or ``resnetrs101`` of timm at these sizes, with fresh weights.
 
     At the sizes of the recipe they are these networks themselves. Neither has dropout. A ResNet-RS
     has a stem of its own: of ``config`` it takes depth, width and the channels of the stem.
@@ -90,6 +90,6 @@ def _timm() -> Any:
 
 def _broken(error: Exception) -> ConfigError:
     return ConfigError(
-        f"timm is installed and does not import ({error}); a torchvision of another build than torch "
-        f"is the usual cause: install the one that belongs to this torch, or {_OWN}"
+        f"timm is installed and does not import ({error}); a torchvision of another build "
+        f"than torch is the usual cause: install the one that belongs to this torch, or {_OWN}"
     )
