@@ -10,12 +10,17 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional as F
 
+from orthotrain.data.mixup import mixup as blended
+from orthotrain.data.mixup import mixup_share
 from orthotrain.data.splits import Split
 from orthotrain.errors import ConfigError, ShapeError, StateError
 
 # Width over height of a random resized crop, the range of Szegedy et al. (2015),
 # arXiv:1409.4842.
 _LOG_RATIO = math.log(4 / 3)
+# Which images of a batch: a slice or their places.
+Part = slice | Int64[Tensor, " batch"]
+Targets = Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
 
 
 class BatchStream:
@@ -32,13 +37,17 @@ class BatchStream:
         crop_area: Smallest share of its area that a random part of each image has, which is then
             resized to the whole; None for no such crop. Instead of ``crop_padding``.
         flip: Mirror half of the images left to right.
+        mixup: Blend each image with another of its batch, all by one share, drawn from the Beta
+            distribution with both parameters this; in ``(0, 1]``, None for no blends. Labels are
+            then probabilities ``(batch, classes)``.
+        classes: Number of classes, needed with ``mixup``.
 
     Raises:
-        ConfigError: ``batch_size`` is below one or above the number of images, a crop is out of
-            its range, or both are asked for.
+        ConfigError: ``batch_size`` is below one or above the number of images, a crop or
+            ``mixup`` is out of its range, or two kinds of crops are asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how batches are drawn, all by name
         self,
         split: Split,
         *,
@@ -47,6 +56,8 @@ class BatchStream:
         crop_padding: int = 0,
         crop_area: float | None = None,
         flip: bool = False,
+        mixup: float | None = None,
+        classes: int | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(split):
             raise ConfigError(
@@ -62,11 +73,17 @@ class BatchStream:
                 f"BatchStream: got crop_padding={crop_padding} and crop_area={crop_area}, need "
                 "one kind of crop; set the other to 0 or None"
             )
+        if mixup is not None and not (0 < mixup <= 1 and classes):
+            raise ConfigError(
+                f"BatchStream: got mixup={mixup} and classes={classes}, need mixup in (0, 1] "
+                "and the number of classes"
+            )
         self._split = split
         self._batch_size = batch_size
         self._crop_padding = crop_padding
         self._crop_area = crop_area
         self._flip = flip
+        self._mixup, self._classes = mixup, classes
         self._part = slice(None)
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -81,15 +98,34 @@ class BatchStream:
         """Give this part of each batch from now on; what is drawn is drawn for the whole batch."""
         self._part = part
 
-    def next_batch(self) -> tuple[Float[Tensor, "batch c h w"], Int64[Tensor, " batch"]]:
-        """The next images ``(batch, c, h, w)`` as float32 and labels ``(batch,)``."""
+    def next_batch(self) -> tuple[Float[Tensor, "batch c h w"], Targets]:
+        """The next images ``(batch, c, h, w)`` as float32 and labels ``(batch,)``.
+
+        With ``mixup`` probabilities ``(batch, classes)`` float32 in place of labels.
+        """
         if self._position + self._batch_size > len(self._order):
             self._order = torch.randperm(len(self._split), generator=self._generator)
             self._position = 0
         chosen = self._order[self._position : self._position + self._batch_size]
         self._position += self._batch_size
-        chosen = chosen[self._part].to(self._split.labels.device)
-        drawn: Any = {"generator": self._generator, "of": self._batch_size, "part": self._part}
+        if self._mixup is None or self._classes is None:
+            return self._augmented(chosen, self._part)
+        others = torch.randperm(self._batch_size, generator=self._generator)
+        share = mixup_share(self._mixup, generator=self._generator)
+        pairs = torch.stack([torch.arange(self._batch_size), others])[:, self._part]
+        needed, (own, other) = pairs.unique(return_inverse=True)
+        images, labels = self._augmented(chosen, needed)
+        place = labels.device
+        return blended(
+            images, labels, own.to(place), other.to(place), share=share, classes=self._classes
+        )
+
+    def _augmented(
+        self, chosen: Int64[Tensor, " whole"], part: Part
+    ) -> tuple[Float[Tensor, "batch c h w"], Int64[Tensor, " batch"]]:
+        """Some images of a batch; what is drawn is drawn for all of it."""
+        chosen = chosen[part].to(self._split.labels.device)
+        drawn: Any = {"generator": self._generator, "of": self._batch_size, "part": part}
         images = augment(
             self._split.images[chosen], crop_padding=self._crop_padding, flip=self._flip, **drawn
         )
@@ -135,7 +171,7 @@ def augment(
     flip: bool,
     generator: torch.Generator,
     of: int | None = None,
-    part: slice = slice(None),
+    part: Part = slice(None),
 ) -> Num[Tensor, "batch c h w"]:
     """Random crop after zero padding and random mirroring, each image by itself.
 
@@ -179,7 +215,7 @@ def resized_crop(
     min_area: float,
     generator: torch.Generator,
     of: int | None = None,
-    part: slice = slice(None),
+    part: Part = slice(None),
 ) -> Num[Tensor, "batch c h w"]:
     """Random part of each image, resized to the size of the whole.
 

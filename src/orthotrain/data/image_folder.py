@@ -75,9 +75,9 @@ def load_image_folder(
 
     Raises:
         ConfigError: ``image_size`` is below one.
-        DataError: A part is missing, a class is empty, not in all parts or too small to hold
-            some of it out, or a file does not decode; the message names it. Lazy images raise
-            when they are asked for.
+        DataError: A part is missing, a class is empty, the only one, not in all parts or too small
+            to hold some of it out, or a file does not decode; the message names it. Lazy images
+            raise when they are asked for.
     """
     path, origin = data_path(folder, title="image folder", need=_LAYOUT)
     if not (path / "train").is_dir():
@@ -206,6 +206,11 @@ def _list_part(part: Path) -> _Part:
         labels += [label] * len(found)
     if not files:
         raise DataError(f"image folder: {part} holds no class; need {_LAYOUT}")
+    if len(folders) == 1:
+        raise DataError(
+            f"image folder: {part} holds one class, {folders[0].name}; nothing can be learned from "
+            f"that: need at least two, {_LAYOUT}"
+        )
     return _Part(tuple(files), torch.tensor(labels), tuple(p.name for p in folders))
 
 

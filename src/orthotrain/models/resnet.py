@@ -15,34 +15,41 @@ from orthotrain._doors import checked
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.models._residual import BasicBlock, Bottleneck, convolution
 
-Depth = Literal[18, 50]
-Stem = Literal["cifar", "imagenet"]
-# Block and blocks a stage, table 1 of He et al. (2016).
-_STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+Depth = Literal[18, 50, 101]
+Stem = Literal["cifar", "strided", "imagenet"]
+#: Block and blocks per stage, table 1 of He et al. (2016).
+STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
 }
 # Kernel and stride of the stem, and whether a max-pool follows it.
-_STEMS: dict[str, tuple[int, int, bool]] = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
+_STEMS: dict[str, tuple[int, int, bool]] = {
+    "cifar": (3, 1, False),
+    "strided": (3, 2, False),
+    "imagenet": (7, 2, True),
+}
 
 
 @checked
 class ResNet(nn.Module):
-    """ResNet-18 or ResNet-50 with the places where spectral layers go kept open.
+    """ResNet-18, -50 or -101 with the places where spectral layers go kept open.
 
     ``stem`` (a convolution), ``norm``, ReLU and perhaps a max-pool; ``layers``, four stages of
     residual blocks; ``pool``; ``head`` (linear). A spectral layer replaces ``norm`` or ``pool``,
     and the weight before it is ``stem.weight`` or the pool's own reduction.
 
     Args:
-        depth: 18 (two 3x3 convolutions per block) or 50 (bottlenecks of four times the width).
+        depth: 18 (two 3x3 convolutions per block), 50 or 101 (bottlenecks of four times the
+            width).
         width: Channels of the first stage; each further stage has twice as many.
         stem_channels: Outputs of the stem, independent of ``width``: a narrow network keeps a
             stem of 64 channels that sees 27 numbers.
         classes: Outputs.
         channels: Image channels.
-        stem: ``"cifar"`` is 3x3 with stride 1 and no pooling, ``"imagenet"`` 7x7 with stride 2
-            and a 3x3 max-pool with stride 2.
+        stem: ``"cifar"`` is 3x3 with stride 1 and no pooling, ``"strided"`` the same with stride
+            2, for a quarter of the work, ``"imagenet"`` 7x7 with stride 2 and a 3x3 max-pool
+            with stride 2.
         norm: Makes the norm right after the stem from its number of channels; None is
             ``nn.BatchNorm2d``. All other norms are ``nn.BatchNorm2d``.
         stem_conv: Makes the stem from (inputs, outputs, kernel, stride); None is a convolution
@@ -92,10 +99,10 @@ class ResNet(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"ResNet: {name}={size} must be at least 1")
-        if depth not in _STAGES or stem not in _STEMS:
+        if depth not in STAGES or stem not in _STEMS:
             raise ConfigError(
                 f"ResNet: got depth={depth!r} and stem={stem!r}, need a depth of "
-                f"{list(_STAGES)} and a stem of {list(_STEMS)}"
+                f"{list(STAGES)} and a stem of {list(_STEMS)}"
             )
         if (pool is None) != (pool_features is None):
             raise ConfigError(
@@ -103,9 +110,9 @@ class ResNet(nn.Module):
                 "give both, or neither for average pooling"
             )
         self.channels = channels
-        block, blocks = _STAGES[depth]
+        block, blocks = STAGES[depth]
         kernel, stride, max_pool = _STEMS[stem]
-        with _drawing_from(generator):
+        with drawing_from(generator):
             self.stem = (stem_conv or convolution)(channels, stem_channels, kernel, stride)
             self.norm = (norm or nn.BatchNorm2d)(stem_channels)
             self.shrink = nn.MaxPool2d(3, stride=2, padding=1) if max_pool else nn.Identity()
@@ -163,12 +170,12 @@ class ResNet(nn.Module):
 
 def feature_channels(*, depth: Depth, width: int) -> int:
     """Channels that the last stage of a ``ResNet`` gives to its pool."""
-    block, blocks = _STAGES[depth]
+    block, blocks = STAGES[depth]
     return (width << (len(blocks) - 1)) * block.expansion
 
 
 @contextmanager
-def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
     """Let modules that draw from torch's global state follow ``generator`` instead."""
     if generator is None:
         yield

@@ -13,18 +13,18 @@ from torch import nn
 
 
 class Widths(Protocol):
-    """A frozen dataclass of a transformer's sizes."""
+    """A frozen dataclass of a network's sizes."""
 
     @property
     def width(self) -> int: ...  # noqa: D102
-    @property
-    def heads(self) -> int: ...  # noqa: D102
 
 
 Config = TypeVar("Config", bound=Widths)
 
 
-def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Module]) -> Config:
+def narrowest(
+    config: Config, *, stored: int, build: Callable[[Config], nn.Module], step: int
+) -> Config:
     """The narrowest network that stores at least ``stored`` numbers, never wider than given.
 
     The rival gets the benefit of the doubt: its width is rounded up.
@@ -33,13 +33,14 @@ def narrowest(config: Config, *, stored: int, build: Callable[[Config], nn.Modul
         config: The full network.
         stored: Numbers that a low-rank network stores.
         build: Makes a network of a configuration; called on the meta device.
+        step: Widths are multiples of it; a transformer's of its heads.
     """
 
     def at(width: int) -> Config:
         narrow: Config = replace(config, width=width)  # type: ignore[type-var]
         return narrow
 
-    widths = range(config.heads, config.width, config.heads)
+    widths = range(step, config.width, step)
     found = bisect_left(widths, stored, key=lambda width: numbers_of(partial(build, at(width))))
     return at(widths[found]) if found < len(widths) else config
 

@@ -27,6 +27,8 @@ class DataConfig:
         crop_area: Smallest share of an image's area that a random resized crop keeps; unset for
             no such crop. Instead of crop_padding.
         flip: Mirror half of the training images.
+        mixup: Blend each training image with another, by shares of the Beta distribution with
+            both parameters this; unset for none.
         train_limit: Use about this many training images, all when unset.
     """
 
@@ -37,6 +39,7 @@ class DataConfig:
     crop_padding: int = 1
     crop_area: float | None = None
     flip: bool = False
+    mixup: float | None = None
     train_limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +53,10 @@ class DataConfig:
         need(
             self.crop_area is None or (0 < self.crop_area <= 1 and self.crop_padding == 0),
             f"data.crop_area={self.crop_area} must lie in (0, 1], with data.crop_padding=0",
+        )
+        need(
+            self.mixup is None or 0 < self.mixup <= 1,
+            f"data.mixup={self.mixup} must lie in (0, 1]; leave it unset for no blends",
         )
         not_negative(self, "data", "crop_padding")
 
@@ -78,18 +85,18 @@ class ResNetConfig:
     """Residual network with its spectral layer.
 
     Attributes:
-        depth: 18 or 50 layers.
+        depth: 18, 50 or 101 layers.
         width: Channels of the first stage; 64 is the published network.
         stem_channels: Channels behind the first convolution.
-        stem: 3x3 at full resolution, or 7x7 and a max-pool.
+        stem: 3x3 at full resolution or with stride 2, or 7x7 with stride 2 and a max-pool.
         last_stride: Stride of the last stage; 1 leaves more positions to a covariance.
         reduced_channels: Channels in front of covariance pooling.
     """
 
-    depth: Literal[18, 50] = 18
+    depth: Literal[18, 50, 101] = 18
     width: int = 64
     stem_channels: int = 64
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Literal["cifar", "strided", "imagenet"] = "cifar"
     last_stride: Literal[1, 2] = 2
     reduced_channels: int = 256
 

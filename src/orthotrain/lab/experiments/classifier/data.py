@@ -54,4 +54,6 @@ def batches_of(data: ImageData, config: DataConfig, *, seed: int) -> BatchStream
         crop_padding=config.crop_padding,
         crop_area=config.crop_area,
         flip=config.flip,
+        mixup=config.mixup,
+        classes=data.classes,
     )

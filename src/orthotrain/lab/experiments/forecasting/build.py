@@ -111,7 +111,7 @@ def network_of(config: ForecastRun, variant: BranchedVariant, *, series: int) ->
         return config.model
     made = partial(build_autoformer, series=series)
     stored = round(variant.stored * numbers_of(partial(made, config.model)))
-    return narrowest(config.model, stored=stored, build=made)
+    return narrowest(config.model, stored=stored, build=made, step=config.model.heads)
 
 
 def _regularisation(variant: BranchedVariant) -> Regularisation | None:

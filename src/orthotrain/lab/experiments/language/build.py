@@ -127,7 +127,7 @@ def network_of(config: LanguageRun, variant: BranchedVariant) -> GPTConfig:
     if variant.stored is None:
         return config.model
     stored = round(variant.stored * numbers_of(config.model))
-    return narrowest(config.model, stored=stored, build=build_gpt)
+    return narrowest(config.model, stored=stored, build=build_gpt, step=config.model.heads)
 
 
 def steps_of(config: LanguageRun, variant: BranchedVariant, network: GPTConfig) -> int:

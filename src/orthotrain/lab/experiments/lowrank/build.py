@@ -1,4 +1,4 @@
-"""From a configuration to one training of a mini vision transformer."""
+"""From a configuration to one training of an image classifier."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from orthotrain.data.splits import ImageData
 from orthotrain.diagnostics.stability import BasisStability
+from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
 from orthotrain.lab.experiments.branches.start import OwnRate, Start, start_of
@@ -19,23 +20,24 @@ from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer, batch_loss
-from orthotrain.lab.experiments.lowrank.config import LowRankConfig, LowRankRun, LowRankVariant
+from orthotrain.lab.experiments.lowrank.config import ImageRun, LowRankConfig, LowRankVariant
+from orthotrain.lab.experiments.lowrank.image_config import FoundResNet, FoundViT
 from orthotrain.lab.experiments.lowrank.networks import (
     ImageShape,
-    build_vit,
+    Network,
+    build_network,
+    entry_of,
     narrow_to,
     passes_of,
-    vit_from,
 )
 from orthotrain.lab.experiments.narrow import numbers_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
-from orthotrain.lab.run.restore import network_entry
 from orthotrain.lowrank import AdaptiveLowRank, read_rule
 from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
 
 
-def build(config: LowRankRun, variant: BranchedVariant, seed: int) -> ClassifierTrainer:
+def build(config: ImageRun, variant: BranchedVariant, seed: int) -> ClassifierTrainer:
     """A training at its step 0, with its methods attached.
 
     Raises:
@@ -47,7 +49,7 @@ def build(config: LowRankRun, variant: BranchedVariant, seed: int) -> Classifier
 
 
 def build_on(
-    data: ImageData, config: LowRankRun, variant: BranchedVariant, seed: int
+    data: ImageData, config: ImageRun, variant: BranchedVariant, seed: int
 ) -> ClassifierTrainer:
     """The same, on these images."""
     shape, classes = data.image_shape, data.classes
@@ -55,7 +57,7 @@ def build_on(
 
     def fresh() -> nn.Module:
         weights = torch.Generator().manual_seed(stream_seed(seed, "weights"))
-        return build_vit(network, image_shape=shape, classes=classes, generator=weights)
+        return build_network(network, image_shape=shape, classes=classes, generator=weights)
 
     # A branch goes on: what it sees is not what the dense model has seen first.
     branches = variant.branch is not None
@@ -84,9 +86,7 @@ def build_on(
         optimizer=optimizer,
         scheduler=scheduler,
         handle=attach(start.model, optimizer, *methods, total_steps=total_steps),
-        network=network_entry(
-            vit_from, {"model": asdict(network), "image_shape": list(shape), "classes": classes}
-        ),
+        network=entry_of(network, image_shape=shape, classes=classes),
         settings={
             "model": asdict(network),
             "steps": total_steps,
@@ -108,20 +108,23 @@ def build_on(
 
 
 def network_of(
-    config: LowRankRun, variant: BranchedVariant, *, image_shape: ImageShape, classes: int
-) -> ModelConfig:
+    config: ImageRun, variant: BranchedVariant, *, image_shape: ImageShape, classes: int
+) -> Network:
     """The network that a variant trains."""
+    full: Network = config.model
+    if isinstance(full, FoundViT | FoundResNet):
+        full = full.found()
     stored = variant.numbers if isinstance(variant, LowRankVariant) else None
     if variant.stored is not None:
-        full = partial(build_vit, config.model, image_shape=image_shape, classes=classes)
-        stored = round(variant.stored * numbers_of(full))
+        whole = partial(build_network, full, image_shape=image_shape, classes=classes)
+        stored = round(variant.stored * numbers_of(whole))
     if stored is None:
-        return config.model
-    return narrow_to(config.model, stored=stored, image_shape=image_shape, classes=classes)
+        return full
+    return narrow_to(full, stored=stored, image_shape=image_shape, classes=classes)
 
 
 def own_rate(
-    config: LowRankRun, variant: BranchedVariant, start: Start, *, steps: int, dense_steps: int
+    config: ImageRun, variant: BranchedVariant, start: Start, *, steps: int, dense_steps: int
 ) -> OwnRate:
     """Rate and schedule of a variant: that of dense training; a branch warms up and ends at 0."""
     optim = config.optim
@@ -133,7 +136,7 @@ def own_rate(
 
 
 def steps_of(
-    config: LowRankRun,
+    config: ImageRun,
     variant: BranchedVariant,
     *,
     epoch: int,
@@ -155,6 +158,11 @@ def steps_of(
     if variant.as_branch is None or variant.stored is None:
         return steps
     narrow = network_of(config, variant, image_shape=image_shape, classes=classes)
+    if not isinstance(config.model, ModelConfig) or not isinstance(narrow, ModelConfig):
+        raise ConfigError(
+            f"variant {variant.name}: operations are foreseen for vision transformers alone; leave "
+            "variants out that train for as much compute as another"
+        )
     passes = partial(
         passes_of, image_shape=image_shape, classes=classes, batch=config.data.batch_size
     )
@@ -191,6 +199,7 @@ def adaptive_low_rank(config: LowRankConfig, *, total_steps: int) -> AdaptiveLow
         layer_fraction=config.layer_fraction,
         max_drop=config.max_drop,
         min_rank_fraction=config.min_rank_fraction,
+        dense_first=config.dense_first,
         only_if_cheaper=config.only_if_cheaper,
         optimizer_state=config.optimizer_state,
         spread=False,  # as the kept results were measured

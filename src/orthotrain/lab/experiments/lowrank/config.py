@@ -25,7 +25,12 @@ from orthotrain.lab.experiments.branches.variants import (
     taught,
     with_ranks_of,
 )
-from orthotrain.lab.experiments.classifier.config import ClassifierRun, ModelConfig, OptimConfig
+from orthotrain.lab.experiments.classifier.config import (
+    ClassifierRun,
+    ModelConfig,
+    OptimConfig,
+    ResNetConfig,
+)
 from orthotrain.lab.run.config import need, positive
 from orthotrain.lab.run.record import SeedFolder, read_json
 
@@ -50,6 +55,7 @@ class LowRankConfig:
         layer_fraction: Each update reaches this much further to the front (the paper's alpha).
         max_drop: Largest share of a rank that one update drops.
         min_rank_fraction: Smallest rank over the layer's smaller side.
+        dense_first: Leave the first layer dense; the last one always stays so.
         only_if_cheaper: A layer stays dense until its rank pays.
         optimizer_state: How optimizer state follows.
     """
@@ -63,6 +69,7 @@ class LowRankConfig:
     layer_fraction: float = 0.1
     max_drop: float = 0.5
     min_rank_fraction: float = 0.01
+    dense_first: bool = False
     only_if_cheaper: bool = True
     optimizer_state: Literal["rotate", "slice", "reset"] = "rotate"
 
@@ -133,24 +140,35 @@ class LowRankVariant(BranchedVariant):
 
 
 @dataclass(frozen=True)
-class LowRankRun(ClassifierRun):
-    """A mini vision transformer, dense and low-rank side by side.
+class ImageRun(ClassifierRun):
+    """An image classifier, dense and low-rank side by side.
 
     Attributes:
         model: Network.
         optim: Optimizer and schedule.
         paper: Low-rank settings of the variant oialr-paper.
-        tuned: Low-rank settings of the variant oialr-tuned.
         rates: Learning rates of narrow networks.
         branch: Training on after a cut.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | ResNetConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
-    tuned: LowRankConfig = field(default_factory=LowRankConfig)
     rates: Rates = field(default_factory=Rates)
     branch: BranchConfig = field(default_factory=BranchConfig)
+
+
+@dataclass(frozen=True)
+class LowRankRun(ImageRun):
+    """A mini vision transformer, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+        tuned: Low-rank settings of the variant oialr-tuned.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tuned: LowRankConfig = field(default_factory=LowRankConfig)
 
 
 def lowrank_variants(config: LowRankRun) -> tuple[BranchedVariant, ...]:

@@ -1,0 +1,137 @@
+"""Runs of image classifiers other than the mini vision transformer: residual networks, ImageNet.
+
+This module does not import torch, so a command line can be parsed before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Literal, Self
+
+from orthotrain.lab.experiments.branches.variants import BranchedVariant, half, narrow
+from orthotrain.lab.experiments.classifier.config import ModelConfig, ResNetConfig
+from orthotrain.lab.experiments.lowrank.config import (
+    DENSE,
+    HALF,
+    PAPER,
+    ImageRun,
+    LowRankConfig,
+    LowRankVariant,
+    Rates,
+)
+from orthotrain.lab.run.config import positive
+
+Source = Literal["auto", "timm", "own"]
+
+
+@dataclass(frozen=True)
+class FoundViT(ModelConfig):
+    """Vision transformer, timm's where it is installed, else the one of this package.
+
+    Attributes:
+        source: Whose network; auto takes timm's where it is installed.
+    """
+
+    source: Source = "auto"
+
+    def found(self) -> Self:
+        """The same with a source that is not auto."""
+        return replace(self, source=_found(self.source))
+
+
+@dataclass(frozen=True)
+class FoundResNet(ResNetConfig):
+    """Residual network: timm's ResNet-RS where it is installed, else the ResNet of this package.
+
+    Attributes:
+        source: Whose network; auto takes timm's where it is installed.
+    """
+
+    source: Source = "auto"
+
+    def found(self) -> Self:
+        """The same with a source that is not auto."""
+        return replace(self, source=_found(self.source))
+
+
+def _found(source: Source) -> Source:
+    if source != "auto":
+        return source
+    return "own" if find_spec("timm") is None else "timm"
+
+
+@dataclass(frozen=True)
+class AllRates(Rates):
+    """Peak learning rates of all networks but the dense one, from the grid of the recipe.
+
+    Attributes:
+        narrow_50: Of the network narrowed to 50 % of the numbers.
+        oialr_paper: Of OIALR as published.
+        half_50: Of the network cut at half of the run, both factors trained.
+    """
+
+    oialr_paper: float = 2e-3
+    half_50: float = 2e-3
+
+    def __post_init__(self) -> None:
+        positive(self, "rates", *vars(self))
+
+
+@dataclass(frozen=True)
+class ResNetRun(ImageRun):
+    """A residual network, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+        rates: Learning rates of all networks but the dense one.
+    """
+
+    model: ResNetConfig = field(default_factory=ResNetConfig)
+    rates: AllRates = field(default_factory=AllRates)
+
+
+@dataclass(frozen=True)
+class FoundViTRun(ImageRun):
+    """A vision transformer of timm, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+        rates: Learning rates of all networks but the dense one.
+    """
+
+    model: FoundViT = field(default_factory=FoundViT)
+    rates: AllRates = field(default_factory=AllRates)
+
+
+@dataclass(frozen=True)
+class FoundResNetRun(ResNetRun):
+    """A ResNet-RS of timm, dense and low-rank side by side.
+
+    Attributes:
+        model: Network.
+    """
+
+    model: FoundResNet = field(default_factory=FoundResNet)
+
+
+def image_variants(config: ResNetRun | FoundViTRun) -> tuple[BranchedVariant, ...]:
+    """Dense, published, both factors trained, and a narrow network of the same stored size."""
+    rates = config.rates
+    return (
+        LowRankVariant(DENSE, "dense", "the same network without any method"),
+        published(config.paper, rates.oialr_paper),
+        half(HALF, rates.half_50),
+        narrow(HALF, rates.narrow_50),
+    )
+
+
+def published(settings: LowRankConfig, lr: float) -> LowRankVariant:
+    """OIALR with the settings of the authors' code."""
+    return LowRankVariant(
+        PAPER,
+        "OIALR, published settings",
+        "settings of the authors' code, times as shares of the run",
+        lr=lr,
+        lowrank=settings,
+    )
