@@ -8,13 +8,14 @@ from typing import Any
 from orthotrain.errors import MissingPackageError
 
 
-def optional_module(function: str, module: str, *, package: str) -> Any:
+def optional_module(function: str, module: str, *, package: str, extra: str = "lab") -> Any:
     """The module, imported now.
 
     Args:
         function: What the user called; the error names it.
         module: Name of the module, for instance ``"sklearn.svm"``.
         package: Name under which it is installed, for instance ``"scikit-learn"``.
+        extra: The extra of this package that installs it.
 
     Raises:
         MissingPackageError: The package is not installed.
@@ -22,7 +23,7 @@ def optional_module(function: str, module: str, *, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise missing_package(function, package) from error
+        raise missing_package(function, package, extra=extra) from error
 
 
 def missing_package(function: str, package: str, *, extra: str = "lab") -> MissingPackageError:
