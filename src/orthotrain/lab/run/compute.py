@@ -51,17 +51,18 @@ class Meter:
     """Operations of a model's steps: one step of each structure is counted, the others are like it.
 
     Attributes:
-        model: What is trained; its number of numbers tells its structures apart.
+        model: What is trained; the sizes of its parameters, and which of them are trained, tell
+            its structures apart.
         operations: Of all steps so far, whatever is computed in them.
         per_step: Of one step; None where the next one is counted.
-        numbers: In the parameters of the model.
+        numbers: In all parameters of the model, and in those that are trained.
         total: Sum over the processes that share each batch.
     """
 
     model: nn.Module
     operations: int = 0
     per_step: int | None = None
-    numbers: int = field(init=False)
+    numbers: list[int] = field(init=False)
     total: Callable[[int], int] = int
 
     def __post_init__(self) -> None:
@@ -93,6 +94,9 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         vars(self).update(state)
+        if isinstance(self.numbers, int):  # of an older checkpoint, where all were trained
+            self.numbers = [self.numbers, self.numbers]
 
-    def _present_numbers(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+    def _present_numbers(self) -> list[int]:
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return [sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)]

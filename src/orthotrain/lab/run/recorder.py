@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -15,10 +15,6 @@ from orthotrain.lab.run.progress import OnProgress, Progress, Stage
 from orthotrain.lab.run.record import MetricsFile
 from orthotrain.lab.run.trainer import Line, Step, Trainer
 from orthotrain.methods.summary import Row, Summary
-
-# Records of these kinds tell of a change of sizes and ranks, at a step that they give.
-_CHANGES: Final = frozenset({"event"})
-
 
 class Recorder:
     """Turns what happens in a training into lines of metrics.jsonl and messages of progress.
@@ -65,7 +61,7 @@ class Recorder:
         """One record of an attached method."""
         line = line_of(record)
         kind = line.pop("kind")
-        if kind in _CHANGES:
+        if "event" in line:  # of a change of sizes and ranks, at a step that it gives
             self._structure_changed = True
             self._metrics.append(kind, **line)
             return

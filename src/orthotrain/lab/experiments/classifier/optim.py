@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from orthotrain.lab.experiments.classifier.config import SgdConfig
@@ -33,22 +33,35 @@ def adamw(
     *,
     total_steps: int,
     betas: tuple[float, float] = (0.9, 0.999),
-) -> tuple[AdamW, LambdaLR]:
-    """AdamW that decays matrices only; linear warm-up, then a cosine. A rate of zero stays."""
+    kind: Callable[..., Optimizer] = AdamW,
+    rhythm: Callable[[int], float] | None = None,
+) -> tuple[Optimizer, LambdaLR]:
+    """AdamW that decays matrices only; linear warm-up, then a cosine. A rate of zero stays.
+
+    Args:
+        model: What is trained.
+        config: Rates, warm-up and decay.
+        total_steps: Optimizer steps of the training.
+        betas: Decay of the first and second moment.
+        kind: Another optimizer that takes the same.
+        rhythm: A factor on the rate after so many steps.
+    """
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups: Iterable[dict[str, object]] = (
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     )
-    optimizer = AdamW(groups, lr=config.lr, betas=betas)
+    optimizer = kind(groups, lr=config.lr, betas=betas)
     rule = partial(
         warmup_cosine,
         total_steps=total_steps,
         warmup_steps=int(config.warmup_fraction * total_steps),
         final=config.min_lr / config.lr if config.lr else 0.0,
     )
-    return optimizer, LambdaLR(optimizer, rule)
+    if rhythm is None:
+        return optimizer, LambdaLR(optimizer, rule)
+    return optimizer, LambdaLR(optimizer, lambda step: rule(step) * rhythm(step))
 
 
 def sgd(model: nn.Module, config: SgdConfig, *, total_steps: int) -> tuple[SGD, LambdaLR]:

@@ -13,6 +13,7 @@ from orthotrain.data.windows import WindowStream, places, windows_at
 from orthotrain.diagnostics.stability import BasisStability
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.plan import PlanOf, plain
 from orthotrain.lab.experiments.branches.start import OwnRate, start_of
 from orthotrain.lab.experiments.branches.steps import (
     Passes,
@@ -47,9 +48,13 @@ def build(config: LanguageRun, variant: BranchedVariant, seed: int) -> LanguageT
 
 
 def build_on(
-    data: TextData, config: LanguageRun, variant: BranchedVariant, seed: int
+    data: TextData,
+    config: LanguageRun,
+    variant: BranchedVariant,
+    seed: int,
+    plan_of: PlanOf = plain,
 ) -> LanguageTrainer:
-    """The same, on this text."""
+    """The same, on this text, with what a rival changes."""
     device, optim = resolve_device(config.device), config.optim
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
     network = network_of(config, variant)
@@ -75,15 +80,20 @@ def build_on(
         steps=total_steps, dense_steps=optim.steps,
     )  # fmt: skip
     warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
+    plan = plan_of(start.model, total_steps)
     optimizer, scheduler = adamw(
         start.model,
         OwnRate(rate, warmup, optim.weight_decay),
         total_steps=total_steps,
         betas=optim.betas,
+        kind=plan.optimizer,
+        rhythm=plan.rhythm,
     )
     methods: list[Method] = [
-        BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN)), *start.methods(),
-    ]  # fmt: skip
+        BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN)),
+        *start.methods(),
+        *plan.methods,
+    ]
     cuts = None
     if variant.cut is not None and not branches:
         cutting = low_rank_method(variant.cut, total_steps=total_steps)
@@ -98,7 +108,7 @@ def build_on(
         optimizer=optimizer,
         scheduler=scheduler,
         handle=attach(start.model, optimizer, *methods, total_steps=total_steps),
-        network=network_entry(gpt_from, {"model": asdict(network)}),
+        network=plan.network(network_entry(gpt_from, {"model": asdict(network)})),
         total_steps=total_steps,
         branching=Branching(
             start.model,

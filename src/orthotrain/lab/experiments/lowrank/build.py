@@ -13,6 +13,7 @@ from orthotrain.diagnostics.stability import BasisStability
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches.branching import Branching
 from orthotrain.lab.experiments.branches.method import low_rank_method
+from orthotrain.lab.experiments.branches.plan import PlanOf, plain
 from orthotrain.lab.experiments.branches.start import OwnRate, Start, start_of
 from orthotrain.lab.experiments.branches.steps import branch_steps, short_steps
 from orthotrain.lab.experiments.branches.variants import BranchedVariant
@@ -49,9 +50,13 @@ def build(config: ImageRun, variant: BranchedVariant, seed: int) -> ClassifierTr
 
 
 def build_on(
-    data: ImageData, config: ImageRun, variant: BranchedVariant, seed: int
+    data: ImageData,
+    config: ImageRun,
+    variant: BranchedVariant,
+    seed: int,
+    plan_of: PlanOf = plain,
 ) -> ClassifierTrainer:
-    """The same, on these images."""
+    """The same, on these images, with what a rival changes."""
     shape, classes = data.image_shape, data.classes
     network = network_of(config, variant, image_shape=shape, classes=classes)
 
@@ -71,10 +76,15 @@ def build_on(
     rate = own_rate(
         config, variant, start, steps=total_steps, dense_steps=config.optim.epochs * epoch
     )
-    optimizer, scheduler = adamw(start.model, rate, total_steps=total_steps)
+    plan = plan_of(start.model, total_steps)
+    optimizer, scheduler = adamw(
+        start.model, rate, total_steps=total_steps, kind=plan.optimizer, rhythm=plan.rhythm
+    )
     methods: list[Method] = [
-        BasisStability(every_steps=config.record.stability_every_epochs * epoch), *start.methods(),
-    ]  # fmt: skip
+        BasisStability(every_steps=config.record.stability_every_epochs * epoch),
+        *start.methods(),
+        *plan.methods,
+    ]
     cutting = method_of(variant, total_steps=total_steps)
     if cutting is not None:
         methods.append(cutting)
@@ -86,7 +96,7 @@ def build_on(
         optimizer=optimizer,
         scheduler=scheduler,
         handle=attach(start.model, optimizer, *methods, total_steps=total_steps),
-        network=entry_of(network, image_shape=shape, classes=classes),
+        network=plan.network(entry_of(network, image_shape=shape, classes=classes)),
         settings={
             "model": asdict(network),
             "steps": total_steps,

@@ -1,0 +1,247 @@
+"""ReLoRA-like: frozen weights with low-rank updates, which are merged and begin anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orthotrain.errors import CheckpointError
+from orthotrain.lab.experiments.branches.plan import Plan
+from orthotrain.lab.experiments.rivals.config import RivalSettings
+from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
+from orthotrain.lab.named import named
+from orthotrain.lab.run.restore import network_entry, rebuilds
+from orthotrain.methods.protocol import Bound, Method, Phase, Run
+from orthotrain.methods.summary import Row
+
+
+class UpdatedLinear(nn.Module):
+    """``base_layer(x) + x a^T b^T``: a linear layer with a low-rank update of its weight.
+
+    Args:
+        base_layer: ``(m, n)``.
+        rank: Of the update; ``a`` is ``(rank, n)``, ``b`` is ``(m, rank)``, both zero.
+
+    Attributes:
+        on: Whether the update is added.
+    """
+
+    def __init__(self, base_layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base_layer, self.on = base_layer, True
+        m, n = base_layer.weight.shape
+        self.a = nn.Parameter(base_layer.weight.new_zeros(rank, n))
+        self.b = nn.Parameter(base_layer.weight.new_zeros(m, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., n)`` to ``(..., m)``."""
+        out: Tensor = self.base_layer(x)
+        return out + F.linear(F.linear(x, self.a), self.b) if self.on else out
+
+    def switch(self, on: bool) -> None:
+        """Add the update, or leave it out."""
+        self.on = on
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A layer with an update, whoever's class it is.
+
+    Attributes:
+        name: Of the layer.
+        base_layer: With the frozen weight.
+        a: ``(rank, n)``.
+        b: ``(m, rank)``.
+        switch: Adds the update or leaves it out.
+    """
+
+    name: str
+    base_layer: nn.Linear
+    a: nn.Parameter
+    b: nn.Parameter
+    switch: Callable[[bool], None]
+
+    def row(self, *, on: bool) -> Row:
+        """Its account: the update is stored beside the weight until it is merged."""
+        weight, update = self.base_layer.weight.numel(), self.a.numel() + self.b.numel()
+        return Row(
+            self.name,
+            tuple(self.base_layer.weight.shape),
+            len(self.a) if on else None,
+            update if on else weight,
+            weight + update,
+            weight,
+            "factored" if on else "dense",
+            buffers=0,
+        )
+
+
+@dataclass(frozen=True)
+class LowRankUpdates(Method):
+    """Trains weights, then low-rank updates of them that are merged and begin anew.
+
+    Attributes:
+        layers: With an update each, which is zero at first.
+        delay_steps: Steps of the weights themselves.
+        every_steps: Steps of an update before it is merged; None for a single one.
+        seed: Of the updates.
+    """
+
+    phase: ClassVar[Phase] = Phase.UPDATE
+    name: ClassVar[str] = "low_rank_updates"
+
+    layers: Sequence[Updated]
+    delay_steps: int
+    every_steps: int | None
+    seed: int
+
+    def bind(self, run: Run) -> Bound:
+        """Train the weights first."""
+        return _Updates(self, run)
+
+
+class _Updates(Bound):
+    def __init__(self, settings: LowRankUpdates, run: Run) -> None:
+        self._settings, self._run, self._on = settings, run, False
+        self._train(updates=False)
+        if not settings.delay_steps:
+            self._begin(0)
+
+    def after_step(self) -> None:
+        settings, since = self._settings, self._run.step - self._settings.delay_steps
+        if since == 0:
+            self._begin(0)
+        elif self._on and settings.every_steps and since % settings.every_steps == 0:
+            if self._run.step != self._run.total_steps:
+                self._begin(since // settings.every_steps)
+
+    @torch.no_grad()
+    def _begin(self, number: int) -> None:
+        """Merge what was trained, if anything was, and begin with a zero update."""
+        random = torch.Generator().manual_seed(self._settings.seed + number)
+        for layer in self._settings.layers:
+            weight, a, b = layer.base_layer.weight, layer.a, layer.b
+            if self._on:
+                weight.addmm_(b, a)
+            # As nn.Linear draws its weight; b at zero makes the update zero.
+            bound = 1 / math.sqrt(a.shape[1])
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=random))
+            b.zero_()
+            for parameter in (weight, a, b):
+                self._run.optimizer_of(parameter).state.pop(parameter, None)
+        self._train(updates=True)
+        self._run.record(method=self._settings.name, event="begin", number=number)
+
+    def _train(self, *, updates: bool) -> None:
+        self._on = updates
+        for layer in self._settings.layers:
+            layer.switch(updates)
+            layer.base_layer.weight.requires_grad_(not updates)
+            for parameter in (layer.a, layer.b):
+                parameter.requires_grad_(updates)
+            for parameter in (layer.base_layer.weight, layer.a, layer.b):
+                parameter.grad = None
+
+    def rows(self) -> list[Row]:
+        return [layer.row(on=self._on) for layer in self._settings.layers]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"on": self._on}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._train(updates=bool(state["on"]))
+
+
+def rhythm(step: int, *, delay_steps: int, every_steps: int | None, rewarm_steps: int) -> float:
+    """Factor on the rate: it rises again after each beginning of an update."""
+    since = step - delay_steps
+    if since < 0 or not rewarm_steps:
+        return 1.0
+    return min(1.0, ((since % every_steps if every_steps else since) + 1) / rewarm_steps)
+
+
+def updates_plan(
+    layers: Sequence[Updated],
+    settings: RivalSettings,
+    *,
+    put: str,
+    delay_steps: int,
+    every_steps: int | None,
+    total_steps: int,
+    seed: int,
+) -> Plan:
+    """The plan of updates that were put into a model.
+
+    Args:
+        layers: With an update each.
+        settings: By hand.
+        put: ``"module:function"`` that put them there, for checkpoints.
+        delay_steps: Steps of the weights themselves.
+        every_steps: Steps between restarts.
+        total_steps: Of the run.
+        seed: Of the updates.
+    """
+    times = {"delay_steps": delay_steps, "every_steps": every_steps}
+    rewarm = round(settings.rewarm_fraction * total_steps)
+
+    def network(base: dict[str, Any]) -> Mapping[str, Any]:
+        entry = {"base": base, "put": put, "rank_fraction": settings.rank_fraction}
+        return network_entry(with_updates, entry)
+
+    return Plan(
+        (LowRankUpdates(layers, seed=seed, **times),),
+        rhythm=partial(rhythm, rewarm_steps=rewarm, **times),
+        network=network,
+    )
+
+
+@rebuilds
+def with_updates(*, base: Mapping[str, Any], put: str, rank_fraction: float) -> nn.Module:
+    """The network of a checkpoint, with updates beside its weights."""
+    build, putting = named(base["build"]), named(put)
+    for function in (build, putting):
+        if not getattr(function, "_rebuilds_from_checkpoints", False):
+            raise CheckpointError(f"{function} is not marked as a function that rebuilds networks")
+    model: nn.Module = build(**base["settings"])
+    for layer in putting(model, rank_fraction=rank_fraction):
+        layer.switch(True)
+    return model
+
+
+@rebuilds
+def put_updates(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
+    """Give every linear layer but the last an update of zero; the model is changed in place."""
+    found = []
+    for name, layer in linear_layers(model, rival="relora-like").items():
+        updated = UpdatedLinear(layer, rank_of(layer, rank_fraction))
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, updated)
+        found.append(Updated(name, layer, updated.a, updated.b, updated.switch))
+    return found
+
+
+def relora_like(
+    model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
+) -> Plan:
+    """Low-rank updates with restarts after a dense warm-up.
+
+    As ReLoRA (Lialin et al. 2023, arXiv:2307.05695), but that moments of an update begin at zero
+    instead of being pruned.
+    """
+    delay = max(1, round(settings.dense_fraction * total_steps))
+    return updates_plan(
+        put_updates(model, rank_fraction=settings.rank_fraction),
+        settings,
+        put=f"{__name__}:put_updates",
+        delay_steps=delay,
+        every_steps=max(1, -(-(total_steps - delay) // (settings.restarts + 1))),
+        total_steps=total_steps,
+        seed=seed,
+    )
