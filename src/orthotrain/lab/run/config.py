@@ -13,7 +13,7 @@ from typing import Final, Literal, Self
 
 from orthotrain.errors import ConfigError
 
-Scale = Literal["smoke", "demo", "cpu", "cpu-long", "full"]
+Scale = Literal["smoke", "demo", "cpu", "cpu-long", "night", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 #: More than any machine has; a system that cannot start so many ends the process.
 MOST_THREADS: Final = 1024

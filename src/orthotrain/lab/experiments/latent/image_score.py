@@ -91,6 +91,7 @@ _CPU: Final = ScoreBudget(
 BUDGETS: Final[dict[Scale, ScoreBudget]] = {
     "smoke": _SMOKE,
     "cpu": _CPU,
+    "night": _CPU,
     "full": ScoreBudget(Budget(), encoder_steps=5_000, classifier_images=20_000),
 }
 

@@ -32,7 +32,9 @@ SpectralLayer = Literal["whitening", "pooling"]
 ROOT, NEWTON_SCHULZ = "root", "ns"
 _WEIGHT: Final = "the weight before it"
 _SUMS: Final = ((NOG, SN), (NOG, OL), (NOG, OW), (NOG, OLR), (OW, OLR), (NOG, OW, OLR))
-_HELD: Final[tuple[tuple[Treatment, ...], ...]] = ((), (NOG,), (OLR,))
+_HELD: Final[tuple[tuple[Treatment, ...], ...]] = ((), (NOG,), (OLR,), (NOG, OLR))
+
+_LONG: Final = ((), (NOG,), (OLR,), (NOG, OLR), (OW,), (NOG, OW, OLR))
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,17 @@ def spectral_variants(config: SpectralRun) -> tuple[TreatedVariant, ...]:
         *(_treated(short, chosen) for chosen in (*alone(SPECTRAL), *_SUMS)),
         *(_held(root, short, chosen) for chosen in _HELD),
     )
+
+
+def long_variants(config: SpectralRun) -> tuple[str, ...]:
+    """What a long run trains: without the layer, the layer alone, NOG, OLR and orthogonal weights.
+
+    Each also with the norm of the weight held, but those whose weight is orthogonal anyway.
+    """
+    without, root, *_ = spectral_variants(config)
+    named = [name_of(chosen) or root.name for chosen in _LONG]
+    held = [f"{name_of(chosen) or root.name}-{FIXED.name}" for chosen in _HELD]
+    return (without.name, *named, *held)
 
 
 def _treated(short: str, chosen: tuple[Treatment, ...]) -> TreatedVariant:

@@ -17,6 +17,7 @@ from orthotrain.lab.experiments.classifier.config import (
 from orthotrain.lab.experiments.spectral.config import (
     SpectralConfig,
     SpectralRun,
+    long_variants,
     spectral_variants,
 )
 from orthotrain.lab.run.experiment import Experiment
@@ -67,6 +68,18 @@ CIFAR10_DBN = Experiment(
                 stability_every_epochs=1,
                 checkpoint_every_epochs=2,
             ),
+            device="cpu",
+        ),
+        # Long enough to speak of errors: hours per variant on a core. A step takes 5 times as long
+        # with an orthogonal stem.
+        "cpu-long": replace(
+            _FULL,
+            data=replace(_FULL.data, batch_size=64, train_limit=20_000),
+            model=replace(_FULL.model, width=16),
+            optim=replace(_FULL.optim, epochs=15),
+            spectral=replace(_SPECTRAL, monitor_every_steps=25),
+            record=RecordConfig.every(steps=25, epochs=1),
+            variants=long_variants(_FULL),
             device="cpu",
         ),
         "full": _FULL,

@@ -18,6 +18,7 @@ from orthotrain.lab.experiments.classifier.config import (
 from orthotrain.lab.experiments.spectral.config import (
     SpectralConfig,
     SpectralRun,
+    long_variants,
     spectral_variants,
 )
 from orthotrain.lab.experiments.treatments import FIXED, NOG, OLR, name_of
@@ -79,11 +80,20 @@ CPU = replace(
     variants=_FEW,
     device="cpu",
 )
+# Twice that width, six times as many passes over the training part.
+_LONG: Final = replace(
+    CPU,
+    model=replace(CPU.model, width=16),
+    optim=replace(CPU.optim, epochs=100),
+    spectral=replace(_SPECTRAL, monitor_every_steps=10),
+    record=RecordConfig.every(steps=10, epochs=5),
+    variants=long_variants(FULL),
+)
 
 TEXTURE_GCP = Experiment(
     name="texture-gcp",
     title="ResNet with covariance pooling on ten classes of textures",
-    config={"smoke": SMOKE, "cpu": CPU, "full": FULL},
+    config={"smoke": SMOKE, "cpu": CPU, "cpu-long": _LONG, "full": FULL},
     variants=spectral_variants,
     build="orthotrain.lab.experiments.spectral.build:build",
     page="orthotrain.lab.experiments.spectral.page:PAGE",
