@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,20 +26,18 @@ _GRAM_NOISE = 256
 # above the first share of the largest. Beyond, those below the second share get a Gram matrix of
 # their own. With the singular values s of the border and t of the smallest, what is left is of the
 # order of eps / (s t) between the two sets and of eps s^2 / t^2 within the small one.
-_RESOLVED, _SMALL = 4e-11, 1e-6
+RESOLVED, SMALL = 4e-11, 1e-6
 # Half of a Gram matrix is enough for its eigenvectors. In four blocks it takes .68 of the time of
 # the whole at 256x2304; below this size the calls cost more than the products.
-_BLOCKED_FROM = 128
+BLOCKED_FROM = 128
 # A skinny matrix with more entries than the first is widened in parts of about the second, which
 # stay in the cache: .5 to .6 of the time at 6x524288, no gain at 6x32768 (docs/log.md).
 _WHOLE_UP_TO, _PART = 2**20, 2**16
-# Up to here calls are a part of the time that shows. And up to so many columns an SVD costs less
-# than the calls of a refinement.
-_LEAN_UP_TO, _SVD_UP_TO = 2**14, 64
-# ``Rule.least_of`` of a result in float32, and the largest ``rtol`` that does not change it.
-_WELL_CONDITIONED, LEAN_RTOL = 2.0**-29, 4e-5
-# Rows up to which rounding of a Gram matrix was measured; it grows with their number.
-_ROWS = 2304
+# The inverse root is symmetric: from here on half of it is computed, .74 of the time at 768.
+_HALVED_FROM = 384
+# Rounding of a Gram matrix grows with the rows of one product: eigenvalues of 6x32768 are wrong by ten
+# times that of a few hundred. So no more than these are taken at once, in about the same time.
+ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,20 @@ class Rule:
         """Rounding of the dtype in which it is computed."""
         return torch.finfo(self.dtype).eps
 
-    def least_of(self, a: Tensor) -> float:
+    @property
+    def null_share(self) -> float:
+        """Directions whose eigenvalue is at most this share of the largest are null for certain."""
+        return self.rtol**2 - _GRAM_NOISE * self.work_eps
+
+    @property
+    def least_share(self) -> float:
         """Eigenvalues of ``a^T a`` above this share of the largest are taken as they are.
 
         The entries of ``q^T q - 1`` are within ``(17 + 1.4 condition^2) eps``, whatever the
         spectrum, from 8x8 to 2304x256. So this keeps them within 1.4 eps of the result; typical
-        is .05 of that. With more rows the rounding of the Gram matrix is larger.
+        is .05 of that. More rows change nothing, since they are summed in parts.
         """
-        rounding = self.work_eps / self.resolution * max(1.0, a.shape[-2] / _ROWS)
+        rounding = self.work_eps / self.resolution
         return max(rounding, self.rtol**2 + _GRAM_NOISE * self.work_eps)
 
 
@@ -100,54 +103,12 @@ def svd_route(a: Tensor, rule: Rule) -> Route:
     return Route((u * given.unsqueeze(-2)) @ vh, vh.mT, s, kept)
 
 
-def lean_factor(a: Tensor, rule: Callable[[], Rule]) -> Tensor:
-    """Polar factor of one tall matrix of less than float64, with as few calls as there can be.
-
-    At 64x27 a call costs a hundredth of the whole, and so does a rule, which is made where it is
-    needed. What two eigenvalues do not settle takes the SVD where that is small, and else goes on
-    as in ``gram_route``.
-
-    Args:
-        a: ``(m, n)`` with ``m >= n``.
-        rule: The rule, with an ``rtol`` of at most ``LEAN_RTOL``.
-    """
-    if a.numel() > _LEAN_UP_TO:
-        return gram_route(a, rule()).q
-    wide = a.double()
-    try:
-        eigenvalues, v = torch.linalg.eigh(wide.mT @ wide)
-    except LinAlgError:
-        return gram_route(a, rule()).q
-    values = eigenvalues.tolist()
-    if values[0] > _WELL_CONDITIONED * values[-1]:
-        return product(wide, (v / eigenvalues.sqrt_()) @ v.mT)
-    found = rule()
-    # Who named this route is told of an SVD, by the longer way.
-    if found.silent and len(values) <= _SVD_UP_TO and 0 < values[-1] < math.inf:
-        return _small_svd(wide, found)
-    return _unsettled(wide, eigenvalues, v, found).q
-
-
-def _small_svd(a: Tensor, rule: Rule) -> Tensor:
-    """The polar factor of one finite matrix from its SVD, with few calls."""
-    try:
-        u, s, vh = torch.linalg.svd(a, full_matrices=False)
-    except LinAlgError:
-        return svd_route(a, rule).q
-    values = s.tolist()
-    least = rule.rtol * values[0]
-    if values[-1] <= least and not rule.complete:
-        u = u * ((s >= least) & (s > 0))
-    factor: Tensor = u @ vh
-    return factor
-
-
 def gram_route(a: Tensor, rule: Rule) -> Route:
     """Eigenvectors of ``a^T a``: as they are, refined, or the SVD, as each matrix asks for.
 
     ``a`` may have a lesser dtype than the rule, and then ``q`` may have it, too.
     """
-    if a.dtype != rule.dtype and not _goes_by_parts(a):
+    if a.dtype != rule.dtype and not goes_by_parts(*a.shape[-2:]):
         a = a.to(rule.dtype)
     try:
         eigenvalues, v = torch.linalg.eigh(lower_gram(a, rule.dtype))
@@ -161,19 +122,18 @@ def gram_route(a: Tensor, rule: Rule) -> Route:
         )
         return svd_route(a.to(rule.dtype), rule)
     # Mostly all is well.
-    if bool((eigenvalues[..., 0] > rule.least_of(a) * eigenvalues[..., -1]).all()):
-        s = eigenvalues.sqrt()
-        return Route(_rounded_product(a, (v / s.unsqueeze(-2)) @ v.mT), v, s)
-    return _unsettled(a, eigenvalues, v, rule)
+    if bool((eigenvalues[..., 0] > rule.least_share * eigenvalues[..., -1]).all()):
+        return Route(_rounded_product(a, inverse_root(eigenvalues, v)), v, eigenvalues.sqrt())
+    return unsettled(a, eigenvalues, v, rule)
 
 
-def _unsettled(a: Tensor, eigenvalues: Tensor, v: Tensor, rule: Rule) -> Route:
+def unsettled(a: Tensor, eigenvalues: Tensor, v: Tensor, rule: Rule) -> Route:
     """What each matrix takes where some have small or null directions, or are not finite."""
     require_finite("polar_factor", "a", a)
     largest = eigenvalues[..., -1:]
     relative = eigenvalues / torch.where(largest > 0, largest, 1.0)
-    kept = relative >= rule.least_of(a)
-    null = (relative <= rule.rtol**2 - _GRAM_NOISE * rule.work_eps) | (largest == 0)
+    kept = relative >= rule.least_share
+    null = (relative <= rule.null_share) | (largest == 0)
     settled = (kept | null).all(dim=-1)
     # Only the SVD has vectors for null directions.
     incomplete = null.any(dim=-1) & (largest[..., 0] > 0) & rule.complete
@@ -194,23 +154,58 @@ def _unsettled(a: Tensor, eigenvalues: Tensor, v: Tensor, rule: Rule) -> Route:
 
 def lower_gram(a: Tensor, dtype: torch.dtype) -> Tensor:
     """``a^T a`` in ``dtype``; of a large one only the lower triangle, which ``eigh`` reads."""
-    n = a.shape[-1]
-    if a.dtype != dtype and _goes_by_parts(a):
-        products = (wide.mT @ wide for wide in (part.to(dtype) for part in _parts(a)))
+    m, n = a.shape[-2:]
+    if a.dtype != dtype and goes_by_parts(m, n):
+        products = (_small_gram(part.to(dtype)) for part in _parts(a))
         return sum(products, start=next(products))
     wide = a if a.dtype == dtype else a.to(dtype)
-    if n < _BLOCKED_FROM:
-        return wide.mT @ wide
+    if n < BLOCKED_FROM:
+        return _small_gram(wide)
     gram = a.new_zeros(*a.shape[:-2], n, n, dtype=dtype)
-    for start, end in pairwise(n * part // 4 for part in range(5)):
-        gram[..., start:end, :end] = wide[..., start:end].mT @ wide[..., :end]
+    for rows in torch.split(wide, ROWS_AT_ONCE, dim=-2):
+        for start, end in _quarters(n):
+            gram[..., start:end, :end] += rows[..., start:end].mT @ rows[..., :end]
     return gram
 
 
-def _goes_by_parts(a: Tensor) -> bool:
+def _small_gram(a: Tensor) -> Tensor:
+    """``a^T a`` of a tall matrix with few columns."""
+    m = a.shape[-2]
+    if m <= ROWS_AT_ONCE:
+        return a.mT @ a
+    whole = m - m % ROWS_AT_ONCE
+    parts = a[..., :whole, :].unflatten(-2, (-1, ROWS_AT_ONCE))
+    gram = (parts.mT @ parts).sum(dim=-3)
+    return gram if whole == m else gram + a[..., whole:, :].mT @ a[..., whole:, :]
+
+
+def gram_matrix(a: Tensor) -> Tensor:
+    """``a^T a``, both triangles."""
+    gram = lower_gram(a, a.dtype)
+    return gram if a.shape[-1] < BLOCKED_FROM else gram.tril() + gram.tril(-1).mT
+
+
+def inverse_root(eigenvalues: Tensor, v: Tensor) -> Tensor:
+    """``v diag(eigenvalues)^(-1/2) v^T``."""
+    n = v.shape[-1]
+    if n < _HALVED_FROM:
+        return (v * eigenvalues.rsqrt().unsqueeze(-2)) @ v.mT
+    half = v * eigenvalues.pow(-0.25).unsqueeze(-2)
+    root = torch.empty_like(half)
+    for start, end in _quarters(n):
+        rows = half[..., start:end, :] @ half[..., :end, :].mT
+        root[..., start:end, :end] = rows
+        root[..., :start, start:end] = rows[..., :start].mT
+    return root
+
+
+def _quarters(n: int) -> Iterator[tuple[int, int]]:
+    return pairwise(n * part // 4 for part in range(5))
+
+
+def goes_by_parts(m: int, n: int) -> bool:
     """Whether a tall matrix is skinny and large, so that it is widened in parts."""
-    m, n = a.shape[-2:]
-    return n < _BLOCKED_FROM and m * n > _WHOLE_UP_TO
+    return n < BLOCKED_FROM and m * n > _WHOLE_UP_TO
 
 
 def _parts(a: Tensor) -> tuple[Tensor, ...]:
@@ -251,63 +246,76 @@ def _refined_or_svd(
 
 
 def _resolved(c: Tensor, v: Tensor, relative: Tensor) -> tuple[Tensor, Tensor]:
-    """``c = a v`` and ``v``, after a second Gram matrix where the first was too coarse.
+    """``c = a v`` and ``v``, after a second Gram matrix where the first was too coarse."""
+    for place in places(*map(range, c.shape[:-2])):
+        # Each matrix by itself: how many are small differs.
+        if float(relative[place][0]) < RESOLVED:
+            turn_small(c[place], v[place], int((relative[place] < SMALL).sum()))
+    return c, v
+
+
+def turn_small(c: Tensor, v: Tensor, small: int) -> None:
+    """Turn the first columns of ``c = a v`` and of ``v`` so that those of ``c`` are orthogonal.
 
     What is small in ``a^T a`` is known to the rounding of what is large. The columns of ``c`` for
     small directions hold little of the large ones, so their own Gram matrix tells them apart.
     """
-    for place in places(*map(range, c.shape[:-2])):
-        # Each matrix by itself: how many are small differs.
-        if float(relative[place][0]) >= _RESOLVED:
-            continue
-        small = int((relative[place] < _SMALL).sum())
-        columns = c[place][:, :small]
-        with suppress(LinAlgError):
-            turn = torch.linalg.eigh(lower_gram(columns, c.dtype))[1]
-            c[place][:, :small] = product(columns, turn)
-            v[place][:, :small] = v[place][:, :small] @ turn
-    return c, v
+    columns = c[:, :small]
+    with suppress(LinAlgError):
+        turn = torch.linalg.eigh(lower_gram(columns, c.dtype))[1]
+        c[:, :small] = product(columns, turn)
+        v[:, :small] = v[:, :small] @ turn
 
 
 def _refined(c: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    r"""Polar factor of ``a`` from ``c = a v``, and for which matrices it can be trusted.
-
-    The columns of ``c`` are orthogonal as far as ``v`` is right, and carry each singular value to
-    its own rounding, which the Gram matrix does not. With ``c = b diag(d)`` and
-    ``b^T b = 1 + f`` the polar factor is ``b m v^T``, to first order in ``f``, with
-    ``m_ij = -f_ij d_i / (d_i + d_j)`` off the diagonal. Between a kept and a null direction the
-    differences are those of ``1 / d`` and zero. Measured over five shapes of spectrum, the error
-    is at most ``3 condition eps`` and what is of second order, below ``|f|^2``. That is known,
-    and kept below the rounding of the result.
-    """
-    squares = lower_gram(c, c.dtype)
+    """Polar factor of ``a`` from ``c = a v``, and for which matrices it can be trusted."""
+    squares = gram_matrix(c)
     d = squares.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = torch.where(d > 0, d, 1.0)
-    f = squares.tril(-1) / unit.unsqueeze(-1) / unit.unsqueeze(-2)
     largest = d.amax(dim=-1, keepdim=True)
     kept = (d >= rule.rtol * largest) & (d > 0)
     if bool(kept.all()):
-        m, second_order = _correction(f, d)
+        k, second_order = inner_factor(squares, d)
     else:
-        m, second_order = _correction_beside_null(f + f.mT, d, kept)
+        k, second_order = _inner_factor_beside_null(squares, d, kept)
     trusted = second_order <= rule.resolution
     if rule.complete or rule.rtol == 0:
         # The SVD has vectors for null directions, and tells a tiny one from zero.
         trusted &= kept.all(dim=-1) | (largest[..., 0] == 0)
-    return product(c, (m / unit.unsqueeze(-1)) @ v.mT), trusted
+    return product(c, k @ v.mT), trusted
 
 
-def _correction(f: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """``m``, and the size of what it leaves, from the lower triangle of ``f``."""
-    below = f * (d.unsqueeze(-1) / (d.unsqueeze(-1) + d.unsqueeze(-2)))
-    m = (below - f).mT - below
-    m.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return m, 2 * f.square().sum(dim=(-2, -1))
+def inner_factor(squares: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The ``k`` with ``c k v^T`` the polar factor of ``a = c v^T``, and what is neglected.
 
+    The columns of ``c`` are orthogonal as far as ``v`` is right, and carry each singular value to
+    its own rounding, which the Gram matrix of ``a`` does not. ``k`` is the inverse root of their
+    ``squares``, ``c^T c``, to first order in what is off the diagonal: with ``d`` the lengths and
+    ``f_ij = squares_ij / (d_i d_j)`` it is ``-f_ij / (d_i + d_j)`` there, and ``1 / d_i`` on the
+    diagonal. Between a kept and a null direction the differences are those of ``1 / d`` and zero.
+    Measured over five shapes of spectrum, the error is at most ``3 condition eps`` and what is of
+    second order, below ``|f|^2``. That is known, and kept below the rounding of the result.
 
-def _correction_beside_null(f: Tensor, d: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The same where directions are null, from the whole of ``f``."""
+    Args:
+        squares: ``(*batch, n, n)``.
+        d: ``(*batch, n)``, the root of its diagonal, without zeros.
+    """
     row, column = d.unsqueeze(-1), d.unsqueeze(-2)
+    f = squares / (row * column)
+    diagonal = f.diagonal(dim1=-2, dim2=-1).zero_()
+    second_order = f.square().sum(dim=(-2, -1))
+    k = f.div_(row + column).neg_()
+    diagonal.copy_(d.reciprocal())
+    return k, second_order
+
+
+def _inner_factor_beside_null(
+    squares: Tensor, d: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where directions are null."""
+    row, column = d.unsqueeze(-1), d.unsqueeze(-2)
+    unit = torch.where(d > 0, d, 1.0)
+    f = squares / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+    f.diagonal(dim1=-2, dim2=-1).zero_()
     both = kept.unsqueeze(-1) & kept.unsqueeze(-2)
     mixed = kept.unsqueeze(-1) ^ kept.unsqueeze(-2)
     # The angle by which the eigenvectors mix kept and null directions.
@@ -316,4 +324,4 @@ def _correction_beside_null(f: Tensor, d: Tensor, kept: Tensor) -> tuple[Tensor,
     m = m - torch.where(both, f * row / (row + column), 0.0)
     m = m + torch.where(mixed & kept.unsqueeze(-1), angle, 0.0)
     m = m - torch.where(mixed & kept.unsqueeze(-2), angle * row / column, 0.0)
-    return m, torch.where(both, f, angle).square().sum(dim=(-2, -1))
+    return m / unit.unsqueeze(-1), torch.where(both, f, angle).square().sum(dim=(-2, -1))

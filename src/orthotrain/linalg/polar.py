@@ -20,13 +20,8 @@ from orthotrain.linalg._inputs import (
     without_autocast,
 )
 from orthotrain.linalg._polar_derivative import tall_polar_factor
-from orthotrain.linalg._polar_routes import (
-    LEAN_RTOL,
-    PolarMethod,
-    Rule,
-    gram_route,
-    lean_factor,
-)
+from orthotrain.linalg._polar_of_one import lean_way_first
+from orthotrain.linalg._polar_routes import PolarMethod, Rule, gram_route
 from orthotrain.linalg.decompose import widest_dtype, working_dtype
 
 __all__ = ["PolarMethod", "polar_factor"]
@@ -35,6 +30,7 @@ __all__ = ["PolarMethod", "polar_factor"]
 _NEWTON_SCHULZ_STEPS = 60
 
 
+@lean_way_first
 @checked
 def polar_factor(
     a: Float[Tensor, "*batch m n"],
@@ -129,10 +125,7 @@ def polar_factor(
     if by_gram and not differentiable and plain():
         # Nothing to set up: autocast leaves float64 alone, and squares of less fit it.
         tall = a if a.shape[-2] >= a.shape[-1] else a.mT
-        if a.ndim == 2 and max_iters is None and (rtol is None or 0 <= rtol <= LEAN_RTOL):
-            q = lean_factor(tall, lambda: _rule(a, method, rtol, complete, max_iters))
-        else:
-            q = gram_route(tall, _rule(a, method, rtol, complete, max_iters)).q
+        q = gram_route(tall, _rule(a, method, rtol, complete, max_iters)).q
         return (q if tall is a else q.mT).to(a.dtype).contiguous()
     rule = _rule(a, method, rtol, complete, max_iters)
     # The Gram route widens by itself, in parts, what no derivative is asked of.
