@@ -8,25 +8,37 @@ The second table measures one linear layer, float32, AdamW, frozen bases, in tur
 training step: what an update takes that cuts nothing, one that cuts a tenth of the rank, the switch
 from dense to a quarter of the rank, and to full rank. Beside each stands what it took with a full
 decomposition and float64 products, as before. The target is 3 % where an update follows every 50
-steps at width 3072 with 512 tokens.
+steps at width 3072 with 512 tokens. An update in one step decomposes a core once, a spread one
+looks at values first.
+
+The third table makes a ``LowRankLinear`` from scratch, beside ``nn.Linear`` of the same size.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from _measure import interleaved_seconds, ratio, report, train_step, verdict
+from orthotrain import AdaptiveLowRank
+from orthotrain.layers import LowRankLinear
 from orthotrain.linalg import thin_svd
 from orthotrain.lowrank.change import cut_trained_site_
-from orthotrain.lowrank.look import leading, spectrum
+from orthotrain.lowrank.history import LayerHistory
+from orthotrain.lowrank.look import View, leading
 from orthotrain.lowrank.sites import Selection, Site, find_sites
 
 TARGET_PERCENT, TARGET_EACH_50 = 1.0, 3.0
+SETTINGS = AdaptiveLowRank.published(
+    delay_steps=1, every_steps=1, rank_rtol=0.1, layer_fraction=1.0
+)
 DEFAULT_RUN = Path("runs/cifar10-minivit-cpu")
 
 
@@ -88,14 +100,15 @@ def before(site: Site, rank: int, state: list[Tensor]) -> None:
         _ = (left.mT @ x.to(left) @ right).to(x.dtype)
 
 
-def now(site: Site, rank: int, state: list[Tensor]) -> None:
-    """Values; then factors of the rank they tell, bases and state turned in float32.
+def now(site: Site, rank: int, state: list[Tensor], *, at_once: bool) -> None:
+    """A look; then factors of the rank that it tells, bases and state turned in float32.
 
     A layer that an update does not reach switches to full rank without a look.
     """
+    view = View(lambda _: None, at_once=at_once)
     if rank < site.layout.full_rank:
-        spectrum(site)
-    p, s, qh = (t.to(torch.float32) for t in leading(site, rank))
+        view.look(0, site, LayerHistory(), SETTINGS, within_reach=True)
+    p, s, qh = (t.to(torch.float32) for t in view.cut(0, site, rank)[:3])
     if site.factored:
         u, _, vh = site.factors
         _ = u @ p, qh @ vh, torch.diag_embed(s)
@@ -103,32 +116,40 @@ def now(site: Site, rank: int, state: list[Tensor]) -> None:
         _ = left.mT @ x @ right
 
 
+def kept(site: Site, *, at_once: bool) -> None:
+    """A look after which nothing is cut."""
+    View(lambda _: None, at_once=at_once).look(0, site, LayerHistory(), SETTINGS, within_reach=True)
+
+
 def of_layer(width: int, tokens: int, rounds: int, *, full: bool) -> list[tuple[object, ...]]:
     """Rows of one width: what is done, at which rank, in steps of that layer."""
     rows: list[tuple[object, ...]] = []
     quarter = width // 4
+    tenth = round(0.9 * quarter)
     cases = [
-        ("switch to a quarter", None, quarter),
-        ("an update, a quarter kept", quarter, quarter),
-        ("an update, a tenth of a quarter cut", quarter, round(0.9 * quarter)),
+        ("switch to a quarter", None, quarter, True),
+        ("an update, a quarter kept", quarter, quarter, True),
+        ("the same, spread", quarter, quarter, False),
+        ("an update, a tenth of a quarter cut", quarter, tenth, True),
+        ("the same, spread", quarter, tenth, False),
     ]
     if full:
         cases += [
-            ("switch to full rank", None, width),
-            ("an update, full rank kept", width, width),
+            ("switch to full rank", None, width, True),
+            ("an update, full rank kept", width, width, True),
         ]
-    for what, rank, to in cases:
+    for what, rank, to, at_once in cases:
         layer = Trained(width, tokens, rank)
         state = [layer.optimizer.state[layer.site.parameter][k] for k in ("exp_avg", "exp_avg_sq")]
         keeps = rank == to
         seconds = interleaved_seconds(
             {
                 "step": layer.step,
-                "now": (lambda site=layer.site: spectrum(site)) if keeps
-                else (lambda site=layer.site, to=to, state=state: now(site, to, state)),
+                "now": partial(kept, layer.site, at_once=at_once) if keeps
+                else partial(now, layer.site, to, state, at_once=at_once),
                 "before": lambda site=layer.site, to=to, state=state: before(site, to, state),
             },
-            rounds=rounds, warmup=int(width < 3072),
+            rounds=rounds, warmup=int(width < 3072), clock=time.thread_time,
         )  # fmt: skip
         ours, theirs = ratio(seconds, "now", "step"), ratio(seconds, "before", "step")
         each = 2 * ours.median
@@ -138,6 +159,19 @@ def of_layer(width: int, tokens: int, rounds: int, *, full: bool) -> list[tuple[
                      ratio(seconds, "now", "before"), said, told))  # fmt: skip
         print(*rows[-1], flush=True)
     return rows
+
+
+def from_scratch(width: int, rounds: int) -> tuple[object, ...]:
+    """A row: a layer of half the numbers that is drawn, beside a plain one."""
+    seconds = interleaved_seconds(
+        {
+            "plain": lambda: nn.Linear(width, width),
+            "low-rank": lambda: LowRankLinear(width, width, rank=width // 4),
+        },
+        rounds=rounds, clock=time.thread_time,
+    )  # fmt: skip
+    plain = 1e3 * statistics.median(seconds["plain"])
+    return f"{width} x {width}", f"{plain:.1f}", ratio(seconds, "low-rank", "plain")
 
 
 def main() -> None:
@@ -177,6 +211,11 @@ def main() -> None:
             ("width", "what", "now", "before", "now over before", "% at one each 50", "target"),
             table,
         )
+    report(
+        "Making a layer from scratch, at a quarter of the rank",
+        ("size", "nn.Linear, ms", "LowRankLinear over it"),
+        [from_scratch(width, given.rounds) for width in (512, 2048)],
+    )
 
 
 if __name__ == "__main__":

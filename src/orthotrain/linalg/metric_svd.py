@@ -95,16 +95,18 @@ def metric_values(
     *,
     a: Float[Tensor, "*batch n n"] | None = None,
     b: Float[Tensor, "*batch m m"] | None = None,
+    digits: torch.dtype | None = None,
 ) -> Float[Tensor, "*batch r"]:
     """``metric_svd(w, a=a, b=b).s`` alone, in less than half of its time.
 
-    Of ``w`` with fewer digits than float64 right down to 1e-6 of the largest.
+    Of ``w`` with fewer digits than float64 right down to 1e-6 of the largest; ``digits`` is the
+    dtype whose digits it has, where its own is wider.
     """
     require_matrix("metric_values", w, name="w")
     work = w.detach().to(working_dtype(w))
     with without_autocast(work):
         matrix = _seen(work, a, b, RIDGE).matrix
-        return singular_values_by_gram(matrix, digits=w.dtype)
+        return singular_values_by_gram(matrix, digits=digits or w.dtype)
 
 
 def nearest_in_metric(
@@ -113,6 +115,7 @@ def nearest_in_metric(
     *,
     a: Float[Tensor, "*batch n n"] | None = None,
     b: Float[Tensor, "*batch m m"] | None = None,
+    digits: torch.dtype | None = None,
     generator: torch.Generator,
 ) -> MetricSVD:
     """The leading ``rank`` parts of ``metric_svd(w, a=a, b=b)``, by ``nearly_leading_factors``.
@@ -124,13 +127,16 @@ def nearest_in_metric(
         rank: ``k``, from 1 to ``min(m, n)``.
         a: As in ``metric_svd``.
         b: As in ``metric_svd``.
+        digits: The dtype whose digits ``w`` has, where its own is wider.
         generator: Of the sketch, on the CPU.
     """
     require_matrix("nearest_in_metric", w, name="w")
     work = w.detach().to(working_dtype(w))
     with without_autocast(work):
         seen = _seen(work, a, b, RIDGE)
-        found = nearly_leading_factors(seen.matrix, rank, digits=w.dtype, generator=generator)
+        found = nearly_leading_factors(
+            seen.matrix, rank, digits=digits or w.dtype, generator=generator
+        )
         return _back(*found, seen)
 
 

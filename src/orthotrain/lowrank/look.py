@@ -20,6 +20,12 @@ from orthotrain.linalg import (
     truncated,
 )
 from orthotrain.linalg.decompose import singular_values_by_gram
+from orthotrain.linalg.float32_gram import (
+    RightVectors,
+    float32_factors,
+    float32_right_vectors,
+    float32_values,
+)
 from orthotrain.linalg.metric_svd import metric_values, nearest_in_metric
 from orthotrain.linalg.randomized import nearly_leading_factors
 from orthotrain.lowrank.history import LayerHistory
@@ -40,6 +46,18 @@ class CutSettings(Protocol):
     def only_if_cheaper(self) -> bool: ...  # noqa: D102
     @property
     def bases(self) -> Bases: ...  # noqa: D102
+
+
+class Seen(NamedTuple):
+    """Vectors that a look found on its way, and the values they belong to.
+
+    Attributes:
+        vectors: Of a site's core.
+        version: Of its parameter at the look.
+    """
+
+    vectors: RightVectors
+    version: int
 
 
 class Cut(NamedTuple):
@@ -65,19 +83,23 @@ class View:
     """What one update has seen; empty on a process that does not decide.
 
     A look needs singular values alone. Factors are computed where a site is cut, of the rank that
-    is known by then: one decomposition per site that changes, none for one that does not.
+    is known by then: one decomposition per site that changes, none for one that does not. An
+    update in one step cuts the weights it has just looked at, and decomposes cores once for both.
 
     Attributes:
         metric: Gives the metric of a site; None where it saw no data.
+        at_once: Whether sites are cut as they are looked at.
         candidates: What the rank rule is told, by index of the site.
         in_metric: Names of the sites that were seen in a metric.
         unseen: Names of the sites that were cut without one.
     """
 
     metric: Callable[[Site], Metric | None]
+    at_once: bool = False
     candidates: dict[int, Candidate] = field(default_factory=dict)
     in_metric: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
+    _vectors: dict[int, Seen] = field(default_factory=dict)
 
     def look(
         self,
@@ -93,11 +115,26 @@ class View:
         metric = self.metric(site)
         if metric is not None:
             self.in_metric.add(site.name)
-        s = spectrum(site, metric) if found is None else found.s
+        if found is not None:
+            s = found.s
+        elif (vectors := self._core_vectors(index, site, metric)) is not None:
+            s = vectors.s
+        else:
+            s = spectrum(site, metric)
         s = s.reshape(-1, s.shape[-1])
         self.candidates[index] = candidate_of(
             site, s, layer, within_reach=within_reach, settings=settings
         )
+
+    def _core_vectors(self, i: int, site: Site, metric: Metric | None) -> RightVectors | None:
+        """Vectors of a core beside its values, where it is cut as it is, if at all."""
+        if not (self.at_once and metric is None and site.factored and not site.trains_bases):
+            return None
+        w = _finite_matrix(site)
+        vectors = float32_right_vectors(w, digits=w.dtype)
+        if vectors is not None:
+            self._vectors[i] = Seen(vectors, site.parameter._version)
+        return vectors
 
     def weighed(self, settings: CutSettings) -> dict[int, Candidate]:
         """The candidates in order of the sites, with what losing each costs where it is known."""
@@ -112,7 +149,11 @@ class View:
         metric = self.metric(site)
         if metric is None:
             self.unseen.add(site.name)
-            factors = leading(site, rank)
+            seen = self._vectors.pop(index, None)
+            if seen is not None and seen.version == site.parameter._version:
+                factors = float32_factors(site.matrix, seen.vectors, rank)
+            else:
+                factors = leading(site, rank)
         else:
             factors = truncated(leading_in(site, metric, rank), rank)
         known = self.candidates.get(index)  # out of reach nothing is cut, so all values are kept
@@ -275,7 +316,8 @@ def check_basis(site: Site, layer: LayerHistory) -> None:
 def spectrum(site: Site, metric: Metric | None = None) -> Tensor:
     """``(blocks, r)`` singular values of a site's core, or of its dense weight.
 
-    Right to 1e-6 of the largest for weights in float32 or less.
+    Right to 1e-6 of the largest for weights in float32 or less; of cores whose smallest value is
+    not small, to ``float32_values``.
 
     Args:
         site: Dense or low-rank.
@@ -284,11 +326,13 @@ def spectrum(site: Site, metric: Metric | None = None) -> Tensor:
     Raises:
         NonFiniteError: The weight holds NaN or infinity.
     """
-    w = _finite_matrix(site)
-    if metric is None:
-        s = singular_values_by_gram(w)
+    w, digits = _finite_matrix(site), site.parameter.dtype
+    if metric is not None:
+        s = metric_values(_scaled(w, metric), a=metric.a, b=metric.b, digits=digits)
+    elif site.factored and (found := float32_values(w, digits=digits)) is not None:
+        s = found
     else:
-        s = metric_values(_scaled(w, metric), a=metric.a, b=metric.b)
+        s = singular_values_by_gram(w, digits=digits)
     return s.reshape(-1, s.shape[-1])
 
 
@@ -298,8 +342,11 @@ def leading(site: Site, rank: int) -> Decomposition:
     Raises:
         NonFiniteError: The weight holds NaN or infinity.
     """
-    w = _finite_matrix(site)
-    return nearly_leading_factors(w, rank, digits=w.dtype, generator=_sketches())
+    w, digits = _finite_matrix(site), site.parameter.dtype
+    vectors = float32_right_vectors(w, digits=digits) if site.factored else None
+    if vectors is not None:
+        return float32_factors(w, vectors, rank)
+    return nearly_leading_factors(w, rank, digits=digits, generator=_sketches())
 
 
 def leading_in(site: Site, metric: Metric, rank: int) -> MetricSVD:
@@ -309,7 +356,9 @@ def leading_in(site: Site, metric: Metric, rank: int) -> MetricSVD:
         NonFiniteError: The weight holds NaN or infinity.
     """
     w = _scaled(_finite_matrix(site), metric)
-    found = nearest_in_metric(w, rank, a=metric.a, b=metric.b, generator=_sketches())
+    found = nearest_in_metric(
+        w, rank, a=metric.a, b=metric.b, digits=site.parameter.dtype, generator=_sketches()
+    )
     return _unscaled(found, metric)
 
 

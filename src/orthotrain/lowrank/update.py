@@ -71,7 +71,7 @@ class Update:
         self._sites, self._layers, self._settings, self._run = sites, layers, settings, run
         self._agreement, self._copies, self._record = agreement, copies, record
         self._number, self._settling, self._compiled = number, settling, compiled
-        self._view = View(statistics.metric)
+        self._view = View(statistics.metric, at_once=not settings.spread)
         self._reach: set[int] | None = None
         self._failure: Exception | None = None
         self._compared = 0 if settling else len(sites)  # layers whose basis was compared
