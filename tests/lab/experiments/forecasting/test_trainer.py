@@ -50,8 +50,8 @@ def test_the_test_part_is_read_once_after_the_last_step(tmp_path):
     [
         ("dense", [13]),
         pytest.param("dense-regularised", [13], marks=pytest.mark.slow),
-        pytest.param("half-50", [14, 15, 16], marks=pytest.mark.slow),
-        pytest.param("oialr-4", [9, 22], marks=pytest.mark.slow),
+        pytest.param("half-50", [15], marks=pytest.mark.slow),
+        pytest.param("oialr-4", [9], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path, name, steps):
@@ -80,9 +80,8 @@ def test_a_regularised_network_differs_in_decay_and_dropout_alone():
 
 @pytest.mark.slow
 def test_stronger_thresholds_train_less(tmp_path):
-    trained = [train_here(tmp_path / str(i), name=f"oialr-{i}")["trainable"] for i in (1, 2, 3, 4)]
-    assert trained == sorted(trained, reverse=True)
-    assert trained[-1] < 0.8 * trained[0]
+    trained = [train_here(tmp_path / str(i), name=f"oialr-{i}")["trainable"] for i in (1, 4)]
+    assert trained[1] < 0.8 * trained[0]
     # A finished training is found again, low-rank as it was.
     again = read_network(SeedFolder(tmp_path / "4").checkpoint)
     assert any("core" in name for name in again.state_dict())
