@@ -30,6 +30,9 @@ from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
 
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+# Numbers of the input times their width, from which one product of three times the width takes up
+# to 1.1 of three products: 48 inputs at width 768.
+_ONE_PRODUCT = 3e7
 
 
 @checked
@@ -154,9 +157,11 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
         q, k, v = (self._by_head(t, batch_dim) for t in (q, k, v))
         mask = None
         hint = is_causal and key_padding_mask is None and not need_weights
-        if self.bias_k is not None or self.add_zero_attn or not hint:
+        extra = self.bias_k is not None or self.add_zero_attn
+        if extra or not hint:
             mask = _additive_mask(attn_mask, key_padding_mask, q, k)
-        k, v, mask = self._with_extra_tokens(k, v, mask)
+        if extra:
+            k, v, mask = self._with_extra_tokens(k, v, mask)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -165,6 +170,8 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint and mask is None)
+        if batched and not batch_dim and not self.training and not torch.is_grad_enabled():
+            return self.out_proj(y.transpose(1, 2).flatten(2)), weights
         y = self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
         if not batched:
             return y.squeeze(1), None if weights is None else weights.squeeze(0)
@@ -227,17 +234,19 @@ class LowRankMultiheadAttention(LowRankModule, nn.MultiheadAttention):
     ) -> tuple[Tensor, ...]:
         """Query, key and value without gradients, from what is kept of the packed weight."""
         query, key, value = inputs
-        left, right = kept.leave[0].chunk(3), torch.split(kept.enter[0], kept.leave[0].shape[1])
-        for x in inputs:
-            require_width(x, right[0].shape[1], self.embed_dim)
-        few = max(x.numel() for x in inputs) < kept.few
-        if query is key is value and (few or len(right) == 1):
+        width = kept.enter[0].shape[1]
+        same = query is key is value
+        for x in (query,) if same else inputs:
+            require_width(x, width, self.embed_dim)
+        size = max(x.numel() for x in inputs)
+        left, right = kept.in_three()
+        if same and (len(right) == 1 or (size < kept.few and size * width < _ONE_PRODUCT)):
             return kept.applied(query, self.in_proj_bias).chunk(3, -1)
-        if few:
+        if size < kept.few:
             parts = zip(inputs, kept.dense()[0].chunk(3), bias, strict=True)
             return tuple(F.linear(*part) for part in parts)
-        enters = (F.linear(x, r) for x, r in zip(inputs, right * (3 // len(right)), strict=True))
-        return tuple(F.linear(*part) for part in zip(enters, left, bias, strict=True))
+        enters = [F.linear(x, r) for x, r in zip(inputs, right * (3 // len(right)), strict=True)]
+        return tuple([F.linear(*part) for part in zip(enters, left, bias, strict=True)])
 
     def _project_one(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
         """The projection by a separate weight, in whatever form it is held."""

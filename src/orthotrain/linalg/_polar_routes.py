@@ -35,8 +35,8 @@ BLOCKED_FROM = 128
 _WHOLE_UP_TO, _PART = 2**20, 2**16
 # The inverse root is symmetric: from here on half of it is computed, .74 of the time at 768.
 _HALVED_FROM = 384
-# Rounding of a Gram matrix grows with the rows of one product: eigenvalues of 6x32768 are wrong by ten
-# times that of a few hundred. So no more than these are taken at once, in about the same time.
+# Rounding of a Gram matrix grows with the rows of one product: at 6x32768 it is ten times that of a
+# few hundred. So no more rows than these are taken at once, in about the same time.
 ROWS_AT_ONCE = 2048
 
 
@@ -170,13 +170,12 @@ def lower_gram(a: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _small_gram(a: Tensor) -> Tensor:
     """``a^T a`` of a tall matrix with few columns."""
-    m = a.shape[-2]
+    *batch, m, n = a.shape
     if m <= ROWS_AT_ONCE:
         return a.mT @ a
     whole = m - m % ROWS_AT_ONCE
-    parts = a[..., :whole, :].unflatten(-2, (-1, ROWS_AT_ONCE))
-    gram = (parts.mT @ parts).sum(dim=-3)
-    return gram if whole == m else gram + a[..., whole:, :].mT @ a[..., whole:, :]
+    parts, rest = a[..., :whole, :].reshape(*batch, -1, ROWS_AT_ONCE, n), a[..., whole:, :]
+    return torch.sum(parts.mT @ parts, dim=-3) + rest.mT @ rest
 
 
 def gram_matrix(a: Tensor) -> Tensor:
@@ -308,9 +307,7 @@ def inner_factor(squares: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return k, second_order
 
 
-def _inner_factor_beside_null(
-    squares: Tensor, d: Tensor, kept: Tensor
-) -> tuple[Tensor, Tensor]:
+def _inner_factor_beside_null(squares: Tensor, d: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """The same where directions are null."""
     row, column = d.unsqueeze(-1), d.unsqueeze(-2)
     unit = torch.where(d > 0, d, 1.0)

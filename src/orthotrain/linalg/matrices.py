@@ -51,6 +51,8 @@ class WeightLayout:
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """``(m, n)``, or ``(blocks, m, n)`` where there are several blocks."""
+        if self.blocks == 1 and not self.inputs_first:
+            return tensor.reshape(self.m, self.n)
         matrices = self.matrices(tensor)
         return matrices if self.blocks > 1 else matrices[0]
 

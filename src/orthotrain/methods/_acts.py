@@ -37,6 +37,7 @@ class Acts:
         self.methods: dict[str, Method] = {}
         self.bounds: dict[str, Bound] = {}
         self.running = False
+        self._run = run
         self._bind(run, sorted(methods, key=lambda method: method.phase))
         self._seconds = dict.fromkeys(self.bounds, 0.0)
         self.before = self._of("before_step")
@@ -95,16 +96,21 @@ class Acts:
             if since <= self.methods[label].phase <= until and _overrides(bound, name)
         ]
 
-    def run(self, acts: Sequence[Act]) -> None:
-        """Call what is due, and take the time."""
-        self.running = True
+    def run(self, acts: Sequence[Act], places: Sequence[int] | None = None) -> None:
+        """Call what is due in the step of some optimizers, and take the time.
+
+        Args:
+            acts: What is due.
+            places: Those of the optimizers; ``None`` for all.
+        """
+        self.running, self._run.places = True, places
         try:
             for name, act in acts:
                 start = time.perf_counter()
                 act()
                 self._seconds[name] += time.perf_counter() - start
         finally:
-            self.running = False
+            self.running, self._run.places = False, None
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -170,8 +170,7 @@ class Handle:
 
     def _run(self, acts: Sequence[Act], places: Sequence[int] | None = None) -> None:
         if acts:
-            with self.run.step_of(places):
-                self._acts.run(acts)
+            self._acts.run(acts, places)
 
     def before_step(self, optimizer: Optimizer | None = None) -> None:
         """With ``auto=False``: call right before ``optimizer.step()``, gradients ready.

@@ -149,28 +149,35 @@ class _BoundNearest(GradientBound):
         self._skipped = 0
         self._conditions: deque[tuple[float | None, float | None]] = deque(maxlen=_RECENT)
 
-    @torch.no_grad()
     def before_step(self) -> None:
         due = (self._run.step + 1) % self._method.record_every == 0
         scale = gradient_scale(self._run.stepping)
-        gradients = self._finite_gradients()
-        self._measured = {}
-        if due:
-            for target, gradient in gradients.items():
-                seen = measure_matrices(target.layout.matrices(gradient))
-                self._measured[target] = seen._replace(norm=seen.norm / scale)
-        if self._method.when == "gradient":
-            self._replace(gradients, scale=scale)
-        keep = gradients if due or self._method.when == "update" else ()
-        self._before = {target: target.parameter.detach().clone() for target in keep}
+        self._measured, self._before = {}, {}
+        with torch.no_grad():
+            gradients = self._gradients()
+            if self._method.when == "gradient" and not due and len(gradients) == 1:
+                try:  # the polar factor looks at the numbers by itself
+                    self._replace(gradients, scale=scale)
+                except NonFiniteError:
+                    self._leave_out_nonfinite(gradients)
+                    if gradients:
+                        raise
+                return
+            self._leave_out_nonfinite(gradients)
+            if due:
+                for target, gradient in gradients.items():
+                    seen = measure_matrices(target.layout.matrices(gradient))
+                    self._measured[target] = seen._replace(norm=seen.norm / scale)
+            if self._method.when == "gradient":
+                self._replace(gradients, scale=scale)
+            keep = gradients if due or self._method.when == "update" else ()
+            self._before = {target: target.parameter.detach().clone() for target in keep}
 
-    def _finite_gradients(self) -> dict[Target, Tensor]:
-        """The gradients to act on; those with NaN or infinity raise or lose their step."""
-        found = self._gradients()
-        for target in _with_nonfinite(found):
-            self._meet_nonfinite(target, found.pop(target), "gradient")
+    def _leave_out_nonfinite(self, gradients: dict[Target, Tensor]) -> None:
+        """Gradients with NaN or infinity raise, or lose their step."""
+        for target in _with_nonfinite(gradients):
+            self._meet_nonfinite(target, gradients.pop(target), "gradient")
             target.parameter.grad = None
-        return found
 
     def _meet_nonfinite(self, target: Target, values: Tensor, what: str) -> None:
         bad = int((~values.isfinite()).sum())
@@ -196,24 +203,30 @@ class _BoundNearest(GradientBound):
         """Write the orthogonal gradients; matrices of one kind are decomposed together."""
         kinds: dict[tuple[object, ...], list[Target]] = {}
         for target, gradient in gradients.items():
-            kind = (target.layout.m, target.layout.n, gradient.dtype, gradient.device)
+            layout = target.layout
+            kind = (layout.m, layout.n, gradient.dtype, gradient.device)
             kinds.setdefault(kind, []).append(target)
         for members in kinds.values():
-            parts = [target.layout.matrices(gradients[target]) for target in members]
-            if len(members) == 1 and len(parts[0]) == 1:
+            if len(members) == 1:
                 # One matrix by itself takes the short way through the polar factor.
-                replaced = [self._method.nearest(parts[0][0], unit=scale)]
-            else:
-                whole = self._method.nearest(torch.cat(parts), unit=scale)
-                replaced = list(torch.split(whole, [len(part) for part in parts]))
+                gradient, layout = gradients[members[0]], members[0].layout
+                part = self._method.nearest(layout.matrix(gradient), unit=scale)
+                gradient.copy_(layout.tensor(part))
+                continue
+            parts = [target.layout.matrices(gradients[target]) for target in members]
+            whole = self._method.nearest(torch.cat(parts), unit=scale)
+            replaced = torch.split(whole, [len(part) for part in parts])
             for target, part in zip(members, replaced, strict=True):
                 gradients[target].copy_(target.layout.tensor(part))
 
-    @torch.no_grad()
     def after_step(self) -> None:
         super().after_step()
-        if self._method.when == "gradient":
-            return
+        if self._method.when == "update":
+            self._replace_updates()
+
+    @torch.no_grad()
+    def _replace_updates(self) -> None:
+        """Write the weights that orthogonal updates lead to."""
         groups = self._run.groups()
         deltas = {t: t.parameter.detach() - before for t, before in self._before.items()}
         for target in _with_nonfinite(deltas):
@@ -231,9 +244,14 @@ class _BoundNearest(GradientBound):
     def _needs_lr(self) -> bool:
         return self._method.scale != "gradient_norm"
 
-    @torch.no_grad()
     def measure(self) -> None:
         before, self._before = self._before, {}
+        if self._measured:
+            with torch.no_grad():
+                self._record(before)
+
+    def _record(self, before: Mapping[Target, Tensor]) -> None:
+        """One record per weight, from what it was before the step."""
         for target, gradient in self._measured.items():
             weight = before[target]
             delta = target.layout.matrices(target.parameter.detach() - weight)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from numbers import Real
 from typing import Any, ClassVar
@@ -158,6 +157,7 @@ class Run:
         id: The same across a resume; ``None`` until a file needs one.
         processes: Those that train this model together.
         round: Which of several optimizers have stepped since the last step of training ended.
+        places: Inside of a step the places of the optimizers whose it is; ``None`` for all.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Run:
         self._optimizers = [weakref.ref(each) for each in given]
         self._kinds = kinds_of(given)
         self.round = Round(len(given))
-        self._stepping: Sequence[int] | None = None
+        self.places: Sequence[int] | None = None
         self._wrapper = None if wrapper is None else weakref.ref(wrapper)
         self._wrapper_callbacks: list[Callable[[DistributedDataParallel], None]] = []
         self._observers: list[Bound] = []
@@ -216,19 +216,19 @@ class Run:
         Raises:
             StateError: One of them no longer exists.
         """
-        if not self.has_all_optimizers:
+        found = self.living_optimizers
+        if len(found) < len(self._optimizers):
             which = "the optimizer" if len(self._optimizers) == 1 else f"one of ({self._kinds})"
             raise StateError(
                 f"Run.optimizer: {which} given to attach was deleted; "
                 "keep it alive or attach to the new one"
             )
-        return self.living_optimizers
+        return found
 
     @property
     def living_optimizers(self) -> list[Optimizer]:
         """Those that still exist: a function that trains may return the handle alone."""
-        found = (reference() for reference in self._optimizers)
-        return [optimizer for optimizer in found if optimizer is not None]
+        return [alive for each in self._optimizers if (alive := each()) is not None]
 
     @property
     def has_all_optimizers(self) -> bool:
@@ -244,16 +244,7 @@ class Run:
     def stepping(self) -> list[Optimizer]:
         """The optimizers whose step this is; all of them outside of a step."""
         found = self.optimizers
-        return found if self._stepping is None else [found[place] for place in self._stepping]
-
-    @contextmanager
-    def step_of(self, places: Sequence[int] | None) -> Iterator[None]:
-        """Inside, it is the step of these optimizers, by their places; ``None`` for all."""
-        self._stepping = places
-        try:
-            yield
-        finally:
-            self._stepping = None
+        return found if self.places is None else [found[place] for place in self.places]
 
     def groups(self) -> dict[nn.Parameter, dict[str, Any]]:
         """The parameter group of every parameter that this step is of."""
