@@ -78,7 +78,8 @@ _FIGURE: Final = Scatter(
     "rivals", "Rivals: what each reaches, over what it costs",
     "Each panel has the same heights: the less a rival needs of what runs to the right, the "
     "further left it is. The dashed line is the dense network. Stored size counts the network "
-    "after training, with updates merged and frozen bases folded; memory is weights, gradients and optimizer state at the end of training. "
+    "after training, with updates merged and frozen bases folded; memory is weights, gradients and "
+    "optimizer state at the end of training. "
     "Whoever begins dense needs the dense network's until the switch. Compute is that of forward "
     "and backward passes.",
     _decides,
