@@ -74,6 +74,12 @@ def _groups(run: Run) -> list[Group]:
     ]  # fmt: skip
 
 
+def _panels(run: Run) -> list[Over]:
+    titles = ("Stored", "Trained", "Memory", "Compute", "Time")
+    costs = (*_costs(run), SECONDS)
+    return [Over(replace(one, title=title)) for one, title in zip(costs, titles, strict=True)]
+
+
 _FIGURE: Final = Scatter(
     "rivals", "Rivals: what each reaches, over what it costs",
     "Each panel has the same heights: the less a rival needs of what runs to the right, the "
@@ -83,7 +89,7 @@ _FIGURE: Final = Scatter(
     "Whoever begins dense needs the dense network's until the switch. Compute is that of forward "
     "and backward passes.",
     _decides,
-    lambda run: [Over(replace(one, aside=lambda v: "")) for one in (*_costs(run), SECONDS)],
+    _panels,
     _groups,
     missing="No finished seed has a result and a size.",
 )  # fmt: skip
