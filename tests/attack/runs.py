@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from lab.experiments.forecasting import tiny as forecasting
 from lab.experiments.language import tiny as language
 from lab.experiments.latent import tiny as latent
+from lab.experiments.rivals import tiny as rivals
 from lab.experiments.spectral.test_config import POOLING, WHITENING
 from lab.run import tiny as lowrank
 from lab.run import toy
@@ -18,6 +19,7 @@ from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.latent.config import latent_variants
 from orthotrain.lab.experiments.lowrank.config import lowrank_variants
+from orthotrain.lab.experiments.rivals.variants import rival_variants
 from orthotrain.lab.experiments.spectral.build import build_on
 from orthotrain.lab.experiments.spectral.config import spectral_variants
 from orthotrain.lab.run.jobs import Run, run_all
@@ -101,6 +103,8 @@ _IMAGES = "orthotrain.lab.experiments.latent.images:build"
 _SPECTRAL = "orthotrain.lab.experiments.spectral.build:build"
 _AUTOFORMER = "orthotrain.lab.experiments.forecasting.build:build"
 _SERIES = "lab.experiments.forecasting.tiny:build_tiny"
+_RIVALS = "orthotrain.lab.experiments.rivals.build:build"
+_RIVALS_TEXT = "lab.experiments.rivals.tiny:build_tiny"
 _TEXT = "lab.experiments.language.tiny:build_tiny"
 _HERE = "attack.runs:build_spectral"
 FAMILIES = {
@@ -108,6 +112,7 @@ FAMILIES = {
     "lowrank": Family("lab.run.tiny:build_tiny", lowrank.CONFIG, lowrank_variants, _LOWRANK),
     "language": Family(_TEXT, _LANGUAGE, language_variants, _GPT),
     "forecasting": Family(_SERIES, forecasting.CONFIG, forecast_variants, _AUTOFORMER),
+    "rivals": Family(_RIVALS_TEXT, rivals.CONFIG, rival_variants, _RIVALS),
     "latent": Family(_LINEAR, latent.LINEAR, find_recipe("latent-linear").variants, _LINEAR),
     "images": Family("attack.runs:build_latent_images", latent.EIGEN, latent_variants, _IMAGES),
     "whitening": Family(_HERE, WHITENING, spectral_variants, _SPECTRAL),

@@ -103,7 +103,7 @@ def test_deaths_in_the_middle_of_a_write(tmp_path):
 # At full numbers as many as take two minutes.
 KILLS = {
     "toy": 18, "lowrank": 10, "language": 8, "latent": 10, "images": 4, "whitening": 3,
-    "pooling": 3, "forecasting": 4,
+    "pooling": 3, "forecasting": 4, "rivals": 4,
 }  # fmt: skip
 
 
@@ -114,6 +114,8 @@ def test_many_random_kills_of_every_variant(tmp_path, name):
     kills, family = times(6 if name == "toy" else 2, kills), FAMILIES[name]
     if name in ("language", "forecasting"):  # slow variants; each resumes in its own tests
         family = times(family.named("dense", "half-50"), family)
+    if name == "rivals":
+        family = times(family.named("galore-like", "relora-like"), family)
     killed_again_and_again(family, tmp_path, counts, kills=kills, seed=3)
     counts.check(least=kills)
 

@@ -23,6 +23,7 @@ from orthotrain.lab.run.record import SeedFolder
 TRAINED = {
     "digits-minivit": ("dense", "oialr-paper", "oialr-tuned"),
     "cifar10-minivit": ("dense", "oialr-paper", "oialr-tuned"),
+    "cifar10-minivit-rivals": ("galore-like",),
     "cifar10-dbn": ("bn", "nog-ow-olr"),
     "texture-gcp": ("avg", "nog-olr"),
     "clothing-gcp": ("gcp",),
@@ -34,7 +35,10 @@ GENERATORS = {
     "faces-eigengan": ("baseline",),
     "faces-simplegan": ("nog-olr",),
 }
-TEXTS = {"stdlib-gpt": ("dense", "half-30", "oialr-paper", "frozen-50-plain")}
+TEXTS = {
+    "stdlib-gpt": ("dense", "half-30", "oialr-paper", "frozen-50-plain"),
+    "stdlib-gpt-rivals": ("relora-like",),
+}
 SERIES = {
     "ettm2-autoformer": ("dense", "ETTm2.csv", 15),
     "etth2-autoformer": ("oialr-4", "ETTh2.csv.gz", 60),

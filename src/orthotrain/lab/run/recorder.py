@@ -16,6 +16,7 @@ from orthotrain.lab.run.record import MetricsFile
 from orthotrain.lab.run.trainer import Line, Step, Trainer
 from orthotrain.methods.summary import Row, Summary
 
+
 class Recorder:
     """Turns what happens in a training into lines of metrics.jsonl and messages of progress.
 

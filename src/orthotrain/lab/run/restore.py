@@ -29,6 +29,11 @@ def rebuilds(function: Build) -> Build:
     return function
 
 
+def may_rebuild(function: object) -> bool:
+    """Whether a function has the mark."""
+    return bool(getattr(function, _MARK, False))
+
+
 def network_entry(
     function: Callable[..., nn.Module],
     settings: Mapping[str, Any],
@@ -83,7 +88,7 @@ def read_network(path: Path) -> nn.Module:
             f"{path} names a function that rebuilds its network, and {error}; run this in the "
             "folder of its experiment"
         ) from error
-    if not getattr(build, _MARK, False):
+    if not may_rebuild(build):
         raise CheckpointError(
             f"{path} names {network['build']}, which is not marked as a function that rebuilds "
             "networks; see orthotrain.lab.run.restore.rebuilds"

@@ -30,7 +30,6 @@ def test_steps_are_those_of_the_slow_twin(shape, rank):
     assert optimizer.state[weight]["mean"].numel() == rank * max(shape)
 
 
-
 def test_what_is_not_projected_has_adamw():
     vector, other = (nn.Parameter(gradients_of((6,), count=1)[0].clone()) for _ in range(2))
     mine = ProjectedAdamW([vector], ranks={}, refresh_steps=3, **SETTINGS)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from lab.experiments.language.tiny import tiny_text
 from lab.run import tiny
 from orthotrain.lab.experiments.catalog import recipe_config
-from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
+from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRecord, TrainingConfig
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
 from orthotrain.lab.experiments.rivals.build import language_on, vit_on
 from orthotrain.lab.experiments.rivals.config import RivalSettings, ViTRivals
@@ -17,6 +17,7 @@ STEPS = 24
 SETTINGS = RivalSettings(refreshes=6, restarts=2, looks=6, settled=0.9, rewarm_fraction=0.1)
 CONFIG = replace(
     recipe_config("stdlib-gpt-rivals", "smoke"),
+    model=GPTConfig(context=16, width=32, depth=1, heads=2),
     optim=TrainingConfig(steps=STEPS),
     rivals=SETTINGS,
     record=LanguageRecord(

@@ -19,23 +19,20 @@ from orthotrain.lab.named import named
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 
 
-def build_language(
-    config: LanguageRivals, variant: BranchedVariant, seed: int
-) -> LanguageTrainer:
-    """A GPT at its step 0.
+def build(
+    config: LanguageRivals | ViTRivals, variant: BranchedVariant, seed: int
+) -> LanguageTrainer | ClassifierTrainer:
+    """A training at its step 0.
 
     Raises:
         ConfigError: A setting that a layer, or the length of the run, cannot take.
-        DataError: Python's standard library cannot be read.
+        DataError: Text or images cannot be read.
         MissingPackageError: The rival needs a package that is not installed.
     """
-    return language_on(load_stdlib(config.data.dir), config, variant, seed)
-
-
-def build_vit(config: ViTRivals, variant: BranchedVariant, seed: int) -> ClassifierTrainer:
-    """A mini vision transformer at its step 0; raises what ``build_language`` does."""
-    data = load_data(config.data, device=resolve_device(config.device))
-    return vit_on(data, config, variant, seed)
+    if isinstance(config, LanguageRivals):
+        return language_on(load_stdlib(config.data.dir), config, variant, seed)
+    images = load_data(config.data, device=resolve_device(config.device))
+    return vit_on(images, config, variant, seed)
 
 
 def language_on(

@@ -17,7 +17,7 @@ from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
 from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
 from orthotrain.lab.named import named
-from orthotrain.lab.run.restore import network_entry, rebuilds
+from orthotrain.lab.run.restore import may_rebuild, network_entry, rebuilds
 from orthotrain.methods.protocol import Bound, Method, Phase, Run
 from orthotrain.methods.summary import Row
 
@@ -67,6 +67,12 @@ class Updated:
     a: nn.Parameter
     b: nn.Parameter
     switch: Callable[[bool], None]
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        """Weight, ``a`` and ``b``."""
+        weight: Any = self.base_layer.weight  # torch's stubs call it a Tensor
+        return weight, self.a, self.b
 
     def row(self, *, on: bool) -> Row:
         """Its account: the update is stored beside the weight until it is merged."""
@@ -118,16 +124,17 @@ class _Updates(Bound):
         settings, since = self._settings, self._run.step - self._settings.delay_steps
         if since == 0:
             self._begin(0)
-        elif self._on and settings.every_steps and since % settings.every_steps == 0:
-            if self._run.step != self._run.total_steps:
-                self._begin(since // settings.every_steps)
+        elif self._on and settings.every_steps and self._run.step != self._run.total_steps:
+            number, left = divmod(since, settings.every_steps)
+            if not left:
+                self._begin(number)
 
     @torch.no_grad()
     def _begin(self, number: int) -> None:
         """Merge what was trained, if anything was, and begin with a zero update."""
         random = torch.Generator().manual_seed(self._settings.seed + number)
         for layer in self._settings.layers:
-            weight, a, b = layer.base_layer.weight, layer.a, layer.b
+            weight, a, b = layer.parameters
             if self._on:
                 weight.addmm_(b, a)
             # As nn.Linear draws its weight; b at zero makes the update zero.
@@ -143,11 +150,10 @@ class _Updates(Bound):
         self._on = updates
         for layer in self._settings.layers:
             layer.switch(updates)
-            layer.base_layer.weight.requires_grad_(not updates)
-            for parameter in (layer.a, layer.b):
+            for parameter in layer.parameters:
                 parameter.requires_grad_(updates)
-            for parameter in (layer.base_layer.weight, layer.a, layer.b):
                 parameter.grad = None
+            layer.parameters[0].requires_grad_(not updates)
 
     def rows(self) -> list[Row]:
         return [layer.row(on=self._on) for layer in self._settings.layers]
@@ -168,54 +174,52 @@ def rhythm(step: int, *, delay_steps: int, every_steps: int | None, rewarm_steps
 
 
 def updates_plan(
-    layers: Sequence[Updated],
-    settings: RivalSettings,
-    *,
-    put: str,
-    delay_steps: int,
-    every_steps: int | None,
-    total_steps: int,
-    seed: int,
+    method: LowRankUpdates, settings: RivalSettings, *, rival: str, total_steps: int
 ) -> Plan:
     """The plan of updates that were put into a model.
 
     Args:
-        layers: With an update each.
+        method: That trains them.
         settings: By hand.
-        put: ``"module:function"`` that put them there, for checkpoints.
-        delay_steps: Steps of the weights themselves.
-        every_steps: Steps between restarts.
+        rival: Whose layers they are, for checkpoints.
         total_steps: Of the run.
-        seed: Of the updates.
     """
-    times = {"delay_steps": delay_steps, "every_steps": every_steps}
-    rewarm = round(settings.rewarm_fraction * total_steps)
 
     def network(base: dict[str, Any]) -> Mapping[str, Any]:
-        entry = {"base": base, "put": put, "rank_fraction": settings.rank_fraction}
+        entry = {"base": base, "rival": rival, "rank_fraction": settings.rank_fraction}
         return network_entry(with_updates, entry)
 
     return Plan(
-        (LowRankUpdates(layers, seed=seed, **times),),
-        rhythm=partial(rhythm, rewarm_steps=rewarm, **times),
+        (method,),
+        rhythm=partial(
+            rhythm,
+            delay_steps=method.delay_steps,
+            every_steps=method.every_steps,
+            rewarm_steps=round(settings.rewarm_fraction * total_steps),
+        ),
         network=network,
     )
 
 
 @rebuilds
-def with_updates(*, base: Mapping[str, Any], put: str, rank_fraction: float) -> nn.Module:
-    """The network of a checkpoint, with updates beside its weights."""
-    build, putting = named(base["build"]), named(put)
-    for function in (build, putting):
-        if not getattr(function, "_rebuilds_from_checkpoints", False):
-            raise CheckpointError(f"{function} is not marked as a function that rebuilds networks")
+def with_updates(*, base: Mapping[str, Any], rival: str, rank_fraction: float) -> nn.Module:
+    """The network of a checkpoint, with updates beside its weights.
+
+    Raises:
+        CheckpointError: It names a function that is no builder of networks.
+    """
+    build = named(base["build"])
+    if not may_rebuild(build):
+        raise CheckpointError(f"{base['build']} is not marked as a function that rebuilds networks")
+    put = put_updates
+    if rival == "lora-peft":  # loaded where it is installed
+        from orthotrain.lab.experiments.rivals.peft_adapters import put_adapters as put
     model: nn.Module = build(**base["settings"])
-    for layer in putting(model, rank_fraction=rank_fraction):
+    for layer in put(model, rank_fraction=rank_fraction):
         layer.switch(True)
     return model
 
 
-@rebuilds
 def put_updates(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
     """Give every linear layer but the last an update of zero; the model is changed in place."""
     found = []
@@ -227,21 +231,17 @@ def put_updates(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
     return found
 
 
-def relora_like(
-    model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
-) -> Plan:
-    """Low-rank updates with restarts after a dense warm-up.
+def relora_like(model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int) -> Plan:
+    """ReLoRA-like: low-rank updates with restarts after a dense warm-up.
 
     As ReLoRA (Lialin et al. 2023, arXiv:2307.05695), but that moments of an update begin at zero
     instead of being pruned.
     """
     delay = max(1, round(settings.dense_fraction * total_steps))
-    return updates_plan(
+    method = LowRankUpdates(
         put_updates(model, rank_fraction=settings.rank_fraction),
-        settings,
-        put=f"{__name__}:put_updates",
         delay_steps=delay,
         every_steps=max(1, -(-(total_steps - delay) // (settings.restarts + 1))),
-        total_steps=total_steps,
         seed=seed,
     )
+    return updates_plan(method, settings, rival="relora-like", total_steps=total_steps)

@@ -74,15 +74,22 @@ def _groups(run: Run) -> list[Group]:
     ]  # fmt: skip
 
 
+def _panels(run: Run) -> list[Over]:
+    titles = ("Stored", "Trained", "Memory", "Compute", "Time")
+    costs = (*_costs(run), SECONDS)
+    return [Over(replace(one, title=title)) for one, title in zip(costs, titles, strict=True)]
+
+
 _FIGURE: Final = Scatter(
     "rivals", "Rivals: what each reaches, over what it costs",
     "Each panel has the same heights: the less a rival needs of what runs to the right, the "
     "further left it is. The dashed line is the dense network. Stored size counts the network "
-    "after training, with updates merged and frozen bases folded; memory is weights, gradients and optimizer state at the end of training. "
+    "after training, with updates merged and frozen bases folded; memory is weights, gradients and "
+    "optimizer state at the end of training. "
     "Whoever begins dense needs the dense network's until the switch. Compute is that of forward "
     "and backward passes.",
     _decides,
-    lambda run: [Over(replace(one, aside=lambda v: "")) for one in (*_costs(run), SECONDS)],
+    _panels,
     _groups,
     missing="No finished seed has a result and a size.",
 )  # fmt: skip

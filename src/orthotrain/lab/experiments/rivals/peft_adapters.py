@@ -11,13 +11,11 @@ from orthotrain.extras import optional_module
 from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
 from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
-from orthotrain.lab.experiments.rivals.low_rank_updates import Updated, updates_plan
-from orthotrain.lab.run.restore import rebuilds
+from orthotrain.lab.experiments.rivals.low_rank_updates import LowRankUpdates, Updated, updates_plan
 
 _ADAPTER = "default"
 
 
-@rebuilds
 def put_adapters(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
     """Give every linear layer but the last an adapter of PEFT; the model is changed in place.
 
@@ -29,8 +27,8 @@ def put_adapters(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
     ranks = {name: rank_of(layer, rank_fraction) for name, layer in layers.items()}
     config = peft.LoraConfig(
         target_modules=list(layers),
-        rank_pattern={name: rank for name, rank in ranks.items()},
-        alpha_pattern={name: rank for name, rank in ranks.items()},  # so that updates count once
+        rank_pattern=ranks,
+        alpha_pattern=ranks,  # so that updates count once
     )
     with torch.random.fork_rng():  # PEFT draws from the global state; the method draws again
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
@@ -50,12 +48,10 @@ def lora_peft(model: nn.Module, settings: RivalSettings, *, total_steps: int, se
     LoRA (Hu et al. 2021, arXiv:2106.09685) is made for fine-tuning, so the first part of the run
     makes what is fine-tuned. What has no adapter is trained on, as by the other rivals.
     """
-    return updates_plan(
+    method = LowRankUpdates(
         put_adapters(model, rank_fraction=settings.rank_fraction),
-        settings,
-        put=f"{__name__}:put_adapters",
         delay_steps=max(1, round(settings.adapt_fraction * total_steps)),
         every_steps=None,
-        total_steps=total_steps,
         seed=seed,
     )
+    return updates_plan(method, settings, rival="lora-peft", total_steps=total_steps)

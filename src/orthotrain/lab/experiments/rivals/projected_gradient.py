@@ -110,13 +110,15 @@ def leading_directions(grad: Tensor, rank: int) -> Tensor:
     u, _, vh = torch.linalg.svd(grad, full_matrices=False)
     vectors = u[:, :rank] if grad.shape[0] <= grad.shape[1] else vh[:rank].mT
     largest = vectors.abs().argmax(0, keepdim=True)
-    return vectors * vectors.gather(0, largest).sign()
+    signed: Tensor = vectors * vectors.gather(0, largest).sign()
+    return signed
 
 
-def galore_like(
-    model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
-) -> Plan:
-    """Every linear layer but the head with its gradient projected; see :class:`ProjectedAdamW`."""
+def galore_like(model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int) -> Plan:
+    """GaLore-like: the gradient of every linear layer but the head projected.
+
+    See :class:`ProjectedAdamW`. Source: Zhao et al. (2024), arXiv:2403.03507.
+    """
     layers = linear_layers(model, rival="galore-like").values()
     ranks = {layer.weight: rank_of(layer, settings.rank_fraction) for layer in layers}
     refresh_steps = max(1, total_steps // settings.refreshes)

@@ -111,7 +111,7 @@ class _Keeper(Bound):
 def cuttlefish_like(
     model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
 ) -> Plan:
-    """Dense until the stable ranks settle, then two factors of the weights' decomposition.
+    """Cuttlefish-like: dense until the stable ranks settle, then two factors of the weights.
 
     As Cuttlefish (Wang et al. 2023, arXiv:2305.02538), but that all layers are looked at in fixed
     intervals, that a mean decides, that no layer is left out by a measured time, and that decay

@@ -41,9 +41,7 @@ class RivalGrid:
         Raises:
             ConfigError: The search would use a seed of the final comparison.
         """
-        return searched_run(
-            config, seeds=self.seeds, baseline=grid.name_at(DENSE, self.rates[0])
-        )
+        return searched_run(config, seeds=self.seeds, baseline=grid.name_at(DENSE, self.rates[0]))
 
     def variants(self) -> tuple[BranchedVariant, ...]:
         """Every rival at every rate."""

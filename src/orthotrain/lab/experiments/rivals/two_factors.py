@@ -50,9 +50,7 @@ class UniformShare(RankRule):
         ]
 
 
-def fixed_rank(
-    model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
-) -> Plan:
+def fixed_rank(model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int) -> Plan:
     """Two factors from the first step on.
 
     They are the truncated decomposition of the dense initial weight: Khodak et al. (2021),
@@ -64,7 +62,7 @@ def fixed_rank(
 def pufferfish_like(
     model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int
 ) -> Plan:
-    """A dense warm-up, then two factors of the weights' decomposition.
+    """Pufferfish-like: a dense warm-up, then two factors of the weights' decomposition.
 
     As Pufferfish (Wang, Agarwal and Papailiopoulos 2021, arXiv:2103.03936), but that every layer
     gets the same share of numbers, and that only the head and tied weights stay dense. So the

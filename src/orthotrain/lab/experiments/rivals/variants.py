@@ -174,7 +174,4 @@ def rival_variants(config: RivalsRun) -> tuple[BranchedVariant, ...]:
         if row not in rows and row.name in config.variants:
             raise missing_package(f"the rival {row.name}", row.package, extra=row.package)
     rates = config.rival_rates
-    return tuple(
-        variant_of(row, rates.get(rate_name(row.name), rates["dense"])) for row in rows
-    )
-
+    return tuple(variant_of(row, rates.get(rate_name(row.name), rates["dense"])) for row in rows)

@@ -32,9 +32,7 @@ _CPU = _of(
     rival_rates={"dense": 2e-3},
 )
 
-GRID = RivalGrid(
-    rates=(1e-3, 2e-3, 4e-3), seeds=(100,), field="validation_accuracy", less=False
-)
+GRID = RivalGrid(rates=(1e-3, 2e-3, 4e-3), seeds=(100,), field="validation_accuracy", less=False)
 
 CIFAR10_MINIVIT_RIVALS = Experiment(
     name="cifar10-minivit-rivals",
@@ -45,7 +43,7 @@ CIFAR10_MINIVIT_RIVALS = Experiment(
         "full": _of(CIFAR10_MINIVIT.config["full"], rival_rates={"dense": 3e-4}),
     },
     variants=rival_variants,
-    build="orthotrain.lab.experiments.rivals.build:build_vit",
+    build="orthotrain.lab.experiments.rivals.build:build",
     page="orthotrain.lab.experiments.rivals.page:PAGE",
     search="orthotrain.lab.experiments.rivals.recipes.cifar10_minivit_rivals:GRID",
 )

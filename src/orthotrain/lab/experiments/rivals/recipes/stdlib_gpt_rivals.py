@@ -40,7 +40,7 @@ STDLIB_GPT_RIVALS = Experiment(
         "full": _of(STDLIB_GPT.config["full"]),
     },
     variants=rival_variants,
-    build="orthotrain.lab.experiments.rivals.build:build_language",
+    build="orthotrain.lab.experiments.rivals.build:build",
     page="orthotrain.lab.experiments.rivals.page:PAGE",
     search="orthotrain.lab.experiments.rivals.recipes.stdlib_gpt_rivals:GRID",
 )
