@@ -10,7 +10,7 @@ pytest.importorskip("timm", exc_type=ImportError)
 
 from data.packed import write_folder
 from lab.run.tiny import assert_goes_on
-from orthotrain.errors import ConfigError
+from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config
 from orthotrain.lab.experiments.classifier.config import RecordConfig
 from orthotrain.lab.experiments.lowrank.build import build, network_of
@@ -53,7 +53,7 @@ def test_one_generator_decides_the_weights_and_the_global_state_stays(config):
 @pytest.mark.parametrize(
     ("name", "variant"), [("imagenet-vit-b16", "oialr-paper"), ("imagenet-resnetrs101", "half-50")]
 )
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path, name, variant):
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path, monkeypatch, name, variant):
     images = write_folder(tmp_path / "images", per_class=10)
     config = recipe_config(name, "smoke")
     config = replace(
@@ -71,6 +71,13 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, name, variant):
             return train(trainer, variant=chosen, seed=0, folder=SeedFolder(folder), **options)
 
     assert_goes_on(train_in, tmp_path, at=[4, 7])
+    # On a machine without timm the same settings are another network.
+    monkeypatch.setattr(
+        "orthotrain.lab.experiments.lowrank.image_config.find_spec", lambda name: None
+    )
+    (tmp_path / "whole" / "result.json").unlink()
+    with pytest.raises(CheckpointError, match="does not fit this training"):
+        train_in(tmp_path / "whole")
 
 
 @pytest.mark.bad_input
