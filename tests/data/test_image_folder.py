@@ -175,6 +175,13 @@ def test_a_class_that_is_not_everywhere_is_named(tmp_path, part):
 
 
 @pytest.mark.bad_input
+@pytest.mark.bad_input
+def test_one_class_is_refused(tmp_path):
+    write_folder(tmp_path, classes=("cat",))
+    with pytest.raises(DataError, match=r"train holds one class, cat; .*at least two"):
+        load(tmp_path)
+
+
 def test_an_empty_class_is_named(tmp_path):
     write_folder(tmp_path)
     for file in (tmp_path / "val" / "dog").iterdir():

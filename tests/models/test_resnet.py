@@ -11,7 +11,7 @@ from orthotrain.models._residual import BasicBlock, Bottleneck
 from orthotrain.models.resnet import ResNet, feature_channels
 
 SMALL = {"width": 3, "stem_channels": 5, "classes": 4, "channels": 2}
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def model_of(seed=0, **changes):
@@ -43,7 +43,7 @@ def reference(model, images, *, depth, stem, last_stride, training):
         weight = state[f"{name}.weight"]
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
-    x = conv(images.double(), "stem", 2 if stem == "imagenet" else 1)
+    x = conv(images.double(), "stem", 1 if stem == "cifar" else 2)
     x = norm(x, "norm").clamp(min=0)
     if stem == "imagenet":
         x = F.max_pool2d(x, 3, stride=2, padding=1)
@@ -67,7 +67,13 @@ def reference(model, images, *, depth, stem, last_stride, training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("depth", "stem", "last_stride", "size"),
-    [(18, "cifar", 2, 16), (18, "imagenet", 1, 33), (50, "cifar", 1, 8), (50, "imagenet", 2, 64)],
+    [
+        (18, "cifar", 2, 16),
+        (18, "strided", 2, 17),
+        (18, "imagenet", 1, 33),
+        (50, "cifar", 1, 8),
+        (50, "imagenet", 2, 64),
+    ],
 )
 def test_agrees_with_the_network_written_out(depth, stem, last_stride, size, training):
     model = model_of(depth=depth, stem=stem, last_stride=last_stride).double()
@@ -86,7 +92,9 @@ def test_agrees_with_the_network_written_out(depth, stem, last_stride, size, tra
     assert torch.allclose(model(images), expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032), (101, 44_549_160)]
+)
 def test_size_of_the_published_networks(depth, parameters):
     with torch.device("meta"):
         model = ResNet(depth=depth, classes=1000, stem="imagenet")
@@ -221,8 +229,8 @@ def test_compiled_network_agrees():
         ({"classes": 0}, "classes=0 must be at least 1"),
         ({"channels": -1}, "channels=-1 must be at least 1"),
         ({"last_stride": 0}, "last_stride=0 must be at least 1"),
-        ({"depth": 34}, "depth to be one of 18, 50, got 34"),
-        ({"stem": "mnist"}, "stem to be one of cifar, imagenet, got 'mnist'"),
+        ({"depth": 34}, "depth to be one of 18, 50, 101, got 34"),
+        ({"stem": "mnist"}, "stem to be one of cifar, strided, imagenet, got 'mnist'"),
         ({"pool": nn.Identity()}, "pool_features=None; give both"),
         ({"pool_features": 3}, "pool=NoneType with pool_features=3; give both"),
         ({"pool": nn.Identity(), "pool_features": 0}, "pool_features=0 must be at least 1"),

@@ -113,7 +113,7 @@ class BatchStream:
         others = torch.randperm(self._batch_size, generator=self._generator)
         share = mixup_share(self._mixup, generator=self._generator)
         pairs = torch.stack([torch.arange(self._batch_size), others])[:, self._part]
-        needed, (own, other) = pairs.unique(return_inverse=True)
+        needed, (own, other) = torch.unique(pairs, return_inverse=True)
         images, labels = self._augmented(chosen, needed)
         place = labels.device
         return blended(

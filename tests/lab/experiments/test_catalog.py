@@ -24,6 +24,9 @@ TRAINED = {
     "digits-minivit": ("dense", "oialr-paper", "oialr-tuned"),
     "cifar10-minivit": ("dense", "oialr-paper", "oialr-tuned"),
     "cifar10-minivit-rivals": ("galore-like",),
+    "cifar10-resnet": ("half-50",),
+    "imagenet-vit-b16": ("oialr-paper",),
+    "imagenet-resnetrs101": ("dense",),
     "cifar10-dbn": ("bn", "nog-ow-olr"),
     "texture-gcp": ("avg", "nog-olr"),
     "clothing-gcp": ("gcp",),
@@ -73,6 +76,9 @@ def trained(name, variant, config, folder):
 
 
 def with_packed_data(config, folder):
+    if config.data.name == "image-folder":
+        images = write_folder(folder / "images", per_class=10)
+        return replace(config, data=replace(config.data, dir=str(images)))
     if config.data.name not in PACKED:
         return config
     file, settings = PACKED[config.data.name]

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Literal, Self
 
-from orthotrain.lab.experiments.branches.variants import BranchedVariant, half, narrow
+from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, half, narrow
 from orthotrain.lab.experiments.classifier.config import ModelConfig, ResNetConfig
 from orthotrain.lab.experiments.lowrank.config import (
-    DENSE,
     HALF,
     PAPER,
     ImageRun,

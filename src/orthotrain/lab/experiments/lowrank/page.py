@@ -151,6 +151,17 @@ _COST_PANELS: Final = (
     Panel("Training memory (MiB)", "size", _memory, reduce="hold", zero=True),
 )
 
+
+def _scheduled(run: Run) -> list[Variant]:
+    """The baseline, and the low-rank networks of no size of their own: OIALR."""
+    base = [] if run.baseline is None else [run.baseline]
+    return [*base, *tuned(run)]
+
+
+_SCHEDULES: Final = (
+    Panel("Learning rate", "step", field("lr"), _scheduled, log=True, bins=_BINS, mark=_switch),
+)
+
 _FIGURES: Final = (
     Values(
         "accuracy", "Accuracy against size",
@@ -167,6 +178,11 @@ _FIGURES: Final = (
         "the mean step at which a variant left its dense phase. The accuracy axis starts at the "
         "level reached after a fifth of the evaluations.",
         _TRAINING, missing="No training loss and no validation accuracy was recorded.",
+    ),
+    Curves(
+        "schedules", "Learning rates of the baseline and of OIALR",
+        "Dotted lines: the mean step of the switch. Lines that coincide have one schedule.",
+        _SCHEDULES, columns=1, missing="No learning rate was recorded.",
     ),
     Curves(
         "size", "Size while training",

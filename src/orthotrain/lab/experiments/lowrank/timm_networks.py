@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Final
 
 import torch
@@ -77,7 +78,7 @@ def _check_vit(config: FoundViT, size: int) -> None:
 
 def _timm() -> Any:
     try:
-        import timm
+        return import_module("timm")
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise _broken(error) from error
@@ -85,7 +86,6 @@ def _timm() -> Any:
         raise MissingPackageError(f"{missing}; or {_OWN}") from error
     except Exception as error:  # whatever a package that it builds on raises
         raise _broken(error) from error
-    return timm
 
 
 def _broken(error: Exception) -> ConfigError:

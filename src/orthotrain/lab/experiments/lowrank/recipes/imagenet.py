@@ -9,10 +9,10 @@ batch size, the crops and the strength of mixup are the usual ones.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from orthotrain.lab.experiments.classifier.config import DataConfig, OptimConfig, RecordConfig
-from orthotrain.lab.experiments.lowrank.config import ImageRun, LowRankConfig
+from orthotrain.lab.experiments.lowrank.config import LowRankConfig
 from orthotrain.lab.experiments.lowrank.image_config import (
     AllRates,
     FoundResNet,
@@ -21,7 +21,6 @@ from orthotrain.lab.experiments.lowrank.image_config import (
     FoundViTRun,
     image_variants,
 )
-from orthotrain.lab.run.config import Scale
 from orthotrain.lab.run.experiment import Experiment
 
 _EPOCHS: Final = 125
@@ -78,55 +77,55 @@ _RESNET = FoundResNetRun(
 )
 
 
-# 64 pixels and a few thousand images: a minute or two per training on one core.
-_CPU_DATA = replace(_DATA, image_size=64, batch_size=32, crop_area=0.25)
-_CPU_OPTIM = replace(_OPTIM, epochs=20, lr=_SMALL_RATE, min_lr=_SMALL_RATE / 100)
-_CPU_RECORD = RecordConfig.every(steps=20, epochs=1)
-# Times as of the mini ViT on CIFAR-10: 10,000 steps would lie within a longer warm-up here.
-_CPU_PAPER = replace(_VIT.paper, delay_fraction=50 / 300, every_fraction=10 / 300)
-_SMOKE_DATA = replace(_CPU_DATA, batch_size=8)
-
-
-def _scales(full: FoundViTRun | FoundResNetRun) -> dict[Scale, ImageRun]:
-    vit = isinstance(full, FoundViTRun)
-    small = replace(
-        full,
-        data=_CPU_DATA,
-        optim=replace(_CPU_OPTIM, clip_norm=full.optim.clip_norm),
-        paper=replace(_CPU_PAPER, rank=full.paper.rank),
-        rates=AllRates(*[_SMALL_RATE] * 3),
-        record=_CPU_RECORD,
-        device="cpu",
-        precision="float32",
-    )
-    smoke = replace(small, data=_SMOKE_DATA, optim=replace(small.optim, epochs=4))
-    if vit:
-        tiny: dict[str, FoundViT | FoundResNet] = {
-            "cpu": FoundViT(patch_size=16, width=128, depth=4, heads=4),
-            "smoke": FoundViT(patch_size=8, width=32, depth=2, heads=2),
-        }
-    else:
-        tiny = {
-            "cpu": FoundResNet(depth=18, width=16, stem_channels=32, stem="imagenet"),
-            "smoke": FoundResNet(depth=18, width=8, stem_channels=16, stem="imagenet"),
-        }
-    return {
-        "smoke": replace(smoke, model=tiny["smoke"]),
-        "cpu": replace(small, model=tiny["cpu"]),
-        "full": full,
+def _recipe(
+    name: str,
+    title: str,
+    full: FoundViTRun | FoundResNetRun,
+    *,
+    cpu: FoundViT | FoundResNet,
+    smoke: FoundViT | FoundResNet,
+) -> Experiment:
+    at_64: dict[str, Any] = {
+        "data": replace(full.data, image_size=64, batch_size=32, crop_area=0.25),
+        "optim": replace(full.optim, epochs=20, lr=_SMALL_RATE, min_lr=_SMALL_RATE / 100),
+        # Times as of the mini ViT on CIFAR-10: here 10,000 steps are the whole run.
+        "paper": replace(full.paper, delay_fraction=50 / 300, every_fraction=10 / 300),
+        "rates": AllRates(*[_SMALL_RATE] * 3),
+        "record": RecordConfig.every(steps=20, epochs=1),
+        "device": "cpu",
+        "precision": "float32",
     }
-
-
-def _recipe(name: str, title: str, full: FoundViTRun | FoundResNetRun) -> Experiment:
+    tiny: dict[str, Any] = {
+        **at_64,
+        "data": replace(at_64["data"], batch_size=8),
+        "optim": replace(at_64["optim"], epochs=4),
+    }
+    networks: dict[str, Any] = {"cpu": cpu, "smoke": smoke}
     return Experiment(
         name=name,
         title=title,
-        config=_scales(full),
+        config={
+            "smoke": replace(full, **tiny, model=networks["smoke"]),
+            "cpu": replace(full, **at_64, model=networks["cpu"]),
+            "full": full,
+        },
         variants=image_variants,
         build="orthotrain.lab.experiments.lowrank.build:build",
         page="orthotrain.lab.experiments.lowrank.page:PAGE",
     )
 
 
-VIT = _recipe("imagenet-vit-b16", "ViT-B/16 on a folder in ImageNet's layout", _VIT)
-RESNET = _recipe("imagenet-resnetrs101", "ResNet-RS-101 on a folder in ImageNet's layout", _RESNET)
+VIT = _recipe(
+    "imagenet-vit-b16",
+    "ViT-B/16 on a folder in ImageNet's layout",
+    _VIT,
+    cpu=FoundViT(patch_size=16, width=128, depth=4, heads=4),
+    smoke=FoundViT(patch_size=8, width=32, depth=2, heads=2),
+)
+RESNET = _recipe(
+    "imagenet-resnetrs101",
+    "ResNet-RS-101 on a folder in ImageNet's layout",
+    _RESNET,
+    cpu=FoundResNet(depth=18, width=16, stem_channels=32, stem="imagenet"),
+    smoke=FoundResNet(depth=18, width=8, stem_channels=16, stem="imagenet"),
+)
