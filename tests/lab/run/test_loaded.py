@@ -42,7 +42,7 @@ MODULES = {
     "orthotrain.lab.named",
     "orthotrain.lab.experiments.treatments",
 }
-FAMILIES = ("classifier", "lowrank", "latent", "spectral", "forecasting")
+FAMILIES = ("classifier", "lowrank", "latent", "spectral", "forecasting", "settling")
 # and the settings of the other families, which the command line names.
 SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in FAMILIES]
 MOST = 270
