@@ -7,6 +7,7 @@ from lab.experiments.forecasting import tiny as forecasting
 from lab.experiments.language import tiny as language
 from lab.experiments.latent import tiny as latent
 from lab.experiments.rivals import tiny as rivals
+from lab.experiments.settling import tiny as settling
 from lab.experiments.spectral.test_config import POOLING, WHITENING
 from lab.run import tiny as lowrank
 from lab.run import toy
@@ -20,6 +21,7 @@ from orthotrain.lab.experiments.latent import images
 from orthotrain.lab.experiments.latent.config import latent_variants
 from orthotrain.lab.experiments.lowrank.config import lowrank_variants
 from orthotrain.lab.experiments.rivals.variants import rival_variants
+from orthotrain.lab.experiments.settling.config import settling_variants
 from orthotrain.lab.experiments.spectral.build import build_on
 from orthotrain.lab.experiments.spectral.config import spectral_variants
 from orthotrain.lab.run.jobs import Run, run_all
@@ -106,6 +108,8 @@ _SERIES = "lab.experiments.forecasting.tiny:build_tiny"
 _RIVALS = "orthotrain.lab.experiments.rivals.build:build"
 _RIVALS_TEXT = "lab.experiments.rivals.tiny:build_tiny"
 _TEXT = "lab.experiments.language.tiny:build_tiny"
+_WALKS = "lab.experiments.settling.tiny:build_tiny"
+_SETTLING = "orthotrain.lab.experiments.settling.build:build"
 _HERE = "attack.runs:build_spectral"
 FAMILIES = {
     "toy": Family("lab.run.toy:build", toy.TOY.at("smoke"), toy.variants),
@@ -113,6 +117,7 @@ FAMILIES = {
     "language": Family(_TEXT, _LANGUAGE, language_variants, _GPT),
     "forecasting": Family(_SERIES, forecasting.CONFIG, forecast_variants, _AUTOFORMER),
     "rivals": Family(_RIVALS_TEXT, rivals.CONFIG, rival_variants, _RIVALS),
+    "settling": Family(_WALKS, settling.CONFIG, settling_variants, _SETTLING),
     "latent": Family(_LINEAR, latent.LINEAR, find_recipe("latent-linear").variants, _LINEAR),
     "images": Family("attack.runs:build_latent_images", latent.EIGEN, latent_variants, _IMAGES),
     "whitening": Family(_HERE, WHITENING, spectral_variants, _SPECTRAL),

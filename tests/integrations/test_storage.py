@@ -1,6 +1,5 @@
 """Commands that divide the trainings of a run by a storage of Optuna, which need not be there."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -15,9 +14,7 @@ optuna = pytest.importorskip("optuna")
 
 from lab.run import toy  # noqa: E402
 from lab.run.tiny import without_times  # noqa: E402
-from orthotrain.cli import main  # noqa: E402
 from orthotrain.errors import ConfigError, DataError, MissingPackageError  # noqa: E402
-from orthotrain.lab.experiments.catalog import find_recipe  # noqa: E402
 from orthotrain.lab.run.claims import Claims  # noqa: E402
 from orthotrain.lab.run.jobs import Run, run_all  # noqa: E402
 from orthotrain.lab.run.record import RunFolder, read_json, read_metrics  # noqa: E402
@@ -242,28 +239,6 @@ def test_a_process_that_stood_still_ends_when_it_was_replaced(place):
     wait_until(lambda: other.take([("plain", 0)]) is not None)
     os.kill(process.pid, signal.SIGCONT)
     assert ended(process) == 1
-
-
-@pytest.mark.slow
-def test_a_search_divides_its_trials_too(tmp_path, capsys):
-    experiment = find_recipe("digits-minivit")
-    assert experiment.search
-    arguments = [
-        "tune", "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--model.width", "8",
-        "--model.depth", "1", "--data.batch_size", "256", "--workers", "1",
-        "--run-dir", str(tmp_path / "tune"), "--storage", str(tmp_path / "journal.log"),
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    chosen = capsys.readouterr().out
-    assert "chosen: " in chosen
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log"))
-    )
-    trials = optuna.load_study(study_name="tune", storage=storage).trials
-    tried = json.loads((tmp_path / "tune" / "tune.json").read_text())
-    assert {t.user_attrs["variant"] for t in trials} >= {"dense"}
-    assert all(t.state.name == "COMPLETE" and t.value is not None for t in trials)
-    assert len(trials) >= len(tried["seeds"])
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from orthotrain.lab.experiments.catalog import (
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.record import RunFolder, read_settings
 
+# Objectives by name, see orthotrain.lab.run.space.
+AIMS: Final = ("loss", "stored", "compute")
 # Settings with an option that is made by hand.
 _APART: Final = {"recipe", "scale", "variants", "seeds"}
 
@@ -86,6 +88,12 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
     if name == "tune":
         add("--run-dir", help="folder of the search (default: runs/RECIPE-SCALE-tune)")
         add("--output", help="where the settings go (default: tuned.json in the folder)")
+        add("--trials", type=int, help="settings to try for each variant")
+        add("--parts", nargs="+", default=[], help="variants to search settings for")
+        aims = "what to make small, the loss first; several give a front"
+        add("--objectives", nargs="+", default=[], choices=AIMS, help=aims)
+        budget = "budgets of the chosen setting, such as stored=0.5"
+        add("--at-most", nargs="+", default=[], help=budget)
     else:
         again = "take all settings from the run folder; the same command again goes on, too"
         seeds = "seeds of every variant"
@@ -96,7 +104,7 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
         add("--seeds", nargs="+", type=int, default=list(base.seeds), help=seeds)
     experiment = find_recipe(base.recipe)
     searched = name == "tune" and experiment.search
-    skip = _APART | (experiment.tuned_by().decides if searched else set())
+    skip = _APART | ({"own"} | experiment.tuned_by().decides if searched else set())
     add_settings(parser, type(base), base, given=given, skip=skip)
     return parser
 

@@ -45,7 +45,7 @@ def add_settings(
         default: Its instance with the defaults, or None where the class itself has them.
         given: Names that are given, nested as in a file; they choose between classes.
         prefix: Stands before each name.
-        skip: Names that get no option.
+        skip: Names that get no option, dotted as options are.
 
     Raises:
         ConfigError: One value stands where a group of settings is needed.
@@ -53,7 +53,8 @@ def add_settings(
     hints = get_type_hints(kind)
     group = parser.add_argument_group(prefix.rstrip(".")) if prefix else parser
     texts = {text.arg_name: text.description for text in parse_from_object(kind).params}
-    for f in (f for f in fields(kind) if f.name not in skip):
+    skip = frozenset(skip)
+    for f in (f for f in fields(kind) if prefix + f.name not in skip):
         name, value = prefix + f.name, _default(f, default)
         classes, inner = _classes(hints[f.name], value), given.get(f.name)
         if classes and not (inner is None or isinstance(inner, Mapping)):
@@ -62,7 +63,7 @@ def add_settings(
         if classes and (inner or value is not None):
             chosen = _chosen(classes, inner)
             start = value if type(value) is chosen else None
-            add_settings(parser, chosen, start, given=inner, prefix=f"{name}.")
+            add_settings(parser, chosen, start, given=inner, prefix=f"{name}.", skip=skip)
         else:
             required = {"required": True} if value is MISSING else {"default": value}
             help_text = texts.get(f.name)

@@ -30,6 +30,7 @@ TRAINED = {
     "cifar10-dbn": ("bn", "nog-ow-olr"),
     "texture-gcp": ("avg", "nog-olr"),
     "clothing-gcp": ("gcp",),
+    "digits-settling": ("constant",),
 }
 GENERATORS = {
     "latent-linear": ("baseline", "nog-retraction", "olr-sgd"),

@@ -42,7 +42,9 @@ MODULES = {
     "orthotrain.lab.named",
     "orthotrain.lab.experiments.treatments",
 }
-FAMILIES = ("classifier", "lowrank", "latent", "spectral", "forecasting", "rivals")
+FAMILIES = (
+    "classifier", "lowrank", "latent", "spectral", "forecasting", "rivals", "settling",
+)  # fmt: skip
 # and the settings of the other families, which the command line names.
 SETTINGS = [f"orthotrain.lab.experiments.{family}" for family in FAMILIES]
 MOST = 270

@@ -265,6 +265,8 @@ def _read_seed(folder: Path, title: str, seed: int, notes: list[str]) -> SeedRun
 def _missing(run: Run) -> list[str]:
     """What the whole run lacks, one sentence each."""
     notes: list[str] = []
+    if (run.path / "tune.json").exists():
+        return notes  # the trials of a search lie in a folder of their own
     if not run.variants:
         notes.append("run.json lists no variant and none is on disk: there is nothing to compare.")
     elif run.baseline_name and run.baseline is None:

@@ -7,29 +7,21 @@ the training is free for others, who go on from its checkpoint.
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from orthotrain.errors import ConfigError, DataError
-from orthotrain.extras import missing_package
-from orthotrain.files import remedy
+from orthotrain.errors import ConfigError
 from orthotrain.lab.run.record import RunFolder, differences, finite
+from orthotrain.lab.run.storage import Signs, load_optuna, opened, telling
 
 Name = tuple[str, int]
 
-# Signs of life in the time after which a claim without any is ended.
-_SIGNS: Final = 4
 # The first command writes the description of the run at once after it made the study.
 _PATIENCE_SECONDS: Final = 30.0
-
-_logger = logging.getLogger("orthotrain")
 
 
 class Claims:
@@ -56,24 +48,22 @@ class Claims:
         settings: Mapping[str, Any],
         stale_seconds: float,
     ) -> None:
-        self._optuna = _optuna()
+        self._optuna = load_optuna()
         self._where = storage
-        self._stale = stale_seconds
-        # Last sign of life of each claim, and when it was first seen by the clock of this process.
-        self._signs: dict[int, tuple[object, float]] = {}
         self._own: dict[Name, int] = {}
-        with self._telling():
-            self._storage = _opened(self._optuna, storage)
+        with telling(storage):
+            self._storage = opened(storage)
+            self._signs = Signs(self._storage, where=storage, stale_seconds=stale_seconds)
             self._study = self._study_of(folder.path.resolve(), dict(settings))
 
     @property
     def seconds_between_signs(self) -> float:
         """Time between two signs of life of a claim."""
-        return self._stale / _SIGNS
+        return self._signs.seconds_between
 
     def take(self, names: Sequence[Name]) -> Name | None:
         """Claim the first of these trainings that nobody has; None where all are taken."""
-        with self._telling():
+        with telling(self._where):
             taken = {_name_of(trial) for trial in self._living()}
             for name in names:
                 if name not in taken and self._take(name):
@@ -90,34 +80,16 @@ class Claims:
         Yields:
             For numbers of the result, which the storage shows.
         """
-        trial, ended = self._own.pop(name), threading.Event()
+        trial = self._own.pop(name)
         found: dict[str, Any] = {}
-        thread = threading.Thread(target=self._live, args=(trial, name, ended), daemon=True)
-        thread.start()
         complete = False
         try:
-            yield found
+            with self._signs.given(trial, f"{name[0]} with seed {name[1]}"):
+                yield found
             complete = True
         finally:
-            ended.set()
-            thread.join()
-            with self._telling():
+            with telling(self._where):
                 self._end(trial, complete=complete, found=found)
-
-    def _live(self, trial: int, name: Name, ended: threading.Event) -> None:
-        sign = 0
-        while not ended.wait(self.seconds_between_signs):
-            sign += 1
-            try:
-                self._storage.set_trial_user_attr(trial, "sign", sign)
-            except self._optuna.exceptions.UpdateFinishedTrialError:
-                _logger.error(
-                    "%s with seed %d: this process stood still for over %g s and another one has "
-                    "taken the training over; it ends now", *name, self._stale,
-                )  # fmt: skip
-                os._exit(1)
-            except Exception as error:  # such as a disk that is full for a while
-                _logger.warning("%s: no sign of life could be written (%s)", self._where, error)
 
     def _running(self) -> list[Any]:
         states = self._optuna.trial.TrialState
@@ -128,14 +100,9 @@ class Claims:
 
     def _living(self) -> list[Any]:
         """Claims that run and gave a sign of life lately; the others are ended."""
-        living, now = [], time.monotonic()
+        living = []
         for trial in self._running():
-            sign = trial.user_attrs.get("sign")
-            last, since = self._signs.get(trial._trial_id, (None, now))
-            if last != sign or trial._trial_id not in self._signs:
-                since = now
-            self._signs[trial._trial_id] = (sign, since)
-            if now - since <= self._stale:
+            if self._signs.alive(trial):
                 living.append(trial)
             else:
                 self._end(trial._trial_id)
@@ -212,48 +179,6 @@ class Claims:
             "make, or that a killed command left unfinished; choose another file"
         )
 
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Turn what Optuna and the system raise into errors with advice."""
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(
-                f"--storage: {self._where} cannot be used ({error}); {remedy(error)}"
-            ) from error
-        except (KeyError, AssertionError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise DataError(
-                f"--storage: {self._where} cannot be read as a journal of Optuna "
-                f"({type(error).__name__}: {error}); choose another file"
-            ) from error
-
 
 def _name_of(trial: Any) -> Name:
     return trial.user_attrs.get("variant", ""), trial.user_attrs.get("seed", -1)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-        import optuna.storages.journal
-    except ImportError as error:
-        raise missing_package("--storage", "optuna", extra="search") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _opened(optuna: Any, storage: str) -> Any:
-    if "://" in storage:
-        try:
-            return optuna.storages.get_storage(storage)
-        except Exception as error:  # whatever the package of a database raises
-            raise ConfigError(
-                f"--storage: {storage} cannot be opened ({type(error).__name__}: {error}); need a "
-                "file, or a URL that optuna.storages.get_storage takes"
-            ) from error
-    path = Path(storage)
-    if path.is_dir():
-        raise ConfigError(f"--storage: {path} is a folder; name a file in it")
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))

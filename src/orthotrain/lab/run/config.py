@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from orthotrain.errors import ConfigError
 
@@ -102,6 +102,7 @@ class RunConfig:
         device: Where to train; auto takes a GPU when there is one.
         precision: Arithmetic of the forward pass; weights stay float32.
         threads: CPU threads of one training. Results are equal bit for bit at equal threads.
+        own: Settings that a variant has of its own, by its name, then by dotted name.
     """
 
     recipe: str = ""
@@ -111,6 +112,7 @@ class RunConfig:
     device: Device = "auto"
     precision: Precision = "float32"
     threads: int = 1
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         need(len(self.seeds) > 0, "seeds is empty; give at least one")

@@ -13,11 +13,12 @@ from orthotrain._names import did_you_mean
 from orthotrain.errors import ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale, Variant
+from orthotrain.lab.run.space import Search, own_config
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search chose.
+    """What a grid chose.
 
     Attributes:
         name: The variant.
@@ -32,8 +33,11 @@ class Choice:
     table: str
 
 
-class Search(Protocol):
-    """What ``orthotrain tune`` tries, and how it chooses, on the validation part."""
+class Grid(Protocol):
+    """A fixed list of variants that ``orthotrain tune`` compares on the validation part.
+
+    Settings with bounds are a :class:`~orthotrain.lab.run.space.Search`.
+    """
 
     @property
     def decides(self) -> frozenset[str]:
@@ -65,7 +69,8 @@ class Experiment:
             needs. The first is the baseline.
         build: A function ``(config, variant, seed) -> Trainer``.
         page: The declaration of its page in a report; empty for the general page.
-        search: A :class:`Search` for ``orthotrain tune``; empty where nothing is tuned.
+        search: A :class:`~orthotrain.lab.run.space.Search` for ``orthotrain tune``, or a
+            :class:`Grid`; empty where nothing is tuned.
     """
 
     name: str
@@ -108,13 +113,24 @@ class Experiment:
                     f"variants: {name!r} is not a variant; {did_you_mean(name, known)}choose from "
                     f"{', '.join(known)}"
                 )
-        return tuple(v for v in variants if not config.variants or v.name in config.variants)
+        for name in config.own:
+            if name not in known:
+                raise ConfigError(
+                    f"own: {name!r} is not a variant; {did_you_mean(name, known)}choose from "
+                    f"{', '.join(known)}"
+                )
+        names = config.variants or known
+        return tuple(self.variant(config, name) for name in known if name in names)
+
+    def variant(self, config: RunConfig, name: str) -> Variant:
+        """A variant, with the settings that ``config`` gives it of its own."""
+        return next(v for v in self.variants(own_config(config, name)) if v.name == name)
 
     def baseline(self, config: RunConfig) -> str:
         """Name of the variant that the others are compared with."""
         return self.variants(config)[0].name
 
-    def tuned_by(self) -> Search:
+    def tuned_by(self) -> Search | Grid:
         """Its search.
 
         Raises:
@@ -125,5 +141,5 @@ class Experiment:
                 f"tune: {self.name} has no settings to search for; its settings are those of the "
                 "papers or stated in the recipe"
             )
-        search: Search = named(self.search)
+        search: Search | Grid = named(self.search)
         return search

@@ -18,6 +18,7 @@ from orthotrain.lab.run.config import RunConfig, Variant
 from orthotrain.lab.run.loop import take_part, train
 from orthotrain.lab.run.progress import OnProgress, Progress, ignore
 from orthotrain.lab.run.record import RunFolder, plain, read_json, training_settings
+from orthotrain.lab.run.space import own_config
 from orthotrain.lab.run.stop import pause, termination_raises
 from orthotrain.lab.run.team import ALONE, Team
 from orthotrain.lab.run.workers import workers_that_report
@@ -80,17 +81,21 @@ class Run:
         """Where the result of a training is; it is done where there is one."""
         return self.folder.seed(*name).result
 
+    def train_one(self, variant: Variant, seed: int, *, on_progress: OnProgress) -> None:
+        """The training of a variant with a seed; what it needs has ended."""
+        self.train(_Task(variant, seed), on_progress=on_progress)
+
     def train(self, task: _Task, *, on_progress: OnProgress) -> None:
         """One training, from those that its variant needs to its own result."""
-        variant = task.variant
+        variant, config = task.variant, own_config(self.config, task.variant.name)
         if needed := task.needs(self.config):
             variant = variant.with_trainings([self.folder.seed(*name).path for name in needed])
         folder = self.folder.seed(variant.name, task.seed)
         training: Any = {
-            "trainer": named(self.build)(self.config, variant, task.seed),
+            "trainer": named(self.build)(config, variant, task.seed),
             "variant": variant,
             "seed": task.seed,
-            "folder": replace(folder, settings=training_settings(self.config)),
+            "folder": replace(folder, settings=training_settings(config)),
             "team": self.team,
         }
         if self.team.main:
@@ -127,7 +132,7 @@ def run_all(
         if run.team.main:  # Nothing else writes here.
             remove_abandoned(run.folder.path)
         if workers == 1 or len(tasks) < 2:
-            with _threads(run.config.threads):
+            with threads_of(run.config.threads):
                 for task in tasks:
                     run.train(task, on_progress=on_progress)
         else:
@@ -200,7 +205,8 @@ def _needed_first(tasks: Sequence[_Task], run: Run) -> list[_Task]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of(count: int) -> Iterator[None]:
+    """Inside, this process computes with so many CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -246,7 +252,7 @@ def _divide(tasks: Sequence[_Task], run: Run, *, workers: int, on_progress: OnPr
     threads = run.config.threads
     _claims_of(run)  # What is wrong with the storage is told before anything starts.
     if workers == 1:
-        with _threads(threads):
+        with threads_of(threads):
             train_unclaimed(run, tasks, on_progress=tell)
     else:
         with workers_that_report(workers, threads=threads, on_progress=tell) as submit:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 Stage = Literal["started", "stepped", "evaluated", "finished", "skipped"]
 
@@ -23,6 +24,7 @@ class Progress:
         rank: Mean over low-rank layers and dense ones that could be of rank / full rank.
         step_ms: Median time of the last steps.
         plan: At the start, what the attached methods will do at which step.
+        looked: What an evaluation measured.
     """
 
     variant: str
@@ -35,6 +37,7 @@ class Progress:
     rank: float | None = None
     step_ms: float | None = None
     plan: str = ""
+    looked: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OnProgress(Protocol):

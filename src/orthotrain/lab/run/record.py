@@ -279,6 +279,8 @@ class RunFolder:
 def plain(config: RunConfig) -> dict[str, Any]:
     """The configuration as dicts, lists and plain values."""
     resolved: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if not resolved["own"]:  # as in runs from before there were any
+        del resolved["own"]
     return resolved
 
 

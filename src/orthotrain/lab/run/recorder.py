@@ -103,7 +103,7 @@ class Recorder:
             self._append("eval", **line)
         if self._trainer.cadence.sizes and self._trainer.steps == self._trainer.total_steps:
             self._write_sizes(self._trainer.handle.summary(), every=True)
-        self._tell("evaluated")
+        self._tell("evaluated", looked=line)
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """The result is written."""
@@ -131,7 +131,7 @@ class Recorder:
         fractions = [1.0 if row.rank is None else row.rank / full_rank(row) for row in rows]
         self._rank_fraction = statistics.fmean(fractions) if fractions else None
 
-    def _tell(self, stage: Stage, *, plan: str = "") -> None:
+    def _tell(self, stage: Stage, *, plan: str = "", looked: Line | None = None) -> None:
         variant, seed = self._name
         self._on_progress(
             Progress(
@@ -145,5 +145,6 @@ class Recorder:
                 rank=self._rank_fraction,
                 step_ms=self._last_step_ms,
                 plan=plan,
+                looked=looked or {},
             )
         )

@@ -18,7 +18,7 @@ from orthotrain._version import __version__
 from orthotrain.errors import ConfigError
 from orthotrain.lab.run.config import Device
 
-_STREAMS: Final = ("weights", "batches", "rival", "branch", "dropout")
+_STREAMS: Final = ("weights", "batches", "rival", "branch", "dropout", "walk")
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -27,8 +27,8 @@ def stream_seed(seed: int, stream: str) -> int:
     Args:
         seed: Seed of the run.
         stream: ``"weights"``, ``"batches"``, ``"rival"``, what a term of the loss draws,
-            ``"branch"``, the batches of a training that goes on from a finished one, or
-            ``"dropout"``.
+            ``"branch"``, the batches of a training that goes on from a finished one,
+            ``"dropout"``, or ``"walk"``, the directions of a random walk.
     """
     sequence = np.random.SeedSequence([seed, _STREAMS.index(stream)])
     return int(sequence.generate_state(1, dtype=np.uint32)[0])

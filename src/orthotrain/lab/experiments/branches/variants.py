@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from orthotrain.lab.run.config import Variant, below_one, need
+from orthotrain.lab.run.config import Variant, below_one, need, positive
 from orthotrain.lab.run.record import SeedFolder, read_metrics
 
 DENSE: Final = "dense"
@@ -21,14 +21,17 @@ class BranchOptim:
     """Training on after the finished dense model was cut.
 
     Attributes:
+        rate_factor: Factor on the peak learning rate that follows from the cut.
         warmup_fraction: Share of a branch's steps spent on its warm-up.
         teacher_share: Share of the loss that is the cross-entropy with a teacher's probabilities.
     """
 
     warmup_fraction: float = 0.05
     teacher_share: float = 0.5
+    rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        positive(self, "branch", "rate_factor")
         below_one(self, "branch", "warmup_fraction")
         need(
             0 < self.teacher_share <= 1,

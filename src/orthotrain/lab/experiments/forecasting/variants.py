@@ -5,11 +5,9 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from statistics import fmean
-from typing import Final, Self
+from typing import Final
 
 from orthotrain.lab.experiments.branches.variants import (
     PUBLISHED,
@@ -19,7 +17,6 @@ from orthotrain.lab.experiments.branches.variants import (
     narrow,
 )
 from orthotrain.lab.experiments.forecasting.config import ForecastRun, Regularisation
-from orthotrain.lab.run.record import SeedFolder, read_json
 
 #: The published rule drops singular values below this share of the largest: weak to strong.
 STRENGTHS: Final = (0.1, 0.2, 0.35, 0.5)
@@ -34,7 +31,6 @@ class ForecastVariant(BranchedVariant):
 
     Attributes:
         regularised: Weight decay and dropout of its own; None for those of the run.
-        lr: Peak learning rate; in a search that of the best of the trainings that it needs.
     """
 
     regularised: Regularisation | None = None
@@ -44,17 +40,8 @@ class ForecastVariant(BranchedVariant):
         own = None if self.regularised is None else asdict(self.regularised)
         return {**super().settings(), "regularised": own}
 
-    def with_trainings(self, finished: Sequence[Path]) -> Self:
-        """At the learning rate of least validation error among these trainings."""
-        errors: dict[float, list[float]] = {}
-        for path in finished:
-            result = read_json(SeedFolder(path).result)
-            reached = errors.setdefault(result["settings"]["learning_rate"], [])
-            reached.append(result["validation_mse"])
-        return replace(self, lr=min(errors, key=lambda rate: fmean(errors[rate])))
 
-
-def regularised(lr: float | None, settings: Regularisation) -> ForecastVariant:
+def regularised(lr: float, settings: Regularisation) -> ForecastVariant:
     """The dense network with weight decay and dropout of its own."""
     return ForecastVariant(
         REGULARISED,

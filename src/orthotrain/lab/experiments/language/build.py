@@ -79,6 +79,8 @@ def build_on(
         config.rates.dense if variant.lr is None else variant.lr,
         steps=total_steps, dense_steps=optim.steps,
     )  # fmt: skip
+    if branches:
+        rate *= config.branch.rate_factor
     warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction
     plan = plan_of(start.model, total_steps)
     optimizer, scheduler = adamw(

@@ -146,6 +146,7 @@ def own_rate(
     lr = optim.lr if variant.lr is None else variant.lr
     lr = start.peak_rate(lr, steps=steps, dense_steps=dense_steps)
     if start.branch is not None:
+        lr *= config.branch.rate_factor
         return OwnRate(lr, config.branch.warmup_fraction, optim.weight_decay)
     return OwnRate(lr, optim.warmup_fraction, optim.weight_decay, optim.min_lr / optim.lr * lr)
 

@@ -26,14 +26,13 @@ from orthotrain.lab.experiments.lowrank.columns import (
     tuned,
 )
 from orthotrain.lab.experiments.lowrank.published import (
-    PUBLISHED_EPOCHS,
+    PUBLISHED_CURVES,
     PUBLISHED_LAG_EPOCHS,
-    PUBLISHED_STABILITY,
 )
 from orthotrain.lab.experiments.sizes import dense_size, sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.curves import Series, grid
-from orthotrain.lab.report.figures import Curves, Panel, Reference, Values
+from orthotrain.lab.report.figures import Curves, Panel, Values
 from orthotrain.lab.report.heatmaps import HeatMap, HeatMaps
 from orthotrain.lab.report.load import Run, Variant
 from orthotrain.lab.report.measures import MIB, TRAINING_MEMORY, result
@@ -104,17 +103,9 @@ def _stability_maps(run: Run) -> list[HeatMap]:
     return maps
 
 
-_PUBLISHED: Final = tuple(
-    Reference(
-        f"{name}, ImageNet (published)",
-        np.array(PUBLISHED_EPOCHS) / PUBLISHED_EPOCHS[-1],
-        np.array(values),
-    )
-    for name, values in PUBLISHED_STABILITY.items()
-)
 _STABILITY: Final = (
     Panel("Basis stability, mean over layers", "stability", field("stability"), watched,
-          x="epoch", fraction=True, bins=None, reduce="mean", beside=_PUBLISHED),
+          x="epoch", fraction=True, bins=None, reduce="mean", beside=PUBLISHED_CURVES),
 )  # fmt: skip
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
+from orthotrain.lab.report.figures import Reference
+
 PUBLISHED_EPOCHS: Final = tuple(range(5, 105, 5))
 PUBLISHED_LAG_EPOCHS: Final = 5
 
@@ -22,3 +26,13 @@ PUBLISHED_STABILITY: Final = {
         *(0.969, 0.973, 0.977, 0.981, 0.984, 0.986, 0.989, 0.991, 0.993, 0.995),
     ),
 }
+
+#: The same as lines over the fraction of training.
+PUBLISHED_CURVES: Final = tuple(
+    Reference(
+        f"{name}, ImageNet (published)",
+        np.array(PUBLISHED_EPOCHS) / PUBLISHED_EPOCHS[-1],
+        np.array(values),
+    )
+    for name, values in PUBLISHED_STABILITY.items()
+)

@@ -1,191 +1,60 @@
-"""The search behind a recipe's tuned settings: a small grid, judged on the validation part."""
+"""What is searched for mini vision transformers, and the settings that searches found."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Final
 
-from orthotrain.errors import ConfigError
-from orthotrain.lab.experiments.branches import rates as grid
-from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, dense, narrow
-from orthotrain.lab.experiments.lowrank.config import HALF, LowRankConfig, LowRankVariant, Rates
-from orthotrain.lab.experiments.search import (
-    found_settings,
-    search_record,
-    searched_by,
-    searched_run,
+from orthotrain.lab.experiments.branches.variants import DENSE
+from orthotrain.lab.experiments.lowrank.config import (
+    HALF,
+    PAPER,
+    TUNED,
+    LowRankConfig,
+    Rates,
 )
-from orthotrain.lab.run.config import RunConfig
-from orthotrain.lab.run.experiment import Choice
+from orthotrain.lab.experiments.search import (
+    BRANCH,
+    FLOOR,
+    OPTIM,
+    Space,
+    found_settings,
+    published,
+    rate,
+    trained_factors,
+)
+from orthotrain.lab.run.space import COMPUTE, STORED, Aim, Number, Part, Search
+
+_LOSS: Final = Aim("validation_loss")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a setting reached, over the seeds of the search.
-
-    Attributes:
-        name: Name of the variant.
-        accuracy: Mean validation accuracy, a fraction.
-        accuracy_std: Its sample standard deviation, 0 for one seed.
-        stored: Mean share of the dense network's numbers that is stored.
-        trainable: Mean share that is trained.
-    """
-
-    name: str
-    accuracy: float
-    accuracy_std: float
-    stored: float
-    trainable: float
-
-
-def outcome(name: str, results: Sequence[Mapping[str, Any]]) -> Outcome:
-    """Mean and spread over seeds.
+def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float) -> Search:
+    """Every way to train by a search of its own, with as many trials.
 
     Args:
-        name: Name of the variant.
-        results: Contents of result.json, one per seed, at least one.
+        lr: Least and largest peak learning rate.
+        seeds: Of the search.
+        within: Validation loss above the dense network's that a smaller network may have.
     """
-    accuracies = [result["validation_accuracy"] for result in results]
-    return Outcome(
-        name=name,
-        accuracy=statistics.fmean(accuracies),
-        accuracy_std=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        stored=statistics.fmean(result["stored"] / result["dense"] for result in results),
-        trainable=statistics.fmean(result["trainable"] / result["dense"] for result in results),
-    )
-
-
-def choose(outcomes: Sequence[Outcome], *, dense: Outcome, max_accuracy_loss: float) -> Outcome:
-    """The smallest stored size within reach of dense training's accuracy.
-
-    Where no setting is within ``max_accuracy_loss``, the most accurate one.
-
-    Args:
-        outcomes: All settings of the grid, at least one.
-        dense: Dense training with the same seeds.
-        max_accuracy_loss: Largest accepted loss of mean accuracy, a fraction.
-
-    Raises:
-        ConfigError: The grid is empty.
-    """
-    if not outcomes:
-        raise ConfigError("tune: the grid is empty; add rules and delays to it")
-    close = [o for o in outcomes if o.accuracy >= dense.accuracy - max_accuracy_loss]
-    if close:
-        return min(close, key=lambda o: (o.stored, -o.accuracy))
-    return max(outcomes, key=lambda o: (o.accuracy, -o.stored))
-
-
-def _table(outcomes: Sequence[Outcome], chosen: Outcome) -> str:
-    width = max(len(o.name) for o in outcomes)
-    lines = [f"  {'setting':{width}}  validation %      stored %  trainable %"]
-    lines += [
-        f"{'>' if o.name == chosen.name else ' '} {o.name:{width}}  "
-        f"{100 * o.accuracy:6.2f} +- {100 * o.accuracy_std:4.2f}  {100 * o.stored:8.1f}  "
-        f"{100 * o.trainable:11.1f}"
-        for o in outcomes
-    ]
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class TuneGrid:
-    """Settings of low-rank training that ``orthotrain tune`` compares.
-
-    Attributes:
-        rules: Rank rules, such as energy=0.9.
-        delay_fractions: Dense steps before the switch over all steps.
-        seeds: Seeds of the search; never those of the final comparison.
-        max_accuracy_loss: How far below dense training's mean validation accuracy of the same
-            seeds a setting may lie; of those that remain the smallest stored size wins.
-        base: What all settings of the grid share.
-        rates: Peak learning rates of the dense network and of that of half its numbers; a search
-            beside that of the settings, and without effect on it.
-    """
-
-    rules: tuple[str, ...]
-    delay_fractions: tuple[float, ...]
-    seeds: tuple[int, ...]
-    max_accuracy_loss: float
-    base: LowRankConfig = field(default_factory=LowRankConfig)
-    rates: tuple[float, ...] = ()
-
-    @property
-    def decides(self) -> frozenset[str]:
-        """The settings of low-rank training, and the narrow network's learning rate."""
-        return frozenset({"paper", "tuned", "rates"})
-
-    def config(self, config: RunConfig) -> RunConfig:
-        """The recipe's own run, with the search's seeds.
-
-        Raises:
-            ConfigError: The search would use a seed of the final comparison.
-        """
-        return searched_run(config, seeds=self.seeds, baseline=DENSE)
-
-    def variants(self) -> tuple[BranchedVariant, ...]:
-        """Dense training as the baseline, every rule with every delay, then the rates."""
-        return (
-            LowRankVariant(DENSE, "dense", "baseline of the search"),
-            *self._settings(),
-            *(self._networks().variants() if self.rates else ()),
-        )
-
-    def _settings(self) -> tuple[LowRankVariant, ...]:
-        return tuple(
-            LowRankVariant(
-                f"{rule.replace('=', '-')}-delay-{delay:.2f}",
-                f"{rule.replace('=', ' ')}, delay {100 * delay:.0f} %",
-                "a setting of the grid",
-                lowrank=replace(self.base, delay_fraction=delay, rank=rule),
-            )
-            for rule in self.rules
-            for delay in self.delay_fractions
-        )
-
-    def _networks(self) -> grid.Rates:
-        first = self.rates[0]
-        return grid.Rates(
-            (dense(first), narrow(HALF, first)), self.rates, "validation_accuracy",
-            less=False, unit="validation %", scale=100.0, digits=2,
-        )  # fmt: skip
-
-    def choice(
-        self, config: RunConfig, results: Mapping[str, Sequence[Mapping[str, Any]]]
-    ) -> Choice:
-        """The smallest stored size within reach of dense training's accuracy; the best rates."""
-        settings = {v.name: v.lowrank for v in self._settings() if v.lowrank is not None}
-        dense, *outcomes = (outcome(name, results[name]) for name in (DENSE, *settings))
-        chosen = choose(outcomes, dense=dense, max_accuracy_loss=self.max_accuracy_loss)
-        found = self._networks().found(results) if self.rates else None
-        record = search_record(
-            config,
-            criterion=(
-                "smallest stored size whose mean validation accuracy is at most "
-                f"{self.max_accuracy_loss:g} below dense training's"
+    own: Space = {"optim.lr": rate(*lr), **OPTIM, **FLOOR}
+    alone: Space = {f"rates.narrow_{HALF}": rate(*lr), **OPTIM}
+    both = (_LOSS, STORED)
+    return Search(
+        (
+            Part(DENSE, own, (_LOSS,)),
+            Part(PAPER, {**own, **published("paper")}, both, within, DENSE),
+            Part(TUNED, {**own, **trained_factors("tuned")}, both, within, DENSE),
+            Part(
+                f"branch-{HALF}",
+                {"branch.steps_fraction": Number(0.05, 0.4), **BRANCH},
+                (_LOSS, COMPUTE),
+                within,
+                DENSE,
             ),
-            dense=asdict(dense),
-            outcomes=[asdict(o) for o in outcomes],
-            chosen=chosen.name,
-        )
-        source = (
-            f"{searched_by(config)}: {chosen.name}, validation "
-            f"{100 * chosen.accuracy:.2f} % at {100 * chosen.stored:.1f} % stored against "
-            f"{100 * dense.accuracy:.2f} % dense"
-        )
-        kept: dict[str, Any] = {"source": source, "lowrank": asdict(settings[chosen.name])}
-        table = _table([dense, *outcomes], chosen)
-        if found is not None:
-            record["rates"] = {
-                "criterion": "highest mean validation accuracy, each network by itself",
-                **found.told("accuracy"),
-            }
-            kept["rates_source"] = found.source(config)
-            kept["rates"] = found.rates
-            table = f"{table}\n{found.table()}"
-        return Choice(chosen.name, record, kept, table)
+            Part(f"half-{HALF}", own, (_LOSS,)),
+            Part(f"narrow-{HALF}", alone, (_LOSS,)),
+        ),
+        seeds,
+    )
 
 
 def tuned_settings(file_name: str) -> LowRankConfig:

@@ -17,7 +17,7 @@ from orthotrain.lab.experiments.forecasting.config import (
     Rates,
     SeriesConfig,
 )
-from orthotrain.lab.experiments.forecasting.tuning import ForecastGrid
+from orthotrain.lab.experiments.forecasting.tuning import forecast_search
 from orthotrain.lab.experiments.forecasting.variants import forecast_variants
 from orthotrain.lab.run.config import Scale
 from orthotrain.lab.run.experiment import Experiment
@@ -50,12 +50,7 @@ _SMOKE = replace(
     seeds=(0,),
 )
 
-GRID = ForecastGrid(
-    rates=(3e-4, 1e-3, 3e-3, 1e-2),
-    weight_decays=(0.1, 1.0),
-    dropouts=(0.1, 0.3),
-    seeds=(100,),
-)
+SEARCH = forecast_search(lr=(1e-4, 2e-2), seeds=(100,))
 
 
 def _recipe(name: Literal["ettm2", "etth2"], title: str) -> Experiment:
@@ -73,7 +68,7 @@ def _recipe(name: Literal["ettm2", "etth2"], title: str) -> Experiment:
         variants=forecast_variants,
         build="orthotrain.lab.experiments.forecasting.build:build",
         page="orthotrain.lab.experiments.forecasting.page:PAGE",
-        search="orthotrain.lab.experiments.forecasting.recipes.ett_autoformer:GRID",
+        search="orthotrain.lab.experiments.forecasting.recipes.ett_autoformer:SEARCH",
     )
 
 

@@ -12,7 +12,7 @@ from orthotrain.lab.experiments.language.config import (
     TextConfig,
     TrainingConfig,
 )
-from orthotrain.lab.experiments.language.tuning import RateGrid, found_rates
+from orthotrain.lab.experiments.language.tuning import found_rates, gpt_search
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.experiment import Experiment
 
@@ -27,7 +27,7 @@ _CPU = LanguageRun(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), teacher=6e-3, seeds=(100,))
+SEARCH = gpt_search(lr=(5e-4, 2e-2), seeds=(100,))
 
 STDLIB_GPT = Experiment(
     name="stdlib-gpt",
@@ -73,5 +73,5 @@ STDLIB_GPT = Experiment(
     variants=language_variants,
     build="orthotrain.lab.experiments.language.build:build",
     page="orthotrain.lab.experiments.language.page:PAGE",
-    search="orthotrain.lab.experiments.language.recipes.stdlib_gpt:GRID",
+    search="orthotrain.lab.experiments.language.recipes.stdlib_gpt:SEARCH",
 )

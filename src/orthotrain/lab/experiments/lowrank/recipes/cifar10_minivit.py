@@ -12,7 +12,7 @@ from orthotrain.lab.experiments.classifier.config import (
 )
 from orthotrain.lab.experiments.lowrank.config import LowRankRun, Rates, lowrank_variants
 from orthotrain.lab.experiments.lowrank.recipes.digits_minivit import PUBLISHED
-from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_rates, tuned_settings
+from orthotrain.lab.experiments.lowrank.tuning import tuned_rates, tuned_settings, vit_search
 from orthotrain.lab.run.experiment import Experiment
 
 # The authors' mini ViT: patch 8, depth 6, 6 heads, width 768; batch 1024, 300 epochs, AdamW
@@ -41,14 +41,8 @@ _FULL = LowRankRun(
     precision="bfloat16",
 )
 
-GRID = TuneGrid(
-    rules=("rank_rtol=0.15", "rank_rtol=0.3", "energy=0.95", "energy=0.9"),
-    delay_fractions=(1 / 6, 1 / 3, 1 / 2),
-    seeds=(100,),
-    max_accuracy_loss=0.01,
-    # The dense network's own rate and its neighbors.
-    rates=(5e-4, 1e-3, 2e-3),
-)
+# The authors searched from 5e-5 to 1e-3 at width 768; a narrower network learns at larger rates.
+SEARCH = vit_search(lr=(5e-5, 1e-2), seeds=(100,), within=0.02)
 
 CIFAR10_MINIVIT = Experiment(
     name="cifar10-minivit",
@@ -88,5 +82,5 @@ CIFAR10_MINIVIT = Experiment(
     variants=lowrank_variants,
     build="orthotrain.lab.experiments.lowrank.build:build",
     page="orthotrain.lab.experiments.lowrank.page:PAGE",
-    search="orthotrain.lab.experiments.lowrank.recipes.cifar10_minivit:GRID",
+    search="orthotrain.lab.experiments.lowrank.recipes.cifar10_minivit:SEARCH",
 )

@@ -22,7 +22,7 @@ from orthotrain.lab.experiments.lowrank.config import (
     Rates,
     lowrank_variants,
 )
-from orthotrain.lab.experiments.lowrank.tuning import TuneGrid, tuned_rates, tuned_settings
+from orthotrain.lab.experiments.lowrank.tuning import tuned_rates, tuned_settings, vit_search
 from orthotrain.lab.run.experiment import Experiment
 
 # The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
@@ -51,23 +51,7 @@ _CPU = LowRankRun(
     device="cpu",
 )
 
-GRID = TuneGrid(
-    rules=(
-        "rank_rtol=0.3",
-        "energy=0.8",
-        "stored_budget=0.6",
-        "stored_budget=0.4",
-    ),
-    # Late switches win over early ones (first experiments of this project).
-    delay_fractions=(1 / 3, 1 / 2),
-    seeds=(100, 101),
-    max_accuracy_loss=0.005,
-    # All layers are within reach soon after the switch: with the published alpha the first
-    # of 25 layers is reached 12 updates later, when a late switch leaves no time to recover.
-    base=LowRankConfig(layer_fraction=0.5),
-    # The dense network's own rate and its neighbors.
-    rates=(1e-3, 2e-3, 4e-3, 8e-3),
-)
+SEARCH = vit_search(lr=(2e-4, 2e-2), seeds=(100, 101), within=0.02)
 
 DIGITS_MINIVIT = Experiment(
     name="digits-minivit",
@@ -94,5 +78,5 @@ DIGITS_MINIVIT = Experiment(
     variants=lowrank_variants,
     build="orthotrain.lab.experiments.lowrank.build:build",
     page="orthotrain.lab.experiments.lowrank.page:PAGE",
-    search="orthotrain.lab.experiments.lowrank.recipes.digits_minivit:GRID",
+    search="orthotrain.lab.experiments.lowrank.recipes.digits_minivit:SEARCH",
 )

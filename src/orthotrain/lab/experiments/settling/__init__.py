@@ -1,0 +1,1 @@
+"""Does a basis settle, or do steps only become short: trainings beside random walks."""

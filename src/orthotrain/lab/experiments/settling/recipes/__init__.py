@@ -1,0 +1,1 @@
+"""Settings of each recipe; data alone, so torch is not imported."""

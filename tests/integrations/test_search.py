@@ -1,0 +1,318 @@
+"""``orthotrain tune`` on Optuna, which need not be there."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import yaml
+
+optuna = pytest.importorskip("optuna")
+
+from lab.run import searched as toy  # noqa: E402
+from orthotrain.cli import main  # noqa: E402
+from orthotrain.errors import ConfigError, MissingPackageError  # noqa: E402
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_config  # noqa: E402
+from orthotrain.lab.report.load import load_run  # noqa: E402
+from orthotrain.lab.report.searched import PAGE, parts_of  # noqa: E402
+from orthotrain.lab.run.jobs import Run  # noqa: E402
+from orthotrain.lab.run.record import RunFolder, read_json  # noqa: E402
+from orthotrain.lab.run.search import SearchOptions, choose, run_search  # noqa: E402
+from orthotrain.lab.run.space import Number, Part  # noqa: E402
+
+PLAIN, AFTER = toy.SEARCH.parts
+CONFIG = toy.SEARCH.config(replace(toy.EXPERIMENT.at("smoke"), scale="smoke"))
+
+
+def search(
+    path, *, parts=(PLAIN,), trials=6, config=CONFIG, storage=None, at_most=None, name="s", **more
+):
+    """A search in a folder; what tune.json says of its first part."""
+    path.mkdir(parents=True, exist_ok=True)
+    run = Run(toy.EXPERIMENT.build, config, RunFolder(path), read_test=False, storage=storage)
+    options = SearchOptions(trials, at_most or {}, **more)
+    return run_search(run, toy.EXPERIMENT, parts, options, name=name)[0]
+
+
+def comparable(found):
+    """Without what may differ: which number of a study a trial has."""
+    trials = [{k: v for k, v in one.items() if k != "trial"} for one in found["trials"]]
+    return trials, found["chosen"]["settings"], found["importance"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A search that nothing interrupts."""
+    return search(tmp_path_factory.mktemp("whole"), trials=12)
+
+
+def test_the_same_search_gives_the_same_trials_and_finds_a_good_one(whole, tmp_path):
+    assert comparable(search(tmp_path, trials=12)) == comparable(whole)
+    states = [one["state"] for one in whole["trials"]]
+    assert len(states) == 12
+    assert set(states) <= {"complete", "pruned"}
+    losses = [one["values"]["loss"] for one in whole["trials"] if one["values"]]
+    assert whole["chosen"]["values"]["loss"] == min(losses) < 0.1
+    assert whole["front"] == [whole["chosen"]["trial"]]
+    assert sum(whole["importance"]["loss"].values()) == pytest.approx(1)
+    for one in whole["trials"]:
+        settings = one["settings"]
+        assert 0.01 <= settings["optim.lr"] <= 1
+        assert settings["optim.min_lr"] <= settings["optim.lr"]
+
+
+def test_a_search_goes_on_where_it_stood_and_may_be_made_longer(whole, tmp_path):
+    first = search(tmp_path, trials=5)
+    assert len(first["trials"]) == 5
+    assert comparable(search(tmp_path, trials=12)) == comparable(whole)
+
+
+def test_only_the_seeds_of_the_search_and_only_the_validation_part_are_read(tmp_path):
+    search(tmp_path, trials=2, parts=(AFTER,))
+    results = [read_json(path) for path in tmp_path.rglob("result.json")]
+    assert {one["seed"] for one in results} == {100}
+    assert {one["read_test"] for one in results} == {False}
+    # What the variant is built from was trained once, with the recipe's own settings.
+    assert [one["lr"] for one in results if one["variant"] == "plain"] == [0.1]
+
+
+def test_two_objectives_give_a_front_and_the_smaller_one_within_reach_is_chosen(tmp_path):
+    part = replace(AFTER, within=0.2)
+    found = search(tmp_path, trials=14, parts=(part,))
+    values = {one["trial"]: one["values"] for one in found["trials"]}
+    assert all(one["state"] == "complete" for one in found["trials"])  # nothing is pruned
+    for trial, mine in values.items():
+        beaten = any(
+            other["loss"] <= mine["loss"] and other["stored"] <= mine["stored"] and other != mine
+            for other in values.values()
+        )
+        assert (trial in found["front"]) == (not beaten)
+    best = min(one["loss"] for one in values.values())
+    close = [values[i]["stored"] for i in found["front"] if values[i]["loss"] <= best + 0.2]
+    assert found["chosen"]["values"]["stored"] == min(close)
+    assert set(found["importance"]) == {"loss", "stored"}
+
+
+def test_a_budget_holds_for_what_is_chosen(tmp_path, whole):
+    assert whole["chosen"]["settings"]["optim.width"] > 4
+    found = search(tmp_path, trials=12, at_most={"stored": 0.25})
+    assert found["chosen"]["settings"]["optim.width"] <= 4
+    assert any(one["settings"]["optim.width"] > 4 for one in found["trials"])
+    with pytest.raises(ConfigError, match=r"no trial of plain ended within .*larger --at-most"):
+        search(tmp_path / "none", trials=2, at_most={"stored": 1e-3})
+
+
+def test_a_bad_trial_is_given_up_on_its_way_and_one_that_is_not_finite_at_once(tmp_path):
+    wide = replace(PLAIN, space={"optim.lr": Number(0.01, 1.9)})
+    found = search(tmp_path, trials=20, parts=(wide,))
+    pruned = [one for one in found["trials"] if one["state"] == "pruned"]
+    assert pruned
+    whole = [one["values"]["loss"] for one in found["trials"] if one["values"]]
+    worst = [(one["settings"]["optim.lr"] - 0.3) ** 2 for one in pruned]
+    assert min(worst) > min(whole)
+    endless = replace(PLAIN, space={"optim.lr": Number(1.0, 50.0)})
+    found = search(tmp_path / "endless", trials=8, parts=(endless,), name="endless")
+    broken = [one for one in found["trials"] if one["settings"]["optim.lr"] > 2]
+    assert broken
+    assert all("not finite" in one["why"] or "is nan" in one["why"] for one in broken)
+    assert found["chosen"]["settings"]["optim.lr"] <= 2
+
+
+def test_the_yardstick_of_the_choice_may_be_another_variant():
+    part = Part("plain", {"optim.lr": Number(0, 1)}, (toy.LOSS, toy.STORED), within=0.1)
+    front = [
+        {"trial": i, "values": {"loss": loss, "stored": stored}}
+        for i, (loss, stored) in enumerate([(1.0, 0.9), (1.05, 0.6), (1.3, 0.2)])
+    ]
+    assert choose(part, front)["trial"] == 1
+    assert choose(part, front, beside=1.25)["trial"] == 2
+    assert choose(part, front, beside=0.5)["trial"] == 0
+    assert choose(replace(part, aims=(toy.LOSS,)), front)["trial"] == 0
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+def command(path, steps, options):
+    """What one command does."""
+    os.environ["STEPS_FILE"] = str(steps)
+    search(path, config=replace(CONFIG, slow=0.02), **options)
+
+
+def started(path, steps, **options):
+    process = multiprocessing.get_context("spawn").Process(
+        target=command, args=(path, steps, options)
+    )
+    process.start()
+    return process
+
+
+def taken(steps):
+    words = [line.split() for line in steps.read_text().splitlines()] if steps.exists() else []
+    return [(int(pid), name, int(step)) for pid, name, step in words]
+
+
+def wait_until(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_search_goes_on_with_its_trial_from_the_checkpoint(tmp_path, how):
+    steps = tmp_path / "steps.txt"
+    victim = started(tmp_path / "run", steps, trials=4)
+    wait_until(lambda: any(name.endswith("0001") and step >= 5 for _, name, step in taken(steps)))
+    os.kill(victim.pid, how)
+    victim.join(300)
+    before = len(taken(steps))
+    slow = replace(CONFIG, slow=0.02)
+    os.environ["STEPS_FILE"] = str(steps)
+    try:
+        found = search(tmp_path / "run", trials=4, config=slow)
+    finally:
+        del os.environ["STEPS_FILE"]
+    again = [(name, step) for _, name, step in taken(steps)[before:]]
+    resumed = [step for name, step in again if name.endswith("0001")]
+    assert resumed
+    assert min(resumed) >= 3  # from its checkpoint
+    assert not any(name.endswith("0000") for name, _ in again)
+    # The same trials as without the kill.
+    alone = search(tmp_path / "alone", trials=4, config=slow)
+    assert comparable(found) == comparable(alone)
+
+
+@pytest.mark.parametrize("kind", ["{}/journal.log", "sqlite:///{}/run.db"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_two_commands_divide_the_trials_of_one_storage(tmp_path, kind):
+    steps, storage = tmp_path / "steps.txt", kind.format(tmp_path)
+    options = {"trials": 6, "storage": storage, "stale_seconds": 8.0}
+    both = [started(tmp_path / "run", steps, **options) for _ in range(2)]
+    for one in both:
+        one.join(300)
+        assert one.exitcode == 0
+    found = search(tmp_path / "run", config=replace(CONFIG, slow=0.02), **options)
+    assert len(found["trials"]) == 6
+    done = taken(steps)
+    assert len({pid for pid, *_ in done}) == 2
+    assert len(done) == len({(name, step) for _, name, step in done})  # nothing twice
+
+
+@pytest.mark.slow
+def test_workers_of_one_command_divide_its_trials(tmp_path):
+    found = search(tmp_path, trials=6, workers=2)
+    assert sorted(one["trial"] for one in found["trials"]) == list(range(6))
+
+
+# --- the command and its report -------------------------------------------------------------------
+
+
+def test_the_command_writes_what_trains_the_chosen_settings(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("orthotrain.lab.report.style.DOTS_PER_INCH", 60)
+    recipe, run = "lab.run.searched:EXPERIMENT", tmp_path / "tune"
+    base = [recipe, "--scale", "smoke", "--workers", "1"]
+    assert main(["tune", *base, "--trials", "5", "--run-dir", str(run)]) == 0
+    said = capsys.readouterr().out
+    line = next(text for text in said.splitlines() if "orthotrain train --config" in text).split()
+    tuned = json.loads((run / "tuned.json").read_text())
+    assert tuned["source"].startswith("orthotrain tune lab.run.searched:EXPERIMENT")
+    assert set(tuned["own"]) == {"plain", "after"}
+    content = yaml.safe_load((run / "chosen.yaml").read_text())
+    assert (content["own"], content["seeds"]) == (tuned["own"], [0, 1])
+    # That line trains each variant at what was found for it.
+    there = tmp_path / "train"
+    assert main([*line[1:], "--run-dir", str(there), "--workers", "1", "--report", "false"]) == 0
+    for name, own in tuned["own"].items():
+        for result in RunFolder(there).results(name, (0, 1)):
+            assert result["lr"] == own["optim.lr"]
+            assert (result["rule"], result["read_test"]) == (own["optim.rule"], True)
+    # The report shows the front, what mattered, and the line.
+    loaded = load_run(run)
+    assert len(parts_of(loaded)) == 2
+    tables = {table.name: table for table in (one.table(loaded) for one in PAGE.results)}
+    assert "orthotrain train --config" in tables["chosen"].note
+    assert {row[2].shown for row in tables["importance"].rows} == set(toy.SPACE)
+    assert PAGE.lead[0].plot(loaded, PAGE.look).draw is not None
+    html = (run / "report" / "index.html").read_text()
+    assert "orthotrain train --config" in html
+    assert "never started" not in html
+
+
+@pytest.mark.slow
+def test_a_true_recipe_is_searched(tmp_path, capsys):
+    quick = [
+        "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
+        "--model.width", "8", "--model.depth", "1", "--workers", "1",
+    ]  # fmt: skip
+    parts = ["--parts", "oialr-tuned", "branch-50", "--trials", "2"]
+    assert main(["tune", *quick, *parts, "--run-dir", str(tmp_path / "tune")]) == 0
+    results = [read_json(path) for path in tmp_path.rglob("result.json")]
+    assert {one["seed"] for one in results} == {100, 101}
+    assert all(one["test_accuracy"] is None for one in results)
+    content = yaml.safe_load((tmp_path / "tune" / "chosen.yaml").read_text())
+    assert content["optim"]["epochs"] == 1
+    assert set(content["own"]) == {"oialr-tuned", "branch-50"}
+    assert capsys.readouterr().out
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+def test_a_storage_of_another_search_or_version_is_refused(tmp_path):
+    storage = str(tmp_path / "journal.log")
+    search(tmp_path / "run", trials=1, storage=storage)
+    for changes, named in (
+        ({"parts": (replace(PLAIN, space={"optim.lr": Number(0.1, 0.2)}),)}, "space"),
+        ({"config": replace(CONFIG, slow=1e-6)}, "settings.slow"),
+        ({"at_most": {"stored": 1.0}}, "at_most"),
+    ):
+        with pytest.raises(ConfigError, match=rf"another search or version \({named}"):
+            search(tmp_path / "run", trials=1, storage=storage, **changes)
+    study = optuna.load_study(study_name="s: plain", storage=optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(storage)))  # fmt: skip
+    study.set_user_attr("search", {**study.user_attrs["search"], "schema": 0})
+    with pytest.raises(ConfigError, match=r"version \(schema is 0 there"):
+        search(tmp_path / "run", trials=1, storage=storage)
+    foreign = optuna.create_study(storage=study._storage, study_name="mine: plain")
+    foreign.tell(foreign.ask(), 1.0)
+    with pytest.raises(ConfigError, match="orthotrain tune did not make"):
+        search(tmp_path / "run", trials=1, storage=storage, name="mine")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--trials", "0"], "--trials 0: need at least 1"),
+        (["--parts", "aftr"], "'aftr' is not searched; did you mean"),
+        (["--objectives", "speed"], "speed"),
+        (["--at-most", "stored"], "--at-most stored: need a name and a positive number"),
+        (["--at-most", "size=1"], "names are compute, loss, stored"),
+        (["--storage", "nosuch://x/y"], "cannot be opened"),
+        (["--optim.lr", "1"], "unrecognized arguments: --optim.lr"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(tmp_path, capsys, options, named):
+    base = ["tune", "lab.run.searched:EXPERIMENT", "--scale", "smoke", "--workers", "1"]
+    assert main([*base, *options, "--run-dir", str(tmp_path / "run")]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingPackageError, match=r"tune: optuna .*orthotrain\[search\]"):
+        search(tmp_path / "run")
+    line = ["tune", "digits-minivit", "--scale", "smoke", "--run-dir", str(tmp_path / "tune")]
+    assert main(line) == 2
+    assert 'pip install "orthotrain[search]"' in capsys.readouterr().err
+    assert not (tmp_path / "tune").exists()
+    assert math.isfinite(recipe_config("digits-minivit", "smoke").optim.lr)
+    assert find_recipe("digits-minivit").search
