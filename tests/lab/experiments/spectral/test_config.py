@@ -67,13 +67,13 @@ every_variant = pytest.mark.parametrize(
 )
 
 
-def test_there_are_thirteen_treatments_a_baseline_and_three_controls():
+def test_there_are_thirteen_treatments_a_baseline_and_four_controls():
     for layer, baseline, root in (("whitening", "bn", "zca"), ("pooling", "avg", "gcp")):
         names = [v.name for v in spectral_variants(RUNS[layer])]
-        assert len(names) == len(set(names)) == 1 + 13 + 3
+        assert len(names) == len(set(names)) == 1 + 13 + 4
         assert names[:2] == [baseline, root]
         assert [n for n in names if n.endswith("fixed")] == [
-            f"{root}-fixed", "nog-fixed", "olr-fixed",
+            f"{root}-fixed", "nog-fixed", "olr-fixed", "nog-olr-fixed",
         ]  # fmt: skip
 
 

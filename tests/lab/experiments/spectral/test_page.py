@@ -25,7 +25,7 @@ FIGURES = (
     *("scale", "steps", "rates", "shares", "training"),
 )
 TABLES = (
-    *("results", "conditioning", "costs", "published", "published-conditions"),
+    *("results", "conditioning", "moments", "costs", "published", "published-conditions"),
     *("comparisons", "rates", "seeds"),
 )
 SMALL = ["bn", "zca", "nog", "olr", "nog-olr"]
