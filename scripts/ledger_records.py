@@ -124,6 +124,7 @@ class BySeed:
     ours: str
     other: str
     column: str
+    unit: str = ""
 
     def find(self, folder: Path) -> Found | None:
         """The mean difference with Student's interval; see :class:`Selector`."""
@@ -132,19 +133,22 @@ class BySeed:
             return None
         with path.open(encoding="utf-8", newline="") as file:
             rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
+        if not {self.ours, self.other} <= {name for name, _ in rows}:
+            raise DataError(f"{path} does not have both of {self.ours!r} and {self.other!r}")
         pairs = [
             (float(row[self.column]), float(rows[self.other, seed][self.column]))
             for (name, seed), row in rows.items()
-            if name == self.ours and (self.other, seed) in rows
+            if name == self.ours and row[self.column] and rows[self.other, seed][self.column]
         ]
-        if len(pairs) < 2:
-            raise DataError(f"{path} has {len(pairs)} seeds of {self.ours!r} and {self.other!r}")
+        if len(pairs) < 2:  # One seed has no interval and decides nothing.
+            return None
         change = [mine - theirs for mine, theirs in pairs]
         mean = statistics.fmean(change)
         margin = _student(len(change) - 1) * statistics.stdev(change) / math.sqrt(len(change))
         mine, theirs = (short(statistics.fmean(side)) for side in zip(*pairs, strict=True))
         low, high = mean - margin, mean + margin
-        text = f"{mine} against {theirs}: {_signed(mean)} ({_signed(low)} to {_signed(high)})"
+        text = f"{mine} against {theirs}: {_signed(mean)}{self.unit}"
+        text += f" ({_signed(low)} to {_signed(high)})"
         return Found(mean, low, high, 0.0, text, self.other, len(change))
 
     def command(self, folder: Path) -> str | None:
@@ -315,23 +319,6 @@ class Tested:
     def command(self, folder: Path) -> str | None:
         """The line that runs it."""
         return f"pytest {self.record} -k {self.name}"
-
-
-@dataclass(frozen=True)
-class Awaited:
-    """A record that does not exist yet; once it does, the row needs a selector."""
-
-    record: str
-
-    def find(self, folder: Path) -> Found | None:
-        """Nothing; see :class:`Selector`."""
-        if found := sorted(folder.glob(f"{self.record}*")):
-            raise DataError(f"{found[0]} is there now; give its row a selector")
-        return None
-
-    def command(self, folder: Path) -> str | None:
-        """None yet."""
-        return None
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
