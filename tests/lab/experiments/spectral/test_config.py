@@ -77,6 +77,21 @@ def test_there_are_thirteen_treatments_a_baseline_and_four_controls():
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("recipe", ["cifar10-dbn", "texture-gcp"])
+def test_a_long_run_has_what_its_claims_need_with_the_norm_free_and_held(recipe):
+    experiment = find_recipe(recipe)
+    config = experiment.at("cpu-long")
+    without, root, *others = [variant.name for variant in experiment.chosen(config)]
+    assert (without, root) in (("bn", "zca"), ("avg", "gcp"))
+    free, held = ["nog", "olr", "nog-olr"], [f"{root}-fixed", "nog-fixed", "olr-fixed"]
+    assert set(others) == {*free, "ow", "nog-ow-olr", *held, "nog-olr-fixed"}
+    assert config.seeds == (0, 1, 2)
+    # Every moment of the report has readings.
+    images = 20_000 if recipe == "cifar10-dbn" else 640
+    steps = config.optim.epochs * (images // config.data.batch_size)
+    assert config.spectral.monitor_every_steps < 0.02 * steps
+
+
 @every_variant
 def test_every_variant_trains_and_records(tmp_path, layer, name):
     config = replace(RUNS[layer], optim=replace(RUNS[layer].optim, epochs=1))

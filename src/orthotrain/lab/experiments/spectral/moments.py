@@ -57,7 +57,7 @@ def _at(
     def read(seed: SeedRun) -> float:
         found = [row for row in seed.of_kind("condition") if row.get("what") == "covariance"]
         last = max((number(row, "step") for row in found), default=0.0)
-        near = [r for r in found if abs(number(r, "step") / last - share) <= _REACH]
+        near = [r for r in found if abs(number(r, "step") - share * last) <= _REACH * last]
         return average([x for row in near if (x := value(row)) == x])
 
     return replace(measure, read=read, aside=lambda variant: "")
