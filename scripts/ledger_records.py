@@ -91,6 +91,8 @@ class Compared:
             if tuple(named) == wanted:
                 value, other, change, low, high = map(float, row[3:8])
                 return _compared(path, (value, other), (change, low, high), row, self.other)
+        if {self.ours, self.other} <= _variants(folder / f"{self.record}_results.csv"):
+            return None  # Both belong to the run, and no seed of both is finished.
         raise DataError(f"{path} has no comparison {wanted}; select one of those that it has")
 
     def command(self, folder: Path) -> str | None:
@@ -135,10 +137,11 @@ class BySeed:
             rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
         if not {self.ours, self.other} <= {name for name, _ in rows}:
             raise DataError(f"{path} does not have both of {self.ours!r} and {self.other!r}")
+        values = {key: row[self.column] for key, row in rows.items()}
         pairs = [
-            (float(row[self.column]), float(rows[self.other, seed][self.column]))
-            for (name, seed), row in rows.items()
-            if name == self.ours and row[self.column] and rows[self.other, seed][self.column]
+            (float(value), float(values[self.other, seed]))
+            for (name, seed), value in values.items()
+            if name == self.ours and value and values.get((self.other, seed))
         ]
         if len(pairs) < 2:  # One seed has no interval and decides nothing.
             return None
@@ -327,6 +330,13 @@ def _rows(path: Path) -> Iterator[list[str]]:
         next(reader)
         for row in reader:
             yield [*row[:3], *(cell or "nan" for cell in row[3:8]), *row[8:]]
+
+
+def _variants(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["variant"] for row in csv.DictReader(file)}
 
 
 def _cell(path: Path, variant: str, column: str) -> tuple[float, float, int]:
