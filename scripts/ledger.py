@@ -136,7 +136,7 @@ def page(sections: Sequence[Section], records: dict[str, Record], folder: Path =
                 _name(row.figure),
             )
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    told = ", ".join(f"{counts[word]} {word}" for word in VERDICTS)
+    told = ", ".join(f"{word} {counts[word]}" for word in VERDICTS)
     return "\n".join([_HEAD.format(count=sum(counts.values()), told=told), *lines, *_commands(
         sections, records, folder
     )]) + "\n"  # fmt: skip

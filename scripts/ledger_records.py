@@ -91,6 +91,8 @@ class Compared:
             if tuple(named) == wanted:
                 value, other, change, low, high = map(float, row[3:8])
                 return _compared(path, (value, other), (change, low, high), row, self.other)
+        if {self.ours, self.other} <= _variants(folder / f"{self.record}_results.csv"):
+            return None  # Both belong to the run, and no seed of both is finished.
         raise DataError(f"{path} has no comparison {wanted}; select one of those that it has")
 
     def command(self, folder: Path) -> str | None:
@@ -124,6 +126,7 @@ class BySeed:
     ours: str
     other: str
     column: str
+    unit: str = ""
 
     def find(self, folder: Path) -> Found | None:
         """The mean difference with Student's interval; see :class:`Selector`."""
@@ -132,19 +135,23 @@ class BySeed:
             return None
         with path.open(encoding="utf-8", newline="") as file:
             rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
+        if not {self.ours, self.other} <= {name for name, _ in rows}:
+            raise DataError(f"{path} does not have both of {self.ours!r} and {self.other!r}")
+        values = {key: row[self.column] for key, row in rows.items()}
         pairs = [
-            (float(row[self.column]), float(rows[self.other, seed][self.column]))
-            for (name, seed), row in rows.items()
-            if name == self.ours and (self.other, seed) in rows
+            (float(value), float(values[self.other, seed]))
+            for (name, seed), value in values.items()
+            if name == self.ours and value and values.get((self.other, seed))
         ]
-        if len(pairs) < 2:
-            raise DataError(f"{path} has {len(pairs)} seeds of {self.ours!r} and {self.other!r}")
+        if len(pairs) < 2:  # One seed has no interval and decides nothing.
+            return None
         change = [mine - theirs for mine, theirs in pairs]
         mean = statistics.fmean(change)
         margin = _student(len(change) - 1) * statistics.stdev(change) / math.sqrt(len(change))
         mine, theirs = (short(statistics.fmean(side)) for side in zip(*pairs, strict=True))
         low, high = mean - margin, mean + margin
-        text = f"{mine} against {theirs}: {_signed(mean)} ({_signed(low)} to {_signed(high)})"
+        text = f"{mine} against {theirs}: {_signed(mean)}{self.unit}"
+        text += f" ({_signed(low)} to {_signed(high)})"
         return Found(mean, low, high, 0.0, text, self.other, len(change))
 
     def command(self, folder: Path) -> str | None:
@@ -317,29 +324,19 @@ class Tested:
         return f"pytest {self.record} -k {self.name}"
 
 
-@dataclass(frozen=True)
-class Awaited:
-    """A record that does not exist yet; once it does, the row needs a selector."""
-
-    record: str
-
-    def find(self, folder: Path) -> Found | None:
-        """Nothing; see :class:`Selector`."""
-        if found := sorted(folder.glob(f"{self.record}*")):
-            raise DataError(f"{found[0]} is there now; give its row a selector")
-        return None
-
-    def command(self, folder: Path) -> str | None:
-        """None yet."""
-        return None
-
-
 def _rows(path: Path) -> Iterator[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         next(reader)
         for row in reader:
             yield [*row[:3], *(cell or "nan" for cell in row[3:8]), *row[8:]]
+
+
+def _variants(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["variant"] for row in csv.DictReader(file)}
 
 
 def _cell(path: Path, variant: str, column: str) -> tuple[float, float, int]:

@@ -58,4 +58,21 @@ RECORDS: Final[dict[str, Record]] = {
         "orthotrain train sprites-eigengan --scale cpu",
         decide=5,
     ),
+    "digits_settling_cpu": Record(
+        "small ViT on digits, dense", "orthotrain train digits-settling --scale cpu"
+    ),
+    "ettm2_autoformer_cpu": Record(
+        "narrow Autoformer on ETTm2, 96 steps ahead", "orthotrain train ettm2-autoformer"
+    ),
+    "cifar10_resnet_cpu_long": Record(
+        "ResNet-18 of width 32, 20,000 images of CIFAR-10, 6 epochs",
+        "orthotrain train cifar10-resnet --scale cpu-long",
+    ),
+    "stdlib_gpt_rivals_cpu": Record(
+        "GPT on Python's sources, equal tuning", "orthotrain train stdlib-gpt-rivals --scale cpu"
+    ),
+    "cifar10_minivit_rivals_cpu": Record(
+        "small ViT on CIFAR-10, equal tuning",
+        "orthotrain train cifar10-minivit-rivals --scale cpu",
+    ),
 }

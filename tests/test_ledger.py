@@ -71,12 +71,29 @@ def test_a_record_that_is_not_there_was_not_run(script, tmp_path):
     assert all("| not run |" in line for line in told if not line.startswith("| claim"))
 
 
-def test_a_row_of_a_record_that_arrived_wants_a_selector(script, tmp_path):
-    records = script("ledger_records")
-    assert records.Awaited("late").find(tmp_path) is None
-    (tmp_path / "late_cpu_comparisons.csv").touch()
-    with pytest.raises(DataError, match="give its row a selector"):
-        records.Awaited("late").find(tmp_path)
+def test_seeds_without_a_result_are_left_out(script, tmp_path):
+    figure = script("ledger_records").BySeed("late", "a", "b", "loss")
+    file, head = tmp_path / "late_seeds.csv", "variant,seed,loss\n"
+    assert figure.find(tmp_path) is None
+    file.write_text(f"{head}a,0,1.0\nb,0,2.0\na,1,\nb,1,2.0\n")
+    assert figure.find(tmp_path) is None  # One seed has no interval.
+    file.write_text(f"{head}a,0,1.0\nb,0,2.0\na,1,1.0\nb,1,2.5\na,2,\nb,2,2.0\n")
+    with file.open("a") as more:
+        more.write("a,3,1.0\nb,3,\na,4,1.0\n")
+    found = figure.find(tmp_path)
+    assert (found.value, found.seeds) == (-1.25, 2)
+    # Student's quantile at one degree of freedom, times .25.
+    assert found.high - found.value == pytest.approx(12.7062 * 0.25, rel=1e-5)
+
+
+def test_a_run_that_is_not_done_has_comparisons_that_were_not_run(script, results):
+    figure = script("ledger_records").Compared("late", "a", "b", "Test error (%)")
+    table = results / "late_comparisons.csv"
+    table.write_text("variant,compared_with,measure\n")
+    with pytest.raises(DataError, match="no comparison"):
+        figure.find(results)
+    (results / "late_results.csv").write_text("variant,seeds\na,1 of 3\nb,0 of 3\n")
+    assert figure.find(results) is None
 
 
 @pytest.mark.parametrize(

@@ -26,18 +26,20 @@ def condition(what: str, key: str, title: str, *, better: bool = True) -> Measur
     """
 
     def at_end(seed: SeedRun) -> float:
-        return typical(end_values(seed, "condition", _reading(key), what=what))
+        return typical(end_values(seed, "condition", reading(key), what=what))
 
     return Measure(key, title, at_end, better="less" if better else "", logarithmic=True)
 
 
 def condition_values(variant: Variant, what: str, key: str) -> list[float]:
     """All values behind :func:`condition`, of every finished seed."""
-    reading = _reading(key)
-    return [v for s in variant.finished for v in end_values(s, "condition", reading, what=what)]
+    value = reading(key)
+    return [v for s in variant.finished for v in end_values(s, "condition", value, what=what)]
 
 
-def _reading(key: str) -> Callable[[Row], float]:
+def reading(key: str) -> Callable[[Row], float]:
+    """How a line of condition records is read; see :func:`condition`."""
+
     def value(row: Row) -> float:
         unknown = row.get("route") == "gram"  # a Gram matrix does not tell naive numbers
         null = key in _NAIVE and key in row and row[key] is None and not unknown

@@ -33,6 +33,16 @@ def test_every_treatment_alone_and_every_control_has_a_variant():
         assert variants[f"{name}-sgd"].treatments == variants[name].treatments
 
 
+@pytest.mark.parametrize(("recipe", "size"), [("sprites-eigengan", 32), ("faces-eigengan", 64)])
+def test_a_night_has_one_seed_of_four_variants(recipe, size):
+    experiment = find_recipe(recipe)
+    config = experiment.at("night")
+    assert {v.name for v in experiment.chosen(config)} == {"baseline", "nog", "olr", "ol"}
+    assert config.seeds == (0,)
+    assert config.data.image_size == size
+    assert config.data.color == (recipe == "sprites-eigengan")
+
+
 def test_a_variant_says_what_it_is():
     olr = next(variant for variant in latent_variants(LatentRun()) if variant.name == "olr-sgd")
     described = olr.described()

@@ -51,6 +51,7 @@ TITLES = {
     "zca-fixed": "ZCA alone, norm fixed",
     "nog-fixed": "ZCA + NOG, norm fixed",
     "olr-fixed": "ZCA + OLR, norm fixed",
+    "nog-olr-fixed": "ZCA + NOG + OLR, norm fixed",
 }
 POOLING = {"bn": "avg", "zca": "gcp", "zca-fixed": "gcp-fixed"}
 

@@ -143,6 +143,7 @@ def test_every_variant_of_a_figure_looks_different(spectral_run):
             assert len({(one.color, one.line) for one in shown}) == len(shown)
     assert [v.name for v in shown_in(run, "fixed")] == [
         "zca", "nog", "olr", "zca-fixed", "nog-fixed", "olr-fixed",
+        "nog-olr-fixed",
     ]  # fmt: skip
 
 

@@ -67,14 +67,29 @@ every_variant = pytest.mark.parametrize(
 )
 
 
-def test_there_are_thirteen_treatments_a_baseline_and_three_controls():
+def test_there_are_thirteen_treatments_a_baseline_and_four_controls():
     for layer, baseline, root in (("whitening", "bn", "zca"), ("pooling", "avg", "gcp")):
         names = [v.name for v in spectral_variants(RUNS[layer])]
-        assert len(names) == len(set(names)) == 1 + 13 + 3
+        assert len(names) == len(set(names)) == 1 + 13 + 4
         assert names[:2] == [baseline, root]
         assert [n for n in names if n.endswith("fixed")] == [
-            f"{root}-fixed", "nog-fixed", "olr-fixed",
+            f"{root}-fixed", "nog-fixed", "olr-fixed", "nog-olr-fixed",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["cifar10-dbn", "texture-gcp"])
+def test_a_long_run_has_what_its_claims_need_with_the_norm_free_and_held(recipe):
+    experiment = find_recipe(recipe)
+    config = experiment.at("cpu-long")
+    without, root, *others = [variant.name for variant in experiment.chosen(config)]
+    assert (without, root) in (("bn", "zca"), ("avg", "gcp"))
+    free, held = ["nog", "olr", "nog-olr"], [f"{root}-fixed", "nog-fixed", "olr-fixed"]
+    assert set(others) == {*free, "ow", "nog-ow-olr", *held, "nog-olr-fixed"}
+    assert config.seeds == (0, 1, 2)
+    # Every moment of the report has readings.
+    images = 20_000 if recipe == "cifar10-dbn" else 640
+    steps = config.optim.epochs * (images // config.data.batch_size)
+    assert config.spectral.monitor_every_steps < 0.02 * steps
 
 
 @every_variant

@@ -15,6 +15,7 @@ from lab.report.pages import (
     tables_of,
 )
 from lab.report.synthetic import write_rows
+from orthotrain.lab.experiments.spectral.moments import MOMENTS
 from orthotrain.lab.experiments.spectral.page import PAGE
 from orthotrain.lab.experiments.spectral.published import PUBLISHED_CONDITIONS, WHITENING
 from orthotrain.lab.report.load import Run, load_run
@@ -25,7 +26,7 @@ FIGURES = (
     *("scale", "steps", "rates", "shares", "training"),
 )
 TABLES = (
-    *("results", "conditioning", "costs", "published", "published-conditions"),
+    *("results", "conditioning", "moments", "costs", "published", "published-conditions"),
     *("comparisons", "rates", "seeds"),
 )
 SMALL = ["bn", "zca", "nog", "olr", "nog-olr"]
@@ -333,3 +334,22 @@ def test_the_rates_are_those_of_the_records(run, spectral_run):
     assert float(row["used_percent"]) == pytest.approx(mean)
     assert float(row["used_percent_std"]) == pytest.approx(std)
     assert float(row["log10_rate_ratio"]) < 0
+
+
+def test_five_moments_are_read_where_they_lie(run):
+    """Against the lines of one seed, averaged by hand."""
+    tables = {table.name: table for table in (one.table(run) for one in PAGE.results)}
+    table = tables["moments"]
+    shares = [f"{100 * share:.0f}" for share in MOMENTS]
+    assert [row[1].shown for row in table.rows] == shares * len(run.variants)
+    zca = next(v for v in run.variants if v.name == "zca")
+    rows = [row for row in zca.finished[0].of_kind("condition") if row["what"] == "covariance"]
+    last = rows[-1]["step"]
+    near = [r["condition_ridge"] for r in rows if abs(r["step"] - 0.45 * last) <= 0.025 * last]
+    assert 0 < len(near) < len(rows) / 5
+    place = table.keys.index("log10_condition_ridge")
+    found = next(
+        r[place].spread for r in table.rows if (r[0].shown, r[1].shown) == ("ZCA alone", "45")
+    )
+    assert found.values[0] == pytest.approx(sum(map(math.log10, near)) / len(near))
+    assert all(row[-1].spread.mean == 27 for row in table.rows)

@@ -230,10 +230,12 @@ def look(run: Run, theme: Theme) -> dict[str, Look]:
 
 
 def _line(run: Run, variant: Variant) -> LineStyle:
-    if variant is run.baseline or "fixed" in parts(variant):
-        return "--"
-    # Beside OLR alone, whose color it has.
-    return ":" if parts(variant) == {"nog", "olr"} else "-"
+    done = parts(variant)
+    # Both beside OLR alone, whose color they have.
+    both = done - {"fixed"} == {"nog", "olr"}
+    if variant is run.baseline or "fixed" in done:
+        return "-." if both else "--"
+    return ":" if both else "-"
 
 
 def _color(run: Run, variant: Variant, theme: Theme) -> str:

@@ -28,6 +28,7 @@ from orthotrain.lab.experiments.spectral.columns import (
     shares,
     shown_in,
 )
+from orthotrain.lab.experiments.spectral.moments import moments
 from orthotrain.lab.experiments.spectral.published_tables import (
     published_cards,
     published_panels,
@@ -50,6 +51,7 @@ from orthotrain.lab.report.tables import (
     ByVariant,
     Compared,
     Difference,
+    Own,
 )
 
 _GROUPS: Final = ("reference", "single", "combination", "fixed")
@@ -57,7 +59,7 @@ _GROUPS: Final = ("reference", "single", "combination", "fixed")
 
 # --- claims -------------------------------------------------------------------------------------
 
-_NAMES: Final = {"nog": "NOG", "olr": "OLR"}
+_NAMES: Final = {("nog",): "NOG", ("olr",): "OLR", ("nog", "olr"): "NOG + OLR"}
 _SCALE: Final = (
     "A fixed ridge sees the scale of the weight: where the condition with the ridge and the "
     "largest eigenvalue change by the same factor, the shape of the spectrum did not change."
@@ -69,14 +71,15 @@ def _claims(run: Run) -> list[Claim]:
     if root is None:
         return []
     claims = []
-    for name, title in _NAMES.items():
-        mine = each([v for v in (find(run, name),) if v], root)
-        held = each([v for v in (find(run, name, "fixed"),) if v], fixed)
+    for names, title in _NAMES.items():
+        do = "Do" if len(names) > 1 else "Does"
+        mine = each([v for v in (find(run, *names),) if v], root)
+        held = each([v for v in (find(run, *names, "fixed"),) if v], fixed)
         claims += [
-            Claim(f"Does {title} improve the conditioning?", mine, (*SENSES, LARGEST), note=_SCALE),
-            Claim(f"Does {title} reduce the test error?", mine, (TEST_ERROR,)),
+            Claim(f"{do} {title} improve the conditioning?", mine, (*SENSES, LARGEST), note=_SCALE),
+            Claim(f"{do} {title} reduce the test error?", mine, (TEST_ERROR,)),
             Claim(
-                f"Does {title} improve the conditioning where the weight norm is held fixed?",
+                f"{do} {title} improve the conditioning where the weight norm is held fixed?",
                 held, SENSES, beside=(TEST_ERROR,),
             ),
         ]  # fmt: skip
@@ -244,6 +247,7 @@ _EXPECTED: Final = (
     *(("ns",), ("sn",), ("ol",), ("ow",), ("nog",), ("olr",)),
     *(("nog", "sn"), ("nog", "ol"), ("nog", "ow"), ("nog", "olr"), ("ow", "olr")),
     *(("nog", "ow", "olr"), ("fixed",), ("nog", "fixed"), ("olr", "fixed")),
+    ("nog", "olr", "fixed"),
 )
 
 
@@ -304,6 +308,7 @@ PAGE: Final = Page(
             seeds=True,
         ),
         ByVariant("conditioning", "Conditioning", _CONDITIONS, note=_SENSES_NOTE),
+        Own(moments),
         ByVariant("costs", "Time", costs),
     ),
     closing={
