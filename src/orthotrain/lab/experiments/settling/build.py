@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -12,11 +12,10 @@ from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer
-from orthotrain.lab.experiments.lowrank.networks import build_vit, vit_from
+from orthotrain.lab.experiments.lowrank.networks import build_vit, entry_of
 from orthotrain.lab.experiments.settling.config import SettlingRun, SettlingVariant
 from orthotrain.lab.experiments.settling.walk import RandomWalk, StepNorms, norms_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
-from orthotrain.lab.run.restore import network_entry
 from orthotrain.methods import attach
 from orthotrain.methods.protocol import Method
 
@@ -57,9 +56,7 @@ def build_on(
             _step_method(variant, seed),
             total_steps=total_steps,
         ),
-        network=network_entry(
-            vit_from, {"model": asdict(config.model), "image_shape": shape, "classes": classes}
-        ),
+        network=entry_of(config.model, image_shape=shape, classes=classes),
         settings={"steps": total_steps, "learning_rate": optim.lr, **variant.settings()},
     )  # fmt: skip
 
