@@ -75,7 +75,7 @@ def _factor(
     if type(tolerance) is not float or not 0 <= tolerance <= _LARGEST_RTOL:
         return None
     dtype = a.dtype
-    if dtype is torch.float32 or dtype in _HALF:
+    if (dtype is torch.float32 or dtype in _HALF) and a.layout is torch.strided:
         return _of_values(a, tolerance, dtype, complete=complete, silent=method == "auto")
     return None
 

@@ -164,15 +164,8 @@ def lower_gram(a: Tensor, dtype: torch.dtype) -> Tensor:
     gram = a.new_zeros(*a.shape[:-2], n, n, dtype=dtype)
     for rows in (wide,) if m <= ROWS_AT_ONCE else torch.split(wide, _ROWS_OF_A_PART, dim=-2):
         for start, end in _quarters(n):
-            block, left, right = (
-                gram[..., start:end, :end],
-                rows[..., start:end].mT,
-                rows[..., :end],
-            )
-            if gram.ndim == 2:
-                block.addmm_(left, right)
-            else:
-                block += left @ right
+            # Not addmm_, which rounds the whole sum for each few hundred rows.
+            gram[..., start:end, :end] += rows[..., start:end].mT @ rows[..., :end]
     return gram
 
 
