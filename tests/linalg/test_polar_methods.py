@@ -181,7 +181,7 @@ def test_a_gram_matrix_of_many_rows_is_summed_in_parts(shape: tuple[int, int]):
     assert distance(polar_factor(torch.stack([a, a]))[1], exact) <= 6e-8
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e5, 1e8])
+@pytest.mark.parametrize("condition", [100.0, 1e5, 1e8])
 @pytest.mark.parametrize("shape", [(400, 400), (12, 7), (7, 12)], ids=str)
 def test_one_matrix_and_a_batch_of_one_have_the_same_factor(
     shape: tuple[int, int], condition: float
@@ -191,7 +191,20 @@ def test_one_matrix_and_a_batch_of_one_have_the_same_factor(
     alone, batch = polar_factor(a, rtol=0.0), polar_factor(a.unsqueeze(0), rtol=0.0)[0]
     assert alone.is_contiguous()
     torch.testing.assert_close(alone, batch, atol=2 * EPS32, rtol=0)
+    tall = alone.double() if shape[0] >= shape[1] else alone.double().mT
+    assert (tall.mT @ tall - torch.eye(min(shape)).double()).abs().max() <= 3 * EPS32
     assert torch.equal(polar_factor(torch.nn.Parameter(a).detach(), rtol=0.0), alone)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (90, 40)], ids=str)
+def test_a_direction_near_the_tolerance_is_measured_before_it_is_kept(shape: tuple[int, int]):
+    # Its eigenvalue leaves both open: the tolerance is 4.8e-7, and noise of that a tenth.
+    for smallest, rank in ((4.5e-7, shape[1] - 1), (5e-7, shape[1])):
+        a = from_spectrum([1.0] * (shape[1] - 1) + [smallest], *shape)
+        # In float32 it would drown in rounding, but for a matrix that is exact.
+        a = torch.diag_embed(torch.linalg.svdvals(a)).float()
+        a = torch.cat([a, torch.zeros(shape[0] - shape[1], shape[1])])
+        assert round(float(polar_factor(a).square().sum()), 3) == rank
 
 
 def test_half_precision_by_itself_is_the_rounded_factor():
