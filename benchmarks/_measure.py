@@ -7,6 +7,7 @@ machine, so the median of the rounds' ratios is steady where a ratio of medians 
 from __future__ import annotations
 
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +35,32 @@ def interleaved_seconds(
     rounds: int,
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round; the order within a round alternates.
+    """Seconds of every candidate in every round, in an order that is drawn anew for each.
 
-    ``time.thread_time`` as clock counts the processor's time of this thread alone: what other jobs
-    take from a shared machine is left out. It is right for one thread.
+    None follows itself: its weights and its code would be in the cache, and those of others not.
+
+    Args:
+        candidates: What is called, by name.
+        rounds: How many are counted.
+        warmup: Rounds before them.
+        clock: ``time.thread_time`` counts the processor's time of this thread alone: what other
+            jobs take from a shared machine is left out. It is right for one thread.
+        between: Called before each candidate, its time not taken: something that has a program's
+            other code and data in the cache, where that is how a candidate is met.
     """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    shuffle, last = random.Random(0).shuffle, ""
     for turn in range(warmup + rounds):
-        for name in names if turn % 2 else reversed(names):
+        shuffle(names)
+        if names[0] == last:
+            names.append(names.pop(0))
+        last = names[-1]
+        for name in names:
+            if between is not None:
+                between()
             start = clock()
             candidates[name]()
             elapsed = clock() - start

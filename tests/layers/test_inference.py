@@ -19,6 +19,7 @@ from orthotrain.layers import (
     LowRankConv3d,
     LowRankLinear,
     LowRankMultiheadAttention,
+    low_rank_attention,
 )
 from orthotrain.layers import _inference as inference
 from orthotrain.layers._factors import factorize_, weight_parameter
@@ -342,6 +343,27 @@ def test_attention_keeps_its_projections_too(kdim, blocks, bases, call_cost, mon
     assert all(id(weight_parameter(layer, name)) in MADE_OF for name in names)
     with torch.no_grad(), pytest.raises(ShapeError, match="inputs"):
         layer(query, key[..., :9], key)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("most", [0, 1 << 60], ids=["three products", "one product"])
+def test_attention_of_a_sequence_to_itself_is_that_with_gradients(most, batch_first, monkeypatch):
+    monkeypatch.setattr(low_rank_attention, "_ONE_PRODUCT", most)
+    monkeypatch.setattr(inference, "_CALL", 1 << 60)
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(16, 4, batch_first=batch_first, dtype=torch.float64).eval()
+    factorize_(layer, "in_proj_weight", LowRankMultiheadAttention, rank=3)
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+    for given in (x, x[0]):
+        expected, weights = layer(given, given, given)
+        with torch.no_grad():
+            y, seen = layer(given, given, given)
+        torch.testing.assert_close(y, expected.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(seen, weights.detach(), rtol=0, atol=1e-12)
+    # Torch's own layer in training draws the dropout after it in the order of memory.
+    dense = nn.MultiheadAttention(16, 4, batch_first=batch_first, dtype=torch.float64)
+    with torch.no_grad():
+        assert layer.train()(x, x, x)[0].stride() == dense(x, x, x)[0].stride()
 
 
 @pytest.mark.parametrize("bases", ["frozen", "trained"])

@@ -168,10 +168,51 @@ def test_a_small_matrix_of_lower_rank_keeps_its_null_directions_or_completes_the
         assert (q.mT @ q - torch.eye(6)).abs().max() <= 8 * EPS32
 
 
-def test_a_gram_matrix_of_many_rows_is_trusted_less():
-    # Summed over so many rows, its rounding is ten times that of a few hundred.
-    a = from_spectrum(spectrum("half", 6, 1e4), 32_768, 6).float()
-    assert distance(polar_factor(a), twins.polar_factor(a)) <= 3e-8
+@pytest.mark.parametrize(
+    "shape",
+    [(32_768, 6), (6, 33_000), pytest.param((10_000, 140), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_a_gram_matrix_of_many_rows_is_summed_in_parts(shape: tuple[int, int]):
+    # In one product its rounding is up to ten times that of a few hundred rows: 1.1e-7 and more.
+    a = from_spectrum(spectrum("half", min(shape), 1e4), *shape).float()
+    exact = twins.polar_factor(a)
+    assert distance(polar_factor(a), exact) <= 6e-8
+    assert distance(polar_factor(torch.stack([a, a]))[1], exact) <= 6e-8
+
+
+@pytest.mark.parametrize("condition", [100.0, 1e5, 1e8])
+@pytest.mark.parametrize("shape", [(400, 400), (12, 7), (7, 12)], ids=str)
+def test_one_matrix_and_a_batch_of_one_have_the_same_factor(
+    shape: tuple[int, int], condition: float
+):
+    # The first goes the lean way. From 384 columns on half of the inverse root is computed.
+    a = from_spectrum(log_spectrum(min(shape), condition), *shape).float()
+    alone, batch = polar_factor(a, rtol=0.0), polar_factor(a.unsqueeze(0), rtol=0.0)[0]
+    assert alone.is_contiguous()
+    torch.testing.assert_close(alone, batch, atol=2 * EPS32, rtol=0)
+    tall = alone.double() if shape[0] >= shape[1] else alone.double().mT
+    assert (tall.mT @ tall - torch.eye(min(shape)).double()).abs().max() <= 3 * EPS32
+    assert torch.equal(polar_factor(torch.nn.Parameter(a).detach(), rtol=0.0), alone)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (90, 40)], ids=str)
+def test_a_direction_near_the_tolerance_is_measured_before_it_is_kept(shape: tuple[int, int]):
+    # Its eigenvalue leaves both open: the tolerance is 4.8e-7, and noise of that a tenth.
+    for smallest, rank in ((4.5e-7, shape[1] - 1), (5e-7, shape[1])):
+        a = from_spectrum([1.0] * (shape[1] - 1) + [smallest], *shape)
+        # In float32 it would drown in rounding, but for a matrix that is exact.
+        a = torch.diag_embed(torch.linalg.svdvals(a)).float()
+        a = torch.cat([a, torch.zeros(shape[0] - shape[1], shape[1])])
+        assert round(float(polar_factor(a).square().sum()), 3) == rank
+
+
+def test_half_precision_by_itself_is_the_rounded_factor():
+    for dtype in (torch.float16, torch.bfloat16):
+        a = from_spectrum(log_spectrum(5, 20.0), 9, 5).to(dtype)
+        q = polar_factor(a)
+        assert q.dtype == dtype
+        assert torch.equal(q, polar_factor(a.float()).to(dtype))
 
 
 def test_derivative_of_a_completed_factor_holds_what_was_completed_fixed():

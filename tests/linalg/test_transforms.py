@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from orthotrain.errors import ConvergenceError, NumericalWarning
+from orthotrain.errors import ConfigError, ConvergenceError, NumericalWarning
 from orthotrain.linalg import (
     condition_number,
     eigh,
@@ -159,3 +159,47 @@ def test_float32_in_forward_mode():
     torch.testing.assert_close(
         jvp(spd_inv_sqrt, (p,), (p,))[1].double(), exact, rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_float32_matrix_by_itself_is_not_taken_for_values_alone():
+    # The lean way of the polar factor is for values. Where singular values are equal, eigenvectors
+    # of its Gram matrix have no derivative, and the factor has one.
+    a, tangent = 2 * torch.eye(5, 3), randn(5, 3, seed=1).float()
+    expected, slope = jvp(polar_factor, (a.double(),), (tangent.double(),))
+    q, dq = jvp(polar_factor, (a,), (tangent,))
+    torch.testing.assert_close(dq, slope.float())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(a, tangent)
+        dq = torch.autograd.forward_ad.unpack_dual(polar_factor(dual)).tangent
+    torch.testing.assert_close(dq, slope.float())
+    leaf, wide_leaf = a.clone().requires_grad_(), a.double().requires_grad_()
+    for each in (leaf, wide_leaf):
+        (polar_factor(each) * tangent).sum().backward()
+    torch.testing.assert_close(leaf.grad, wide_leaf.grad.float())
+    gradient = grad(lambda x: (polar_factor(x) * tangent).sum())
+    torch.testing.assert_close(gradient(a), leaf.grad)
+    torch.testing.assert_close(vmap(gradient)(torch.stack([a, 2 * a]))[0], leaf.grad)
+    with torch.no_grad():
+        assert not polar_factor(leaf).requires_grad
+    torch.testing.assert_close(q, expected.float())
+    torch.testing.assert_close(vmap(polar_factor)(torch.stack([a, -a]))[1], -expected.float())
+
+
+class Marked(Tensor):
+    """A tensor of another class, which results keep."""
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.bad_input
+def test_what_is_no_plain_matrix_goes_through_the_checks():
+    a = randn(5, 3).float()
+    assert type(polar_factor(a.as_subclass(Marked))) is Marked
+    ragged = torch.nested.nested_tensor([a, a[:2]], layout=torch.strided)
+    for other in (a.to_sparse(), a.to("meta"), ragged, a.tolist(), a.to(torch.complex64)):
+        with pytest.raises(ConfigError, match="polar_factor needs"):
+            polar_factor(other)
+    for settings in ({"method": ["auto"]}, {"rtol": "0"}, {"complete": 1}, {"max_iters": 3}):
+        with pytest.raises(ConfigError, match="polar_factor "):
+            polar_factor(a, **settings)
+    with pytest.raises(TypeError, match=r"polar_factor\(\) got an unexpected keyword"):
+        polar_factor(a, tolerance=0.1)

@@ -582,6 +582,28 @@ def test_skipping_takes_no_step_for_that_weight_alone(bad, when):
         again.load_state_dict({"step": 1, "methods": {method.name: {"looks": 1}}})
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.bad_input
+def test_a_bad_gradient_of_the_only_weight_raises_or_loses_its_step(bad):
+    # The polar factor finds it, and no look comes before it.
+    for on_nonfinite in ("raise", "skip"):
+        model = small_model()
+        optimizer = MOMENTUM(model.parameters())
+        handle = attach(model, optimizer, NearestOrthogonalGradient("2", on_nonfinite=on_nonfinite))
+        backward(model)
+        model[2].weight.grad[0, 0] = bad
+        before = model[2].weight.detach().clone()
+        if on_nonfinite == "raise":
+            with pytest.raises(NonFiniteError, match=r"1 of 8 numbers in the gradient of 2 "):
+                optimizer.step()
+            assert not optimizer.state
+        else:
+            with pytest.warns(OrthotrainWarning, match="gradient of 2 .*no step is taken"):
+                optimizer.step()
+            assert "1 steps of a weight left out" in str(handle.summary())
+        assert torch.equal(model[2].weight, before)
+
+
 @pytest.mark.bad_input
 def test_an_update_that_overflows_raises_or_is_taken_back():
     for on_nonfinite in ("raise", "skip"):

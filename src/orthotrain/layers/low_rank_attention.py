@@ -306,6 +306,8 @@ def _require_fitting(inputs: tuple[Tensor, ...], *, batch_dim: int) -> None:
     Raises:
         ShapeError: They are not all 2-D or all 3-D, differ in batch, or key and value in length.
     """
+    if inputs[0] is inputs[1] is inputs[2] and inputs[0].ndim in (2, 3):
+        return
     query, key, value = (tuple(t.shape) for t in inputs)
     if len(query) not in (2, 3) or not len(query) == len(key) == len(value):
         raise ShapeError(

@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 from orthotrain._checks import known, require_finite
 from orthotrain.errors import ConfigError, ShapeError
 
+# Looked up once: between two layers each look-up is one in memory.
+_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+
 
 def require_matrix(function: str, a: Tensor, *, name: str = "a") -> None:
     """Raise unless ``a`` is a finite ``(*batch, m, n)`` with ``m, n >= 1``."""
@@ -71,8 +74,8 @@ def plain() -> bool:
     return (
         peek_interpreter_stack() is None
         and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
+        and not _compiling()
+        and _tracing() is None
     )
 
 

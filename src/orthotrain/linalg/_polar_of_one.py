@@ -41,14 +41,14 @@ _EPS: Final = torch.finfo(torch.float64).eps
 _RESOLUTION: Final = torch.finfo(torch.float32).eps
 _RTOL: Final = 4 * _RESOLUTION
 _TYPES: Final = (Tensor, nn.Parameter)
-_DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_HALF: Final = (torch.bfloat16, torch.float16)
 # What the lean way understands.
 _SETTINGS: Final = frozenset({"method", "rtol", "complete"})
 # ``Rule.least_share`` of a result in float32, and a tolerance up to which it is that.
 _LEAST: Final = _EPS / _RESOLUTION
 _LARGEST_RTOL: Final = 4e-5
 # Up to so many entries an SVD costs less than the calls of a second Gram matrix and a refinement.
-_SVD_UP_TO: Final = 64 * 64
+_SVD_UP_TO: Final = 2**11
 
 
 def lean_way_first(door: Callable[_Args, Tensor]) -> Callable[_Args, Tensor]:
@@ -67,15 +67,23 @@ def _factor(
     a: Any, method: object = "auto", rtol: object = None, complete: object = False
 ) -> Tensor | None:
     """The polar factor; None for what needs a closer look, wrong arguments included."""
-    if type(a) not in _TYPES or a.dtype not in _DTYPES or not plain():
+    if type(a) not in _TYPES or not plain() or (a.requires_grad and torch.is_grad_enabled()):
         return None
-    if (a.requires_grad and torch.is_grad_enabled()) or type(method) is not str:
+    if type(method) is not str or method not in ("auto", "gram") or type(complete) is not bool:
         return None
     tolerance = _RTOL if rtol is None else rtol
     if type(tolerance) is not float or not 0 <= tolerance <= _LARGEST_RTOL:
         return None
-    if method not in ("auto", "gram") or type(complete) is not bool:
-        return None
+    dtype = a.dtype
+    if (dtype is torch.float32 or dtype in _HALF) and a.layout is torch.strided:
+        return _of_values(a, tolerance, dtype, complete=complete, silent=method == "auto")
+    return None
+
+
+def _of_values(
+    a: Tensor, rtol: float, dtype: torch.dtype, *, complete: bool, silent: bool
+) -> Tensor | None:
+    """The same for a plain tensor; None where it is no dense matrix, or has no eigenvalues."""
     try:
         shape = a.shape
         if len(shape) != 2:
@@ -92,21 +100,20 @@ def _factor(
             gram = lower_gram(wide if tall else wide.t(), wide.dtype)
         eigenvalues, v = torch.linalg.eigh(gram)
         values = eigenvalues.tolist()
-    except RuntimeError:  # no dense values, or no eigenvalues
+    except RuntimeError:
         return None
     if values[0] > _LEAST * values[-1]:
         root = torch.mm(v * eigenvalues.rsqrt_(), v.t()) if few else inverse_root(eigenvalues, v)
         q = torch.mm(wide, root) if tall else torch.mm(root, wide)
         # A third less of a cast than ``to``.
-        return q.float() if a.dtype is torch.float32 else q.to(a.dtype)
-    rule = Rule("gram", wide.dtype, _RESOLUTION, tolerance, complete, 0, method == "auto")
-    q = _closer(wide if tall else wide.t(), eigenvalues, v, rule)
-    return (q if tall else q.t()).to(a.dtype).contiguous()
+        return q.float() if dtype is torch.float32 else q.to(dtype)
+    rule = Rule("gram", wide.dtype, _RESOLUTION, rtol, complete, 0, silent)
+    q = _closer(wide if tall else wide.t(), eigenvalues, v, values, rule)
+    return (q if tall else q.t()).to(dtype).contiguous()
 
 
-def _closer(a: Tensor, eigenvalues: Tensor, v: Tensor, rule: Rule) -> Tensor:
+def _closer(a: Tensor, eigenvalues: Tensor, v: Tensor, values: list[float], rule: Rule) -> Tensor:
     """The factor of a tall matrix some directions of which are small or null, or not finite."""
-    values: list[float] = eigenvalues.tolist()
     largest = values[-1]
     null = bisect_right(values, rule.null_share * largest)
     q = None

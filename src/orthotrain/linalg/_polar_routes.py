@@ -36,8 +36,8 @@ _WHOLE_UP_TO, _PART = 2**20, 2**16
 # The inverse root is symmetric: from here on half of it is computed, .74 of the time at 768.
 _HALVED_FROM = 384
 # Rounding of a Gram matrix grows with the rows of one product: at 6x32768 it is ten times that of a
-# few hundred. So no more rows than these are taken at once, in about the same time.
-ROWS_AT_ONCE = 2048
+# few hundred. So of more rows than the first the second number is taken at once.
+ROWS_AT_ONCE, _ROWS_OF_A_PART = 2304, 2048
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,9 @@ def lower_gram(a: Tensor, dtype: torch.dtype) -> Tensor:
     if n < BLOCKED_FROM:
         return _small_gram(wide)
     gram = a.new_zeros(*a.shape[:-2], n, n, dtype=dtype)
-    for rows in torch.split(wide, ROWS_AT_ONCE, dim=-2):
+    for rows in (wide,) if m <= ROWS_AT_ONCE else torch.split(wide, _ROWS_OF_A_PART, dim=-2):
         for start, end in _quarters(n):
+            # Not addmm_, which rounds the whole sum for each few hundred rows.
             gram[..., start:end, :end] += rows[..., start:end].mT @ rows[..., :end]
     return gram
 
@@ -173,9 +174,10 @@ def _small_gram(a: Tensor) -> Tensor:
     *batch, m, n = a.shape
     if m <= ROWS_AT_ONCE:
         return a.mT @ a
-    whole = m - m % ROWS_AT_ONCE
-    parts, rest = a[..., :whole, :].reshape(*batch, -1, ROWS_AT_ONCE, n), a[..., whole:, :]
-    return torch.sum(parts.mT @ parts, dim=-3) + rest.mT @ rest
+    whole = m - m % _ROWS_OF_A_PART
+    parts = a[..., :whole, :].reshape(*batch, -1, _ROWS_OF_A_PART, n)
+    gram = torch.sum(parts.mT @ parts, dim=-3)
+    return gram if whole == m else gram + a[..., whole:, :].mT @ a[..., whole:, :]
 
 
 def gram_matrix(a: Tensor) -> Tensor:
