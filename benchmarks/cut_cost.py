@@ -5,6 +5,9 @@ of its numbers. The same steps of a twin with nothing attached are taken in turn
 by one. The extra time is given in steps after the cut, and as a share of branches of several
 lengths. A third twin spreads its update over steps, one layer per step; its longest step is given
 over the median step, each step's time being the median over rounds.
+
+``--longest`` measures that last figure alone, for networks of ``scale.py`` and 256 tokens: one run
+of as many steps as a spread update needs, in the processor's time.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from _measure import report
+from _measure import report, verdict
 from orthotrain import AdaptiveLowRank, attach
 from orthotrain.models import GPT
+from scale import SIZES, model_of
 
 STEPS, WATCHED = 72, 8
+TARGET = 3.0
 NETWORKS = ((128, 2, 12), (256, 4, 16))
 
 
@@ -60,13 +65,42 @@ def parts(dense: list[float], ours: list[float]) -> dict[str, float]:
     }
 
 
+def longest(size: str) -> tuple[str, ...]:
+    """A row: the longest step of a spread cut, over the median step of that run."""
+    model, generator = model_of(size), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    layers = sum(isinstance(m, nn.Linear) for m in model.modules())
+    steps = WATCHED + 2 * layers + 16
+    attach(model, optimizer, AdaptiveLowRank(delay_steps=0), total_steps=steps)
+    seconds = []
+    for _ in range(steps):
+        x = torch.randint(256, (4, 65), generator=generator)
+        start = time.thread_time()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
+        optimizer.step()
+        seconds.append(time.thread_time() - start)
+    seconds = seconds[1:]  # the first step makes the optimizer's state
+    over = max(seconds) / statistics.median(seconds)
+    where = seconds.index(max(seconds)) + 2
+    dense = statistics.median(seconds[: WATCHED - 2])
+    return (size, str(steps), f"{statistics.median(seconds):.3f}", f"{dense:.3f}",
+            f"{max(seconds):.3f} (step {where})", f"{over:.2f}", verdict(over, TARGET))  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=(200, 800, 1520))
     parser.add_argument("--networks", type=int, default=len(NETWORKS), help="the smallest ones")
+    parser.add_argument("--longest", nargs="+", choices=SIZES, metavar="SIZE")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.longest:
+        headings = ("size", "steps", "median, s", "watched, s", "longest, s", "ratio", "target")
+        for size in given.longest:
+            report("The longest step of a spread cut", headings, [longest(size)])
+        return
     table = []
     for width, depth, batch in NETWORKS[: given.networks]:
         rounds = [times(width, depth, batch, seed) for seed in range(given.rounds)]

@@ -3,8 +3,9 @@
 In the GPT, ``BasisStability`` and ``ConditionMonitor`` look at every linear layer; a look stands
 beside a training step and beside the look as it was before (``_before_watching.py``). Peak memory
 is what a look takes beyond what stood before it, as the kernel counts resident pages, over the
-bytes of the model. The gradients are those of the step, so of fewer tokens than channels they have
-a deficient rank. ``attach`` is timed at growing numbers of layers.
+bytes of the model. What a method keeps from look to look is in memory before and after a look, so
+it stands in a column of its own. The gradients are those of the step, so of fewer tokens than
+channels they have a deficient rank. ``attach`` is timed at growing numbers of layers.
 
 In a ResNet-18 CIFAR step with whitening behind the stem, batch 128 and 64 channels in one group,
 watched are the covariance that enters the whitening and the weight, gradient and update of the
@@ -59,8 +60,21 @@ def backward(model: GPT, tokens: torch.Tensor) -> None:
     F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
 
 
-def looks(arguments: argparse.Namespace, depth: int) -> dict[str, Callable[[], object]]:
-    """A step, and the looks as they are and as they were, each at a model of its own."""
+def _bytes(state: object) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, dict) else state
+    return sum(map(_bytes, parts)) if isinstance(state, dict | list) else 0
+
+
+def looks(
+    arguments: argparse.Namespace, depth: int, kept: dict[str, int]
+) -> dict[str, Callable[[], object]]:
+    """A step, and the looks as they are and as they were, each at a model of its own.
+
+    Bytes that a method keeps between looks are written into ``kept``.
+    """
     model, tokens, optimizer = gpt(arguments, depth)
 
     def step() -> None:
@@ -85,6 +99,7 @@ def looks(arguments: argparse.Namespace, depth: int) -> dict[str, Callable[[], o
             handle.step()
 
         candidates[name] = look
+        kept[name] = _bytes(handle.state_dict()["methods"])
     model, tokens, optimizer = gpt(arguments, depth)
     backward(model, tokens)
     candidates["stability before"] = BasisLooks(model)
@@ -115,10 +130,11 @@ def _status(key: str) -> int:
 
 
 def whole_gpt(arguments: argparse.Namespace) -> list[tuple[object, ...]]:
+    kept: dict[str, int] = {}
     seconds = interleaved_seconds(
-        looks(arguments, arguments.gpt_depth), rounds=arguments.rounds, warmup=1
+        looks(arguments, arguments.gpt_depth, kept), rounds=arguments.rounds, warmup=1
     )
-    deep = looks(arguments, arguments.peak_depth)
+    deep = looks(arguments, arguments.peak_depth, kept)
     model_bytes = 4 * sum(p.numel() for p in gpt(arguments, arguments.peak_depth)[0].parameters())
     rows = []
     for name in ("stability", "condition"):
@@ -130,6 +146,7 @@ def whole_gpt(arguments: argparse.Namespace) -> list[tuple[object, ...]]:
                 name, f"{ratio(seconds, before, 'step').median:.1f}",
                 f"{ratio(seconds, name, 'step').median:.1f}", time, verdict(time.median, 0.25),
                 f"{peak_before:.2f}", f"{peak:.2f}", verdict(round(peak, 2), 0.2),
+                f"{kept[name] / model_bytes:.2f}",
             )
         )  # fmt: skip
     return rows
@@ -259,7 +276,7 @@ def main() -> None:
         f"{arguments.gpt_depth} (peak: {arguments.peak_depth}), {arguments.tokens} tokens per step",
         (
             "method", "steps before", "steps", "time to before", "target",
-            "peak before", "peak over weights", "target",
+            "peak before", "peak over weights", "target", "kept between looks",
         ),
         whole_gpt(arguments),
     )  # fmt: skip

@@ -133,6 +133,32 @@ def test_twelve_cuts_need_one_version_after_the_dense_one(make, width, bases):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("bases", ["trained", "frozen"])
+def test_a_layer_has_one_symbol_in_the_graph(bases):
+    """With one per size of its factors, 26 in a block of a GPT, compiling took 219 s, not 13."""
+    sizes = []
+
+    def symbols_of(graph, _):
+        inputs = [n.meta["example_value"] for n in graph.graph.nodes if n.op == "placeholder"]
+        shapes = [t.shape for t in inputs if isinstance(t, Tensor)]
+        dims = [d for shape in shapes for d in shape if isinstance(d, torch.SymInt)]
+        sizes.append({s for d in dims for s in d.node.expr.free_symbols})
+        return graph.forward
+
+    model = nn.Sequential(
+        nn.Conv2d(4, 32, 3, bias=False), nn.Flatten(2), nn.Linear(4, 32, bias=False),
+        nn.Linear(32, 4),
+    )  # fmt: skip
+    optimizer = sgd(model)
+    compiled = torch.compile(model, backend=symbols_of, fullgraph=True)
+    attach(compiled, optimizer, method(rank=Falling(), only_if_cheaper=False, bases=bases))
+    for step in range(2):
+        optimizer.zero_grad()
+        compiled(inputs(step, 64).view(96, 4, 4, 4)).square().mean().backward()
+        optimizer.step()
+    assert [len(each) for each in sizes] == [0, 2]
+
+
 @pytest.mark.slow  # and needs a C++ compiler
 @pytest.mark.parametrize("bases", ["trained", "frozen"])
 def test_twelve_cuts_need_one_version_of_machine_code(bases):

@@ -17,8 +17,8 @@ class Look:
     """One weight at one time.
 
     Attributes:
-        q: Polar factor ``(*groups, m, n)``. Of a large weight in float16: its rounding is random,
-            and in a mean over ``m n`` products below 1e-6.
+        q: Polar factor ``(*groups, m, n)``. Of a large weight it is kept in float16: the rounding
+            is random, and in a mean over ``m n`` products below 5e-6.
         r: ``(*groups, k (k + 1) / 2)``, the upper triangle of ``R``, row by row.
     """
 
@@ -37,7 +37,23 @@ def look_at(weight: Tensor) -> Look:
     # directions is noise of that size, and would count as a basis in a wider dtype.
     q, r = polar_and_triangle(weight, rtol=rounding_rtol(weight))
     rows, columns = torch.triu_indices(*r.shape[-2:], device=r.device)
-    return Look(q.half() if fits(weight) else q, r[..., rows, columns])
+    return Look(q, r[..., rows, columns])
+
+
+def kept(look: Look, *, instead_of: Look | None = None) -> Look:
+    """A look as it is kept, in the memory of one that no one needs any more.
+
+    Without that, old and new looks are all over the heap, and a look at a whole model takes three
+    times the memory of its largest layer.
+    """
+    dtype = torch.float16 if fits(look.q) else look.q.dtype
+    if instead_of is not None:
+        old, same = instead_of.q, look.q.shape == instead_of.q.shape
+        if same and old.dtype == dtype and old.device == look.q.device:
+            old.copy_(look.q)
+            instead_of.r.copy_(look.r)
+            return instead_of
+    return Look(look.q.to(dtype), look.r)
 
 
 def nothing_like(weight: Tensor) -> Look:
@@ -68,13 +84,14 @@ def _stability(q_before: Tensor, q_after: Tensor) -> float | None:
 
 def _sums(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of the matrices of two batches, in float64, some rows at a time."""
-    parts = zip(torch.split(a, _ROWS, dim=-2), torch.split(b, _ROWS, dim=-2), strict=True)
+    rows = max(1, _NUMBERS // a.shape[-1])
+    parts = zip(torch.split(a, rows, dim=-2), torch.split(b, rows, dim=-2), strict=True)
     return torch.stack([(one.double() * two.double()).sum(dim=(-2, -1)) for one, two in parts]).sum(
         dim=0
     )
 
 
-_ROWS = 256
+_NUMBERS = 2**16  # that are widened at once, of each matrix
 
 
 def _scaled(r_before: Tensor, r_after: Tensor) -> tuple[Tensor, Tensor]:

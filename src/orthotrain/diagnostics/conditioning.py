@@ -25,6 +25,7 @@ from orthotrain.diagnostics._left_out import split_patterns, why_left_out
 from orthotrain.diagnostics._reading import What, in_words, read_covariance, read_weight
 from orthotrain.diagnostics._watch import ClosureHook, LookHook
 from orthotrain.errors import ConfigError, OrthotrainWarning
+from orthotrain.linalg._gram_in_parts import fits
 from orthotrain.linalg.condition import ConditionMethod
 from orthotrain.methods._optimizer import gradient_scale
 from orthotrain.methods.protocol import Bound, Method, Phase, Record, Run
@@ -39,7 +40,7 @@ from orthotrain.methods.targets import Target, dense_gradient, find_targets, of_
 _NAME: Final = "condition_monitor"
 
 # Copies of weights before a step: one in so many of the model's numbers, or so many numbers.
-_SHARE_COPIED: Final = 5
+_SHARE_COPIED: Final = 10
 _ALWAYS_COPIED: Final = 2**22
 
 
@@ -89,7 +90,7 @@ class ConditionMonitor(Method):
     a ResNet is measured by ``python benchmarks/watching.py``. A step without a look costs tens of
     microseconds. All is read on the CPU, so a look waits for an accelerator.
 
-    An update needs a copy of the weight before the step. Copies take at most a fifth of the
+    An update needs a copy of the weight before the step. Copies take at most a tenth of the
     model's numbers (or 4,194,304 numbers, or one weight, where that is more). Where the watched
     weights are more than that, looks read the updates of a part of them in turn; ``handle.plan``
     says in how many looks each has its turn.
@@ -265,9 +266,10 @@ class _BoundMonitor(Bound):
             return
         look = (self._run.step + 1) // self._method.every_steps
         targets = of_this_step(self._turns[look % len(self._turns)], self._run)
-        self._before = {t: t.parameter.detach().clone() for t in targets}
+        # Before there are copies, so that the two do not add up in memory.
         if not self._has_closure:
             self._keep_gradients()
+        self._before = {t: t.parameter.detach().clone() for t in targets}
 
     def measure(self) -> None:
         if not self._before:
@@ -277,7 +279,10 @@ class _BoundMonitor(Bound):
             self._keep_gradients()
         for target in list(before):
             old = before.pop(target).cpu()
-            delta = target.parameter.detach().cpu().to(torch.float64, copy=True).sub_(old)
+            new = target.parameter.detach().cpu()
+            # Of a large weight the difference is exact enough in float32, which is exact for less.
+            wide = torch.float32 if fits(target.layout.matrices(new)) else torch.float64
+            delta = new.to(wide, copy=True).sub_(old)
             read = self._read("update", target, delta, old=old)
             self._pending["update", target.name] = read
 

@@ -16,7 +16,7 @@ from orthotrain._checks import require_count, require_steps
 from orthotrain._doors import checked
 from orthotrain._sharded import USE_DDP, require_whole, sharding_of
 from orthotrain.diagnostics._left_out import split_patterns, why_left_out
-from orthotrain.diagnostics._look import Look, compared, look_at, nothing_like
+from orthotrain.diagnostics._look import Look, compared, kept, look_at, nothing_like
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning, StateError
 from orthotrain.layers import LowRankTransposedLinear
 from orthotrain.layers._factors import low_rank_class_of
@@ -53,8 +53,8 @@ class BasisStability(Method):
     "left_out"}``, the last the reason; ``handle.plan`` names them, too.
 
     A look takes one layer after another. Of a weight with a smaller side of 128 and more, polar
-    factor and triangle come from one Gram matrix; ``stability`` is then within 3e-5 and ``mixing``
-    within 1e-5 of what float64 gives, and time and memory are those of ``benchmarks/watching.py``.
+    factor and triangle come from one Gram matrix; ``stability`` and ``mixing`` are then within 1e-5
+    of what float64 gives, and time and memory are those of ``benchmarks/watching.py``.
     Each of the ``lag`` looks kept takes ``2 m n + 2 k (k + 1)`` bytes per such matrix with
     ``k = min(m, n)``, half as much as the weight or the same if it is square. Smaller weights and
     those in float64 are kept, and compared, in their own precision.
@@ -137,7 +137,7 @@ class _BoundStability(Bound):
         if not self._looks:
             for name, reason in self._left_out.items():
                 self._run.record(method=_NAME, layer=name, left_out=reason)
-            self._looks.append({name: look for name, _, look in self._look()})
+            self._looks.append({name: kept(look) for name, _, look in self._look()})
 
     def after_step(self) -> None:
         if self._run.step % self._method.every_steps:
@@ -151,7 +151,7 @@ class _BoundStability(Bound):
             # A weight that was cut by hand since starts again.
             if before is not None and before.q.shape == look.q.shape:
                 self._record(name, rank, before, look)
-            now[name] = look
+            now[name] = kept(look, instead_of=before)
 
     def _look(self) -> Iterator[tuple[str, int, Look]]:
         for module_name, module in self._layers:
@@ -205,7 +205,7 @@ class _BoundStability(Bound):
     def state_dict(self) -> dict[str, Any]:
         return {
             "looks": [
-                {name: {"q": look.q, "r": look.r} for name, look in looks.items()}
+                {name: {"q": look.q.clone(), "r": look.r.clone()} for name, look in looks.items()}
                 for looks in self._looks
             ]
         }
@@ -232,7 +232,10 @@ class _BoundStability(Bound):
                     f"in {', '.join(differing[:5])}; load it into the model it was saved with"
                 )
         self._looks = deque(
-            ({name: Look(**entry) for name, entry in look.items()} for look in looks),
+            (
+                {name: Look(entry["q"].clone(), entry["r"].clone()) for name, entry in look.items()}
+                for look in looks
+            ),
             maxlen=self._method.lag,
         )
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from orthotrain._checks import require_tensor
 from orthotrain.errors import ConfigError, ShapeError
 from orthotrain.layers._cost import cheapest_form
+from orthotrain.layers._rank_symbols import tell_sizes
 from orthotrain.layers._recomputed import can_be_recomputed, worth_it
 from orthotrain.layers._tracing import exporting, holds_for_sure, transformed
 
@@ -54,6 +55,7 @@ def low_rank_linear(
         Differentiable any number of times in ``x``, ``core`` and ``bias``.
     """
     (m, k), n = u.shape, vh.shape[1]
+    tell_sizes((k, core.shape[0]), (k, core.shape[1]), (k, vh.shape[0]))
     require_width(x, n, m)
     if x.is_meta and not u.is_meta:
         raise ConfigError(

@@ -50,3 +50,13 @@ count_version._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def versions() -> dict[int, int]:
     """How often torch compiled each function that has low-rank layers, by its own number of it."""
     return dict(_versions)
+
+
+def tell_sizes(*pairs: tuple[int, int]) -> None:
+    """Tell torch, while it compiles, which sizes are the same, so that they are one symbol.
+
+    It learns some from the products that are traced, but not that a core is square.
+    """
+    if torch.compiler.is_compiling():
+        for one, other in pairs:
+            torch._check(one == other)

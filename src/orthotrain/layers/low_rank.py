@@ -18,6 +18,7 @@ from orthotrain.layers._factors import holds_pair
 from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._inference import plain_linear
 from orthotrain.layers._pair_contraction import pair_linear
+from orthotrain.layers._rank_symbols import tell_sizes
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import leaf
 from orthotrain.linalg.matrices import WeightLayout, weight_layout
@@ -113,6 +114,7 @@ class LowRankLinear(SingleWeight, nn.Linear):
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.out_features)
+        tell_sizes((self.u.shape[0], self.out_features))
         return low_rank_linear(x, self.u, self.core, self.vh, self.bias)
 
     def _fresh(self) -> nn.Module:
@@ -199,6 +201,7 @@ class LowRankTransposedLinear(SingleWeight):
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
+        tell_sizes((self.vh.shape[1], self.nx))
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
 
     def _fresh(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from orthotrain.layers._factors import holds_pair
 from orthotrain.layers._forms import register_low_rank
 from orthotrain.layers._inference import plain_conv
 from orthotrain.layers._pair_contraction import pair_conv
+from orthotrain.layers._rank_symbols import tell_sizes
 from orthotrain.layers._recomputed import keep_less_before
 from orthotrain.layers._single_weight import Layer, SingleWeight, copied
 from orthotrain.layers._tracing import exporting, leaf
@@ -81,6 +83,14 @@ class _LowRankConv(SingleWeight):
             pair, m = self.pair.reshape(*lead, *self.pair.shape), self.out_channels // self.groups
             y = pair_conv(padded, pair, self.bias, geometry, m=m, kernel=self.kernel_size)
         else:
+            rank, n = (
+                self.u.shape[-1],
+                math.prod(self.kernel_size) * self.in_channels // self.groups,
+            )
+            tell_sizes(
+                (rank, self.core.shape[-1]), (rank, self.core.shape[-2]), (rank, self.vh.shape[-2]),
+                (self.u.shape[-2], self.out_channels // self.groups), (self.vh.shape[-1], n),
+            )  # fmt: skip
             u, core = (t.reshape(*lead, *t.shape) for t in (self.u, self.core))
             filters = self.vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
             y = low_rank_conv(padded, u, core, filters, self.bias, geometry)

@@ -73,8 +73,9 @@ def polar_and_triangle_by_gram(a: Tensor, *, rtol: float) -> tuple[Tensor, Tenso
     largest = gram.diagonal().max()
     # Within the range of float32, whatever the scale of the weight.
     unit = torch.where(largest > 0, largest, 1.0)
-    gram /= unit
-    q = a.float() @ (_inverse_root(gram, rtol) / unit.sqrt()).float()
+    gram.tril_().div_(unit)
+    gram += gram.tril(-1).T
+    q = a.float() @ _inverse_root(gram, rtol).div_(unit.sqrt()).float()
     # The Cholesky factor needs what rounding may have taken from the least eigenvalue.
     gram.diagonal().add_(2 * NOISE * len(gram))
     factor, _ = torch.linalg.cholesky_ex(gram)
@@ -82,29 +83,31 @@ def polar_and_triangle_by_gram(a: Tensor, *, rtol: float) -> tuple[Tensor, Tenso
 
 
 def _inverse_root(gram: Tensor, rtol: float) -> Tensor:
-    """Inverse root of a symmetric matrix of norm one or more, zero in null directions.
+    """Inverse root of a symmetric matrix of norm one or more, zero in null directions; in float64.
 
     Eigenvectors in float32 take half of the time, and are right where the eigenvalue is not small.
-    The few that are not are found anew, in float64, in the space they span.
+    The few that are not are found anew, in float64, in the space they span. Their part of the root
+    is large, and large directions see its rounding: it is multiplied in float64.
     """
-    n = len(gram)
+    least = max(rtol, LEAST_SHARE) ** 2
     values, v = torch.linalg.eigh(gram.float())
-    rough = int((values < _ROUGH * values[-1]).sum())
-    if 4 * rough > n:
+    rough = int((values <= _ROUGH * values[-1]).sum())
+    if 4 * rough > len(gram):
         values, v = torch.linalg.eigh(gram)
-    elif rough:
-        fine, few = v[:, rough:], v[:, :rough].double()
-        whole = gram.tril() + gram.tril(-1).T
-        # What of the fine ones is mixed into the few: their angle, to first order.
-        angle = (fine.T @ (whole @ few).float()) / values[rough:].unsqueeze(-1)
-        few = torch.linalg.qr(few - (fine @ angle).double()).Q
-        few_values, inner = torch.linalg.eigh(few.T @ (whole @ few))
-        v = torch.cat([(few @ inner).float(), fine], dim=-1)
-        values = torch.cat([few_values, values[rough:].double()])
-    values = values.double()
-    kept = (values >= max(rtol, LEAST_SHARE) ** 2 * values[-1]) & (values > 0)
-    scale = torch.where(kept, values, 1.0).rsqrt() * kept
-    # Rounded to float32 the error is random, and next to nothing in a mean over all directions.
-    v = v.float()
-    root: Tensor = (v * scale.float()) @ v.T
-    return root
+        return (v * _inverse_roots(values, least * values[-1])) @ v.T
+    fine, few, fine_values = v[:, rough:], v[:, :rough].double(), values[rough:]
+    root = ((fine * fine_values.rsqrt()) @ fine.T).double()
+    if not rough:
+        return root
+    # What of the fine ones is mixed into the few: their angle, to first order.
+    angle = (fine.T @ (gram @ few).float()) / fine_values.unsqueeze(-1)
+    few = torch.linalg.qr(few - (fine @ angle).double()).Q
+    few_values, inner = torch.linalg.eigh(few.T @ (gram @ few))
+    few = few @ inner
+    return root.addmm_(few * _inverse_roots(few_values, least * values[-1]), few.T)
+
+
+def _inverse_roots(values: Tensor, least: Tensor) -> Tensor:
+    """Of eigenvalues; zero for those below ``least``."""
+    kept = (values >= least) & (values > 0)
+    return torch.where(kept, values, 1.0).rsqrt() * kept

@@ -174,8 +174,8 @@ def polar_and_triangle(
     """What ``basis_stability`` and ``mixing_similarity`` need of one weight; no gradient.
 
     Of a large one below float64 both come from its Gram matrix, in a fifth to a quarter of the time
-    of an SVD and a QR decomposition. The stability is within 3e-5 of theirs, the mixing within
-    1e-5. Those of a batch are decomposed one after another.
+    of an SVD and a QR decomposition. Stability and mixing are within 1e-5 of theirs. Those of a
+    batch are decomposed one after another.
 
     Args:
         a: ``(*batch, m, n)``.
