@@ -30,7 +30,9 @@ def put_adapters(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
         rank_pattern=ranks,
         alpha_pattern=ranks,  # so that updates count once
     )
-    with torch.random.fork_rng():  # PEFT draws from the global state; the method draws again
+    # PEFT draws from the global state. What it draws is never used: the method draws again.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # PEFT froze all but the adapters
