@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from cli.calls import SOURCE, fails, without
 from orthotrain.cli import main
