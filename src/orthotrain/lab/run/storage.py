@@ -21,6 +21,9 @@ from orthotrain.files import remedy
 
 # Signs of life in the time after which a trial without any is ended.
 _SIGNS: Final = 4
+# What a database says where somebody else makes the same tables, and how often it is asked.
+_AT_ONCE: Final = {"IntegrityError", "OperationalError", "ProgrammingError"}
+_TRIES: Final = 3
 
 _logger = logging.getLogger("orthotrain")
 
@@ -49,17 +52,27 @@ def opened(storage: str, *, what: str = "--storage") -> Any:
     """
     optuna = load_optuna(what)
     if "://" in storage:
-        try:
-            return optuna.storages.get_storage(storage)
-        except Exception as error:  # whatever the package of a database raises
-            raise ConfigError(
-                f"--storage: {storage} cannot be opened ({type(error).__name__}: {error}); need a "
-                "file, or a URL that optuna.storages.get_storage takes"
-            ) from error
+        return _database(optuna, storage)
     path = Path(storage)
     if path.is_dir():
         raise ConfigError(f"--storage: {path} is a folder; name a file in it")
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+
+
+def _database(optuna: Any, url: str) -> Any:
+    """The storage at a URL. Of two commands that make its tables at once, one tries again."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # whatever the package of a database raises
+            if left and type(error).__name__ in _AT_ONCE:
+                time.sleep(1.0)
+                continue
+            raise ConfigError(
+                f"--storage: {url} cannot be opened ({type(error).__name__}: {error}); need a "
+                "file, or a URL that optuna.storages.get_storage takes"
+            ) from error
+    raise AssertionError
 
 
 @contextmanager
