@@ -83,9 +83,10 @@ def longest(size: str) -> tuple[str, ...]:
     seconds = seconds[1:]  # the first step makes the optimizer's state
     over = max(seconds) / statistics.median(seconds)
     where = seconds.index(max(seconds)) + 2
+    update = max(seconds[WATCHED - 2 :]) / statistics.median(seconds)
     dense = statistics.median(seconds[: WATCHED - 2])
     return (size, str(steps), f"{statistics.median(seconds):.3f}", f"{dense:.3f}",
-            f"{max(seconds):.3f} (step {where})", f"{over:.2f}", verdict(over, TARGET))  # fmt: skip
+            f"{max(seconds):.3f} (step {where})", f"{over:.2f}", verdict(over, TARGET), f"{update:.2f}")  # fmt: skip
 
 
 def main() -> None:
@@ -97,7 +98,16 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.longest:
-        headings = ("size", "steps", "median, s", "watched, s", "longest, s", "ratio", "target")
+        headings = (
+            "size",
+            "steps",
+            "median, s",
+            "watched, s",
+            "longest, s",
+            "ratio",
+            "target",
+            "longest of the update",
+        )
         for size in given.longest:
             report("The longest step of a spread cut", headings, [longest(size)])
         return

@@ -59,4 +59,4 @@ def tell_sizes(*pairs: tuple[int, int]) -> None:
     """
     if torch.compiler.is_compiling():
         for one, other in pairs:
-            torch._check(one == other)
+            torch._check(one == other)  # type: ignore[no-untyped-call]

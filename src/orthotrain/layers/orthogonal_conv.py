@@ -66,7 +66,8 @@ class OrthogonalConv2d(nn.Module):
     **Evaluation** keeps the kernel, or the vectors of 50 rounds of the power iteration, until a
     weight changes. What torch counts is seen: ``load_state_dict`` and any operation in place. So
     are steps of fused optimizers and most writes through ``.data``, which it does not count.
-    Where a pass records derivatives of the weight, the kernel is made in that pass.
+    Where a pass records derivatives of the weight, the kernel is made in that pass. So are the
+    vectors where Inductor compiles such a pass, unless its ``layout_optimization`` is off.
 
     **Stride.** ``"kernel"`` is a convolution with that stride, ``kernel_size >= stride``.
     ``"skew"`` moves blocks of ``stride x stride`` pixels into channels first, so its kernel spans

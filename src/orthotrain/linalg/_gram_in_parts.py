@@ -94,9 +94,10 @@ def _inverse_root(gram: Tensor, rtol: float) -> Tensor:
     rough = int((values <= _ROUGH * values[-1]).sum())
     if 4 * rough > len(gram):
         values, v = torch.linalg.eigh(gram)
-        return (v * _inverse_roots(values, least * values[-1])) @ v.T
+        whole: Tensor = (v * _inverse_roots(values, least * values[-1])) @ v.T
+        return whole
     fine, few, fine_values = v[:, rough:], v[:, :rough].double(), values[rough:]
-    root = ((fine * fine_values.rsqrt()) @ fine.T).double()
+    root: Tensor = ((fine * fine_values.rsqrt()) @ fine.T).double()
     if not rough:
         return root
     # What of the fine ones is mixed into the few: their angle, to first order.
@@ -110,4 +111,5 @@ def _inverse_root(gram: Tensor, rtol: float) -> Tensor:
 def _inverse_roots(values: Tensor, least: Tensor) -> Tensor:
     """Of eigenvalues; zero for those below ``least``."""
     kept = (values >= least) & (values > 0)
-    return torch.where(kept, values, 1.0).rsqrt() * kept
+    roots: Tensor = torch.where(kept, values, 1.0).rsqrt() * kept
+    return roots

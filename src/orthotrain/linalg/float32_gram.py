@@ -55,7 +55,8 @@ def float32_values(
         found = None if gram is None else torch.linalg.eigvalsh(gram)
     if found is None or not _apart(found):
         return None
-    return found.flip(-1).double().sqrt()
+    s: Tensor = found.flip(-1).double().sqrt()
+    return s
 
 
 @torch.no_grad()
@@ -121,7 +122,8 @@ def _largest(gram: Tensor) -> Tensor:
     x = gram.sum(-1, keepdim=True) + gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
     for _ in range(_POWER_ITERATIONS):
         x = gram @ (x / torch.linalg.vector_norm(x, dim=-2, keepdim=True))
-    return torch.linalg.vector_norm(x, dim=(-2, -1))
+    largest: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1))
+    return largest
 
 
 def _apart(eigenvalues: Tensor) -> bool:

@@ -19,7 +19,7 @@ from orthotrain.errors import ConfigError, OrthotrainWarning
 from orthotrain.layers._rank_symbols import let_ranks_vary, versions
 from orthotrain.lowrank.agree import Agreement
 from orthotrain.lowrank.decide import KEEP
-from orthotrain.lowrank.look import require_reachable
+from orthotrain.lowrank.reachable import require_reachable
 from orthotrain.lowrank.settings import LowRankSettings
 from orthotrain.lowrank.sites import Site, other_numbers
 from orthotrain.lowrank.uncompiled import Uncompiled

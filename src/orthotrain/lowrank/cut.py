@@ -24,11 +24,11 @@ from orthotrain.lowrank.look import (
     decomposed,
     decomposed_in,
     leading,
-    require_reachable_in,
 )
 from orthotrain.lowrank.measure import LossFunction, Measured, measured
 from orthotrain.lowrank.output_error import errors_by_rank, least_rank
 from orthotrain.lowrank.rank_rule import Candidate, Limits, RankRule
+from orthotrain.lowrank.reachable import require_reachable_in
 from orthotrain.lowrank.settings import MAX_ASPECT, Importance, require_aspect
 from orthotrain.lowrank.sites import Refusal, Selection, Site, other_numbers
 

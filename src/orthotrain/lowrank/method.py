@@ -161,8 +161,8 @@ class AdaptiveLowRank(LowRankSettings, Method):
                 devices whose data decide, a sharded one, or an optimizer that cannot train factors.
         """
         # Loaded where a run needs it: the layers and all that trains them.
-        from orthotrain.lowrank.look import require_reachable_in
         from orthotrain.lowrank.measure import require_one_device
+        from orthotrain.lowrank.reachable import require_reachable_in
         from orthotrain.lowrank.sites import Selection, find_sites, require_sites
         from orthotrain.lowrank.training import LowRankTraining
 
