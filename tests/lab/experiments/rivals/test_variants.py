@@ -3,10 +3,11 @@ import pytest
 from lab.experiments.rivals.tiny import CONFIG, NAMES, OURS, VIT
 from orthotrain.errors import ConfigError, MissingPackageError
 from orthotrain.lab.experiments.catalog import find_recipe
-from orthotrain.lab.experiments.rivals import variants
+from orthotrain.lab.experiments.rivals import table
 from orthotrain.lab.experiments.rivals.recipes.stdlib_gpt_rivals import GRID
+from orthotrain.lab.experiments.rivals.table import RIVALS
 from orthotrain.lab.experiments.rivals.tuning import RivalGrid
-from orthotrain.lab.experiments.rivals.variants import RIVALS, rival_variants
+from orthotrain.lab.experiments.rivals.variants import rival_variants
 from orthotrain.lab.named import named
 
 RECIPES = ("stdlib-gpt-rivals", "cifar10-minivit-rivals")
@@ -17,7 +18,7 @@ LINE = (
 
 @pytest.fixture
 def no_peft(monkeypatch):
-    monkeypatch.setattr(variants, "find_spec", lambda name: None)
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
 
 
 def with_rates(config, **rates):

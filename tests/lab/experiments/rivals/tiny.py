@@ -9,7 +9,8 @@ from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRecord
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
 from orthotrain.lab.experiments.rivals.build import language_on, vit_on
 from orthotrain.lab.experiments.rivals.config import RivalSettings, ViTRivals
-from orthotrain.lab.experiments.rivals.variants import RIVALS, variant_of
+from orthotrain.lab.experiments.rivals.table import RIVALS
+from orthotrain.lab.experiments.rivals.variants import variant_of
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 

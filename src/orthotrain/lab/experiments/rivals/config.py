@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from orthotrain._names import did_you_mean
 from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
+from orthotrain.lab.experiments.rivals.table import rate_names
 from orthotrain.lab.run.config import RunConfig, at_least, below_one, need, positive
 
 
@@ -65,9 +66,6 @@ class RivalsRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The table of rivals reads these settings, so it is read when they are there.
-        from orthotrain.lab.experiments.rivals.variants import rate_names
-
         known = rate_names()
         need("dense" in self.rival_rates, "rival_rates has no rate of dense; give one")
         for name, rate in self.rival_rates.items():

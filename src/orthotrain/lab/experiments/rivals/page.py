@@ -10,7 +10,7 @@ from orthotrain.lab.experiments.branches.goal import Goal
 from orthotrain.lab.experiments.branches.kinds import finished
 from orthotrain.lab.experiments.language.columns import BITS
 from orthotrain.lab.experiments.lowrank.columns import GOAL as ACCURACY
-from orthotrain.lab.experiments.rivals.variants import HALF, RIVALS, left_out
+from orthotrain.lab.experiments.rivals.table import HALF, RIVALS, left_out
 from orthotrain.lab.experiments.sizes import sizes
 from orthotrain.lab.report.claims import Claim, each
 from orthotrain.lab.report.default import pairs_with_baseline

@@ -8,7 +8,8 @@ from typing import Any
 
 from orthotrain.lab.experiments.branches import rates as grid
 from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant
-from orthotrain.lab.experiments.rivals.variants import installed, variant_of
+from orthotrain.lab.experiments.rivals.table import installed
+from orthotrain.lab.experiments.rivals.variants import variant_of
 from orthotrain.lab.experiments.search import search_record, searched_run
 from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Choice

@@ -11,7 +11,7 @@ from torch import nn
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
-from orthotrain.lab.experiments.rivals.variants import HALF
+from orthotrain.lab.experiments.rivals.table import HALF
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.lowrank.rank_rule import Candidate, RankRule
 
