@@ -116,7 +116,7 @@ def test_a_bad_trial_is_given_up_on_its_way_and_one_that_is_not_finite_at_once(t
     # What they would have reached, at the recipe's width of 4.
     worst = [(one["settings"]["optim.lr"] - 0.3) ** 2 + 0.16 for one in pruned]
     assert min(worst) > min(whole)
-    endless = replace(PLAIN, space={"optim.lr": Number(1.0, 50.0)})
+    endless = replace(PLAIN, space={"optim.lr": Number(0.5, 5.0)})
     found = search(tmp_path / "endless", trials=8, parts=(endless,), name="endless")
     broken = [one for one in found["trials"] if one["settings"]["optim.lr"] > 2]
     assert broken

@@ -131,7 +131,7 @@ def _run_grid(
     config, variants = search.config(command.config), search.variants()
     for name in ("trials", "parts", "objectives", "at_most"):
         need(
-            not command.arguments[name],
+            not getattr(command.arguments, name),
             f"--{name.replace('_', '-')}: {experiment.name} compares a fixed list of settings; "
             "leave it out",
         )

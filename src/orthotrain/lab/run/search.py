@@ -146,7 +146,7 @@ def _names(part: Part) -> list[str]:
 
 
 def _done(trial: Any) -> bool:
-    return trial.state.name == "COMPLETE"
+    return bool(trial.state.name == "COMPLETE")
 
 
 def _yardstick(searched: Searched) -> float | None:
