@@ -174,20 +174,23 @@ def rhythm(step: int, *, delay_steps: int, every_steps: int | None, rewarm_steps
 
 
 def updates_plan(
-    method: LowRankUpdates, settings: RivalSettings, *, rival: str, total_steps: int
+    method: LowRankUpdates,
+    settings: RivalSettings,
+    *,
+    rebuild: Callable[..., nn.Module],
+    total_steps: int,
 ) -> Plan:
     """The plan of updates that were put into a model.
 
     Args:
         method: That trains them.
         settings: By hand.
-        rival: Whose layers they are, for checkpoints.
+        rebuild: Builds the network of a checkpoint from ``base`` and ``rank_fraction``.
         total_steps: Of the run.
     """
 
     def network(base: dict[str, Any]) -> Mapping[str, Any]:
-        entry = {"base": base, "rival": rival, "rank_fraction": settings.rank_fraction}
-        return network_entry(with_updates, entry)
+        return network_entry(rebuild, {"base": base, "rank_fraction": settings.rank_fraction})
 
     return Plan(
         (method,),
@@ -202,8 +205,13 @@ def updates_plan(
 
 
 @rebuilds
-def with_updates(*, base: Mapping[str, Any], rival: str, rank_fraction: float) -> nn.Module:
-    """The network of a checkpoint, with updates beside its weights.
+def with_updates(*, base: Mapping[str, Any], rank_fraction: float) -> nn.Module:
+    """The network of a checkpoint, with updates beside its weights."""
+    return rebuilt(base, partial(put_updates, rank_fraction=rank_fraction))
+
+
+def rebuilt(base: Mapping[str, Any], put: Callable[[nn.Module], Sequence[Updated]]) -> nn.Module:
+    """The network that a checkpoint was begun with, with what was put into it.
 
     Raises:
         CheckpointError: It names a function that is no builder of networks.
@@ -211,11 +219,8 @@ def with_updates(*, base: Mapping[str, Any], rival: str, rank_fraction: float) -
     build = named(base["build"])
     if not may_rebuild(build):
         raise CheckpointError(f"{base['build']} is not marked as a function that rebuilds networks")
-    put = put_updates
-    if rival == "lora-peft":  # loaded where it is installed
-        from orthotrain.lab.experiments.rivals.peft_adapters import put_adapters as put
     model: nn.Module = build(**base["settings"])
-    for layer in put(model, rank_fraction=rank_fraction):
+    for layer in put(model):
         layer.switch(True)
     return model
 
@@ -244,4 +249,4 @@ def relora_like(model: nn.Module, settings: RivalSettings, *, total_steps: int, 
         every_steps=max(1, -(-(total_steps - delay) // (settings.restarts + 1))),
         seed=seed,
     )
-    return updates_plan(method, settings, rival="relora-like", total_steps=total_steps)
+    return updates_plan(method, settings, rebuild=with_updates, total_steps=total_steps)

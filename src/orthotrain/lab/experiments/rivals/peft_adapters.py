@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,13 @@ from orthotrain.extras import optional_module
 from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
 from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
-from orthotrain.lab.experiments.rivals.low_rank_updates import LowRankUpdates, Updated, updates_plan
+from orthotrain.lab.experiments.rivals.low_rank_updates import (
+    LowRankUpdates,
+    Updated,
+    rebuilt,
+    updates_plan,
+)
+from orthotrain.lab.run.restore import rebuilds
 
 _ADAPTER = "default"
 
@@ -39,6 +47,12 @@ def put_adapters(model: nn.Module, *, rank_fraction: float) -> list[Updated]:
     return [_updated(name, model.get_submodule(name)) for name in layers]
 
 
+@rebuilds
+def with_adapters(*, base: Mapping[str, Any], rank_fraction: float) -> nn.Module:
+    """The network of a checkpoint, with adapters beside its weights."""
+    return rebuilt(base, partial(put_adapters, rank_fraction=rank_fraction))
+
+
 def _updated(name: str, layer: Any) -> Updated:
     a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
     return Updated(name, layer.base_layer, a, b, layer.enable_adapters)
@@ -56,4 +70,4 @@ def lora_peft(model: nn.Module, settings: RivalSettings, *, total_steps: int, se
         every_steps=None,
         seed=seed,
     )
-    return updates_plan(method, settings, rival="lora-peft", total_steps=total_steps)
+    return updates_plan(method, settings, rebuild=with_adapters, total_steps=total_steps)
