@@ -266,9 +266,8 @@ class _BoundMonitor(Bound):
             return
         look = (self._run.step + 1) // self._method.every_steps
         targets = of_this_step(self._turns[look % len(self._turns)], self._run)
-        # Before there are copies, so that the two do not add up in memory.
         if not self._has_closure:
-            self._keep_gradients()
+            self._keep_gradients()  # before there are copies: the two do not add up in memory
         self._before = {t: t.parameter.detach().clone() for t in targets}
 
     def measure(self) -> None:
