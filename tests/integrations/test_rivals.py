@@ -52,7 +52,7 @@ def test_adapters_begin_at_half_of_the_run_and_cost_nothing_before():
 
 
 def test_a_killed_training_goes_on_bit_for_bit_and_gives_its_network_back(tmp_path):
-    assert_goes_on(partial(train_here, name="lora-peft"), tmp_path, at=[9])
+    assert_goes_on(partial(train_here, name="lora-peft"), tmp_path, at=[16])
     again = read_network(SeedFolder(tmp_path / "whole").checkpoint)
     read = tiny_text().train[None, :16].long()
     trained = stepped(trainer_of("lora-peft"), STEPS)

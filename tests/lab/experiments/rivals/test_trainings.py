@@ -70,7 +70,7 @@ def test_sizes_are_what_each_rival_promises():
     ("name", "steps"),
     [
         ("galore-like", [9]),
-        ("relora-like", [9]),
+        ("relora-like", [13]),
         ("cuttlefish-like", [7]),
         pytest.param("relora-like", [6, 12, 18], marks=pytest.mark.slow),
         pytest.param("cuttlefish-like", [8, 13], marks=pytest.mark.slow),
