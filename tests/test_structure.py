@@ -354,7 +354,7 @@ def test_the_library_has_four_dependencies():
 
 def test_the_extra_is_what_commands_look_for_and_the_library_may_not_import():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"lab", "transformers", "lightning", "search"}
+    assert set(extras) == {"lab", "transformers", "lightning", "search", "timm"}
     homes = metadata.packages_distributions()
     looked_for = {canonicalize_name(homes[module][0]) for module in LABORATORY}
     assert looked_for == {canonicalize_name(Requirement(name).name) for name in extras["lab"]}
