@@ -85,11 +85,11 @@ def test_the_page_shows_both_schedules_their_walks_and_the_published_curves(tmp_
         here = "lab.experiments.settling.tiny:build_tiny"
         run_all(Run(here, CONFIG, folder), settling_variants(CONFIG))
     run = load_run(folder.path)
-    panel = PAGE.lead[0].panels[0]
+    panel, other = PAGE.lead[0].panels
     assert [v.name for v, _ in panel.curves(run)] == [v.name for v in settling_variants(CONFIG)]
-    published = [tuple(line.y) for line in panel.beside]
+    published = [tuple(line.y) for line in other.beside]
     assert published == list(PUBLISHED_STABILITY.values())
-    assert all("ImageNet (published)" in line.label for line in panel.beside)
+    assert all("ImageNet (published)" in line.label for line in other.beside)
     assert "random walk, steps of constant rate" in closing_table(folder.path)
 
 

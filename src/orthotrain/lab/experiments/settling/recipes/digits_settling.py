@@ -39,6 +39,12 @@ DIGITS_SETTLING = Experiment(
             seeds=(0,),
         ),
         "cpu": _CPU,
+        "full": replace(
+            _CPU,
+            model=ModelConfig(patch_size=4, width=192, depth=6, heads=6),
+            optim=replace(_CPU.optim, lr=1e-3, min_lr=1e-3 / 300),
+            seeds=(0, 1, 2, 3, 4),
+        ),
     },
     variants=settling_variants,
     build="orthotrain.lab.experiments.settling.build:build",
