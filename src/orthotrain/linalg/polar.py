@@ -58,7 +58,8 @@ def polar_factor(
               SVD, with a warning, is left for what has null directions all the same, and for
               float64 from 5e3 on.
             - ``"auto"`` is ``"gram"`` without the warning for float32 and less, and ``"svd"``
-              for float64. One small matrix takes the SVD in place of a refinement. The benchmark
+              for float64. One of up to 2,048 entries takes the SVD, silently, where it would need
+              that second Gram matrix. The benchmark
               ``benchmarks/polar.py`` stands behind it on CPU. On an accelerator the choice is the
               same and was not measured: it is the one that is right at any condition; name
               ``"polar_express"`` to have products only.
@@ -67,9 +68,9 @@ def polar_factor(
             - ``"newton_schulz"`` and ``"polar_express"`` use matrix products only. They bring
               to one what is large enough for ``max_iters``, and warn with the residual where a
               direction is left between zero and one.
-              On CPU that is slower: at 64x27 ``"polar_express"`` took 3.6 times as long as torch's
-              SVD, ``"auto"`` 1.1 to 1.2. At condition 1e4 its error was .10, against 2.5e-8
-              (``benchmarks/results/polar.txt``).
+              On CPU that is slower: at 64x27 ``"polar_express"`` took 3.3 to 3.8 times as long as
+              torch's SVD, ``"auto"`` about as long. At condition 1e4 its error was .10, against
+              2.5e-8 (``benchmarks/results/polar.txt``).
         rtol: In ``[0, 1)``. Directions with ``s_i < rtol * s_0`` are null and stay zero, so a
             zero matrix maps to zero, also with 0. Defaults to the larger of ``4 * eps`` of the
             input's dtype (rounding of a matrix product; half precision counts as exact,
