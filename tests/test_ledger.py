@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orthotrain.errors import DataError
+from orthotrain.lab.experiments.catalog import find_recipe, recipe_names
 from orthotrain.lab.report.claims import WORDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,3 +159,21 @@ def test_the_verdicts_are_those_that_the_reports_gave(script, ledger):
             assert (said in ("not decided", "no loss seen")) == (kept[-1] in within)
             checked += 1
     assert checked > 40
+
+
+def test_rows_that_wait_for_a_run_name_variants_that_it_has(script):
+    """A row whose file is not there yet says nothing; a slip in a name would never show."""
+    runs, records = script("ledger_runs"), script("ledger_records")
+    known = set(recipe_names())
+    for figure in (row.figure for part in script("ledger_rows").SECTIONS for row in part.rows):
+        waits = isinstance(figure, records.Compared | records.BySeed)
+        if not waits or (RESULTS / f"{figure.record}_seeds.csv").exists():
+            continue
+        _, _, recipe, *scale = runs.RECORDS[figure.record].command.split()
+        if recipe not in known or list(RESULTS.glob(f"{figure.record}_*.csv")):
+            continue
+        experiment = find_recipe(recipe)
+        config = experiment.at(scale[1] if scale else experiment.default_scale)
+        titles = {variant.title for variant in experiment.variants(config)}
+        # This one is a variant only where PEFT is installed.
+        assert {figure.ours, figure.other} <= titles | {"LoRA (PEFT)"}
