@@ -61,8 +61,8 @@ def test_sizes_are_what_each_rival_promises():
     assert found["cuttlefish-like"].stored < dense.stored
     assert found["galore-like"].stored == found["relora-like"].dense == dense.stored
     assert found["galore-like"].state_bytes < 0.75 * dense.state_bytes
-    assert found["relora-like"].trainable < 0.6 * dense.trainable
-    assert found["relora-like"].state_bytes < 0.6 * dense.state_bytes
+    assert found["relora-like"].trainable < 0.65 * dense.trainable
+    assert found["relora-like"].state_bytes < 0.65 * dense.state_bytes
     assert found["oialr-paper"].trainable < dense.trainable
 
 
