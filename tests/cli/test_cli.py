@@ -468,6 +468,13 @@ def test_a_known_recipe_goes_before_a_value_that_looks_like_one_of_a_users_own()
     assert config.recipe == "cifar10-dbn"
 
 
+def test_options_of_a_search_take_several_names():
+    line = ["digits-minivit", "--parts", "branch-50", "oialr-tuned", "--at-most", "stored=0.5"]
+    arguments = parse_run("tune", [*line, "--objectives", "loss", "stored"]).arguments
+    assert arguments.parts == ["branch-50", "oialr-tuned"]
+    assert (arguments.at_most, arguments.objectives) == (["stored=0.5"], ["loss", "stored"])
+
+
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
 def test_without_options_the_settings_are_the_recipes(name, scale):

@@ -118,7 +118,7 @@ def _look_ahead(arguments: list[str]) -> Namespace:
         parser.add_argument(option)
     for option in ("--resume", "--help", "-h"):
         parser.add_argument(option, action="store_true")
-    for option in ("--variants", "--seeds"):
+    for option in ("--variants", "--seeds", "--parts", "--objectives", "--at-most"):
         parser.add_argument(option, nargs="+")
     words = [w for w in arguments if w != "--" and not w.startswith("--print_config")]
     for option in {word.split("=")[0] for word in words if word.startswith("--")}:
