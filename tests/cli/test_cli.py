@@ -22,11 +22,12 @@ from orthotrain.lab.run.record import RunFolder
 LOWRANK = {
     "delay_fraction", "every_fraction", "rank", "importance", "bases", "core_step",
     "layer_fraction", "max_drop", "min_rank_fraction", "only_if_cheaper", "optimizer_state",
+    "dense_first",
 }  # fmt: skip
 SETTINGS = {
     "data": {
         "name", "dir", "image_size", "batch_size", "crop_padding", "crop_area", "flip",
-        "train_limit",
+        "train_limit", "mixup",
     },
     "model": {"patch_size", "width", "depth", "heads", "mlp_ratio"},
     "optim": {
@@ -73,13 +74,13 @@ OPTIONS = {
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50", "own"},
+    | {"rates.narrow_50", "own", "schedule", "schedule.help"},
     # What the search decides is no option of it.
     "tune": COMMON
     | {"run-dir", "output", "trials", "parts", "objectives", "at-most"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50"},
+    | {"rates.narrow_50", "schedule", "schedule.help"},
     "report": {"help", "output"},
     "inspect": {"help", "key", "also", "max-aspect", "json", "picture"},
     "compress": {

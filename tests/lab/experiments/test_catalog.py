@@ -179,7 +179,7 @@ def test_the_full_whitening_recipe_has_the_published_settings():
     assert [round(350 * share) for share in optim.decay_at] == [100, 200, 300]
     assert (data.batch_size, data.crop_padding, data.flip) == (128, 4, True)
     assert (config.spectral.layer, config.spectral.ridge) == ("whitening", 1e-2)
-    assert len(find_recipe("cifar10-dbn").chosen(config)) == 1 + 13 + 3
+    assert len(find_recipe("cifar10-dbn").chosen(config)) == 1 + 13 + 4
 
 
 def test_the_full_pooling_recipe_has_the_published_settings():

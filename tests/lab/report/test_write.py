@@ -16,7 +16,10 @@ from orthotrain.lab.report.load import load_run
 from orthotrain.lab.report.style import DARK, LIGHT, styled, to_png
 from processes import run_python
 
-FIGURES = ("pays", "accuracy", "curves", "size", "ranks", "stability", "stability-mean", "cost")
+FIGURES = (
+    "pays", "accuracy", "curves", "schedules", "size", "ranks", "stability", "stability-mean",
+    "cost",
+)  # fmt: skip
 TABLES = ("results", "costs", "comparisons", "seeds", "ranks", "settings", "environment")
 
 
@@ -79,7 +82,7 @@ def test_an_empty_run_of_any_family_is_a_page_that_says_so(tmp_path, family, bas
 @pytest.mark.parametrize(
     ("lost", "drawn", "explained"),
     [
-        ("step", ["curves", "cost"], []),
+        ("step", ["curves", "cost"], ["schedules"]),
         ("eval", ["curves"], []),
         ("size", ["cost"], ["size"]),
         ("rank", [], ["ranks"]),
