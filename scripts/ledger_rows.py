@@ -47,11 +47,11 @@ OIALR: Final = Section(
     "OIALR: low-rank training in a settled basis (arXiv 2401.08505)",
     "*Trainable* counts what an optimizer updates. *Stored* counts the frozen bases, too.",
     (
-        Row("Stability of bases rises more than in a random walk of the same step sizes, falling rate",
+        Row("Stability rises more than in a random walk of the same step sizes, falling rate",
             BySeed(_SETTLING, "falling rate", "random walk, steps of falling rate", "rise"),
             "more", "mean stability over 5 epochs, at epochs 10, 30, 100: ViT-B/16 .755, .878, "
             ".996; ResNet-RS101 .889, .939, .995"),
-        Row("Stability of bases rises more than in a random walk of the same step sizes, constant rate",
+        Row("Stability rises more than in a random walk of the same step sizes, constant rate",
             BySeed(_SETTLING, "constant rate", "random walk, steps of constant rate", "rise"),
             "more"),
         *(Row(f"At the end bases are more stable than in that walk, {rate} rate",
