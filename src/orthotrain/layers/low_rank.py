@@ -201,7 +201,7 @@ class LowRankTransposedLinear(SingleWeight):
             return y
         if holds_pair(self):
             return pair_linear(x, self.pair, self.bias, m=self.nx, inputs_first=True)
-        tell_sizes((self.vh.shape[1], self.nx))
+        tell_sizes((self.vh.shape[1], self.nf))
         return low_rank_linear(x, self.vh.mT, self.core.mT, self.u.mT, self.bias)
 
     def _fresh(self) -> nn.Module:

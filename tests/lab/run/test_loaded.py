@@ -53,7 +53,7 @@ MOST = 270
 def allowed(module: str) -> bool:
     if module in MODULES or module in SETTINGS:
         return True
-    parts = ("config", "recipes", "tuning", "variants", "table")
+    parts = ("config", "recipes", "tuning", "variants", "table", "image_config", "image_tuning")
     if any(module.startswith(f"{family}.{part}") for family in SETTINGS for part in parts):
         return True
     return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)
