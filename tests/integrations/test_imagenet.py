@@ -65,11 +65,11 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, monkeypatch, name, vari
 
     def train_in(folder, **options):
         trainer = build(config, chosen, 0)
-        assert type(trainer.model).__module__.startswith("timm.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return train(trainer, variant=chosen, seed=0, folder=SeedFolder(folder), **options)
 
+    assert type(build(config, chosen, 0).model).__module__.startswith("timm.")
     assert_goes_on(train_in, tmp_path, at=[4, 7])
     # On a machine without timm the same settings are another network.
     monkeypatch.setattr(

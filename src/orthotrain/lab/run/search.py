@@ -121,10 +121,11 @@ def outcome(searched: Searched, study: Any) -> dict[str, Any]:
     }
     done = [one for one in trials if one["values"] and one["trial"] not in over]
     if not done:
+        why = next((f" ({one['why']})" for one in trials if one["why"]), "")
         raise ConfigError(
             f"tune: no trial of {part.variant} ended"
             + (f" within {dict(searched.at_most)}" if searched.at_most else "")
-            + "; give more --trials or a larger --at-most"
+            + f"{why}; give more --trials or a larger --at-most"
         )
     best = {one.user_attrs["origin"] for one in study.best_trials}
     front = [one for one in done if one["trial"] in best]

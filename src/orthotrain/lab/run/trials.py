@@ -223,7 +223,7 @@ class Trials:
                     run.train_one(variant, seed, on_progress=self._judged(trial, on_progress))
                 except self._optuna.TrialPruned:
                     return None
-                except NonFiniteError as error:
+                except (NonFiniteError, ConfigError) as error:  # also: no rank meets the budget
                     trial.set_user_attr("why", str(error))
                     return None
             results.append(read_json(run.result((variant.name, seed))))
