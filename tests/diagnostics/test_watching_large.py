@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from orthotrain.diagnostics import BasisStability, ConditionMonitor, JsonlWriter, conditioning
-from orthotrain.diagnostics._look import compared, kept, look_at
+from orthotrain.diagnostics._look import compared, kept, look_at, nothing_like
 from orthotrain.errors import ConfigError, NonFiniteError, OrthotrainWarning
 from orthotrain.linalg import condition_readings, mixing_similarity
 from orthotrain.linalg.subspace import polar_and_triangle
@@ -279,6 +279,14 @@ def test_looks_take_the_memory_of_older_ones_and_states_have_their_own(lag):
     steps(2 * lag, second)
     again = state["methods"]["basis_stability"]["looks"]
     assert all(torch.equal(e["(model)"]["q"], q) for e, q in zip(again, before, strict=True))
+
+
+def test_a_look_takes_no_memory_of_fewer_digits():
+    weight = torch.randn(160, 160, generator=generator(0), dtype=torch.float64).bfloat16()
+    look = look_at(weight)
+    again = kept(look, instead_of=nothing_like(weight))
+    assert again.r.dtype == look.r.dtype == torch.float32
+    assert torch.equal(again.r, look.r)
 
 
 def test_records_that_nobody_hears_are_not_dropped_in_silence(tmp_path):

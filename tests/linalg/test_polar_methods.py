@@ -7,7 +7,7 @@ import torch
 
 from linalg.spies import counted_svds
 from orthotrain.errors import ConfigError, NumericalWarning
-from orthotrain.linalg import PolarMethod, _polar_routes, polar, polar_factor
+from orthotrain.linalg import PolarMethod, _polar_of_one, _polar_routes, polar, polar_factor
 from orthotrain.linalg._coefficients import polar_express
 from reference import linalg as twins
 from reference.matrices import from_spectrum, generator, log_spectrum, orthonormal
@@ -194,6 +194,29 @@ def test_one_matrix_and_a_batch_of_one_have_the_same_factor(
     tall = alone.double() if shape[0] >= shape[1] else alone.double().mT
     assert (tall.mT @ tall - torch.eye(min(shape)).double()).abs().max() <= 3 * EPS32
     assert torch.equal(polar_factor(torch.nn.Parameter(a).detach(), rtol=0.0), alone)
+
+
+@pytest.mark.parametrize("shape", [(500, 450), (450, 500)], ids=str)
+def test_many_directions_are_kept_beside_null_ones(shape: tuple[int, int]):
+    values = torch.cat([torch.linspace(1, 0.1, 400), torch.zeros(50)])
+    a = from_spectrum(values, *shape).float()
+    q = polar_factor(a)
+    assert q.shape == a.shape
+    assert distance(q, polar_factor(a, method="svd")) <= 2e-6
+    assert torch.linalg.vector_norm(q.double()).square().item() == pytest.approx(400, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 4096, 27), (2, 0, 27, 4096)], ids=str)
+def test_no_matrices_of_many_rows_have_no_factors(shape: tuple[int, ...]):
+    assert polar_factor(torch.zeros(shape)).shape == shape
+
+
+def test_a_device_without_float64_goes_the_long_way(monkeypatch: pytest.MonkeyPatch):
+    def refused(_: torch.Tensor) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    monkeypatch.setattr(torch.Tensor, "double", refused)
+    assert _polar_of_one._factor(torch.eye(4)) is None
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (90, 40)], ids=str)

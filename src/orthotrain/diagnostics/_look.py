@@ -48,10 +48,11 @@ def kept(look: Look, *, instead_of: Look | None = None) -> Look:
     """
     dtype = torch.float16 if fits(look.q) else look.q.dtype
     if instead_of is not None:
-        old, same = instead_of.q, look.q.shape == instead_of.q.shape
-        if same and old.dtype == dtype and old.device == look.q.device:
-            old.copy_(look.q)
-            instead_of.r.copy_(look.r)
+        q, r = instead_of.q, instead_of.r
+        same = q.shape == look.q.shape and (q.dtype, r.dtype) == (dtype, look.r.dtype)
+        if same and q.device == look.q.device:
+            q.copy_(look.q)
+            r.copy_(look.r)
             return instead_of
     return Look(look.q.to(dtype), look.r)
 

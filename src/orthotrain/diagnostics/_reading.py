@@ -65,7 +65,7 @@ def read_weight(
         eps = torch.finfo(dtype).eps
         rtol = rounding_rtol(matrices, eps=eps, difference_from=difference_from)
     if method == "auto" and dtype != torch.float64 and min(matrices.shape[-2:]) >= LARGE:
-        method = "gram"  # a difference of such weights, too, though it is formed in float64
+        method = "gram"  # a difference of such weights, too
     readings = _readings(matrices, rtol=rtol, method=method)
     record = _record(what, target.name, matrices, rtol, readings)
     # Of all its matrices together: the norm of a layer's weight is one number.

@@ -100,7 +100,7 @@ def _of_values(
             gram = lower_gram(wide if tall else wide.t(), wide.dtype)
         eigenvalues, v = torch.linalg.eigh(gram)
         values = eigenvalues.tolist()
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # the latter on a device without float64
         return None
     if values[0] > _LEAST * values[-1]:
         root = torch.mm(v * eigenvalues.rsqrt_(), v.t()) if few else inverse_root(eigenvalues, v)

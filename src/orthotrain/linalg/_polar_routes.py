@@ -175,7 +175,7 @@ def _small_gram(a: Tensor) -> Tensor:
     if m <= ROWS_AT_ONCE:
         return a.mT @ a
     whole = m - m % _ROWS_OF_A_PART
-    parts = a[..., :whole, :].reshape(*batch, -1, _ROWS_OF_A_PART, n)
+    parts = a[..., :whole, :].reshape(*batch, whole // _ROWS_OF_A_PART, _ROWS_OF_A_PART, n)
     gram = torch.sum(parts.mT @ parts, dim=-3)
     return gram if whole == m else gram + a[..., whole:, :].mT @ a[..., whole:, :]
 
@@ -187,12 +187,12 @@ def gram_matrix(a: Tensor) -> Tensor:
 
 
 def inverse_root(eigenvalues: Tensor, v: Tensor) -> Tensor:
-    """``v diag(eigenvalues)^(-1/2) v^T``."""
-    n = v.shape[-1]
+    """``v diag(eigenvalues)^(-1/2) v^T``; ``v`` may have fewer columns than rows."""
+    n = v.shape[-2]
     if n < _HALVED_FROM:
         return (v * eigenvalues.rsqrt().unsqueeze(-2)) @ v.mT
     half = v * eigenvalues.pow(-0.25).unsqueeze(-2)
-    root = torch.empty_like(half)
+    root = half.new_empty(*half.shape[:-1], n)
     for start, end in _quarters(n):
         rows = half[..., start:end, :] @ half[..., :end, :].mT
         root[..., start:end, :end] = rows

@@ -139,8 +139,9 @@ class _InputsFirst(CoordinateChange):
 def _in_full(site: Site, p: Tensor, qh: Tensor) -> tuple[Tensor, Tensor]:
     """Singular vectors of the weight, from those of its core where it is factored.
 
-    Multiplied in float32 for weights of float32 or less: each turn adds 1e-7 to what the bases
-    lack of being orthonormal, and they turn only where something is cut.
+    Multiplied in float32 for weights of float32 or less: each turn adds some 1e-7, and up to 5e-6
+    where a core was decomposed in float32, to what the bases lack of being orthonormal. They turn
+    only where something is cut.
     """
     if not site.factored:
         return p, qh

@@ -48,18 +48,6 @@ class CutSettings(Protocol):
     def bases(self) -> Bases: ...  # noqa: D102
 
 
-class Seen(NamedTuple):
-    """Vectors that a look found on its way, and the values they belong to.
-
-    Attributes:
-        vectors: Of a site's core.
-        version: Of its parameter at the look.
-    """
-
-    vectors: RightVectors
-    version: int
-
-
 class Cut(NamedTuple):
     """The leading part of a site's core or dense weight, and what of its energy that is.
 
@@ -99,7 +87,7 @@ class View:
     candidates: dict[int, Candidate] = field(default_factory=dict)
     in_metric: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
-    _vectors: dict[int, Seen] = field(default_factory=dict)
+    _vectors: dict[int, RightVectors] = field(default_factory=dict)
 
     def look(
         self,
@@ -133,8 +121,12 @@ class View:
         w = _finite_matrix(site)
         vectors = float32_right_vectors(w, digits=w.dtype)
         if vectors is not None:
-            self._vectors[i] = Seen(vectors, site.parameter._version)
+            self._vectors[i] = vectors
         return vectors
+
+    def forget_vectors(self) -> None:
+        """Drop the vectors of cores, whose weights are about to go on."""
+        self._vectors.clear()
 
     def weighed(self, settings: CutSettings) -> dict[int, Candidate]:
         """The candidates in order of the sites, with what losing each costs where it is known."""
@@ -149,9 +141,9 @@ class View:
         metric = self.metric(site)
         if metric is None:
             self.unseen.add(site.name)
-            seen = self._vectors.pop(index, None)
-            if seen is not None and seen.version == site.parameter._version:
-                factors = float32_factors(site.matrix, seen.vectors, rank)
+            vectors = self._vectors.pop(index, None)
+            if vectors is not None:
+                factors = float32_factors(site.matrix, vectors, rank)
             else:
                 factors = leading(site, rank)
         else:

@@ -115,6 +115,7 @@ class Update:
         ready = self._ready(range(self._position, len(self._sites)))
         while not self._is_through:
             self._change_next(ready)
+        self._view.forget_vectors()
         self._finish(started)
 
     @torch.no_grad()
