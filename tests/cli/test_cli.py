@@ -80,7 +80,7 @@ OPTIONS = {
     | {"run-dir", "output", "trials", "parts", "objectives", "at-most"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50", "schedule", "schedule.help"},
+    | {"rates.narrow_50"},
     "report": {"help", "output"},
     "inspect": {"help", "key", "also", "max-aspect", "json", "picture"},
     "compress": {

@@ -16,6 +16,7 @@ optuna = pytest.importorskip("optuna")
 
 from lab.run import searched as toy  # noqa: E402
 from orthotrain.cli import main  # noqa: E402
+from orthotrain.cli.parser import parse_run  # noqa: E402
 from orthotrain.errors import ConfigError, MissingPackageError  # noqa: E402
 from orthotrain.lab.experiments.catalog import find_recipe, recipe_config  # noqa: E402
 from orthotrain.lab.report.load import load_run  # noqa: E402
@@ -262,7 +263,43 @@ def test_a_true_recipe_is_searched(tmp_path, capsys):
     assert capsys.readouterr().out
 
 
+def test_a_part_without_a_setting_to_take_is_told_and_the_others_are_there(tmp_path, caplog):
+    hopeless = replace(PLAIN, space={"optim.lr": Number(4.0, 5.0)})
+    (found,) = run_search(
+        Run(toy.EXPERIMENT.build, CONFIG, RunFolder(tmp_path), read_test=False, storage=None),
+        toy.EXPERIMENT, (hopeless, AFTER), SearchOptions(2, {}), name="s",
+    )  # fmt: skip
+    assert found["variant"] == AFTER.variant
+    assert "no trial of plain ended" in caplog.text
+
+
+def test_a_later_search_of_another_part_keeps_what_was_found(tmp_path):
+    quick = [
+        "digits-minivit", "--scale", "smoke", "--optim.epochs", "1", "--data.batch_size", "256",
+        "--model.width", "8", "--model.depth", "1", "--workers", "1", "--trials", "1",
+    ]  # fmt: skip
+    for part in ("dense", "half-50"):
+        assert main(["tune", *quick, "--parts", part, "--run-dir", str(tmp_path / "tune")]) == 0
+    assert set(read_json(tmp_path / "tune" / "tuned.json")["own"]) == {"dense", "half-50"}
+
+
 # --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+def test_the_loss_is_the_first_objective_and_each_is_named_once():
+    for names in (["stored", "loss"], ["loss", "loss"]):
+        with pytest.raises(ConfigError, match="need loss first and each once"):
+            PLAIN.with_objectives(names)
+
+
+@pytest.mark.bad_input
+def test_a_password_is_neither_told_nor_kept(tmp_path):
+    url = "postgresql://user:word@host/optuna"
+    with pytest.raises(ConfigError) as told:
+        search(tmp_path / "run", trials=1, storage=url)
+    assert "word" not in str(told.value)
+    assert "://***@host" in parse_run("tune", ["digits-minivit", "--storage", url]).line
 
 
 @pytest.mark.bad_input

@@ -22,6 +22,7 @@ from orthotrain.lab.experiments.catalog import (
 )
 from orthotrain.lab.run.config import RunConfig, Scale
 from orthotrain.lab.run.record import RunFolder, read_settings
+from orthotrain.lab.run.storage import without_password
 
 # Objectives by name, see orthotrain.lab.run.space.
 AIMS: Final = ("loss", "stored", "compute")
@@ -52,7 +53,7 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
             ) from error
     given = _parsed(parser, words)
     given.recipe, given.scale = base.recipe, base.scale
-    line = " ".join(["orthotrain", name, *arguments])
+    line = without_password(" ".join(["orthotrain", name, *arguments]))
     return RunCommand(given, line, built(type(base), base, given))
 
 

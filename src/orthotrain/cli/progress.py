@@ -30,11 +30,12 @@ def shown_layers(numbers: int) -> Callable[[int, int, str], None] | None:
 
 
 @contextmanager
-def shown_progress(trainings: int) -> Iterator[OnProgress]:
+def shown_progress(trainings: int | None) -> Iterator[OnProgress]:
     """A callback that shows progress while the block runs.
 
     Args:
-        trainings: How many trainings there will be, skipped ones included.
+        trainings: How many trainings there will be, skipped ones included; None where that is
+            not known.
     """
     if sys.stdout.isatty():
         with _bars(trainings) as take:
@@ -60,7 +61,7 @@ def describe(progress: Progress) -> str:
 class _Lines:
     """One line at each end and each quarter of a training, whatever its length."""
 
-    def __init__(self, trainings: int) -> None:
+    def __init__(self, trainings: int | None) -> None:
         self._trainings = trainings
         self._ended = 0
         self._quarters: dict[tuple[str, int], int] = {}
@@ -83,7 +84,8 @@ class _Lines:
             case "finished" | "skipped":
                 self._ended += 1
                 word = "done" if progress.stage == "finished" else "was done before"
-                self._say(f"{name}: {word} ({self._ended} of {self._trainings})")
+                of = f" ({self._ended} of {self._trainings})" if self._trainings else ""
+                self._say(f"{name}: {word}{of}")
 
     def _say_plan(self, progress: Progress) -> None:
         """The plan of a variant, once: it is the same for all its seeds."""
@@ -97,7 +99,7 @@ class _Lines:
 
 
 @contextmanager
-def _bars(trainings: int) -> Iterator[OnProgress]:
+def _bars(trainings: int | None) -> Iterator[OnProgress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 

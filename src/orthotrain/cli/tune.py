@@ -16,7 +16,7 @@ from orthotrain.files import write_atomically
 from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.run.config import RunConfig, need
 from orthotrain.lab.run.experiment import Experiment, Grid
-from orthotrain.lab.run.record import RunFolder, plain, saving, write_json
+from orthotrain.lab.run.record import RunFolder, plain, read_json, saving, write_json
 from orthotrain.lab.run.space import Part, Search
 
 
@@ -39,6 +39,10 @@ def run_tune(command: RunCommand) -> int:
         return _run_grid(command, experiment, search, folder=folder, output=output)
     parts = [part.with_objectives(arguments.objectives) for part in search.chosen(arguments.parts)]
     told = _search(command, experiment, search, parts, folder=folder)
+    # An earlier search of other parts in this folder stays.
+    before = read_json(record)["parts"] if record.exists() else []
+    names = {one["variant"] for one in told}
+    told = [*(one for one in before if one["variant"] not in names), *told]
     chosen = {one["variant"]: one["chosen"]["settings"] for one in told}
     config = replace(command.config, own={**command.config.own, **chosen})
     source = f"{command.line}, seeds {', '.join(map(str, search.seeds))}"
@@ -91,7 +95,7 @@ def _search(
         below = RunFolder(folder.path / f"{folder.path.resolve().name}-trials")
         below.path.mkdir(exist_ok=True)
         run = Run(experiment.build, config, below, read_test=False, storage=arguments.storage)
-        with shown_progress(len(parts) * trials * len(config.seeds)) as on_progress:
+        with shown_progress(None) as on_progress:  # what was done before is not told
             return run_search(
                 run, experiment, parts, SearchOptions(trials, at_most, workers),
                 name=folder.path.resolve().name, on_progress=on_progress,

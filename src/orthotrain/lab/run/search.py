@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from orthotrain.lab.run.storage import load_optuna
 from orthotrain.lab.run.trials import Searched, Trials, try_settings
 from orthotrain.lab.run.workers import workers_that_report
 
+_logger = logging.getLogger("orthotrain")
 # Of fewer finished trials no importance is told.
 _FEWEST = 4
 
@@ -59,14 +61,14 @@ def run_search(
         on_progress: Told of every training.
 
     Returns:
-        Per part what tune.json says.
+        Per part what tune.json says; a part without a setting to take is told and left out.
 
     Raises:
         MissingPackageError: Optuna is not installed.
         ConfigError: The storage holds another study, or no trial ended within the budget.
         WorkerError: A worker process was killed; the same command goes on with its trial.
     """
-    told = []
+    told, without = [], []
     journal = run.storage or str(run.folder.path / "search.journal")
     load_optuna("tune")
     for part in parts:
@@ -78,7 +80,14 @@ def run_search(
         run_all(run, searched.needed(), workers=options.workers, on_progress=on_progress)
         with termination_raises():
             _try(searched, options, on_progress=on_progress)
-        told.append(outcome(searched, trials.study))
+        try:
+            told.append(outcome(searched, trials.study))
+        except ConfigError as error:
+            without.append(str(error))
+    if not told:
+        raise ConfigError("; ".join(without))
+    for one in without:
+        _logger.warning("%s", one)
     return told
 
 
@@ -125,7 +134,7 @@ def outcome(searched: Searched, study: Any) -> dict[str, Any]:
         raise ConfigError(
             f"tune: no trial of {part.variant} ended"
             + (f" within {dict(searched.at_most)}" if searched.at_most else "")
-            + f"{why}; give more --trials or a larger --at-most"
+            + f"{why}; give more --trials, or a larger --at-most with another --run-dir"
         )
     best = {one.user_attrs["origin"] for one in study.best_trials}
     front = [one for one in done if one["trial"] in best]

@@ -147,6 +147,10 @@ class Part:
     def with_objectives(self, names: Sequence[str]) -> Self:
         """The same with these objectives; its own where none is named."""
         known = {aim.name: aim for aim in (STORED, COMPUTE, *self.aims)}
+        need(
+            not names or (names[0] == self.aims[0].name and len({*names}) == len(names)),
+            f"--objectives {' '.join(names)}: need {self.aims[0].name} first and each once",
+        )
         return replace(self, aims=tuple(known[name] for name in names)) if names else self
 
 
@@ -158,16 +162,18 @@ class Search:
         parts: Variants that are tuned, each by a search of its own.
         seeds: Seeds of the search; never those of the comparison.
         trials: Settings that are tried for each of them.
+        overrides: Groups of settings that would decide what is searched.
     """
 
     parts: tuple[Part, ...]
     seeds: tuple[int, ...] = (100,)
     trials: int = 20
+    overrides: tuple[str, ...] = ()
 
     @property
     def decides(self) -> frozenset[str]:
         """Settings of the run that the search decides itself."""
-        return frozenset(name for part in self.parts for name in part.space)
+        return frozenset((*self.overrides, *(name for part in self.parts for name in part.space)))
 
     def config(self, config: C) -> C:
         """The recipe's own run, with the search's seeds.
@@ -208,7 +214,7 @@ def setting(config: Any, name: str) -> Any:
         known = [f.name for f in fields(config)] if is_dataclass(config) else []
         if place not in known:
             raise ConfigError(
-                f"search: there is no setting {name!r}; {did_you_mean(place, known)}"
+                f"there is no setting {name!r}; {did_you_mean(place, known)}"
                 f"choose from {', '.join(known) or 'none'}"
             )
         config = getattr(config, place)
@@ -230,7 +236,10 @@ def with_settings(config: C, values: Mapping[str, Any]) -> C:
         head: inner[""] if "" in inner else with_settings(getattr(config, head), inner)
         for head, inner in groups.items()
     }
-    return replace(config, **changes)  # type: ignore[type-var]
+    try:
+        return replace(config, **changes)  # type: ignore[type-var]
+    except TypeError as error:
+        raise ConfigError(f"settings {dict(values)} are of a wrong kind ({error})") from error
 
 
 def own_config(config: R, variant: str) -> R:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,11 @@ def load_optuna(what: str = "--storage") -> Any:
     return optuna
 
 
+def without_password(text: str) -> str:
+    """A URL, or a line that has one, with stars in the place of who opens it."""
+    return re.sub(r"://[^@/\s]*@", "://***@", text)
+
+
 def opened(storage: str, *, what: str = "--storage") -> Any:
     """A storage: a file, which becomes a journal, or the URL of a database.
 
@@ -68,9 +74,10 @@ def _database(optuna: Any, url: str) -> Any:
             if left and type(error).__name__ in _AT_ONCE:
                 time.sleep(1.0)
                 continue
+            why = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"--storage: {url} cannot be opened ({type(error).__name__}: {error}); need a "
-                "file, or a URL that optuna.storages.get_storage takes"
+                f"--storage: {without_password(url)} cannot be opened ({why}); need a file, or a "
+                "URL that optuna.storages.get_storage takes"
             ) from error
     raise AssertionError
 
@@ -78,6 +85,7 @@ def _database(optuna: Any, url: str) -> Any:
 @contextmanager
 def telling(where: str) -> Iterator[None]:
     """Turn what Optuna and the system raise into errors with advice."""
+    where = without_password(where)
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ from orthotrain.lab.run.progress import OnProgress, Progress
 from orthotrain.lab.run.record import differences, plain, read_json
 from orthotrain.lab.run.space import COMPUTE, STORED, Number, OneOf, Part, with_settings
 from orthotrain.lab.run.stop import pause
-from orthotrain.lab.run.storage import Signs, load_optuna, opened, telling
+from orthotrain.lab.run.storage import Signs, load_optuna, opened, telling, without_password
 
 SCHEMA: Final = 1
 # Random settings before the model of the sampler decides; also trials before one is pruned.
@@ -121,17 +121,18 @@ class Trials:
             pruner=self._optuna.pruners.MedianPruner(_RANDOM, _UNPRUNED),
             load_if_exists=True,
         )
+        where = without_password(searched.journal)
         mine, there = searched.described(), study.user_attrs.get("search")
         if there is None:
             if study.get_trials(deepcopy=False):
                 raise ConfigError(
-                    f"--storage: {searched.journal} holds a study {name!r} that orthotrain tune "
+                    f"--storage: {where} holds a study {name!r} that orthotrain tune "
                     "did not make; choose another file, or another name with --run-dir"
                 )
             study.set_user_attr("search", mine)
         elif changed := differences(there, mine):
             raise ConfigError(
-                f"--storage: {searched.journal} holds a study {name!r} of another search or "
+                f"--storage: {where} holds a study {name!r} of another search or "
                 f"version ({'; '.join(changed[:4])}); choose another file, or another name with "
                 "--run-dir"
             )

@@ -54,6 +54,7 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
             Part(f"narrow-{HALF}", alone, (_LOSS,)),
         ),
         seeds,
+        overrides=("schedule",),
     )
 
 
