@@ -57,6 +57,13 @@ def test_limited_keeps_the_class_mix_and_order():
 
 
 @pytest.mark.bad_input
+def test_a_limit_that_loses_a_class_is_named():
+    labels = labels_of([100, 10])
+    with pytest.raises(DataError, match=r"train_limit=5 leaves no sample of some of 2 classes"):
+        limited(torch.arange(110), labels=labels, limit=5, generator=generator())
+
+
+@pytest.mark.bad_input
 def test_split_refuses_labels_of_another_length():
     with pytest.raises(ShapeError, match="need"):
         Split(torch.zeros(3, 1, 2, 2), torch.zeros(4, dtype=torch.int64))

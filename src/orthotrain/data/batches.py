@@ -62,7 +62,7 @@ class BatchStream:
         if not 1 <= batch_size <= len(split):
             raise ConfigError(
                 f"BatchStream: batch_size={batch_size} does not fit {len(split)} images; "
-                f"need 1 to {len(split)}"
+                f"need 1 to {len(split)}; give a smaller batch_size or more images"
             )
         if crop_padding < 0:
             raise ConfigError(f"BatchStream: crop_padding={crop_padding} must not be negative")

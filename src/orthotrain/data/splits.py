@@ -120,7 +120,14 @@ def limited(
     """
     if limit is None or limit >= len(index):
         return index
-    _, kept = stratified_split(labels[index], fractions=(limit / len(index),), generator=generator)
+    share, classes = limit / len(index), len(labels[index].unique())
+    try:
+        _, kept = stratified_split(labels[index], fractions=(share,), generator=generator)
+    except DataError as error:
+        raise DataError(
+            f"train_limit={limit} leaves no sample of some of {classes} classes, of {len(index)} "
+            "samples; raise it, or leave it out for all of them"
+        ) from error
     return index[kept]
 
 

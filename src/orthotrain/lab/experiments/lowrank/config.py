@@ -213,7 +213,7 @@ def _tuned(config: LowRankRun) -> tuple[LowRankVariant, ...]:
         LowRankVariant(
             TUNED,
             "OIALR, tuned",
-            "rule, threshold and delay chosen by a recorded grid on the validation part",
+            "rule, threshold and delay chosen by a search on the validation part",
             lowrank=config.tuned,
         ),
         LowRankVariant(
