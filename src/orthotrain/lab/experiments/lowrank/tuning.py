@@ -36,7 +36,8 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
         within: Validation loss above the dense network's that a smaller network may have.
     """
     own: Space = {"optim.lr": rate(*lr), **OPTIM, **FLOOR}
-    alone: Space = {f"rates.narrow_{HALF}": rate(*lr), **OPTIM}
+    # Its floor is a share of its peak rate, as optim.min_lr is of the recipe's.
+    alone: Space = {f"rates.narrow_{HALF}": rate(*lr), **OPTIM, **FLOOR}
     both = (_LOSS, STORED)
     return Search(
         (
