@@ -120,7 +120,7 @@ def limited(
     """
     if limit is None or limit >= len(index):
         return index
-    share, classes = limit / len(index), len(labels[index].unique())
+    share, classes = limit / len(index), len(set(labels[index].tolist()))
     try:
         _, kept = stratified_split(labels[index], fractions=(share,), generator=generator)
     except DataError as error:

@@ -22,7 +22,7 @@ from orthotrain.lab.experiments.classifier.data import batches_of, load_data
 from orthotrain.lab.experiments.classifier.optim import adamw
 from orthotrain.lab.experiments.classifier.trainer import ClassifierTrainer, batch_loss
 from orthotrain.lab.experiments.lowrank.config import ImageRun, LowRankConfig, LowRankVariant
-from orthotrain.lab.experiments.lowrank.image_config import FoundResNet, FoundViT
+from orthotrain.lab.experiments.lowrank.image_config import Found
 from orthotrain.lab.experiments.lowrank.networks import (
     ImageShape,
     Network,
@@ -122,7 +122,7 @@ def network_of(
 ) -> Network:
     """The network that a variant trains."""
     full: Network = config.model
-    if isinstance(full, FoundViT | FoundResNet):
+    if isinstance(full, Found):
         full = full.found()
     stored = variant.numbers if isinstance(variant, LowRankVariant) else None
     if variant.stored is not None:

@@ -25,39 +25,38 @@ Source = Literal["auto", "timm", "own"]
 
 
 @dataclass(frozen=True)
-class FoundViT(ModelConfig):
+class Found:
+    """A network that two packages have.
+
+    Attributes:
+        source: Whose network; auto takes timm's where it is installed.
+    """
+
+    source: Source = "auto"
+
+    def found(self) -> Self:
+        """The same with a source that is not auto."""
+        if self.source != "auto":
+            return self
+        return replace(self, source="own" if find_spec("timm") is None else "timm")
+
+
+@dataclass(frozen=True)
+class FoundViT(Found, ModelConfig):
     """Vision transformer, timm's where it is installed, else the one of this package.
 
     Attributes:
         source: Whose network; auto takes timm's where it is installed.
     """
 
-    source: Source = "auto"
-
-    def found(self) -> Self:
-        """The same with a source that is not auto."""
-        return replace(self, source=_found(self.source))
-
 
 @dataclass(frozen=True)
-class FoundResNet(ResNetConfig):
+class FoundResNet(Found, ResNetConfig):
     """Residual network: timm's ResNet-RS where it is installed, else the ResNet of this package.
 
     Attributes:
         source: Whose network; auto takes timm's where it is installed.
     """
-
-    source: Source = "auto"
-
-    def found(self) -> Self:
-        """The same with a source that is not auto."""
-        return replace(self, source=_found(self.source))
-
-
-def _found(source: Source) -> Source:
-    if source != "auto":
-        return source
-    return "own" if find_spec("timm") is None else "timm"
 
 
 @dataclass(frozen=True)
