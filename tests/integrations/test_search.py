@@ -24,7 +24,7 @@ from orthotrain.lab.report.searched import PAGE, parts_of  # noqa: E402
 from orthotrain.lab.run.jobs import Run  # noqa: E402
 from orthotrain.lab.run.record import RunFolder, read_json  # noqa: E402
 from orthotrain.lab.run.search import SearchOptions, choose, run_search  # noqa: E402
-from orthotrain.lab.run.space import Number, Part  # noqa: E402
+from orthotrain.lab.run.space import Number, OneOf, Part  # noqa: E402
 
 PLAIN, AFTER = toy.SEARCH.parts
 CONFIG = toy.SEARCH.config(replace(toy.EXPERIMENT.at("smoke"), scale="smoke"))
@@ -123,6 +123,32 @@ def test_a_bad_trial_is_given_up_on_its_way_and_one_that_is_not_finite_at_once(t
     assert broken
     assert all("not finite" in one["why"] or "is nan" in one["why"] for one in broken)
     assert found["chosen"]["settings"]["optim.lr"] <= 2
+
+
+LISTED = replace(
+    PLAIN,
+    space={"optim.lr": OneOf((0.05, 0.1, 0.3)), "optim.rule": OneOf(("energy=0.5", "energy=0.9"))},
+)
+BOTH_LISTS = [(lr, rule) for lr in (0.05, 0.1, 0.3) for rule in ("energy=0.5", "energy=0.9")]
+
+
+def tried(found):
+    return sorted((one["settings"]["optim.lr"], one["settings"]["optim.rule"]) for one in found)
+
+
+def test_lists_no_longer_than_the_trials_are_tried_in_full_each_setting_once(tmp_path):
+    found = search(tmp_path, parts=(LISTED,), trials=8)
+    assert tried(found["trials"]) == BOTH_LISTS
+    assert found["chosen"]["settings"]["optim.lr"] == 0.3
+    assert found["chosen"]["at_edge"] == ["optim.lr"]
+    assert len(search(tmp_path / "few", parts=(LISTED,), trials=3, name="few")["trials"]) == 3
+    inside = search(tmp_path / "in", trials=12, name="in")["chosen"]
+    assert "optim.lr" not in inside["at_edge"]
+
+
+def test_two_workers_divide_lists(tmp_path):
+    found = search(tmp_path, parts=(LISTED,), trials=6, workers=2)
+    assert tried(found["trials"]) == BOTH_LISTS
 
 
 def test_the_yardstick_of_the_choice_may_be_another_variant():

@@ -10,12 +10,12 @@ from orthotrain.cli.command import RunCommand
 from orthotrain.cli.launched import processes
 from orthotrain.cli.places import require_place
 from orthotrain.cli.progress import shown_progress
-from orthotrain.cli.train import train_variants, worker_count
+from orthotrain.cli.train import worker_count
 from orthotrain.errors import ConfigError
 from orthotrain.files import write_atomically
 from orthotrain.lab.experiments.catalog import find_recipe
 from orthotrain.lab.run.config import RunConfig, need
-from orthotrain.lab.run.experiment import Experiment, Grid
+from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.record import RunFolder, plain, read_json, saving, write_json
 from orthotrain.lab.run.space import Part, Search
 
@@ -35,8 +35,6 @@ def run_tune(command: RunCommand) -> int:
     own = {folder.config, folder.run, record, folder.path / "chosen.yaml"}
     if output.resolve() in {path.resolve() for path in own}:
         raise ConfigError(f"--output: {output} is a file of the search itself; choose another name")
-    if not isinstance(search, Search):
-        return _run_grid(command, experiment, search, folder=folder, output=output)
     parts = [part.with_objectives(arguments.objectives) for part in search.chosen(arguments.parts)]
     told = _search(command, experiment, search, parts, folder=folder)
     # An earlier search of other parts in this folder stays.
@@ -57,7 +55,9 @@ def run_tune(command: RunCommand) -> int:
         found = one["chosen"]
         said = {**found["values"], **found["settings"]}.items()
         shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in said)
-        print(f"{one['variant']}, trial {found['trial']}: {shown}")
+        edge = ", ".join(found["at_edge"])
+        more = f"; at the edge of what was tried: {edge}" if edge else ""
+        print(f"{one['variant']}, trial {found['trial']}: {shown}{more}")
     from orthotrain.lab.report import write_report
 
     print(f"report: {write_report([folder.path], folder.report).resolve()}")
@@ -126,24 +126,3 @@ def _write_config(path: Path, config: RunConfig) -> None:
     text = yaml.safe_dump(plain(config), sort_keys=False)
     with saving(path):
         write_atomically(path, text.encode())
-
-
-def _run_grid(
-    command: RunCommand, experiment: Experiment, search: Grid, *, folder: RunFolder, output: Path
-) -> int:
-    """Train every variant of a fixed list and choose."""
-    config, variants = search.config(command.config), search.variants()
-    for name in ("trials", "parts", "objectives", "at_most"):
-        need(
-            not getattr(command.arguments, name),
-            f"--{name.replace('_', '-')}: {experiment.name} compares a fixed list of settings; "
-            "leave it out",
-        )
-    if not train_variants(command, experiment, config, variants, folder=folder, read_test=False):
-        return 0
-    choice = search.choice(config, {v.name: folder.results(v.name, config.seeds) for v in variants})
-    write_json(folder.path / "tune.json", choice.record)
-    write_json(output, choice.settings)
-    print(choice.table)
-    print(f"chosen: {choice.name}, written to {output.resolve()}")
-    return 0

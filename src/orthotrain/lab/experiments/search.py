@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any, Final
 
-from orthotrain.errors import ConfigError
-from orthotrain.lab.run.config import RunConfig
-from orthotrain.lab.run.space import Number, OneOf
+from orthotrain.lab.run.space import Aim, Number, OneOf, Part, Search
 
 Space = Mapping[str, Number | OneOf]
 # 300 epochs of 50,000 images in batches of 1024.
@@ -63,36 +60,25 @@ def trained_factors(group: str) -> Space:
     }
 
 
-# --- fixed lists --------------------------------------------------------------------------------
+def listed_rates(
+    name: str,
+    rates: tuple[float, ...],
+    variants: Sequence[str],
+    *,
+    aim: Aim,
+    seeds: tuple[int, ...],
+) -> Search:
+    """The same short list of peak learning rates for each variant, for trainings that take long.
 
-
-def searched_run(config: RunConfig, *, seeds: Sequence[int], baseline: str) -> RunConfig:
-    """The recipe's own run, with the search's seeds.
-
-    Raises:
-        ConfigError: The search would use a seed of the final comparison.
+    Args:
+        name: The setting.
+        rates: The list; each is tried once.
+        variants: Their names.
+        aim: What decides.
+        seeds: Of the search.
     """
-    if shared := set(seeds) & set(config.seeds):
-        raise ConfigError(f"tune: seeds {sorted(shared)} belong to the final comparison")
-    return replace(config, seeds=tuple(seeds), variants=(baseline,))
-
-
-def searched_by(config: RunConfig) -> str:
-    """The command of a search and its seeds."""
-    seeds = ", ".join(map(str, config.seeds))
-    return f"orthotrain tune {config.recipe} --scale {config.scale}, seeds {seeds}"
-
-
-def search_record(config: RunConfig, *, criterion: str, **fields: Any) -> dict[str, Any]:
-    """Content of tune.json: what was searched and how it was chosen, then ``fields``."""
-    return {
-        "schema": 1,
-        "recipe": config.recipe,
-        "scale": config.scale,
-        "seeds": list(config.seeds),
-        "criterion": criterion,
-        **fields,
-    }
+    parts = tuple(Part(variant, {name: OneOf(rates)}, (aim,)) for variant in variants)
+    return Search(parts, seeds, trials=len(rates))
 
 
 # --- what a search left -------------------------------------------------------------------------

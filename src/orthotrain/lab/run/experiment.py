@@ -7,52 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from orthotrain._names import did_you_mean
 from orthotrain.errors import ConfigError
 from orthotrain.lab.named import named
 from orthotrain.lab.run.config import RunConfig, Scale, Variant
 from orthotrain.lab.run.space import Search, own_config
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a grid chose.
-
-    Attributes:
-        name: The variant.
-        record: Content of tune.json: everything that was tried, with what it reached.
-        settings: Content of the file of settings that a recipe reads.
-        table: What the terminal shows.
-    """
-
-    name: str
-    record: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    table: str
-
-
-class Grid(Protocol):
-    """A fixed list of variants that ``orthotrain tune`` compares on the validation part.
-
-    Settings with bounds are a :class:`~orthotrain.lab.run.space.Search`.
-    """
-
-    @property
-    def decides(self) -> frozenset[str]:
-        """Settings of the run that the search decides itself."""
-
-    def config(self, config: RunConfig) -> RunConfig:
-        """The run of the search, with seeds of its own."""
-
-    def variants(self) -> Sequence[Variant]:
-        """What is tried, the baseline first."""
-
-    def choice(
-        self, config: RunConfig, results: Mapping[str, Sequence[Mapping[str, Any]]]
-    ) -> Choice:
-        """What to take, from the results of every variant, one per seed."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +30,8 @@ class Experiment:
             needs. The first is the baseline.
         build: A function ``(config, variant, seed) -> Trainer``.
         page: The declaration of its page in a report; empty for the general page.
-        search: A :class:`~orthotrain.lab.run.space.Search` for ``orthotrain tune``, or a
-            :class:`Grid`; empty where nothing is tuned.
+        search: A :class:`~orthotrain.lab.run.space.Search` for ``orthotrain tune``; empty where
+            nothing is tuned.
     """
 
     name: str
@@ -130,7 +91,7 @@ class Experiment:
         """Name of the variant that the others are compared with."""
         return self.variants(config)[0].name
 
-    def tuned_by(self) -> Search | Grid:
+    def tuned_by(self) -> Search:
         """Its search.
 
         Raises:
@@ -141,5 +102,5 @@ class Experiment:
                 f"tune: {self.name} has no settings to search for; its settings are those of the "
                 "papers or stated in the recipe"
             )
-        search: Search | Grid = named(self.search)
+        search: Search = named(self.search)
         return search

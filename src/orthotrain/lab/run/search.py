@@ -120,6 +120,7 @@ def outcome(searched: Searched, study: Any) -> dict[str, Any]:
             "trial": one.user_attrs.get("origin", one.number),
             "state": one.state.name.lower(),
             "settings": one.user_attrs.get("settings", {}),
+            "at_edge": [k for k, v in one.params.items() if part.space[k].at_edge(v)],
             "values": dict(zip(_names(part), one.values, strict=True)) if _done(one) else {},
             "why": one.user_attrs.get("why", ""),
         }

@@ -53,6 +53,13 @@ class Number:
         value = found * base
         return self.form.format(value) if self.form else value
 
+    def at_edge(self, found: float) -> bool:
+        """Whether what was drawn lies within a twentieth of the range of a bound."""
+        low, high, at = self.low, self.high, found
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return min(at - low, high - at) <= (high - low) / 20
+
 
 @dataclass(frozen=True)
 class OneOf:
@@ -67,6 +74,12 @@ class OneOf:
     def value(self, found: Any, base: float) -> Any:
         """The setting, as it was drawn."""
         return found
+
+    def at_edge(self, found: Any) -> bool:
+        """Whether what was drawn is the least or the largest of several numbers."""
+        numbers = [value for value in self.values if isinstance(value, int | float)]
+        whole = len(numbers) == len(self.values) > 2
+        return whole and found in (min(numbers), max(numbers))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import product
+from math import prod
 from typing import Any, Final
 
 from orthotrain.errors import ConfigError, NonFiniteError
@@ -76,6 +78,13 @@ class Searched:
         if self.part.beside:
             add(self.part.beside)
         return list(found.values())
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every setting, where all are lists and there are trials for each; else nothing."""
+        lists = {k: one.values for k, one in self.part.space.items() if isinstance(one, OneOf)}
+        if len(lists) < len(self.part.space) or prod(map(len, lists.values())) > self.trials:
+            return []
+        return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
 
     def described(self) -> dict[str, Any]:
         """What must be the same for all commands that share the study, as plain values."""
@@ -150,8 +159,12 @@ class Trials:
                 self.free(trial)
         kept = self._kept()
         waits = any(one.state == self._states.WAITING for one in kept)
-        if not waits and len(kept) >= self._searched.trials:
+        listed = self._searched.listed()
+        left = [one for one in listed if one not in [trial.params for trial in kept]]
+        if not waits and (len(kept) >= self._searched.trials or (listed and not left)):
             return None
+        if listed and not waits:
+            self.study.enqueue_trial(left[0])
         # A sampler for each trial: a search that goes on draws what it would have drawn.
         self.study.sampler = self._optuna.samplers.TPESampler(
             seed=self._searched.seed + len(kept), n_startup_trials=_RANDOM
@@ -159,10 +172,15 @@ class Trials:
         trial = self.study.ask(
             {name: self._distribution(one) for name, one in self._searched.part.space.items()}
         )
-        # Of two workers that saw one place left the second one goes without.
-        if [one.number for one in self._kept()].index(trial.number) >= self._searched.trials:
+        # Of two workers that saw one place, or one setting, left the second one goes without.
+        kept = self._kept()
+        place = [one.number for one in kept].index(trial.number)
+        if place >= self._searched.trials:
             self.study.tell(trial, state=self._states.FAIL)
             return None
+        if listed and trial.params in [one.params for one in kept[:place]]:
+            self.study.tell(trial, state=self._states.FAIL)
+            return self.take()
         if "origin" not in trial.user_attrs:
             trial.set_user_attr("origin", trial.number)
         return trial

@@ -18,19 +18,19 @@ from orthotrain.lab.experiments.classifier.config import (
 from orthotrain.lab.experiments.lowrank.build import build_on, network_of
 from orthotrain.lab.experiments.lowrank.config import Schedule
 from orthotrain.lab.experiments.lowrank.image_config import (
-    AllRates,
     FoundResNet,
     FoundViT,
     ResNetRun,
     image_variants,
 )
-from orthotrain.lab.experiments.lowrank.image_tuning import RateGrid
 from orthotrain.lab.experiments.lowrank.networks import build_network, entry_of, narrow_to
+from orthotrain.lab.experiments.lowrank.recipes.cifar10_resnet import SEARCH
 from orthotrain.lab.experiments.narrow import numbers_of
 from orthotrain.lab.run.checkpoint import save_checkpoint
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 from orthotrain.lab.run.restore import read_network
+from orthotrain.lab.run.space import own_config
 
 SHAPE = {"image_shape": (3, 16, 16), "classes": 4}
 CONFIG = ResNetRun(
@@ -40,7 +40,6 @@ CONFIG = ResNetRun(
     model=ResNetConfig(width=6, stem_channels=6, stem="strided"),
     optim=OptimConfig(epochs=4, lr=1e-2, min_lr=1e-3, label_smoothing=0.1),
     paper=LOWRANK,
-    rates=AllRates(narrow_50=3e-2, oialr_paper=2e-2, half_50=5e-3),
     record=RecordConfig.every(steps=1, epochs=1),
     seeds=(0,),
     device="cpu",
@@ -93,9 +92,11 @@ def test_a_checkpoint_gives_its_network_back(tmp_path, config):
     assert torch.equal(read_network(path).eval()(images), model.eval()(images))
 
 
-def test_every_network_has_its_own_rate_and_half_of_the_numbers_means_half():
-    rates = {v.name: trainer_of(v.name).settings["learning_rate"] for v in image_variants(CONFIG)}
-    assert rates == {"dense": 1e-2, "oialr-paper": 2e-2, "half-50": 5e-3, "narrow-50": 3e-2}
+def test_every_network_has_the_rate_of_the_run_or_its_own():
+    config = replace(CONFIG, own={"narrow-50": {"optim.lr": 3e-2}})
+    for one in image_variants(CONFIG):
+        found = trainer_of(one.name, own_config(config, one.name)).settings["learning_rate"]
+        assert found == (3e-2 if one.name == "narrow-50" else 1e-2), one.name
 
 
 def test_oialr_alone_has_a_schedule_of_its_own():
@@ -161,17 +162,10 @@ def test_a_timm_that_does_not_import_says_why(monkeypatch, tmp_path):
         build_network(FoundResNet(width=8, source="timm"), **SHAPE)
 
 
-def test_the_search_gives_every_network_as_many_trials_and_takes_the_best():
-    search = RateGrid((1e-3, 2e-3), (100,), LOWRANK)
-    names = ["dense", "narrow-50", "oialr-paper", "half-50"]
-    variants = search.variants()
-    assert [v.name for v in variants] == [f"{n}-lr-{r:g}" for n in names for r in search.rates]
-    assert all(v.lr == rate for v, rate in zip(variants, search.rates * 4, strict=True))
-    better = {"dense-lr-0.001", "half-50-lr-0.002", "narrow-50-lr-0.002", "oialr-paper-lr-0.001"}
-    results = {v.name: [{"validation_accuracy": 0.5 + 0.1 * (v.name in better)}] for v in variants}
-    choice = search.choice(search.config(CONFIG), results)
-    assert choice.settings["rates"] == {
-        "dense": 1e-3, "narrow_50": 2e-3, "oialr_paper": 1e-3, "half_50": 2e-3,
-    }  # fmt: skip
+def test_the_search_tries_each_rate_with_every_network():
+    names = [part.variant for part in SEARCH.parts]
+    assert sorted(names) == sorted(v.name for v in image_variants(CONFIG))
+    assert len({part.space["optim.lr"] for part in SEARCH.parts}) == 1
+    assert SEARCH.trials == len(SEARCH.parts[0].space["optim.lr"].values)
     with pytest.raises(ConfigError, match="belong to the final comparison"):
-        search.config(replace(CONFIG, seeds=(100,)))
+        SEARCH.config(replace(CONFIG, seeds=(100,)))

@@ -6,7 +6,6 @@ from torch import nn
 
 from lab.experiments.language.tiny import tiny_text
 from lab.experiments.rivals.tiny import (
-    CONFIG,
     OURS,
     SETTINGS,
     STEPS,
@@ -221,7 +220,3 @@ def test_settings_outside_their_range_are_refused():
         type(SETTINGS)(rank_fraction=1.5)
     with pytest.raises(ConfigError, match=r"rivals\.restarts=0 must be at least 1"):
         type(SETTINGS)(restarts=0)
-    with pytest.raises(ConfigError, match=r"'galore_lik' is no rival; did you mean galore_like\?"):
-        type(CONFIG)(rival_rates={"dense": 1e-3, "galore_lik": 1e-3})
-    with pytest.raises(ConfigError, match="has no rate of dense"):
-        type(CONFIG)(rival_rates={})

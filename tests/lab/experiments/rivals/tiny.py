@@ -5,12 +5,17 @@ from dataclasses import fields, replace
 from lab.experiments.language.tiny import tiny_text
 from lab.run import tiny
 from orthotrain.lab.experiments.catalog import recipe_config
-from orthotrain.lab.experiments.language.config import GPTConfig, LanguageRecord, TrainingConfig
-from orthotrain.lab.experiments.lowrank.config import LowRankRun
+from orthotrain.lab.experiments.language.config import (
+    GPTConfig,
+    LanguageRecord,
+    Rates,
+    TrainingConfig,
+)
 from orthotrain.lab.experiments.rivals.build import language_on, vit_on
 from orthotrain.lab.experiments.rivals.config import RivalSettings, ViTRivals
 from orthotrain.lab.experiments.rivals.table import RIVALS
 from orthotrain.lab.experiments.rivals.variants import variant_of
+from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
 
@@ -20,6 +25,7 @@ CONFIG = replace(
     recipe_config("stdlib-gpt-rivals", "smoke"),
     model=GPTConfig(context=16, width=32, depth=1, heads=2),
     optim=TrainingConfig(steps=STEPS),
+    rates=Rates(3e-3),
     rivals=SETTINGS,
     record=LanguageRecord(
         log_every_steps=1, eval_every_steps=12, checkpoint_every_steps=5, eval_windows=8,
@@ -27,16 +33,19 @@ CONFIG = replace(
     ),
 )  # fmt: skip
 VIT = ViTRivals(
-    **{f.name: getattr(tiny.CONFIG, f.name) for f in fields(LowRankRun)},
+    **{f.name: getattr(tiny.CONFIG, f.name) for f in fields(RunConfig)},
+    data=tiny.CONFIG.data,
+    model=tiny.CONFIG.model,
+    optim=replace(tiny.CONFIG.optim, lr=1e-2),
+    record=tiny.CONFIG.record,
     rivals=SETTINGS,
-    rival_rates={"dense": 1e-2},
 )
 NAMES = tuple(row.name for row in RIVALS)
 OURS = tuple(row.name for row in RIVALS if not row.package)
 
 
-def variant(name, lr=3e-3):
-    return variant_of(next(row for row in RIVALS if row.name == name), lr)
+def variant(name):
+    return variant_of(next(row for row in RIVALS if row.name == name))
 
 
 def trainer_of(name, seed=0, *, config=CONFIG):

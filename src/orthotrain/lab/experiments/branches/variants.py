@@ -113,12 +113,12 @@ def _final_ranks(folder: SeedFolder) -> dict[str, int]:
 # --- the ways -----------------------------------------------------------------------------------
 
 
-def dense(lr: float) -> BranchedVariant:
+def dense(lr: float | None) -> BranchedVariant:
     """The baseline."""
     return BranchedVariant(DENSE, "dense", "the same network without any method", lr=lr)
 
 
-def narrow(size: int, lr: float) -> BranchedVariant:
+def narrow(size: int, lr: float | None) -> BranchedVariant:
     """A narrow network of ``size`` percent from scratch, for the whole schedule."""
     return BranchedVariant(
         f"narrow-{size}",

@@ -170,7 +170,6 @@ class ImageRun(ClassifierRun):
         model: Network.
         optim: Optimizer and schedule.
         paper: Low-rank settings of the variant oialr-paper.
-        rates: Learning rates of narrow networks.
         branch: Training on after a cut.
         schedule: Learning rate of OIALR over the run; unset for the one of the optimizer.
     """
@@ -178,7 +177,6 @@ class ImageRun(ClassifierRun):
     model: ModelConfig | ResNetConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
-    rates: Rates = field(default_factory=Rates)
     branch: BranchConfig = field(default_factory=BranchConfig)
     schedule: Schedule | None = None
 
@@ -190,10 +188,12 @@ class LowRankRun(ImageRun):
     Attributes:
         model: Network.
         tuned: Low-rank settings of the variant oialr-tuned.
+        rates: Learning rates of narrow networks.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     tuned: LowRankConfig = field(default_factory=LowRankConfig)
+    rates: Rates = field(default_factory=Rates)
 
 
 def lowrank_variants(config: LowRankRun) -> tuple[BranchedVariant, ...]:

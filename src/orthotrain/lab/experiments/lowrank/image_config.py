@@ -11,15 +11,7 @@ from typing import Literal, Self
 
 from orthotrain.lab.experiments.branches.variants import DENSE, BranchedVariant, half, narrow
 from orthotrain.lab.experiments.classifier.config import ModelConfig, ResNetConfig
-from orthotrain.lab.experiments.lowrank.config import (
-    HALF,
-    PAPER,
-    ImageRun,
-    LowRankConfig,
-    LowRankVariant,
-    Rates,
-)
-from orthotrain.lab.run.config import positive
+from orthotrain.lab.experiments.lowrank.config import HALF, PAPER, ImageRun, LowRankVariant
 
 Source = Literal["auto", "timm", "own"]
 
@@ -60,33 +52,14 @@ class FoundResNet(Found, ResNetConfig):
 
 
 @dataclass(frozen=True)
-class AllRates(Rates):
-    """Peak learning rates of all networks but the dense one, from the grid of the recipe.
-
-    Attributes:
-        narrow_50: Of the network narrowed to 50 % of the numbers.
-        oialr_paper: Of OIALR as published.
-        half_50: Of the network cut at half of the run, both factors trained.
-    """
-
-    oialr_paper: float = 2e-3
-    half_50: float = 2e-3
-
-    def __post_init__(self) -> None:
-        positive(self, "rates", *vars(self))
-
-
-@dataclass(frozen=True)
 class ResNetRun(ImageRun):
     """A residual network, dense and low-rank side by side.
 
     Attributes:
         model: Network.
-        rates: Learning rates of all networks but the dense one.
     """
 
     model: ResNetConfig = field(default_factory=ResNetConfig)
-    rates: AllRates = field(default_factory=AllRates)
 
 
 @dataclass(frozen=True)
@@ -95,11 +68,9 @@ class FoundViTRun(ImageRun):
 
     Attributes:
         model: Network.
-        rates: Learning rates of all networks but the dense one.
     """
 
     model: FoundViT = field(default_factory=FoundViT)
-    rates: AllRates = field(default_factory=AllRates)
 
 
 @dataclass(frozen=True)
@@ -115,21 +86,14 @@ class FoundResNetRun(ResNetRun):
 
 def image_variants(config: ResNetRun | FoundViTRun) -> tuple[BranchedVariant, ...]:
     """Dense, published, both factors trained, and a narrow network of the same stored size."""
-    rates = config.rates
     return (
         LowRankVariant(DENSE, "dense", "the same network without any method"),
-        published(config.paper, rates.oialr_paper),
-        half(HALF, rates.half_50),
-        narrow(HALF, rates.narrow_50),
-    )
-
-
-def published(settings: LowRankConfig, lr: float) -> LowRankVariant:
-    """OIALR with the settings of the authors' code."""
-    return LowRankVariant(
-        PAPER,
-        "OIALR, published settings",
-        "settings of the authors' code, times as shares of the run",
-        lr=lr,
-        lowrank=settings,
+        LowRankVariant(
+            PAPER,
+            "OIALR, published settings",
+            "settings of the authors' code, times as shares of the run",
+            lowrank=config.paper,
+        ),
+        half(HALF, None),
+        narrow(HALF, None),
     )

@@ -5,13 +5,11 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar
 
-from orthotrain._names import did_you_mean
-from orthotrain.lab.experiments.language.config import LanguageRun
+from orthotrain.lab.experiments.language.config import LanguageRun, Rates
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
-from orthotrain.lab.experiments.rivals.table import rate_names
 from orthotrain.lab.run.config import RunConfig, at_least, below_one, need, positive
 
 
@@ -57,31 +55,44 @@ class RivalsRun(RunConfig):
 
     Attributes:
         rivals: Settings by hand.
-        rival_rates: Peak learning rate by name of a variant, with _ for -; of those that are not
-            named that of dense.
     """
 
     rivals: RivalSettings = field(default_factory=RivalSettings)
-    rival_rates: Mapping[str, float] = field(default_factory=lambda: {"dense": 1e-3})
+
+    # Settings of the family that no rival reads, and where the learning rate is.
+    _unread: ClassVar[tuple[str, ...]] = ()
+    _rate: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = rate_names()
-        need("dense" in self.rival_rates, "rival_rates has no rate of dense; give one")
-        for name, rate in self.rival_rates.items():
+        fresh = {f.name: f for f in fields(self) if f.name in self._unread}
+        for name, one in fresh.items():
+            default = one.default if one.default_factory is MISSING else one.default_factory()
             need(
-                name in known,
-                f"rival_rates: {name!r} is no rival; {did_you_mean(name, known)}choose from "
-                f"{', '.join(known)}",
+                getattr(self, name) == default,
+                f"{name}: rivals do not read it; their settings are rivals.*, their learning rate "
+                f"is {self._rate}, of one alone under own",
             )
-            need(0 < rate < float("inf"), f"rival_rates.{name}={rate} must be positive")
 
 
 @dataclass(frozen=True)
 class LanguageRivals(RivalsRun, LanguageRun):
     """A byte-level GPT, trained by every rival."""
 
+    _unread: ClassVar[tuple[str, ...]] = ("branch",)
+    _rate: ClassVar[str] = "rates.dense"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need(
+            self.rates == Rates(self.rates.dense),
+            "rates: rivals read rates.dense alone; of one alone it is rates.dense under own",
+        )
+
 
 @dataclass(frozen=True)
 class ViTRivals(RivalsRun, LowRankRun):
     """A mini vision transformer, trained by every rival."""
+
+    _unread: ClassVar[tuple[str, ...]] = ("paper", "tuned", "rates", "branch", "schedule")
+    _rate: ClassVar[str] = "optim.lr"

@@ -116,16 +116,6 @@ RIVALS: Final = (
 )  # fmt: skip
 
 
-def rate_name(name: str) -> str:
-    """The name of a variant as a setting."""
-    return name.replace("-", "_")
-
-
-def rate_names() -> tuple[str, ...]:
-    """The names that have a rate."""
-    return tuple(rate_name(row.name) for row in RIVALS)
-
-
 def installed() -> tuple[Rival, ...]:
     """The rows whose packages are there."""
     return tuple(row for row in RIVALS if not row.package or find_spec(row.package))

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from orthotrain.extras import missing_package
 from orthotrain.lab.experiments.branches.variants import BranchedVariant, dense, narrow
 from orthotrain.lab.experiments.rivals.config import RivalsRun
-from orthotrain.lab.experiments.rivals.table import HALF, RIVALS, Rival, installed, rate_name
+from orthotrain.lab.experiments.rivals.table import HALF, RIVALS, Rival, installed
+from orthotrain.lab.experiments.search import listed_rates
+from orthotrain.lab.run.space import Aim, Search
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,35 @@ class RivalVariant(BranchedVariant):
         return {**super().settings(), "rival": self.make}
 
 
-def variant_of(row: Rival, lr: float) -> BranchedVariant:
-    """The variant of a row, at a peak learning rate."""
+def variant_of(row: Rival) -> BranchedVariant:
+    """The variant of a row, at the learning rate of the run."""
     if row.name == "dense":
-        return dense(lr)
+        return dense(None)
     if not row.make:
-        return narrow(HALF, lr)
-    return RivalVariant(row.name, row.title, row.note, lr=lr, make=row.make)
+        return narrow(HALF, None)
+    return RivalVariant(row.name, row.title, row.note, make=row.make)
 
 
 def rival_variants(config: RivalsRun) -> tuple[BranchedVariant, ...]:
-    """Every rival at its rate, dense first; one whose package is missing is left out.
+    """Every rival, dense first; one whose package is missing is left out.
 
     Raises:
         MissingPackageError: It was asked for by name.
     """
     rows = installed()
     for row in RIVALS:
-        if row not in rows and row.name in config.variants:
+        if row not in rows and row.name in (*config.variants, *config.own):
             raise missing_package(f"the rival {row.name}", row.package, extra=row.package)
-    rates = config.rival_rates
-    return tuple(variant_of(row, rates.get(rate_name(row.name), rates["dense"])) for row in rows)
+    return tuple(map(variant_of, rows))
+
+
+def rival_search(name: str, rates: tuple[float, ...], aim: Aim) -> Search:
+    """The same learning rates for each rival that is installed.
+
+    Args:
+        name: The setting.
+        rates: Peak learning rates.
+        aim: What decides.
+    """
+    rivals = [row.name for row in installed()]
+    return listed_rates(name, rates, rivals, aim=aim, seeds=(100,))

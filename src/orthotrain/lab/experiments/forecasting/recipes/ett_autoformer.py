@@ -50,7 +50,7 @@ _SMOKE = replace(
     seeds=(0,),
 )
 
-SEARCH = forecast_search(lr=(1e-4, 2e-2), seeds=(100,))
+SEARCH = forecast_search(lr=(3e-4, 5e-2), seeds=(100,))
 
 
 def _recipe(name: Literal["ettm2", "etth2"], title: str) -> Experiment:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.classifier.config import (
     DataConfig,
     OptimConfig,
     RecordConfig,
     ResNetConfig,
 )
-from orthotrain.lab.experiments.lowrank.image_config import AllRates, ResNetRun, image_variants
-from orthotrain.lab.experiments.lowrank.image_tuning import RateGrid
+from orthotrain.lab.experiments.lowrank.config import HALF, PAPER
+from orthotrain.lab.experiments.lowrank.image_config import ResNetRun, image_variants
 from orthotrain.lab.experiments.lowrank.recipes.digits_minivit import PUBLISHED
+from orthotrain.lab.experiments.search import listed_rates
 from orthotrain.lab.run.experiment import Experiment
+from orthotrain.lab.run.space import Aim
 
 _RATE = 2e-3
 _FULL = ResNetRun(
@@ -32,7 +35,6 @@ _FULL = ResNetRun(
         clip_norm=5.0,
     ),
     paper=PUBLISHED,
-    rates=AllRates(*[_RATE] * 3),
     record=RecordConfig(
         log_every_steps=20,
         eval_every_epochs=1,
@@ -52,7 +54,10 @@ _LONG = replace(
     device="cpu",
 )
 
-GRID = RateGrid(rates=(1e-3, 2e-3, 4e-3), seeds=(100,), paper=PUBLISHED)
+SEARCH = listed_rates(
+    "optim.lr", (1e-3, 2e-3, 4e-3), (DENSE, PAPER, f"half-{HALF}", f"narrow-{HALF}"),
+    aim=Aim("validation_loss"), seeds=(100,),
+)  # fmt: skip
 
 CIFAR10_RESNET = Experiment(
     name="cifar10-resnet",
@@ -77,5 +82,5 @@ CIFAR10_RESNET = Experiment(
     variants=image_variants,
     build="orthotrain.lab.experiments.lowrank.build:build",
     page="orthotrain.lab.experiments.lowrank.page:PAGE",
-    search="orthotrain.lab.experiments.lowrank.recipes.cifar10_resnet:GRID",
+    search="orthotrain.lab.experiments.lowrank.recipes.cifar10_resnet:SEARCH",
 )

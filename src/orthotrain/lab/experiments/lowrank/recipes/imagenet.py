@@ -14,7 +14,6 @@ from typing import Any, Final
 from orthotrain.lab.experiments.classifier.config import DataConfig, OptimConfig, RecordConfig
 from orthotrain.lab.experiments.lowrank.config import LowRankConfig
 from orthotrain.lab.experiments.lowrank.image_config import (
-    AllRates,
     FoundResNet,
     FoundResNetRun,
     FoundViT,
@@ -59,7 +58,6 @@ _VIT = FoundViTRun(
     optim=_OPTIM,
     # The latest of the authors' settings for ImageNet.
     paper=_paper(10_000, 2000, 0.2),
-    rates=AllRates(*[_RATE] * 3),
     record=_RECORD,
     seeds=(0,),
     precision="bfloat16",
@@ -70,7 +68,6 @@ _RESNET = FoundResNetRun(
     optim=replace(_OPTIM, clip_norm=1.0),
     # Their settings for ResNet-RS. 200 steps lie within the warm-up.
     paper=_paper(200, 100, 0.15),
-    rates=AllRates(*[_RATE] * 3),
     record=_RECORD,
     seeds=(0,),
     precision="bfloat16",
@@ -90,7 +87,6 @@ def _recipe(
         "optim": replace(full.optim, epochs=20, lr=_SMALL_RATE, min_lr=_SMALL_RATE / 100),
         # Times as of the mini ViT on CIFAR-10: here 10,000 steps are the whole run.
         "paper": replace(full.paper, delay_fraction=50 / 300, every_fraction=10 / 300),
-        "rates": AllRates(*[_SMALL_RATE] * 3),
         "record": RecordConfig.every(steps=20, epochs=1),
         "device": "cpu",
         "precision": "float32",
