@@ -74,7 +74,7 @@ def train_variants(
             on_progress = ignore
             if team.main:
                 opened.enter_context(folder.locked(shared=storage is not None))
-                folder.open(config)
+                folder.open(config, shared=storage is not None)
                 print(f"run folder: {folder.path.resolve()}", flush=True)
                 here = environment(
                     command=command.line, device=device, threads=config.threads,

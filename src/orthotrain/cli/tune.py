@@ -87,7 +87,7 @@ def _search(
     page = replace(experiment, page="orthotrain.lab.report.searched:PAGE")
     device = resolve_device(config.device)
     with folder.locked(shared=arguments.storage is not None):
-        folder.open(config)
+        folder.open(config, shared=arguments.storage is not None)
         here = environment(command=command.line, device=device, threads=config.threads)
         folder.describe(page, config, variants=(), environment=here)
         print(f"run folder: {folder.path.resolve()}", flush=True)

@@ -85,9 +85,23 @@ def test_a_folder_opens_again_with_the_same_settings(tmp_path):
 def test_a_folder_with_other_settings_is_refused_and_the_difference_named(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(CONFIG)
+    folder.seed("dense", 0).path.mkdir(parents=True)
+    folder.seed("dense", 0).metrics.write_text("")
     other = replace(CONFIG, optim=replace(CONFIG.optim, lr=0.5))
     with pytest.raises(ConfigError, match=r"optim\.lr is 0\.01 there and 0\.5 here.*--resume"):
         folder.open(other)
+
+
+def test_a_folder_in_which_nothing_was_trained_is_begun_anew_unless_others_share_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(CONFIG)
+    folder.run.write_text("{}")
+    other = replace(CONFIG, optim=replace(CONFIG.optim, lr=0.5))
+    with pytest.raises(ConfigError, match="other settings"):
+        folder.open(other, shared=True)
+    folder.open(other)
+    assert "lr: 0.5" in folder.config.read_text()
+    assert not folder.run.exists()
 
 
 @pytest.mark.bad_input

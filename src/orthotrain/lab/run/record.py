@@ -209,8 +209,14 @@ class RunFolder:
                 "all of them name the same --storage"
             ) from error
 
-    def open(self, config: RunConfig) -> None:
+    def open(self, config: RunConfig, *, shared: bool = False) -> None:
         """Create the folder, or check that it belongs to the same configuration.
+
+        A folder in which nothing was trained, such as after a wrong folder of data, is begun anew.
+
+        Args:
+            config: Of the run.
+            shared: Other commands may be about to train in it.
 
         Raises:
             ConfigError: The folder holds a run with other settings, or cannot be written.
@@ -220,13 +226,21 @@ class RunFolder:
         resolved = plain(config)
         try:
             if self.config.exists():
-                self._require_same(read_settings(self.config), resolved)
-                return
+                previous = read_settings(self.config)
+                if shared or previous == resolved or not self._empty():
+                    self._require_same(previous, resolved)
+                    return
+                self.run.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(resolved, sort_keys=False)
             write_atomically(self.config, text.encode())
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _empty(self) -> bool:
+        """Whether it has nothing but what is written before a training."""
+        files = {file for file in self.path.rglob("*") if file.is_file()}
+        return files <= {self.config, self.run, self.path / ".lock"}
 
     def _unwritable(self, error: OSError | ValueError) -> ConfigError:
         advice = remedy(error) if isinstance(error, OSError) else "choose another name"
