@@ -74,7 +74,7 @@ OPTIONS = {
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50", "own", "schedule", "schedule.help"},
+    | {"rates.narrow_50", "own"},
     # What the search decides is no option of it.
     "tune": COMMON
     | {"run-dir", "output", "trials", "parts", "objectives", "at-most"}

@@ -175,18 +175,16 @@ class Search:
         parts: Variants that are tuned, each by a search of its own.
         seeds: Seeds of the search; never those of the comparison.
         trials: Settings that are tried for each of them.
-        overrides: Groups of settings that would decide what is searched.
     """
 
     parts: tuple[Part, ...]
     seeds: tuple[int, ...] = (100,)
     trials: int = 20
-    overrides: tuple[str, ...] = ()
 
     @property
     def decides(self) -> frozenset[str]:
         """Settings of the run that the search decides itself."""
-        return frozenset((*self.overrides, *(name for part in self.parts for name in part.space)))
+        return frozenset(name for part in self.parts for name in part.space)
 
     def config(self, config: C) -> C:
         """The recipe's own run, with the search's seeds.

@@ -5,7 +5,6 @@ import pytest
 from lab.experiments.rivals.tiny import CONFIG, NAMES, OURS, VIT, trainer_of
 from orthotrain.errors import ConfigError, MissingPackageError
 from orthotrain.lab.experiments.catalog import find_recipe
-from orthotrain.lab.experiments.lowrank.config import Schedule
 from orthotrain.lab.experiments.rivals import table
 from orthotrain.lab.experiments.rivals.table import RIVALS
 from orthotrain.lab.experiments.rivals.variants import rival_search, rival_variants
@@ -87,8 +86,7 @@ def test_names_say_whose_code_it_is():
 @pytest.mark.parametrize(
     ("config", "settings"),
     [(CONFIG, {"rates.narrow_50": 1.0}), (CONFIG, {"branch.teacher_share": 0.2}),
-     (VIT, {"rates.narrow_50": 1.0}), (VIT, {"tuned.rank": "energy=0.5"}),
-     (VIT, {"schedule": Schedule()})],
+     (VIT, {"rates.narrow_50": 1.0}), (VIT, {"tuned.rank": "energy=0.5"})],
 )  # fmt: skip
 def test_settings_that_no_rival_reads_are_refused(config, settings):
     name = next(iter(settings)).partition(".")[0]

@@ -136,13 +136,8 @@ def network_of(
 def own_rate(
     config: ImageRun, variant: BranchedVariant, start: Start, *, steps: int, dense_steps: int
 ) -> OwnRate:
-    """Rate and schedule of a variant: that of dense training; a branch ends at 0.
-
-    OIALR has a schedule of its own where the run names one.
-    """
-    optim, schedule = config.optim, config.schedule
-    if schedule is not None and isinstance(variant, LowRankVariant) and variant.lowrank is not None:
-        return OwnRate(schedule.lr, schedule.warmup_fraction, optim.weight_decay, schedule.min_lr)
+    """Rate and schedule of a variant: that of dense training; a branch ends at 0."""
+    optim = config.optim
     lr = optim.lr if variant.lr is None else variant.lr
     lr = start.peak_rate(lr, steps=steps, dense_steps=dense_steps)
     if start.branch is not None:

@@ -31,7 +31,7 @@ from orthotrain.lab.experiments.classifier.config import (
     OptimConfig,
     ResNetConfig,
 )
-from orthotrain.lab.run.config import below_one, need, positive
+from orthotrain.lab.run.config import need, positive
 from orthotrain.lab.run.record import SeedFolder, read_json
 
 PAPER, TUNED, NARROW = "oialr-paper", "oialr-tuned", "narrow"
@@ -118,29 +118,6 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Learning rate of OIALR, where it has a schedule of its own: warm-up, then a cosine.
-
-    Attributes:
-        lr: Peak learning rate.
-        min_lr: Learning rate of the last step.
-        warmup_fraction: Share of all steps spent on the warm-up.
-    """
-
-    lr: float = 3e-4
-    min_lr: float = 1e-5
-    warmup_fraction: float = 10 / 300
-
-    def __post_init__(self) -> None:
-        positive(self, "schedule", "lr")
-        below_one(self, "schedule", "warmup_fraction")
-        need(
-            0 <= self.min_lr <= self.lr,
-            f"schedule.min_lr={self.min_lr} must lie between 0 and schedule.lr={self.lr}",
-        )
-
-
-@dataclass(frozen=True)
 class LowRankVariant(BranchedVariant):
     """A way to train with or without low rank.
 
@@ -171,14 +148,12 @@ class ImageRun(ClassifierRun):
         optim: Optimizer and schedule.
         paper: Low-rank settings of the variant oialr-paper.
         branch: Training on after a cut.
-        schedule: Learning rate of OIALR over the run; unset for the one of the optimizer.
     """
 
     model: ModelConfig | ResNetConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     paper: LowRankConfig = field(default_factory=LowRankConfig)
     branch: BranchConfig = field(default_factory=BranchConfig)
-    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)

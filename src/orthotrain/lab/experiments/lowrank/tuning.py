@@ -55,7 +55,6 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
             Part(f"narrow-{HALF}", alone, (_LOSS,)),
         ),
         seeds,
-        overrides=("schedule",),
     )
 
 

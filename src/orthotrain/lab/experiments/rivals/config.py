@@ -94,5 +94,5 @@ class LanguageRivals(RivalsRun, LanguageRun):
 class ViTRivals(RivalsRun, LowRankRun):
     """A mini vision transformer, trained by every rival."""
 
-    _unread: ClassVar[tuple[str, ...]] = ("paper", "tuned", "rates", "branch", "schedule")
+    _unread: ClassVar[tuple[str, ...]] = ("paper", "tuned", "rates", "branch")
     _rate: ClassVar[str] = "optim.lr"
