@@ -120,13 +120,19 @@ def _compared(
 
 @dataclass(frozen=True)
 class BySeed:
-    """Two variants in a column of the table of seeds, paired by seed."""
+    """Two variants in a column of the table of seeds, paired by seed.
+
+    Where ``after`` is given, the other one is read in the column with that ending, and the page
+    calls it by ``told``.
+    """
 
     record: str
     ours: str
     other: str
     column: str
     unit: str = ""
+    after: str = ""
+    told: str = ""
 
     def find(self, folder: Path) -> Found | None:
         """The mean difference with Student's interval; see :class:`Selector`."""
@@ -137,12 +143,12 @@ class BySeed:
             rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
         if not {self.ours, self.other} <= {name for name, _ in rows}:
             raise DataError(f"{path} does not have both of {self.ours!r} and {self.other!r}")
-        values = {key: row[self.column] for key, row in rows.items()}
-        pairs = [
-            (float(value), float(values[self.other, seed]))
-            for (name, seed), value in values.items()
-            if name == self.ours and value and values.get((self.other, seed))
+        cells = [
+            (row[self.column], rows[self.other, seed][self.column + self.after])
+            for (name, seed), row in rows.items()
+            if name == self.ours and (self.other, seed) in rows
         ]
+        pairs = [(float(mine), float(other)) for mine, other in cells if mine and other]
         if len(pairs) < 2:  # One seed has no interval and decides nothing.
             return None
         change = [mine - theirs for mine, theirs in pairs]
@@ -152,7 +158,7 @@ class BySeed:
         low, high = mean - margin, mean + margin
         text = f"{mine} against {theirs}: {_signed(mean)}{self.unit}"
         text += f" ({_signed(low)} to {_signed(high)})"
-        return Found(mean, low, high, 0.0, text, self.other, len(change))
+        return Found(mean, low, high, 0.0, text, self.told or self.other, len(change))
 
     def command(self, folder: Path) -> str | None:
         """Tables of a run do not say their command."""
