@@ -181,8 +181,9 @@ def _latent() -> list[Row]:
         Row("NOG + OLR helps to disentangle: Disentanglement by intervention",
             Compared("sprites_eigengan_cpu", "NOG + OLR", "none",
             "Disentanglement by intervention" ), "more"),
-        Row("OL helps more than directions found after training, linear", BySeed("latent_linear_cpu",
-            "OL", "none", "alignment", after="_sefa", told="SeFa on the baseline"), "more"),
+        Row("OL helps more than directions found after training, linear",
+            BySeed("latent_linear_cpu", "OL", "none", "alignment", after="_sefa",
+            told="SeFa on the baseline"), "more"),
         *(Row(f"{name} helps more than directions found after training: Disentanglement by "
             "intervention", BySeed("sprites_eigengan_five", name, "none", "disentanglement",
             after="_sefa", told="SeFa on the baseline"), "more") for name in ("NOG", "OLR", "OL")),
