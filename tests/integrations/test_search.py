@@ -265,6 +265,8 @@ def test_the_command_writes_what_trains_the_chosen_settings(tmp_path, capsys, mo
     assert len(parts_of(loaded)) == 2
     tables = {table.name: table for table in (one.table(loaded) for one in PAGE.results)}
     assert "orthotrain train --config" in tables["chosen"].note
+    edges = [", ".join(part["chosen"]["at_edge"]) for part in parts_of(loaded)]
+    assert [row[4].shown for row in tables["chosen"].rows] == edges
     assert {row[2].shown for row in tables["importance"].rows} == set(toy.SPACE)
     assert PAGE.lead[0].plot(loaded, PAGE.look).draw is not None
     html = (run / "report" / "index.html").read_text()

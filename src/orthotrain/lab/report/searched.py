@@ -51,15 +51,17 @@ def _chosen(run: Run) -> Table:
             Cell(str(part["chosen"]["trial"])),
             Cell(_values(part["chosen"])),
             Cell(_settings(part["chosen"]), exact=json.dumps(part["chosen"]["settings"])),
+            Cell(", ".join(part["chosen"]["at_edge"])),
         )
         for part in parts_of(run)
     ]
     return Table(
-        "chosen", "Chosen settings", ("Variant", "Trial", "Reached", "Settings"),
-        ("variant", "trial", "reached", "settings"), tuple(rows),
+        "chosen", "Chosen settings", ("Variant", "Trial", "Reached", "Settings", "At the edge"),
+        ("variant", "trial", "reached", "settings", "at_edge"), tuple(rows),
         empty="The search has not ended.",
-        note="Chosen on the validation part, with seeds of the search alone. This line trains all "
-        f"of them side by side: orthotrain train --config {run.path / 'chosen.yaml'}",
+        note="Chosen on the validation part, with seeds of the search alone. Beyond the edge of "
+        "what was tried there may be a better value. This line trains all of them side by side: "
+        f"orthotrain train --config {run.path / 'chosen.yaml'}",
     )  # fmt: skip
 
 
