@@ -146,6 +146,18 @@ def test_lists_no_longer_than_the_trials_are_tried_in_full_each_setting_once(tmp
     assert "optim.lr" not in inside["at_edge"]
 
 
+def test_settings_that_a_variant_has_of_its_own_give_way_to_what_is_tried_and_stay_otherwise(
+    tmp_path,
+):
+    own = {"plain": {"optim.lr": 0.9, "optim.width": 8}}
+    part = replace(PLAIN, space={"optim.lr": OneOf((0.1, 0.3))})
+    found = search(tmp_path, parts=(part,), trials=2, config=replace(CONFIG, own=own))
+    results = [read_json(path) for path in tmp_path.rglob("result.json")]
+    assert sorted(one["lr"] for one in results) == [0.1, 0.3]
+    assert {one["stored"] for one in results} == {8}
+    assert found["chosen"]["settings"] == {"optim.lr": 0.3}
+
+
 def test_two_workers_divide_lists(tmp_path):
     found = search(tmp_path, parts=(LISTED,), trials=6, workers=2)
     assert tried(found["trials"]) == BOTH_LISTS

@@ -32,8 +32,8 @@ def run_tune(command: RunCommand) -> int:
     if output.parent != folder.path or folder.path.is_dir():
         for file in arguments.config or [None]:
             require_place(output, read=None if file is None else Path(str(file)))
-    own = {folder.config, folder.run, record, folder.path / "chosen.yaml"}
-    if output.resolve() in {path.resolve() for path in own}:
+    ours = {folder.config, folder.run, record, folder.path / "chosen.yaml"}
+    if output.resolve() in {path.resolve() for path in ours}:
         raise ConfigError(f"--output: {output} is a file of the search itself; choose another name")
     parts = [part.with_objectives(arguments.objectives) for part in search.chosen(arguments.parts)]
     told = _search(command, experiment, search, parts, folder=folder)
@@ -42,7 +42,8 @@ def run_tune(command: RunCommand) -> int:
     names = {one["variant"] for one in told}
     told = [*(one for one in before if one["variant"] not in names), *told]
     chosen = {one["variant"]: one["chosen"]["settings"] for one in told}
-    config = replace(command.config, own={**command.config.own, **chosen})
+    own = {name: {**command.config.own.get(name, {}), **found} for name, found in chosen.items()}
+    config = replace(command.config, own={**command.config.own, **own})
     source = f"{command.line}, seeds {', '.join(map(str, search.seeds))}"
     searched = {
         "schema": 2, "recipe": experiment.name, "scale": config.scale,

@@ -21,7 +21,7 @@ from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.jobs import Run
 from orthotrain.lab.run.progress import OnProgress, Progress
 from orthotrain.lab.run.record import differences, plain, read_json
-from orthotrain.lab.run.space import COMPUTE, STORED, Number, OneOf, Part, with_settings
+from orthotrain.lab.run.space import COMPUTE, STORED, Number, OneOf, Part, own_config, with_settings
 from orthotrain.lab.run.stop import pause
 from orthotrain.lab.run.storage import Signs, load_optuna, opened, telling, without_password
 
@@ -58,7 +58,7 @@ class Searched:
 
     def variant(self, settings: Mapping[str, Any], name: str) -> tuple[Run, Variant]:
         """A run with these settings, and the variant under another name."""
-        config = with_settings(self.run.config, settings)
+        config = with_settings(own_config(self.run.config, self.part.variant), settings)
         found = self.experiment.variant(config, self.part.variant)
         return replace(self.run, config=config), replace(found, name=name)
 
