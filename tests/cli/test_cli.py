@@ -255,6 +255,18 @@ def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
+    "content", ["optim: {lr: 0.1}\n", "optim.lr: 0.1\n", "own: {dense: {optim.lr: 0.1}}\n"]
+)
+def test_a_search_refuses_a_file_that_gives_what_it_decides(capsys, tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    name = content.split(":")[0] if content.startswith("own") else "optim.lr"
+    said = f"{path} gives {name}, which the search decides; leave that out"
+    assert said in fails(capsys, "tune", "digits-minivit", "--config", path)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--threads", "1000000"], "threads=1000000 must be 1 to 1024"),

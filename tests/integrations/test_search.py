@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from orthotrain.lab.run.jobs import Run  # noqa: E402
 from orthotrain.lab.run.record import RunFolder, read_json  # noqa: E402
 from orthotrain.lab.run.search import SearchOptions, choose, run_search  # noqa: E402
 from orthotrain.lab.run.space import Number, OneOf, Part  # noqa: E402
+from orthotrain.lab.run.trials import Searched, Trials  # noqa: E402
 
 PLAIN, AFTER = toy.SEARCH.parts
 CONFIG = toy.SEARCH.config(replace(toy.EXPERIMENT.at("smoke"), scale="smoke"))
@@ -141,7 +143,9 @@ def test_lists_no_longer_than_the_trials_are_tried_in_full_each_setting_once(tmp
     assert tried(found["trials"]) == BOTH_LISTS
     assert found["chosen"]["settings"]["optim.lr"] == 0.3
     assert found["chosen"]["at_edge"] == ["optim.lr"]
-    assert len(search(tmp_path / "few", parts=(LISTED,), trials=3, name="few")["trials"]) == 3
+    few = partial(search, tmp_path / "few", parts=(LISTED,), name="few")
+    assert len({*tried(few(trials=3)["trials"])}) == 3
+    assert tried(few(trials=6)["trials"]) == BOTH_LISTS
     inside = search(tmp_path / "in", trials=12, name="in")["chosen"]
     assert "optim.lr" not in inside["at_edge"]
 
@@ -151,11 +155,39 @@ def test_settings_that_a_variant_has_of_its_own_give_way_to_what_is_tried_and_st
 ):
     own = {"plain": {"optim.lr": 0.9, "optim.width": 8}}
     part = replace(PLAIN, space={"optim.lr": OneOf((0.1, 0.3))})
-    found = search(tmp_path, parts=(part,), trials=2, config=replace(CONFIG, own=own))
+    config = replace(CONFIG, own=own)
+    found = search(tmp_path, parts=(part,), trials=2, config=config)
     results = [read_json(path) for path in tmp_path.rglob("result.json")]
     assert sorted(one["lr"] for one in results) == [0.1, 0.3]
     assert {one["stored"] for one in results} == {8}
     assert found["chosen"]["settings"] == {"optim.lr": 0.3}
+    # So does a variant that another one is built from.
+    search(tmp_path / "after", parts=(replace(part, variant="after"),), trials=2, config=config)
+    (plain,) = (tmp_path / "after").rglob("plain/seed-100/result.json")
+    assert read_json(plain)["lr"] == 0.9
+
+
+def test_a_list_may_have_multiples_of_the_recipes_own_setting(tmp_path):
+    part = replace(PLAIN, space={"optim.lr": OneOf((0.5, 3.0), of="optim.lr")})
+    found = search(tmp_path, parts=(part,), trials=2)
+    rates = sorted(one["settings"]["optim.lr"] for one in found["trials"])
+    assert rates == pytest.approx([0.05, 0.3])
+    assert found["chosen"]["settings"]["optim.lr"] == pytest.approx(0.3)
+
+
+def test_a_part_may_have_more_trials_than_others(tmp_path):
+    assert len(search(tmp_path, parts=(replace(PLAIN, times=3),), trials=2)["trials"]) == 6
+
+
+def test_a_trial_that_is_freed_keeps_what_it_was_judged_by(tmp_path):
+    run = Run(toy.EXPERIMENT.build, CONFIG, RunFolder(tmp_path), read_test=False)
+    searched = Searched(run, toy.EXPERIMENT, PLAIN, "s", 4, str(tmp_path / "journal"), {})
+    trials = Trials(searched, stale_seconds=60)
+    trial = trials.take()
+    trial.report(0.7, 40)
+    trials.free(trial)
+    (left,) = trials._kept()
+    assert left.intermediate_values == {40: 0.7}
 
 
 def test_two_workers_divide_lists(tmp_path):

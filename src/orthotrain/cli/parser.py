@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -41,6 +41,8 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     file = _file(first)
     content = {} if file is None else read_settings(file)
     base = _base(first, content)
+    if name == "tune":
+        _require_undecided(content, file, decided=_decided(base))
     parser = run_parser(name, base, given_names(content, vars(first)))
     words = ["--config", str(file), *arguments] if first.resume else arguments
     if first.resume:
@@ -103,11 +105,35 @@ def run_parser(name: str, base: RunConfig, given: dict[str, Any]) -> ArgumentPar
         add("--report", type=bool, default=True, help="write the report at the end")
         add("--variants", nargs="+", default=list(base.variants), help="what to train")
         add("--seeds", nargs="+", type=int, default=list(base.seeds), help=seeds)
-    experiment = find_recipe(base.recipe)
-    searched = name == "tune" and experiment.search
-    skip = _APART | ({"own"} | experiment.tuned_by().decides if searched else set())
+    skip = _APART | (_decided(base) if name == "tune" else set())
     add_settings(parser, type(base), base, given=given, skip=skip)
     return parser
+
+
+def _decided(base: RunConfig) -> frozenset[str]:
+    """Settings that the search of a recipe decides."""
+    experiment = find_recipe(base.recipe)
+    return frozenset({"own"}) | experiment.tuned_by().decides if experiment.search else frozenset()
+
+
+def _require_undecided(
+    content: Mapping[str, Any], file: Path | None, *, decided: frozenset[str]
+) -> None:
+    """Refuse a file that gives what the search decides, such as the one that it wrote."""
+    given = [
+        name
+        for name in sorted(decided)
+        if name in content or name.partition(".")[2] in _group(content, name.partition(".")[0])
+    ]
+    if given:
+        raise ConfigError(
+            f"tune: {file} gives {', '.join(given)}, which the search decides; leave that out"
+        )
+
+
+def _group(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = content.get(name)
+    return group if isinstance(group, dict) else {}
 
 
 def _look_ahead(arguments: list[str]) -> Namespace:

@@ -72,12 +72,12 @@ def listed_rates(
 
     Args:
         name: The setting.
-        rates: The list; each is tried once.
+        rates: The list, as multiples of the recipe's own rate; each is tried once.
         variants: Their names.
         aim: What decides.
         seeds: Of the search.
     """
-    parts = tuple(Part(variant, {name: OneOf(rates)}, (aim,)) for variant in variants)
+    parts = tuple(Part(variant, {name: OneOf(rates, of=name)}, (aim,)) for variant in variants)
     return Search(parts, seeds, trials=len(rates))
 
 

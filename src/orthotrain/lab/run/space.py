@@ -63,7 +63,12 @@ class Number:
 
 @dataclass(frozen=True)
 class OneOf:
-    """A setting that is one of several numbers or texts."""
+    """A setting that is one of several numbers or texts.
+
+    Attributes:
+        values: To choose from.
+        of: Name of a setting that the numbers are multiples of; of itself for the recipe's own.
+    """
 
     values: tuple[Any, ...]
     of: str = ""
@@ -72,8 +77,8 @@ class OneOf:
         need(len(self.values) > 1, f"search: {self.values} leaves no choice; give two at least")
 
     def value(self, found: Any, base: float) -> Any:
-        """The setting, as it was drawn."""
-        return found
+        """The setting, from what was drawn and from the setting that it is a multiple of."""
+        return found * base if self.of else found
 
     def at_edge(self, found: Any) -> bool:
         """Whether what was drawn is the least or the largest of several numbers."""
@@ -125,7 +130,7 @@ COMPUTE: Final = Aim("compute", name="compute")
 
 @dataclass(frozen=True)
 class Part:
-    """One variant of a recipe that is tuned, with as many trials as any other.
+    """One variant of a recipe that is tuned.
 
     Attributes:
         variant: Its name.
@@ -134,6 +139,7 @@ class Part:
         within: With several, the chosen setting is the least in the second one whose loss is at
             most so far above ``beside``, or above the least loss of the front.
         beside: Name of the variant, with the recipe's own settings, for ``within``.
+        times: So many times as many trials as other parts, where more settings are varied.
     """
 
     variant: str
@@ -141,6 +147,7 @@ class Part:
     aims: tuple[Aim, ...]
     within: float = 0.0
     beside: str = ""
+    times: int = 1
 
     def __post_init__(self) -> None:
         need(len(self.space) > 0, f"search: {self.variant} has no settings to vary")

@@ -7,12 +7,12 @@ process died is ended, and one with the same settings goes on from its checkpoin
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from math import prod
 from typing import Any, Final
 
 from orthotrain.errors import ConfigError, NonFiniteError
@@ -62,16 +62,21 @@ class Searched:
         found = self.experiment.variant(config, self.part.variant)
         return replace(self.run, config=config), replace(found, name=name)
 
+    @property
+    def wanted(self) -> int:
+        """Trials of this part."""
+        return self.trials * self.part.times
+
     def needed(self) -> list[Variant]:
         """What the variant is built from or compared with, what is needed first in front."""
-        known = {one.name: one for one in self.experiment.variants(self.run.config)}
         found: dict[str, Variant] = {}
 
         def add(name: str) -> None:
-            needs = known[name].needs or ()
+            one = self.experiment.variant(self.run.config, name)
+            needs = one.needs or ()
             for other in (needs,) if isinstance(needs, str) else needs:
                 add(other)
-            found[name] = known[name]
+            found[name] = one
 
         add(self.part.variant)
         del found[self.part.variant]
@@ -80,11 +85,12 @@ class Searched:
         return list(found.values())
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every setting, where all are lists and there are trials for each; else nothing."""
+        """Every setting in a drawn order, where all are lists; else nothing."""
         lists = {k: one.values for k, one in self.part.space.items() if isinstance(one, OneOf)}
-        if len(lists) < len(self.part.space) or prod(map(len, lists.values())) > self.trials:
+        if len(lists) < len(self.part.space):
             return []
-        return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
+        every = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
+        return random.Random(self.seed).sample(every, len(every))
 
     def described(self) -> dict[str, Any]:
         """What must be the same for all commands that share the study, as plain values."""
@@ -161,7 +167,7 @@ class Trials:
         waits = any(one.state == self._states.WAITING for one in kept)
         listed = self._searched.listed()
         left = [one for one in listed if one not in [trial.params for trial in kept]]
-        if not waits and (len(kept) >= self._searched.trials or (listed and not left)):
+        if not waits and (len(kept) >= self._searched.wanted or (listed and not left)):
             return None
         if listed and not waits:
             self.study.enqueue_trial(left[0])
@@ -175,7 +181,7 @@ class Trials:
         # Of two workers that saw one place, or one setting, left the second one goes without.
         kept = self._kept()
         place = [one.number for one in kept].index(trial.number)
-        if place >= self._searched.trials:
+        if place >= self._searched.wanted:
             self.study.tell(trial, state=self._states.FAIL)
             return None
         if listed and trial.params in [one.params for one in kept[:place]]:
@@ -209,6 +215,7 @@ class Trials:
                     state=self._states.WAITING,
                     params=known.params,
                     distributions=known.distributions,
+                    intermediate_values=known.intermediate_values,
                     user_attrs={"origin": known.user_attrs.get("origin", known.number)},
                     system_attrs={"fixed_params": known.params},
                 )
@@ -255,6 +262,7 @@ class Trials:
     def _judged(self, trial: Any, on_progress: OnProgress) -> OnProgress:
         """Progress that gives a trial up where it is worse than half of the others were."""
         searched, aims = self._searched, self._searched.part.aims
+        reported = {*self._storage.get_trial(trial._trial_id).intermediate_values}
 
         def tell(progress: Progress) -> None:
             on_progress(progress)
@@ -264,7 +272,9 @@ class Trials:
             value = progress.looked.get(aims[0].looked)
             if value is None or progress.seed != searched.run.config.seeds[0]:
                 return
-            trial.report(value, round(100 * progress.step / progress.total_steps))
+            place = round(100 * progress.step / progress.total_steps)
+            if place not in reported:  # by a command that died
+                trial.report(value, place)
             if trial.should_prune():
                 raise self._optuna.TrialPruned
 

@@ -1,11 +1,14 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from lab.experiments.language.tiny import tiny_text
 from lab.experiments.rivals.tiny import (
+    CONFIG,
     OURS,
     SETTINGS,
     STEPS,
@@ -14,15 +17,17 @@ from lab.experiments.rivals.tiny import (
     vit_of,
 )
 from lab.run.tiny import assert_goes_on, assert_same_bits
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lab.experiments.rivals.layers import linear_layers
-from orthotrain.lab.experiments.rivals.low_rank_updates import put_updates, rhythm
-from orthotrain.lab.experiments.rivals.projected_gradient import galore_like
+from orthotrain.lab.experiments.rivals.low_rank_updates import put_updates, relora_like, rhythm
+from orthotrain.lab.experiments.rivals.projected_gradient import ProjectedAdamW, galore_like
 from orthotrain.lab.experiments.rivals.two_factors import UniformShare
 from orthotrain.lab.run.record import SeedFolder, read_json
 from orthotrain.lab.run.restore import read_network
 from orthotrain.lowrank import AdaptiveLowRank
 from orthotrain.methods import attach
+from orthotrain.methods.processes import Processes
+from orthotrain.methods.protocol import Run
 
 
 def stepped(trainer, count):
@@ -212,6 +217,41 @@ def test_a_layer_of_another_kind_is_refused_by_name():
     ):
         with pytest.raises(ConfigError, match=r"-like takes nn.Linear alone; 1 is a Conv2d of sha"):
             make()
+
+
+@pytest.mark.bad_input
+def test_updates_that_would_never_be_trained_are_refused():
+    for settings, said in (
+        (
+            {"dense_fraction": 0.999, "rewarm_fraction": 0.0},
+            rf"begin at step {STEPS} of {STEPS}; need a smaller",
+        ),
+        ({"restarts": 17}, "the rate would rise for 2 of the 1 steps between restarts"),
+    ):
+        config = replace(CONFIG, rivals=replace(SETTINGS, **settings))
+        with pytest.raises(ConfigError, match=said):
+            trainer_of("relora-like", config=config)
+
+
+@pytest.mark.bad_input
+def test_updates_are_refused_where_several_processes_train():
+    class Two(Processes):
+        count = 2
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    (method,) = relora_like(model, SETTINGS, total_steps=10, seed=0).methods
+    run = Run(model, [AdamW(model.parameters())], total_steps=10, processes=Two(None))
+    with pytest.raises(ConfigError, match="start it without torchrun"):
+        method.bind(run)
+
+
+@pytest.mark.bad_input
+def test_a_gradient_that_is_not_finite_is_told_before_its_basis_is_renewed():
+    weight = nn.Parameter(torch.eye(4))
+    optimizer = ProjectedAdamW([weight], ranks={weight: 2}, refresh_steps=5)
+    weight.grad = torch.full((4, 4), torch.nan)
+    with pytest.raises(NonFiniteError, match=r"galore-like: a gradient of shape \(4, 4\)"):
+        optimizer.step()
 
 
 @pytest.mark.bad_input

@@ -1,4 +1,4 @@
-"""What is searched for forecasters: each network by itself, with as many trials."""
+"""What is searched for forecasters: each network by itself, with as many trials per setting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def forecast_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Searc
     return Search(
         (
             Part(DENSE, {"rates.dense": rate(*lr)}, _ERROR),
-            Part(REGULARISED, regularised, _ERROR),
+            Part(REGULARISED, regularised, _ERROR, times=len(regularised)),
             Part(f"narrow-{HALF}", {f"rates.narrow_{HALF}": rate(*lr)}, _ERROR),
             *(Part(name, {"rates.oialr": rate(*lr)}, _ERROR) for name in oialr),
             Part(f"half-{HALF}", {f"rates.half_{HALF}": rate(*lr)}, _ERROR),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orthotrain.errors import CheckpointError
+from orthotrain.errors import CheckpointError, ConfigError
 from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
 from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
@@ -109,7 +109,22 @@ class LowRankUpdates(Method):
     seed: int
 
     def bind(self, run: Run) -> Bound:
-        """Train the weights first."""
+        """Train the weights first.
+
+        Raises:
+            ConfigError: Several processes train the model, or no step is left for updates.
+        """
+        if run.processes.count > 1:
+            raise ConfigError(
+                f"{self.name}: {run.processes.count} processes train this model, and DDP does not "
+                "follow what is frozen on the way; start it without torchrun"
+            )
+        if run.total_steps is not None and self.delay_steps >= run.total_steps:
+            raise ConfigError(
+                f"{self.name}: updates would begin at step {self.delay_steps} of "
+                f"{run.total_steps}; need a smaller rivals.dense_fraction or "
+                "rivals.adapt_fraction, or more steps"
+            )
         return _Updates(self, run)
 
 
@@ -187,7 +202,17 @@ def updates_plan(
         settings: By hand.
         rebuild: Builds the network of a checkpoint from ``base`` and ``rank_fraction``.
         total_steps: Of the run.
+
+    Raises:
+        ConfigError: The rate would rise until the next restart.
     """
+    rewarm = round(settings.rewarm_fraction * total_steps)
+    if method.every_steps is not None and rewarm >= method.every_steps:
+        raise ConfigError(
+            f"the rate would rise for {rewarm} of the {method.every_steps} steps between restarts "
+            "and never stand at its peak; need a smaller rivals.rewarm_fraction, or fewer "
+            "rivals.restarts"
+        )
 
     def network(base: dict[str, Any]) -> Mapping[str, Any]:
         return network_entry(rebuild, {"base": base, "rank_fraction": settings.rank_fraction})
@@ -198,7 +223,7 @@ def updates_plan(
             rhythm,
             delay_steps=method.delay_steps,
             every_steps=method.every_steps,
-            rewarm_steps=round(settings.rewarm_fraction * total_steps),
+            rewarm_steps=rewarm,
         ),
         network=network,
     )

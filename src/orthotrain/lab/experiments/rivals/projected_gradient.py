@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from orthotrain.errors import ConfigError
+from orthotrain.errors import ConfigError, NonFiniteError
 from orthotrain.lab.experiments.branches.plan import Plan
 from orthotrain.lab.experiments.rivals.config import RivalSettings
 from orthotrain.lab.experiments.rivals.layers import linear_layers, rank_of
@@ -37,6 +37,7 @@ class ProjectedAdamW(Optimizer):
 
     Raises:
         ConfigError: A projected parameter that is no matrix, or a rank outside of it.
+        NonFiniteError: At a step that renews a basis: the gradient is not finite.
 
     Source:
         Zhao et al. (2024), arXiv:2403.03507, with its factor on the step at 1: the learning rate
@@ -84,6 +85,11 @@ class ProjectedAdamW(Optimizer):
         taken = state.get("step", 0)
         if rank is not None:
             if taken % self._refresh_steps == 0:
+                if not grad.isfinite().all():
+                    raise NonFiniteError(
+                        f"galore-like: a gradient of shape {tuple(grad.shape)} is not finite where "
+                        "its basis is renewed; need a lower learning rate, or gradients clipped"
+                    )
                 state["basis"] = leading_directions(grad, rank)
             basis = state["basis"]
             grad = basis.mT @ grad if wide else grad @ basis

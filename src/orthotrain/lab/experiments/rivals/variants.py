@@ -58,7 +58,7 @@ def rival_search(name: str, rates: tuple[float, ...], aim: Aim) -> Search:
 
     Args:
         name: The setting.
-        rates: Peak learning rates.
+        rates: Peak learning rates, as multiples of the recipe's own.
         aim: What decides.
     """
     rivals = [row.name for row in installed()]

@@ -28,7 +28,7 @@ def _of(config: RunConfig, **others: object) -> LanguageRivals:
 # Three tenths of the steps of stdlib-gpt: a minute and a half per training on a shared core.
 _CPU = _of(STDLIB_GPT.config["cpu"], optim=TrainingConfig(steps=1200))
 
-SEARCH = rival_search("rates.dense", (1.5e-3, 3e-3, 6e-3, 1.2e-2), Aim("validation_bits"))
+SEARCH = rival_search("rates.dense", (0.25, 0.5, 1.0, 2.0), Aim("validation_bits"))
 
 STDLIB_GPT_RIVALS = Experiment(
     name="stdlib-gpt-rivals",
