@@ -6,6 +6,13 @@ from typing import Final
 
 from ledger import Record
 
+
+def _searched(recipe: str, scale: str) -> str:
+    """A search, then the comparison with what it found for each variant."""
+    found = f"runs/{recipe}-{scale}-tune/chosen.yaml"
+    return f"orthotrain tune {recipe} --scale {scale}; orthotrain train --config {found}"
+
+
 RECORDS: Final[dict[str, Record]] = {
     "stdlib_gpt_cpu": Record(
         "GPT of 0.43 M on Python's sources, 4,000 steps, 3 seeds",
@@ -62,17 +69,16 @@ RECORDS: Final[dict[str, Record]] = {
         "small ViT on digits, dense", "orthotrain train digits-settling --scale cpu"
     ),
     "ettm2_autoformer_cpu": Record(
-        "narrow Autoformer on ETTm2, 96 steps ahead", "orthotrain train ettm2-autoformer"
+        "narrow Autoformer on ETTm2, 96 steps ahead", _searched("ettm2-autoformer", "cpu")
     ),
     "cifar10_resnet_cpu_long": Record(
         "ResNet-18 of width 32, 20,000 images of CIFAR-10, 6 epochs",
-        "orthotrain train cifar10-resnet --scale cpu-long",
+        _searched("cifar10-resnet", "cpu-long"),
     ),
     "stdlib_gpt_rivals_cpu": Record(
-        "GPT on Python's sources, equal tuning", "orthotrain train stdlib-gpt-rivals --scale cpu"
+        "GPT on Python's sources, equal tuning", _searched("stdlib-gpt-rivals", "cpu")
     ),
     "cifar10_minivit_rivals_cpu": Record(
-        "small ViT on CIFAR-10, equal tuning",
-        "orthotrain train cifar10-minivit-rivals --scale cpu",
+        "small ViT on CIFAR-10, equal tuning", _searched("cifar10-minivit-rivals", "cpu")
     ),
 }

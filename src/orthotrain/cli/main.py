@@ -41,7 +41,7 @@ LABORATORY: Final = (
 
 _RUNS: Final = {
     "train": "train the variants of a recipe side by side and write a report",
-    "tune": "choose low-rank settings on the validation part",
+    "tune": "search settings of each variant on the validation part",
 }
 # orthotrain.lowrank.cut.KINDS, which would load torch.
 _KINDS: Final = ("lstm", "gru", "rnn", "embedding", "transposed")

@@ -85,7 +85,7 @@ def listed_rates(
 
 
 def found_settings(family: str, file_name: str) -> dict[str, Any]:
-    """What ``orthotrain tune`` wrote into a file beside the recipes of a family."""
+    """What an earlier search left in a file beside the recipes of a family."""
     folder = resources.files(f"orthotrain.lab.experiments.{family}.recipes")
     settings: dict[str, Any] = json.loads(folder.joinpath(file_name).read_text(encoding="utf-8"))
     return settings

@@ -96,7 +96,7 @@ class ForecastOptim:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates, each from the grid of the recipe where it is tuned.
+    """Peak learning rates.
 
     Attributes:
         dense: Of the dense network.

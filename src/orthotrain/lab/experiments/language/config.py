@@ -87,7 +87,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates of trainings from scratch, each from the grid of the recipe.
+    """Peak learning rates of trainings from scratch.
 
     Attributes:
         dense: Of the dense network, also where it is cut on its way.

@@ -38,5 +38,5 @@ def gpt_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Search:
 
 
 def found_rates(file_name: str) -> Rates:
-    """The learning rates that ``orthotrain tune`` wrote into a file beside the recipes."""
+    """The learning rates that an earlier search found, the same list for each network."""
     return Rates(**found_settings("language", file_name)["rates"])

@@ -105,7 +105,7 @@ class BranchConfig(BranchOptim):
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates of other networks than the dense one, from the grid of the recipe.
+    """Peak learning rates of other networks than the dense one.
 
     Attributes:
         narrow_50: Of the network narrowed to 50 % of the numbers.

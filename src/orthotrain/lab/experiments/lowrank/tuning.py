@@ -59,7 +59,7 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
 
 
 def tuned_settings(file_name: str) -> LowRankConfig:
-    """Settings that ``orthotrain tune`` wrote into a file beside the recipes."""
+    """Settings that an earlier search found, in a file beside the recipes."""
     return LowRankConfig(**found_settings("lowrank", file_name)["lowrank"])
 
 
