@@ -169,7 +169,8 @@ def test_rows_that_wait_for_a_run_name_variants_that_it_has(script):
         waits = isinstance(figure, records.Compared | records.BySeed)
         if not waits or (RESULTS / f"{figure.record}_seeds.csv").exists():
             continue
-        _, _, recipe, *scale = runs.RECORDS[figure.record].command.split()
+        first, *_ = runs.RECORDS[figure.record].command.split(";")
+        _, _, recipe, *scale = first.split()
         if recipe not in known or list(RESULTS.glob(f"{figure.record}_*.csv")):
             continue
         experiment = find_recipe(recipe)
