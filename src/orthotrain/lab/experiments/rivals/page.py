@@ -119,7 +119,14 @@ def _cards(run: Run) -> list[Card]:
 
 
 def _missing(run: Run) -> list[str]:
-    return [left_out(row) for row in RIVALS if row.package and run.variant(row.name) is None]
+    without = [left_out(row) for row in RIVALS if row.package and run.variant(row.name) is None]
+    if "\nown: {}" not in (run.config or ""):
+        return without
+    one_rate = (
+        "All rivals have the same learning rate, which no search chose: this favours whom it "
+        "suits. orthotrain tune finds one for each and writes the line that trains them with it."
+    )
+    return [one_rate, *without]
 
 
 def _compared(run: Run) -> list[Measure]:
