@@ -120,7 +120,7 @@ def _cards(run: Run) -> list[Card]:
 
 def _missing(run: Run) -> list[str]:
     without = [left_out(row) for row in RIVALS if row.package and run.variant(row.name) is None]
-    if "\nown: {}" not in (run.config or ""):
+    if "\nown:" in (run.config or "\nown:"):
         return without
     one_rate = (
         "All rivals have the same learning rate, which no search chose: this favours whom it "
