@@ -294,7 +294,8 @@ def test_the_command_writes_what_trains_the_chosen_settings(tmp_path, capsys, mo
     line = next(text for text in said.splitlines() if "orthotrain train --config" in text).split()
     tuned = json.loads((run / "tuned.json").read_text())
     assert tuned["source"].startswith("orthotrain tune lab.run.searched:EXPERIMENT")
-    assert set(tuned["own"]) == {"plain", "after"}
+    assert set(tuned["own"]) == {"plain", "after", "alike"}
+    assert tuned["own"]["alike"] == tuned["own"]["plain"] != tuned["own"]["after"]
     content = yaml.safe_load((run / "chosen.yaml").read_text())
     assert (content["own"], content["seeds"]) == (tuned["own"], [0, 1])
     # That line trains each variant at what was found for it.

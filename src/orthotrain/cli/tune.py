@@ -42,6 +42,11 @@ def run_tune(command: RunCommand) -> int:
     names = {one["variant"] for one in told}
     told = [*(one for one in before if one["variant"] not in names), *told]
     chosen = {one["variant"]: one["chosen"]["settings"] for one in told}
+    chosen |= {
+        name: chosen[part.variant]
+        for part in search.parts if part.variant in chosen
+        for name in part.also
+    }  # fmt: skip
     own = {name: {**command.config.own.get(name, {}), **found} for name, found in chosen.items()}
     config = replace(command.config, own={**command.config.own, **own})
     source = f"{command.line}, seeds {', '.join(map(str, search.seeds))}"

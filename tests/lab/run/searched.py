@@ -48,6 +48,7 @@ def variants(config):
         SearchedVariant(
             "after", "after", "from plain", lr=config.optim.lr, needs="plain", same_seed=True
         ),
+        SearchedVariant("alike", "alike", "takes what is found for plain", lr=config.optim.lr),
     )
 
 
@@ -95,7 +96,10 @@ SPACE = {
     "optim.width": Number(1, 16, whole=True),
     "optim.rule": OneOf(("energy=0.5", "energy=0.9")),
 }
-SEARCH = Search((Part("plain", SPACE, (LOSS,)), Part("after", SPACE, (LOSS, STORED))), trials=6)
+SEARCH = Search(
+    (Part("plain", SPACE, (LOSS,), also=("alike",)), Part("after", SPACE, (LOSS, STORED))),
+    trials=6,
+)
 EXPERIMENT = Experiment(
     "searched", "Searched", {"smoke": SearchedRun()}, variants, "lab.run.searched:build",
     search="lab.run.searched:SEARCH",

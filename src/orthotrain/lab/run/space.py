@@ -140,6 +140,7 @@ class Part:
             most so far above ``beside``, or above the least loss of the front.
         beside: Name of the variant, with the recipe's own settings, for ``within``.
         times: So many times as many trials as other parts, where more settings are varied.
+        also: Variants that take what is found for this one.
     """
 
     variant: str
@@ -148,6 +149,7 @@ class Part:
     within: float = 0.0
     beside: str = ""
     times: int = 1
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         need(len(self.space) > 0, f"search: {self.variant} has no settings to vary")

@@ -1,4 +1,4 @@
-"""What is searched for forecasters: each network by itself, with as many trials per setting."""
+"""What is searched for forecasters: each method by itself, with as many trials per setting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _ERROR: Final = (Aim("validation_mse"),)
 
 
 def forecast_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Search:
-    """The learning rate of each network; of the regularised one what regularises it, too.
+    """The learning rate of each method; of the regularised network what regularises it, too.
+
+    OIALR has one at all strengths, found at the second one.
 
     Args:
         lr: Least and largest peak learning rate.
@@ -24,13 +26,13 @@ def forecast_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Searc
         "regularised.weight_decay": Number(1e-3, 3.0, log=True),
         "regularised.dropout": Number(0.0, 0.5),
     }
-    oialr = [f"oialr-{place}" for place in range(1, len(STRENGTHS) + 1)]
+    first, *others = (f"oialr-{place}" for place in (2, 1, *range(3, len(STRENGTHS) + 1)))
     return Search(
         (
             Part(DENSE, {"rates.dense": rate(*lr)}, _ERROR),
             Part(REGULARISED, regularised, _ERROR, times=len(regularised)),
             Part(f"narrow-{HALF}", {f"rates.narrow_{HALF}": rate(*lr)}, _ERROR),
-            *(Part(name, {"rates.oialr": rate(*lr)}, _ERROR) for name in oialr),
+            Part(first, {"rates.oialr": rate(*lr)}, _ERROR, also=tuple(others)),
             Part(f"half-{HALF}", {f"rates.half_{HALF}": rate(*lr)}, _ERROR),
         ),
         seeds,
