@@ -42,7 +42,7 @@ def test_settings_follow_what_was_drawn_also_as_multiples_and_texts():
 
 def test_a_variant_has_settings_of_its_own_and_the_others_do_not(tmp_path):
     config = replace(CONFIG, seeds=(0,), own={"after": {"optim.lr": 0.5, "optim.width": 9}})
-    plain_one, after = EXPERIMENT.chosen(config)
+    plain_one, after, _ = EXPERIMENT.chosen(config)
     assert (plain_one.lr, after.lr) == (0.1, 0.5)
     folder = RunFolder(tmp_path / "run")
     with folder.locked():

@@ -50,7 +50,7 @@ class Number:
 
     def value(self, found: Any, base: float) -> Any:
         """The setting, from what was drawn and from the setting that it is a multiple of."""
-        value = found * base
+        value = round(found * base) if self.whole else found * base
         return self.form.format(value) if self.form else value
 
     def at_edge(self, found: float) -> bool:
