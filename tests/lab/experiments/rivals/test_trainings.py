@@ -108,6 +108,10 @@ def test_every_layer_keeps_the_same_share_of_its_numbers():
 def test_a_share_that_leaves_nothing_is_refused():
     with pytest.raises(ConfigError, match="nothing is left for low-rank layers; raise the share"):
         UniformShare(0.1).ranks([], min_ranks=[], other_numbers=10)
+    # Told before the first step, not at the switch.
+    narrow = replace(CONFIG, model=replace(CONFIG.model, width=8))
+    with pytest.raises(ConfigError, match="nothing is left for low-rank layers"):
+        trainer_of("pufferfish-like", config=narrow)
 
 
 def test_pufferfish_begins_dense_and_is_cut_at_its_share_of_the_run():

@@ -31,23 +31,30 @@ class UniformShare(RankRule):
     def ranks(
         self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
     ) -> list[int]:
-        """The largest ranks within the share.
-
-        Raises:
-            ConfigError: What is not low-rank holds more than the share already.
-        """
-        dense = sum(layer.blocks * layer.m * layer.n for layer in layers)
-        left = self.share * (dense + other_numbers) - other_numbers
-        if left <= 0:
-            raise ConfigError(
-                f"UniformShare({self.share}): the rest of the model holds {other_numbers:,} of "
-                f"{dense + other_numbers:,} numbers, so nothing is left for low-rank layers; "
-                "raise the share"
-            )
+        """The largest ranks within the share."""
+        self.require_reachable(layers, min_ranks=min_ranks, other_numbers=other_numbers)
+        left, dense = self._left(layers, other_numbers)
         return [
             max(least, int(left / dense * layer.m * layer.n / (layer.m + layer.n)))
             for layer, least in zip(layers, min_ranks, strict=True)
         ]
+
+    def require_reachable(
+        self, layers: Sequence[Candidate], *, min_ranks: Sequence[int], other_numbers: int
+    ) -> None:
+        """Refuse a share that what is not low-rank exceeds alone."""
+        left, dense = self._left(layers, other_numbers)
+        if left <= 0:
+            raise ConfigError(
+                f"UniformShare({self.share}): the rest of the model holds {other_numbers:,} of "
+                f"{dense + other_numbers:,} numbers, so nothing is left for low-rank layers; "
+                "raise the share, or take a wider network"
+            )
+
+    def _left(self, layers: Sequence[Candidate], other_numbers: int) -> tuple[float, int]:
+        """Numbers that are left for these layers, and those of their dense form."""
+        dense = sum(layer.blocks * layer.m * layer.n for layer in layers)
+        return self.share * (dense + other_numbers) - other_numbers, dense
 
 
 def fixed_rank(model: nn.Module, settings: RivalSettings, *, total_steps: int, seed: int) -> Plan:
