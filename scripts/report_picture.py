@@ -1,6 +1,6 @@
-"""Put the figures of a report one below the other: the picture of the README.
+"""Put figures of a report one below the other: a picture of the README or of a page.
 
-Usage: python scripts/readme_picture.py runs/demo/report docs/images/report.png
+Usage: python scripts/report_picture.py runs/demo/report docs/images/report.png accuracy ranks
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image
 
-FIGURES = ("accuracy.png", "ranks.png", "stability.png")
 WIDTH = 1200
 
 
@@ -19,10 +18,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, help="folder of a report, with its PNG files")
     parser.add_argument("picture", type=Path, help="file to write")
+    parser.add_argument("figures", nargs="+", help="names of the figures, from the top")
     arguments = parser.parse_args()
     figures = []
-    for name in FIGURES:
-        with Image.open(arguments.report / name) as figure:
+    for name in arguments.figures:
+        with Image.open(arguments.report / f"{name}.png") as figure:
             height = round(figure.height * WIDTH / figure.width)
             figures.append(figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS))
     picture = Image.new("RGB", (WIDTH, sum(f.height for f in figures)), "white")
