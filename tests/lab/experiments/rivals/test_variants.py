@@ -72,7 +72,7 @@ def test_each_rival_has_the_same_trials(config, name, no_peft):
     assert [part.variant for part in search.parts] == list(OURS)
     assert {part.space[name].values for part in search.parts} == {(1.0, 2.0, 3.0)}
     assert search.trials == 3
-    assert search.config(config).seeds == (100,)
+    assert search.config(config).seeds == (100, 101)
 
 
 def test_names_say_whose_code_it_is():

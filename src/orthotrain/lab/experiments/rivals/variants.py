@@ -62,4 +62,4 @@ def rival_search(name: str, rates: tuple[float, ...], aim: Aim) -> Search:
         aim: What decides.
     """
     rivals = [row.name for row in installed()]
-    return listed_rates(name, rates, rivals, aim=aim, seeds=(100,))
+    return listed_rates(name, rates, rivals, aim=aim, seeds=(100, 101))
