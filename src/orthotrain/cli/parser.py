@@ -120,20 +120,12 @@ def _require_undecided(
     content: Mapping[str, Any], file: Path | None, *, decided: frozenset[str]
 ) -> None:
     """Refuse a file that gives what the search decides, such as the one that it wrote."""
-    given = [
-        name
-        for name in sorted(decided)
-        if name in content or name.partition(".")[2] in _group(content, name.partition(".")[0])
-    ]
+    inner = {f"{k}.{n}" for k, group in content.items() if isinstance(group, dict) for n in group}
+    given = sorted(decided & {*content, *inner})
     if given:
         raise ConfigError(
             f"tune: {file} gives {', '.join(given)}, which the search decides; leave that out"
         )
-
-
-def _group(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    group = content.get(name)
-    return group if isinstance(group, dict) else {}
 
 
 def _look_ahead(arguments: list[str]) -> Namespace:

@@ -31,7 +31,7 @@ def run_train(command: RunCommand) -> int:
     experiment = find_recipe(config.recipe)
     folder = RunFolder(Path(arguments.run_dir or f"runs/{experiment.name}-{config.scale}"))
     variants = experiment.chosen(config)
-    if not train_variants(command, experiment, config, variants, folder=folder, read_test=True):
+    if not train_variants(command, experiment, config, variants, folder=folder):
         return 0
     from orthotrain.lab.report import closing_table, write_report
 
@@ -48,7 +48,6 @@ def train_variants(
     variants: Sequence[Variant],
     *,
     folder: RunFolder,
-    read_test: bool,
 ) -> bool:
     """Open the folder and train every variant with every seed, showing progress.
 
@@ -86,7 +85,7 @@ def train_variants(
                 )
             agreement.require_same("train", [f"{k}: {v}" for k, v in plain(config).items()])
             require_one_folder(folder, team)
-        run = Run(experiment.build, config, folder, read_test, team, storage)
+        run = Run(experiment.build, config, folder, team=team, storage=storage)
         run_all(run, variants, workers=workers, on_progress=on_progress)
         return team.main
 

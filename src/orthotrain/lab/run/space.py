@@ -140,7 +140,7 @@ class Part:
             most so far above ``beside``, or above the least loss of the front.
         beside: Name of the variant, with the recipe's own settings, for ``within``.
         times: So many times as many trials as other parts, where more settings are varied.
-        also: Variants that take what is found for this one.
+        also: Variants that get the same settings.
     """
 
     variant: str

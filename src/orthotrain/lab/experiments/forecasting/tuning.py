@@ -13,9 +13,10 @@ _ERROR: Final = (Aim("validation_mse"),)
 
 
 def forecast_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Search:
-    """The learning rate of each method; of the regularised network what regularises it, too.
+    """The learning rate of each method.
 
-    OIALR has one at all strengths, found at the second one.
+    The regularised network also has weight decay and dropout to search. OIALR has one rate for all
+    strengths, found at the second strength.
 
     Args:
         lr: Least and largest peak learning rate.

@@ -5,7 +5,7 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from orthotrain.lab.experiments.language.config import LanguageRun, Rates
@@ -65,13 +65,12 @@ class RivalsRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fresh = {f.name: f for f in fields(self) if f.name in self._unread}
-        for name, one in fresh.items():
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+        for name in self._unread:
+            given = getattr(self, name)
             need(
-                getattr(self, name) == default,
-                f"{name}: rivals do not read it; their settings are rivals.*, their learning rate "
-                f"is {self._rate}, of one alone under own",
+                given == type(given)(),
+                f"{name}: rivals do not read it. Their settings are rivals.*, their learning rate "
+                f"is {self._rate}. One rival has its own rate under own",
             )
 
 
@@ -86,7 +85,7 @@ class LanguageRivals(RivalsRun, LanguageRun):
         super().__post_init__()
         need(
             self.rates == Rates(self.rates.dense),
-            "rates: rivals read rates.dense alone; of one alone it is rates.dense under own",
+            "rates: rivals read rates.dense alone. One rival has its own rates.dense under own",
         )
 
 
