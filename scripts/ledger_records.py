@@ -10,10 +10,10 @@ import csv
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final
 
 from orthotrain.errors import DataError
 from orthotrain.lab.report.stats import short
@@ -52,52 +52,62 @@ class Found:
     seeds: int | None = None
 
 
-class Selector(Protocol):
-    """A place in a record."""
+@dataclass(frozen=True)
+class Selector(ABC):
+    """A place in a record.
 
-    @property
-    def record(self) -> str:
-        """Stem of the file, without what is put behind it."""
+    Attributes:
+        record: Stem of the file, without what is put behind it.
+    """
+
+    record: str
+    # What is put behind it.
+    ending: ClassVar[str]
 
     def find(self, folder: Path) -> Found | None:
-        """The figure; None where the record does not exist yet.
+        """The figure; None where the record, or a second seed in it, does not exist yet.
 
         Raises:
             DataError: The file is there, and the place in it is not.
         """
+        path = self.path(folder)
+        return self.read(path) if path.exists() else None
+
+    @abstractmethod
+    def read(self, path: Path) -> Found | None:
+        """The same, out of the file."""
 
     def command(self, folder: Path) -> str | None:
-        """What made it, where the record itself says so."""
+        """What made it, where the record itself says so. Tables of a run do not."""
+        return None
+
+    def path(self, folder: Path) -> Path:
+        """The file."""
+        return folder / f"{self.record}{self.ending}"
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Selector):
     """A row of a table of comparisons: two variants in one measure, paired by seed."""
 
-    record: str
+    ending = "_comparisons.csv"
     ours: str
     other: str
     measure: str
 
-    def find(self, folder: Path) -> Found | None:
-        """See :class:`Selector`."""
-        path = folder / f"{self.record}_comparisons.csv"
-        if not path.exists():
-            return None
+    def read(self, path: Path) -> Found | None:
+        """None where no seed of both is finished."""
         wanted = (self.ours, self.other, self.measure.lower())
-        for row in _rows(path):
-            # Two earlier forms of the table have other names for these columns.
-            named = [row[0], row[1], row[2].lower()]
-            if tuple(named) == wanted:
-                value, other, change, low, high = map(float, row[3:8])
+        for row in _cells(path):
+            if (row[0], row[1], row[2].lower()) == wanted:
+                value, other, change, low, high = (float(cell or "nan") for cell in row[3:8])
                 return _compared(path, (value, other), (change, low, high), row, self.other)
-        if {self.ours, self.other} <= _variants(folder / f"{self.record}_results.csv"):
-            return None  # Both belong to the run, and no seed of both is finished.
+        results = path.with_name(f"{self.record}_results.csv")
+        if results.exists() and {self.ours, self.other} <= {
+            row["variant"] for row in _rows(results)
+        }:
+            return None
         raise DataError(f"{path} has no comparison {wanted}; select one of those that it has")
-
-    def command(self, folder: Path) -> str | None:
-        """Tables of a run do not say their command."""
-        return None
 
 
 def _compared(
@@ -119,14 +129,14 @@ def _compared(
 
 
 @dataclass(frozen=True)
-class BySeed:
+class BySeed(Selector):
     """Two variants in a column of the table of seeds, paired by seed.
 
     Where ``after`` is given, the other one is read in the column with that ending, and the page
     calls it by ``told``.
     """
 
-    record: str
+    ending = "_seeds.csv"
     ours: str
     other: str
     column: str
@@ -134,13 +144,9 @@ class BySeed:
     after: str = ""
     told: str = ""
 
-    def find(self, folder: Path) -> Found | None:
-        """The mean difference with Student's interval; see :class:`Selector`."""
-        path = folder / f"{self.record}_seeds.csv"
-        if not path.exists():
-            return None
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
+    def read(self, path: Path) -> Found | None:
+        """The mean difference with Student's interval."""
+        rows = {(row["variant"], row["seed"]): row for row in _rows(path)}
         if not {self.ours, self.other} <= {name for name, _ in rows}:
             raise DataError(f"{path} does not have both of {self.ours!r} and {self.other!r}")
         cells = [
@@ -160,48 +166,34 @@ class BySeed:
         text += f" ({_signed(low)} to {_signed(high)})"
         return Found(mean, low, high, 0.0, text, self.told or self.other, len(change))
 
-    def command(self, folder: Path) -> str | None:
-        """Tables of a run do not say their command."""
-        return None
-
 
 @dataclass(frozen=True)
-class Share:
+class Share(Selector):
     """A cell of a table of results with its spread, in percent of dense."""
 
-    record: str
+    ending = "_results.csv"
     variant: str
     column: str
 
-    def find(self, folder: Path) -> Found | None:
-        """See :class:`Selector`."""
-        path = folder / f"{self.record}_results.csv"
-        if not path.exists():
-            return None
+    def read(self, path: Path) -> Found:
+        """The cell with Student's interval."""
         mean, std, seeds = _cell(path, self.variant, self.column)
         margin = _student(seeds - 1) * std / math.sqrt(seeds)
         text = f"{short(mean)} % of dense ({short(mean - margin)} to {short(mean + margin)})"
         return Found(mean, mean - margin, mean + margin, 100.0, text, "dense", seeds)
 
-    def command(self, folder: Path) -> str | None:
-        """Tables of a run do not say their command."""
-        return None
-
 
 @dataclass(frozen=True)
-class Unpaired:
+class Unpaired(Selector):
     """Two cells of a table of results, where the comparison by seed was not kept."""
 
-    record: str
+    ending = "_results.csv"
     ours: str
     other: str
     column: str
 
-    def find(self, folder: Path) -> Found | None:
-        """The difference with Welch's interval; see :class:`Selector`."""
-        path = folder / f"{self.record}_results.csv"
-        if not path.exists():
-            return None
+    def read(self, path: Path) -> Found:
+        """The difference with Welch's interval."""
         mine, my_std, seeds = _cell(path, self.ours, self.column)
         theirs, their_std, others = _cell(path, self.other, self.column)
         parts = (my_std**2 / seeds, their_std**2 / others)
@@ -213,17 +205,12 @@ class Unpaired:
         low, high = change - margin, change + margin
         return Found(change, low, high, 0.0, text, self.other, min(seeds, others))
 
-    def command(self, folder: Path) -> str | None:
-        """Tables of a run do not say their command."""
-        return None
-
 
 @dataclass(frozen=True)
-class Timed:
+class Timed(Selector):
     """A cell of a printed table of a benchmark: ``.54 [.51, .56]``, or ``+.64 ± 1.12``.
 
     Attributes:
-        record: Stem of the file.
         row: How its line begins, spaces counted as one.
         column: Heading above it.
         table: A line above the heading, for a file of several tables; the first one when empty.
@@ -231,18 +218,15 @@ class Timed:
         control: What it is compared with.
     """
 
-    record: str
+    ending = ".txt"
     row: str
     column: str
     table: str = ""
     target: float = 1.0
     control: str = ""
 
-    def find(self, folder: Path) -> Found | None:
-        """See :class:`Selector`."""
-        path = folder / f"{self.record}.txt"
-        if not path.exists():
-            return None
+    def read(self, path: Path) -> Found:
+        """The cell with what stands beside it."""
         cell = self._cell(path)
         if found := _TIMED.search(cell):
             value, low, high = (float(part.replace(",", "")) for part in found.groups())
@@ -256,7 +240,7 @@ class Timed:
         return Found(value, low, high, self.target, text, self.control)
 
     def _cell(self, path: Path) -> str:
-        lines = iter(path.read_text(encoding="utf-8").splitlines())
+        lines = iter(_lines(path))
         if self.table:
             next((line for line in lines if line.startswith(self.table)), None)
         starts: list[int] = []
@@ -272,11 +256,8 @@ class Timed:
 
     def command(self, folder: Path) -> str | None:
         """The line of the file that begins with a prompt, the last one above the table."""
-        path = folder / f"{self.record}.txt"
-        if not path.exists():
-            return None
         said = None
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _lines(self.path(folder)):
             if " ".join(line.split()).startswith(self.row):
                 break
             if line.startswith("$ "):
@@ -285,17 +266,14 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Selector):
     """All lines ``N of M WHAT`` of a file: whether N is M in each."""
 
-    record: str
+    ending = ".txt"
     what: str
 
-    def find(self, folder: Path) -> Found | None:
-        """The share, 1 where nothing is missing; see :class:`Selector`."""
-        path = folder / f"{self.record}.txt"
-        if not path.exists():
-            return None
+    def read(self, path: Path) -> Found:
+        """The share, 1 where nothing is missing."""
         pattern = rf"(\d+) of (\d+) {re.escape(self.what)}"
         counts = [(int(a), int(b)) for a, b in re.findall(pattern, path.read_text())]
         if not counts:
@@ -306,22 +284,25 @@ class Counted:
 
     def command(self, folder: Path) -> str | None:
         """The first line of the file that begins with a prompt."""
-        path = folder / f"{self.record}.txt"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return next((line[2:].split("   ")[0] for line in lines if line.startswith("$ ")), None)
+        said = (line for line in _lines(self.path(folder)) if line.startswith("$ "))
+        return next((line[2:].split("   ")[0] for line in said), None)
 
 
 @dataclass(frozen=True)
-class Tested:
+class Tested(Selector):
     """A test that every change has to pass, in place of a record."""
 
-    record: str
+    ending = ""
     name: str
     control: str
 
-    def find(self, folder: Path) -> Found | None:
-        """That it exists; see :class:`Selector`."""
-        if f"def {self.name}(" not in (ROOT / self.record).read_text(encoding="utf-8"):
+    def path(self, folder: Path) -> Path:
+        """The file of the test, wherever records are."""
+        return ROOT / self.record
+
+    def read(self, path: Path) -> Found:
+        """That it exists."""
+        if f"def {self.name}(" not in path.read_text(encoding="utf-8"):
             raise DataError(f"{self.record} has no test {self.name}")
         return Found(1.0, 1.0, 1.0, 1.0, "equal, tested", self.control)
 
@@ -330,27 +311,25 @@ class Tested:
         return f"pytest {self.record} -k {self.name}"
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
+def _cells(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        next(reader)
-        for row in reader:
-            yield [*row[:3], *(cell or "nan" for cell in row[3:8]), *row[8:]]
+        return list(csv.reader(file))[1:]
 
 
-def _variants(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
+def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["variant"] for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _cell(path: Path, variant: str, column: str) -> tuple[float, float, int]:
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["variant"] == variant:
-                seeds = int(row["seeds"].split(" ")[0])
-                return float(row[column]), float(row[f"{column}_std"] or "nan"), seeds
+    for row in _rows(path):
+        if row["variant"] == variant:
+            seeds = int(row["seeds"].split(" ")[0])
+            return float(row[column]), float(row[f"{column}_std"] or "nan"), seeds
     raise DataError(f"{path} has no variant {variant!r}")
 
 
