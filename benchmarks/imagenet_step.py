@@ -86,7 +86,7 @@ def trainings(name: str, batch_size: int) -> dict[str, Training]:
         "frozen bases, 50 %": lambda: compress(
             fresh(dense), stored_budget=HALF / 100, bases="frozen"
         ),
-        "narrow, 50 %": partial(fresh, narrow(HALF, 1e-3)),
+        "narrow, 50 %": partial(fresh, narrow(HALF)),
     }
     return {title: Training(make(), batch) for title, make in made.items()}
 

@@ -68,7 +68,7 @@ class Training:
         self.batches = WindowStream(
             text.train, batch_size=RECIPE.data.batch_size, length=RECIPE.model.context, seed=seed
         )
-        rate = OwnRate(RECIPE.rates.dense, RECIPE.optim.warmup_fraction, RECIPE.optim.weight_decay)
+        rate = OwnRate(RECIPE.optim.lr, RECIPE.optim.warmup_fraction, RECIPE.optim.weight_decay)
         self.optimizer, self.scheduler = adamw(
             self.model, rate, total_steps=steps, betas=RECIPE.optim.betas
         )

@@ -74,13 +74,12 @@ OPTIONS = {
     | {"run-dir", "resume", "report", "variants", "seeds"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50", "own"},
+    | {"own"},
     # What the search decides is no option of it.
     "tune": COMMON
     | {"run-dir", "output", "trials", "parts", "objectives", "at-most"}
     | {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
-    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK}
-    | {"rates.narrow_50"},
+    | {f"{group}.{name}" for group in ("paper", "tuned") for name in LOWRANK},
     "report": {"help", "output"},
     "inspect": {"help", "key", "also", "max-aspect", "json", "picture"},
     "compress": {
@@ -474,6 +473,19 @@ def test_the_recipe_of_a_spectral_run_is_found_wherever_it_is_named(tmp_path):
             spectral=replace(recipe_config("cifar10-dbn", "cpu").spectral, ridge=0.5),
             optim=replace(recipe_config("cifar10-dbn", "cpu").optim, decay_at=(0.5,)),
         )
+
+
+def test_what_is_given_for_a_variant_goes_beside_what_the_recipe_gives(tmp_path):
+    recipes = recipe_config("digits-minivit", "cpu").own
+    given = {"narrow-50": {"optim.lr": 0.1}, "half-50": {"optim.lr": 0.2}}
+    words = ["digits-minivit", "--scale", "cpu"]
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"own": given}))
+    for options in (["--own", json.dumps(given)], ["--config", str(path)]):
+        own = parse_run("train", [*words, *options]).config.own
+        assert own == {**recipes, "narrow-50": {**recipes["narrow-50"], "optim.lr": 0.1},
+                       "half-50": {"optim.lr": 0.2}}  # fmt: skip
+    assert len(recipes["narrow-50"]) > 1
 
 
 def test_a_known_recipe_goes_before_a_value_that_looks_like_one_of_a_users_own():

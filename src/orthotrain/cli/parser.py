@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentError, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -56,7 +57,10 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     given = _parsed(parser, words)
     given.recipe, given.scale = base.recipe, base.scale
     line = without_password(" ".join(["orthotrain", name, *arguments]))
-    return RunCommand(given, line, built(type(base), base, given))
+    config = built(type(base), base, given)
+    # A variant keeps what the recipe gives it, but for what is given here.
+    own = {name: {**base.own.get(name, {}), **more} for name, more in config.own.items()}
+    return RunCommand(given, line, replace(config, own={**base.own, **own}))
 
 
 def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Settings:

@@ -229,7 +229,7 @@ def test_the_full_recipes_of_series_have_the_published_settings():
     minutes, hours = (recipe_config(f"{name}-autoformer", "full") for name in ("ettm2", "etth2"))
     sizes = (minutes.model.width, minutes.model.heads, minutes.model.read, minutes.model.known)
     assert sizes == (512, 8, 96, 48)
-    assert (minutes.data.batch_size, minutes.rates.dense, minutes.data.every) == (32, 1e-4, 1)
+    assert (minutes.data.batch_size, minutes.optim.lr, minutes.data.every) == (32, 1e-4, 1)
     assert (minutes.model.factor, hours.model.factor) == (1.0, 3.0)
     # Ten epochs of the windows of twelve months.
     for config, per_day in ((minutes, 96), (hours, 24)):

@@ -61,7 +61,6 @@ def trained_factors(group: str) -> Space:
 
 
 def listed_rates(
-    name: str,
     rates: tuple[float, ...],
     variants: Sequence[str],
     *,
@@ -71,13 +70,14 @@ def listed_rates(
     """The same short list of peak learning rates for each variant, for trainings that take long.
 
     Args:
-        name: The setting.
         rates: The list, as multiples of the recipe's own rate; each is tried once.
         variants: Their names.
         aim: What decides.
         seeds: Of the search.
     """
-    parts = tuple(Part(variant, {name: OneOf(rates, of=name)}, (aim,)) for variant in variants)
+    parts = tuple(
+        Part(variant, {"optim.lr": OneOf(rates, of="optim.lr")}, (aim,)) for variant in variants
+    )
     return Search(parts, seeds, trials=len(rates))
 
 

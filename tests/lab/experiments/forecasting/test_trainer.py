@@ -17,6 +17,7 @@ from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
 from orthotrain.lab.run.restore import read_network
 
 STEPS = CONFIG.optim.steps
+OWN = CONFIG.own["dense-regularised"]
 
 
 def looks_of(folder):
@@ -66,16 +67,16 @@ def test_dropout_draws_from_seed_and_step_alone():
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     assert torch.equal(one, second.step().values["loss"])
-    off = replace(CONFIG, regularised=replace(CONFIG.regularised, dropout=0.0))
+    off = replace(CONFIG, own={"dense-regularised": {**OWN, "model.dropout": 0.0}})
     assert not torch.equal(one, trainer_of("dense-regularised", config=off).step().values["loss"])
 
 
 def test_a_regularised_network_differs_in_decay_and_dropout_alone():
     plain, regular = trainer_of(), trainer_of("dense-regularised")
     assert_same_bits(plain.model.state_dict(), regular.model.state_dict())
-    assert regular.settings["weight_decay"] == CONFIG.regularised.weight_decay
+    assert regular.settings["weight_decay"] == OWN["optim.weight_decay"]
     rates = {m.p for m in regular.model.modules() if isinstance(m, nn.Dropout)}
-    assert rates == {CONFIG.regularised.dropout}
+    assert rates == {OWN["model.dropout"]}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from orthotrain.lab.experiments.forecasting.config import ForecastRecord
 from orthotrain.lab.experiments.forecasting.variants import forecast_variants
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
+from orthotrain.lab.run.space import own_config
 
 _SMOKE = recipe_config("ettm2-autoformer", "smoke")
 CONFIG = replace(
@@ -53,7 +54,8 @@ def variant_of(name, config=CONFIG):
 
 
 def trainer_of(name="dense", *, config=CONFIG, data=None):
-    return build_on(data or tiny_series(), config, variant_of(name, config), 0)
+    own = own_config(config, name)
+    return build_on(data or tiny_series(), own, variant_of(name, own), 0)
 
 
 def build_tiny(config, variant, seed):

@@ -8,7 +8,7 @@ from orthotrain.data.stdlib_text import PartSize, TextData
 from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.catalog import recipe_config
 from orthotrain.lab.experiments.language.build import build_on
-from orthotrain.lab.experiments.language.config import LanguageRecord, TrainingConfig
+from orthotrain.lab.experiments.language.config import LanguageRecord
 from orthotrain.lab.experiments.language.variants import language_variants
 from orthotrain.lab.run.loop import train
 from orthotrain.lab.run.record import SeedFolder
@@ -16,7 +16,7 @@ from orthotrain.lab.run.record import SeedFolder
 _SMOKE = recipe_config("stdlib-gpt", "smoke")
 CONFIG = replace(
     _SMOKE,
-    optim=TrainingConfig(steps=60),
+    optim=replace(_SMOKE.optim, steps=60),
     record=LanguageRecord(
         log_every_steps=1,
         eval_every_steps=12,

@@ -19,12 +19,12 @@ from lab.run.tiny import (
 from orthotrain.errors import ConfigError
 from orthotrain.lab.experiments.branches.method import low_rank_method
 from orthotrain.lab.experiments.branches.start import Start
-from orthotrain.lab.experiments.branches.variants import DENSE
 from orthotrain.lab.experiments.lowrank.build import method_of, own_rate
-from orthotrain.lab.experiments.lowrank.config import BranchConfig, Rates, lowrank_variants
+from orthotrain.lab.experiments.lowrank.config import BranchConfig, lowrank_variants
 from orthotrain.lab.experiments.lowrank.networks import passes_of
 from orthotrain.lab.run.record import SeedFolder, read_json, read_metrics
 from orthotrain.lab.run.restore import read_network
+from orthotrain.lab.run.space import own_config
 from orthotrain.lowrank import AdaptiveLowRank, rate_after_cut
 
 BRANCH_STEPS = round(0.2 * TOTAL_STEPS)
@@ -65,12 +65,13 @@ def test_the_cut_at_half_is_the_bare_method():
 
 
 def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_branch_follows_its_length(dense):
-    config = replace(CONFIG, rates=Rates(narrow_50=3e-2))
+    narrow = ("narrow-50", "narrow-50-short", "narrow-50-teacher")
+    config = replace(CONFIG, own={name: {"optim.lr": 3e-2} for name in narrow})
     own = trainer_of("branch-50", needed=dense).branching.branch
     rates = {
-        name: trainer_of(name, config=config, needed=dense if needs else None).settings[
-            "learning_rate"
-        ]
+        name: trainer_of(
+            name, config=own_config(config, name), needed=dense if needs else None
+        ).settings["learning_rate"]
         for name, needs in (
             ("dense", 0), ("half-50", 0), ("narrow-50", 0), ("narrow-50-short", 0),
             ("narrow-50-teacher", 1), ("branch-50", 1),
@@ -86,7 +87,7 @@ def test_rates_are_the_run_s_the_narrow_network_s_own_and_a_branch_follows_its_l
         loss_before=own.loss_before, loss_after=own.loss_after,
     )  # fmt: skip
     start = Start(own.model, own)
-    branch = own_rate(CONFIG, variant_of("branch-50"), start, steps=20, dense_steps=100)
+    branch = own_rate(CONFIG, start, steps=20, dense_steps=100)
     assert branch.lr == own.rate(1e-2, steps=20, dense_steps=100) < 1e-2
     assert branch.min_lr == 0
 
@@ -154,7 +155,6 @@ def test_plain_frozen_bases_have_the_ranks_of_the_repaired_ones(tmp_path):
 def test_the_four_of_before_are_not_looked_at_around_their_cuts(tmp_path):
     train_here(tmp_path, name="oialr-paper")
     assert lines_of(tmp_path, "cut") == []
-    assert variant_of(DENSE).lr is None
 
 
 @pytest.mark.bad_input
@@ -163,7 +163,6 @@ def test_the_four_of_before_are_not_looked_at_around_their_cuts(tmp_path):
     [
         (BranchConfig, {"steps_fraction": 0.0}, "branch.steps_fraction=0.0 must be positive"),
         (BranchConfig, {"teacher_share": 2.0}, r"must lie in \(0, 1\]"),
-        (Rates, {"narrow_50": 0.0}, "must be positive"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind, changes, message):

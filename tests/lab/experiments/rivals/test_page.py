@@ -37,7 +37,7 @@ def test_a_page_has_one_table_one_figure_and_what_each_lacks(tmp_path):
         assert said in page, said
     said = "All rivals have the same learning rate, which no search chose"
     assert said in page
-    own = "own: {dense: {rates.dense: 0.1}}\n"
+    own = "own: {dense: {optim.lr: 0.1}}\n"
     folder.config.write_text(folder.config.read_text() + own)
     assert said not in write_report([folder.path]).read_text()
     lines = (folder.path / "report" / "results.csv").read_text().splitlines()

@@ -8,7 +8,6 @@ from orthotrain.lab.experiments.catalog import recipe_config
 from orthotrain.lab.experiments.language.config import (
     GPTConfig,
     LanguageRecord,
-    Rates,
     TrainingConfig,
 )
 from orthotrain.lab.experiments.rivals.build import language_on, vit_on
@@ -24,8 +23,7 @@ SETTINGS = RivalSettings(refreshes=6, restarts=2, looks=6, settled=0.9, rewarm_f
 CONFIG = replace(
     recipe_config("stdlib-gpt-rivals", "smoke"),
     model=GPTConfig(context=16, width=32, depth=1, heads=2),
-    optim=TrainingConfig(steps=STEPS),
-    rates=Rates(3e-3),
+    optim=TrainingConfig(steps=STEPS, lr=3e-3),
     rivals=SETTINGS,
     record=LanguageRecord(
         log_every_steps=1, eval_every_steps=12, checkpoint_every_steps=5, eval_windows=8,

@@ -71,7 +71,6 @@ class BranchedVariant(Variant):
     """A way to train where a finished dense network may be the start or the teacher.
 
     Attributes:
-        lr: Peak learning rate; None for that of the run's optimizer.
         cut: How it becomes low-rank; None where it does not.
         stored: Narrow the network to this share of the numbers; None for its full width.
         branch: Start from the finished dense model, with this share of the dense steps.
@@ -80,7 +79,6 @@ class BranchedVariant(Variant):
         dense: The finished dense training of the same seed, where one is needed.
     """
 
-    lr: float | None = None
     cut: Cut | None = None
     stored: float | None = None
     branch: float | None = None
@@ -113,18 +111,17 @@ def _final_ranks(folder: SeedFolder) -> dict[str, int]:
 # --- the ways -----------------------------------------------------------------------------------
 
 
-def dense(lr: float | None) -> BranchedVariant:
+def dense() -> BranchedVariant:
     """The baseline."""
-    return BranchedVariant(DENSE, "dense", "the same network without any method", lr=lr)
+    return BranchedVariant(DENSE, "dense", "the same network without any method")
 
 
-def narrow(size: int, lr: float | None) -> BranchedVariant:
+def narrow(size: int) -> BranchedVariant:
     """A narrow network of ``size`` percent from scratch, for the whole schedule."""
     return BranchedVariant(
         f"narrow-{size}",
         f"narrow, {size} %",
         f"a dense network from scratch, narrowed to {size} % of the numbers",
-        lr=lr,
         stored=size / 100,
     )
 
@@ -153,18 +150,17 @@ def short(variant: BranchedVariant, branch: BranchedVariant) -> BranchedVariant:
     )
 
 
-def half(size: int, lr: float | None) -> BranchedVariant:
+def half(size: int) -> BranchedVariant:
     """Cut to ``size`` percent at half of the run."""
     return BranchedVariant(
         f"half-{size}",
         f"cut at half, {size} %",
         f"cut to {size} % of the numbers at half of the run, then trained on as planned",
-        lr=lr,
         cut=Cut(size / 100),
     )
 
 
-def branch(size: int, percent: int, lr: float) -> BranchedVariant:
+def branch(size: int, percent: int) -> BranchedVariant:
     """The finished dense model cut to ``size`` percent, with ``percent`` of the dense steps."""
     return BranchedVariant(
         f"branch-{size}-{percent}",
@@ -173,28 +169,26 @@ def branch(size: int, percent: int, lr: float) -> BranchedVariant:
         "model as teacher",
         needs=DENSE,
         same_seed=True,
-        lr=lr,
         cut=Cut(size / 100, delay_fraction=0),
         branch=percent / 100,
         teacher=True,
     )
 
 
-def frozen(size: int, lr: float | None) -> BranchedVariant:
+def frozen(size: int) -> BranchedVariant:
     """A core between frozen bases, with both repairs."""
     return BranchedVariant(
         f"frozen-{size}",
         f"frozen bases, {size} %",
         "a core between frozen bases from half of the run on, cut by what the loss feels, its "
         "step scaled",
-        lr=lr,
         cut=Cut(size / 100, bases="frozen"),
     )
 
 
-def frozen_plain(size: int, lr: float | None) -> BranchedVariant:
+def frozen_plain(size: int) -> BranchedVariant:
     """The same without the repairs, at ranks that its own cut decides."""
-    repaired = frozen(size, lr)
+    repaired = frozen(size)
     return replace(
         repaired,
         name=f"{repaired.name}-plain",

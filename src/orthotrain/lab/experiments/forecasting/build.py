@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -19,11 +19,9 @@ from orthotrain.lab.experiments.forecasting.best import BestModel
 from orthotrain.lab.experiments.forecasting.config import (
     ForecasterConfig,
     ForecastRun,
-    Regularisation,
 )
 from orthotrain.lab.experiments.forecasting.networks import autoformer_from, build_autoformer
 from orthotrain.lab.experiments.forecasting.trainer import ForecastTrainer
-from orthotrain.lab.experiments.forecasting.variants import ForecastVariant
 from orthotrain.lab.experiments.narrow import narrowest, numbers_of
 from orthotrain.lab.run.reproducibility import resolve_device, stream_seed
 from orthotrain.lab.run.restore import network_entry
@@ -65,11 +63,10 @@ def build_on(
         seed=stream_seed(seed, "batches"),
     )
     model = build_autoformer(network, series=series, generator=weights).to(device)
-    rate = config.rates.dense if variant.lr is None else variant.lr
-    own = _regularisation(variant)
-    decay = optim.weight_decay if own is None else own.weight_decay
     optimizer, scheduler = adamw(
-        model, OwnRate(rate, optim.warmup_fraction, decay), total_steps=optim.steps
+        model,
+        OwnRate(optim.lr, optim.warmup_fraction, optim.weight_decay),
+        total_steps=optim.steps,
     )
     methods: list[Method] = [BasisStability(every_steps=max(1, optim.steps // _STABILITY_PER_RUN))]
     cuts = None
@@ -96,8 +93,8 @@ def build_on(
         settings={
             "model": asdict(network),
             "steps": optim.steps,
-            "learning_rate": rate,
-            "weight_decay": decay,
+            "learning_rate": optim.lr,
+            "weight_decay": optim.weight_decay,
             **variant.settings(),
         },
     )
@@ -105,14 +102,8 @@ def build_on(
 
 def network_of(config: ForecastRun, variant: BranchedVariant, *, series: int) -> ForecasterConfig:
     """The network that a variant trains."""
-    if (own := _regularisation(variant)) is not None:
-        return replace(config.model, dropout=own.dropout)
     if variant.stored is None:
         return config.model
     made = partial(build_autoformer, series=series)
     stored = round(variant.stored * numbers_of(partial(made, config.model)))
     return narrowest(config.model, stored=stored, build=made, step=config.model.heads)
-
-
-def _regularisation(variant: BranchedVariant) -> Regularisation | None:
-    return variant.regularised if isinstance(variant, ForecastVariant) else None

@@ -78,59 +78,23 @@ class ForecastOptim:
 
     Attributes:
         steps: Optimizer steps.
+        lr: Peak learning rate.
         warmup_fraction: Share of all steps spent on the warm-up.
         weight_decay: Decoupled weight decay of matrices.
         clip_norm: Largest gradient norm; unset for no clipping.
     """
 
     steps: int = 10_000
+    lr: float = 1e-4
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "optim", "steps")
+        positive(self, "optim", "lr")
         below_one(self, "optim", "warmup_fraction")
         not_negative(self, "optim", "weight_decay")
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Peak learning rates.
-
-    Attributes:
-        dense: Of the dense network.
-        dense_regularised: Of the dense network with weight decay and dropout of its own.
-        narrow_50: Of the network narrowed to 50 % of the numbers.
-        oialr: Of the published method, at each strength.
-        half_50: Of the network whose factors are trained from half of the run on.
-    """
-
-    dense: float = 1e-4
-    dense_regularised: float = 1e-4
-    narrow_50: float = 1e-4
-    oialr: float = 1e-4
-    half_50: float = 1e-4
-
-    def __post_init__(self) -> None:
-        positive(self, "rates", *vars(self))
-
-
-@dataclass(frozen=True)
-class Regularisation:
-    """What the regularised dense network has instead.
-
-    Attributes:
-        weight_decay: Decoupled weight decay of matrices.
-        dropout: Share of zeros in training.
-    """
-
-    weight_decay: float = 0.1
-    dropout: float = 0.2
-
-    def __post_init__(self) -> None:
-        not_negative(self, "regularised", "weight_decay")
-        below_one(self, "regularised", "dropout")
 
 
 @dataclass(frozen=True)
@@ -161,14 +125,10 @@ class ForecastRun(RunConfig):
         data: The series.
         model: Network.
         optim: Optimizer and schedule.
-        rates: Peak learning rates.
-        regularised: Of the regularised dense network.
         record: What is written how often.
     """
 
     data: SeriesConfig = field(default_factory=SeriesConfig)
     model: ForecasterConfig = field(default_factory=ForecasterConfig)
     optim: ForecastOptim = field(default_factory=ForecastOptim)
-    rates: Rates = field(default_factory=Rates)
-    regularised: Regularisation = field(default_factory=Regularisation)
     record: ForecastRecord = field(default_factory=ForecastRecord)

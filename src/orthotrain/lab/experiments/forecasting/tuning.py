@@ -22,19 +22,20 @@ def forecast_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Searc
         lr: Least and largest peak learning rate.
         seeds: Of the search.
     """
+    alone = {"optim.lr": rate(*lr)}
     regularised = {
-        "rates.dense_regularised": rate(*lr),
-        "regularised.weight_decay": Number(1e-3, 3.0, log=True),
-        "regularised.dropout": Number(0.0, 0.5),
+        **alone,
+        "optim.weight_decay": Number(1e-3, 3.0, log=True),
+        "model.dropout": Number(0.0, 0.5),
     }
     first, *others = (f"oialr-{place}" for place in (2, 1, *range(3, len(STRENGTHS) + 1)))
     return Search(
         (
-            Part(DENSE, {"rates.dense": rate(*lr)}, _ERROR),
+            Part(DENSE, alone, _ERROR),
             Part(REGULARISED, regularised, _ERROR, times=len(regularised)),
-            Part(f"narrow-{HALF}", {f"rates.narrow_{HALF}": rate(*lr)}, _ERROR),
-            Part(first, {"rates.oialr": rate(*lr)}, _ERROR, also=tuple(others)),
-            Part(f"half-{HALF}", {f"rates.half_{HALF}": rate(*lr)}, _ERROR),
+            Part(f"narrow-{HALF}", alone, _ERROR),
+            Part(first, alone, _ERROR, also=tuple(others)),
+            Part(f"half-{HALF}", alone, _ERROR),
         ),
         seeds,
         trials=8,

@@ -5,8 +5,7 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from orthotrain.lab.experiments.branches.variants import (
@@ -16,7 +15,7 @@ from orthotrain.lab.experiments.branches.variants import (
     half,
     narrow,
 )
-from orthotrain.lab.experiments.forecasting.config import ForecastRun, Regularisation
+from orthotrain.lab.experiments.forecasting.config import ForecastRun
 
 #: The published rule drops singular values below this share of the largest: weak to strong.
 STRENGTHS: Final = (0.1, 0.2, 0.35, 0.5)
@@ -25,34 +24,7 @@ REGULARISED: Final = "dense-regularised"
 HALF: Final = 50
 
 
-@dataclass(frozen=True)
-class ForecastVariant(BranchedVariant):
-    """A way to train a forecaster.
-
-    Attributes:
-        regularised: Weight decay and dropout of its own; None for those of the run.
-    """
-
-    regularised: Regularisation | None = None
-
-    def settings(self) -> Mapping[str, object]:
-        """What result.json says about it, beside the network."""
-        own = None if self.regularised is None else asdict(self.regularised)
-        return {**super().settings(), "regularised": own}
-
-
-def regularised(lr: float, settings: Regularisation) -> ForecastVariant:
-    """The dense network with weight decay and dropout of its own."""
-    return ForecastVariant(
-        REGULARISED,
-        "dense, regularised",
-        "the same network with weight decay and dropout of its own",
-        lr=lr,
-        regularised=settings,
-    )
-
-
-def oialr(place: int, lr: float) -> BranchedVariant:
+def oialr(place: int) -> BranchedVariant:
     """The published method at one of the strengths, the weakest at place 1."""
     strength = STRENGTHS[place - 1]
     return BranchedVariant(
@@ -60,18 +32,20 @@ def oialr(place: int, lr: float) -> BranchedVariant:
         f"OIALR, threshold {strength:g}",
         f"the published rule at {strength:g}: singular values below this share of the largest "
         "are dropped",
-        lr=lr,
         cut=replace(PUBLISHED, rank_rtol=strength),
     )
 
 
 def forecast_variants(config: ForecastRun) -> tuple[BranchedVariant, ...]:
     """Dense, regularised, narrow; the published method at each strength; trained factors."""
-    rates = config.rates
     return (
-        dense(rates.dense),
-        regularised(rates.dense_regularised, config.regularised),
-        narrow(HALF, rates.narrow_50),
-        *(oialr(place, rates.oialr) for place in range(1, len(STRENGTHS) + 1)),
-        half(HALF, rates.half_50),
+        dense(),
+        BranchedVariant(
+            REGULARISED,
+            "dense, regularised",
+            "the same network with weight decay and dropout of its own",
+        ),
+        narrow(HALF),
+        *(oialr(place) for place in range(1, len(STRENGTHS) + 1)),
+        half(HALF),
     )

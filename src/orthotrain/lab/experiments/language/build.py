@@ -75,10 +75,7 @@ def build_on(
         variant, fresh=fresh, device=device, next_batch=batches.next_batch, loss=window_loss
     )
     total_steps = steps_of(config, variant, network)
-    rate = start.peak_rate(
-        config.rates.dense if variant.lr is None else variant.lr,
-        steps=total_steps, dense_steps=optim.steps,
-    )  # fmt: skip
+    rate = start.peak_rate(optim.lr, steps=total_steps, dense_steps=optim.steps)
     if branches:
         rate *= config.branch.rate_factor
     warmup = config.branch.warmup_fraction if branches else optim.warmup_fraction

@@ -59,6 +59,7 @@ class TrainingConfig:
 
     Attributes:
         steps: Optimizer steps of dense training.
+        lr: Peak learning rate.
         warmup_fraction: Share of all steps spent on the warm-up.
         weight_decay: Decoupled weight decay of matrices; norms have none.
         betas: Decay of the first and second moment.
@@ -66,6 +67,7 @@ class TrainingConfig:
     """
 
     steps: int = 6000
+    lr: float = 3e-3
     warmup_fraction: float = 0.05
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -73,6 +75,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "optim", "steps")
+        positive(self, "optim", "lr")
         below_one(self, "optim", "warmup_fraction")
         not_negative(self, "optim", "weight_decay")
         need(
@@ -83,32 +86,6 @@ class TrainingConfig:
             self.clip_norm is None or self.clip_norm > 0,
             f"optim.clip_norm={self.clip_norm} must be positive; use null for no clipping",
         )
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Peak learning rates of trainings from scratch.
-
-    Attributes:
-        dense: Of the dense network, also where it is cut on its way.
-        narrow_75: Of the network narrowed to 75 % of the numbers.
-        narrow_50: Of that of 50 %.
-        narrow_30: Of that of 30 %.
-        narrow_75_teacher: Of that of 75 % where the dense model teaches it.
-        narrow_50_teacher: Of that of 50 % where the dense model teaches it.
-        narrow_30_teacher: Of that of 30 % where the dense model teaches it.
-    """
-
-    dense: float = 3e-3
-    narrow_75: float = 3e-3
-    narrow_50: float = 3e-3
-    narrow_30: float = 3e-3
-    narrow_75_teacher: float = 3e-3
-    narrow_50_teacher: float = 3e-3
-    narrow_30_teacher: float = 3e-3
-
-    def __post_init__(self) -> None:
-        positive(self, "rates", *vars(self))
 
 
 @dataclass(frozen=True)
@@ -141,7 +118,6 @@ class LanguageRun(RunConfig):
         data: The text.
         model: Network.
         optim: Optimizer and schedule of dense training.
-        rates: Learning rates from scratch.
         branch: Training on after a cut.
         record: What is written how often.
     """
@@ -149,6 +125,5 @@ class LanguageRun(RunConfig):
     data: TextConfig = field(default_factory=TextConfig)
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: TrainingConfig = field(default_factory=TrainingConfig)
-    rates: Rates = field(default_factory=Rates)
     branch: BranchOptim = field(default_factory=BranchOptim)
     record: LanguageRecord = field(default_factory=LanguageRecord)

@@ -1,13 +1,12 @@
-"""What is searched for language models, and the learning rates that searches found."""
+"""What is searched for language models."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from orthotrain.lab.experiments.branches.variants import DENSE
-from orthotrain.lab.experiments.language.config import Rates
 from orthotrain.lab.experiments.language.variants import SIZES
-from orthotrain.lab.experiments.search import BRANCH, OPTIM, found_settings, rate
+from orthotrain.lab.experiments.search import BRANCH, OPTIM, rate
 from orthotrain.lab.run.space import Aim, Part, Search
 
 _BITS: Final = (Aim("validation_bits"),)
@@ -20,7 +19,7 @@ def gpt_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Search:
         lr: Least and largest peak learning rate.
         seeds: Of the search.
     """
-    dense = {"rates.dense": rate(*lr), **OPTIM}
+    dense = {"optim.lr": rate(*lr), **OPTIM}
     narrow = [f"narrow-{size}{end}" for size in SIZES for end in ("", "-teacher")]
     return Search(
         (
@@ -28,15 +27,7 @@ def gpt_search(*, lr: tuple[float, float], seeds: tuple[int, ...]) -> Search:
             Part("half-50", dense, _BITS),
             Part("oialr-paper", dense, _BITS),
             Part("branch-50-20", BRANCH, _BITS),
-            *(
-                Part(name, {f"rates.{name.replace('-', '_')}": rate(*lr), **OPTIM}, _BITS)
-                for name in narrow
-            ),
+            *(Part(name, dense, _BITS, also=(f"{name}-short",)) for name in narrow),
         ),
         seeds,
     )
-
-
-def found_rates(file_name: str) -> Rates:
-    """The learning rates that an earlier search found, the same list for each network."""
-    return Rates(**found_settings("language", file_name)["rates"])

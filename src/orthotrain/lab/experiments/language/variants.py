@@ -32,27 +32,25 @@ _BRANCHES: Final = ((75, 5), (50, 5), (50, 20), (30, 37))
 
 def language_variants(config: LanguageRun) -> tuple[BranchedVariant, ...]:
     """All ways to train, the dense one first."""
-    rate = config.rates.dense
-    repaired = frozen(50, rate)
+    repaired = frozen(50)
     return (
-        dense(rate),
-        *_branches(config),
-        *(half(size, rate) for size in SIZES),
-        *(one for size in SIZES for one in _narrow(config, size)),
+        dense(),
+        *_branches(),
+        *(half(size) for size in SIZES),
+        *(one for size in SIZES for one in _narrow(size)),
         BranchedVariant(
             "oialr-paper",
             "OIALR, published settings",
             "settings of the authors' CIFAR-10 mini ViT, times scaled to the length of this run",
-            lr=rate,
             cut=PUBLISHED,
         ),
         repaired,
-        with_ranks_of(frozen_plain(50, rate), repaired),
+        with_ranks_of(frozen_plain(50), repaired),
     )
 
 
-def _branches(config: LanguageRun) -> tuple[BranchedVariant, ...]:
-    with_teacher = [branch(size, percent, config.rates.dense) for size, percent in _BRANCHES]
+def _branches() -> tuple[BranchedVariant, ...]:
+    with_teacher = [branch(size, percent) for size, percent in _BRANCHES]
     alone = replace(
         next(one for one in with_teacher if one.name == "branch-50-20"),
         name="branch-50-20-alone",
@@ -63,8 +61,6 @@ def _branches(config: LanguageRun) -> tuple[BranchedVariant, ...]:
     return (*with_teacher, alone)
 
 
-def _narrow(config: LanguageRun, size: int) -> tuple[BranchedVariant, ...]:
-    alone = narrow(size, getattr(config.rates, f"narrow_{size}"))
-    with_teacher = taught(narrow(size, getattr(config.rates, f"narrow_{size}_teacher")))
-    longest = branch(size, dict(_BRANCHES)[size], 0)
-    return tuple(one for full in (alone, with_teacher) for one in (full, short(full, longest)))
+def _narrow(size: int) -> tuple[BranchedVariant, ...]:
+    longest, alone = branch(size, dict(_BRANCHES)[size]), narrow(size)
+    return tuple(one for full in (alone, taught(alone)) for one in (full, short(full, longest)))

@@ -73,9 +73,7 @@ def build_on(
     )  # fmt: skip
     epoch = batches.batches_per_epoch
     total_steps = steps_of(config, variant, epoch=epoch, image_shape=shape, classes=classes)
-    rate = own_rate(
-        config, variant, start, steps=total_steps, dense_steps=config.optim.epochs * epoch
-    )
+    rate = own_rate(config, start, steps=total_steps, dense_steps=config.optim.epochs * epoch)
     plan = plan_of(start.model, total_steps)
     optimizer, scheduler = adamw(
         start.model, rate, total_steps=total_steps, kind=plan.optimizer, rhythm=plan.rhythm
@@ -133,13 +131,10 @@ def network_of(
     return narrow_to(full, stored=stored, image_shape=image_shape, classes=classes)
 
 
-def own_rate(
-    config: ImageRun, variant: BranchedVariant, start: Start, *, steps: int, dense_steps: int
-) -> OwnRate:
+def own_rate(config: ImageRun, start: Start, *, steps: int, dense_steps: int) -> OwnRate:
     """Rate and schedule of a variant: that of dense training; a branch ends at 0."""
     optim = config.optim
-    lr = optim.lr if variant.lr is None else variant.lr
-    lr = start.peak_rate(lr, steps=steps, dense_steps=dense_steps)
+    lr = start.peak_rate(optim.lr, steps=steps, dense_steps=dense_steps)
     if start.branch is not None:
         lr *= config.branch.rate_factor
         return OwnRate(lr, config.branch.warmup_fraction, optim.weight_decay)

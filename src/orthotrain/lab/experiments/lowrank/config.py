@@ -104,20 +104,6 @@ class BranchConfig(BranchOptim):
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Peak learning rates of other networks than the dense one.
-
-    Attributes:
-        narrow_50: Of the network narrowed to 50 % of the numbers.
-    """
-
-    narrow_50: float = 2e-3
-
-    def __post_init__(self) -> None:
-        positive(self, "rates", *vars(self))
-
-
-@dataclass(frozen=True)
 class LowRankVariant(BranchedVariant):
     """A way to train with or without low rank.
 
@@ -163,12 +149,10 @@ class LowRankRun(ImageRun):
     Attributes:
         model: Network.
         tuned: Low-rank settings of the variant oialr-tuned.
-        rates: Learning rates of narrow networks.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     tuned: LowRankConfig = field(default_factory=LowRankConfig)
-    rates: Rates = field(default_factory=Rates)
 
 
 def lowrank_variants(config: LowRankRun) -> tuple[BranchedVariant, ...]:
@@ -204,17 +188,17 @@ def _halved(config: LowRankRun) -> tuple[BranchedVariant, ...]:
     """Everything that stores half of the numbers."""
     part = config.branch
     after = replace(
-        branch(HALF, round(100 * part.steps_fraction), config.optim.lr),
+        branch(HALF, round(100 * part.steps_fraction)),
         name=f"branch-{HALF}",
         branch=part.steps_fraction,
     )
-    full, repaired = narrow(HALF, config.rates.narrow_50), frozen(HALF, None)
+    full, repaired = narrow(HALF), frozen(HALF)
     return (
         after,
-        half(HALF, None),
+        half(HALF),
         full,
         short(full, after),
         taught(full),
         repaired,
-        with_ranks_of(frozen_plain(HALF, None), repaired),
+        with_ranks_of(frozen_plain(HALF), repaired),
     )

@@ -94,6 +94,6 @@ def image_variants(config: ResNetRun | FoundViTRun) -> tuple[BranchedVariant, ..
             "settings of the authors' code, times as shares of the run",
             lowrank=config.paper,
         ),
-        half(HALF, None),
-        narrow(HALF, None),
+        half(HALF),
+        narrow(HALF),
     )

@@ -10,7 +10,6 @@ from orthotrain.lab.experiments.lowrank.config import (
     PAPER,
     TUNED,
     LowRankConfig,
-    Rates,
 )
 from orthotrain.lab.experiments.search import (
     BRANCH,
@@ -36,8 +35,6 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
         within: Validation loss above the dense network's that a smaller network may have.
     """
     own: Space = {"optim.lr": rate(*lr), **OPTIM, **FLOOR}
-    # Its floor is a share of its peak rate, as optim.min_lr is of the recipe's.
-    alone: Space = {f"rates.narrow_{HALF}": rate(*lr), **OPTIM, **FLOOR}
     both = (_LOSS, STORED)
     return Search(
         (
@@ -52,7 +49,7 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
                 DENSE,
             ),
             Part(f"half-{HALF}", own, (_LOSS,)),
-            Part(f"narrow-{HALF}", alone, (_LOSS,)),
+            Part(f"narrow-{HALF}", own, (_LOSS,)),
         ),
         seeds,
     )
@@ -61,8 +58,3 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
 def tuned_settings(file_name: str) -> LowRankConfig:
     """Settings that an earlier search found, in a file beside the recipes."""
     return LowRankConfig(**found_settings("lowrank", file_name)["lowrank"])
-
-
-def tuned_rates(file_name: str) -> Rates:
-    """The narrow network's rate, from the same file; the dense one's is the recipe's own."""
-    return Rates(narrow_50=found_settings("lowrank", file_name)["rates"]["narrow_50"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from orthotrain.lab.experiments.language.config import LanguageRun, Rates
+from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
 from orthotrain.lab.run.config import RunConfig, at_least, below_one, need, positive
 
@@ -59,9 +59,8 @@ class RivalsRun(RunConfig):
 
     rivals: RivalSettings = field(default_factory=RivalSettings)
 
-    # Settings of the family that no rival reads, and where the learning rate is.
+    # Settings of the family that no rival reads.
     _unread: ClassVar[tuple[str, ...]] = ()
-    _rate: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +69,7 @@ class RivalsRun(RunConfig):
             need(
                 given == type(given)(),
                 f"{name}: rivals do not read it. Their settings are rivals.*, their learning rate "
-                f"is {self._rate}. One rival has its own rate under own",
+                "is optim.lr. One rival has its own rate under own",
             )
 
 
@@ -79,19 +78,10 @@ class LanguageRivals(RivalsRun, LanguageRun):
     """A byte-level GPT, trained by every rival."""
 
     _unread: ClassVar[tuple[str, ...]] = ("branch",)
-    _rate: ClassVar[str] = "rates.dense"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        need(
-            self.rates == Rates(self.rates.dense),
-            "rates: rivals read rates.dense alone. One rival has its own rates.dense under own",
-        )
 
 
 @dataclass(frozen=True)
 class ViTRivals(RivalsRun, LowRankRun):
     """A mini vision transformer, trained by every rival."""
 
-    _unread: ClassVar[tuple[str, ...]] = ("paper", "tuned", "rates", "branch")
-    _rate: ClassVar[str] = "optim.lr"
+    _unread: ClassVar[tuple[str, ...]] = ("paper", "tuned", "branch")

@@ -34,9 +34,9 @@ class RivalVariant(BranchedVariant):
 def variant_of(row: Rival) -> BranchedVariant:
     """The variant of a row, at the learning rate of the run."""
     if row.name == "dense":
-        return dense(None)
+        return dense()
     if not row.make:
-        return narrow(HALF, None)
+        return narrow(HALF)
     return RivalVariant(row.name, row.title, row.note, make=row.make)
 
 
@@ -53,13 +53,12 @@ def rival_variants(config: RivalsRun) -> tuple[BranchedVariant, ...]:
     return tuple(map(variant_of, rows))
 
 
-def rival_search(name: str, rates: tuple[float, ...], aim: Aim) -> Search:
+def rival_search(rates: tuple[float, ...], aim: Aim) -> Search:
     """The same learning rates for each rival that is installed.
 
     Args:
-        name: The setting.
         rates: Peak learning rates, as multiples of the recipe's own.
         aim: What decides.
     """
     rivals = [row.name for row in installed()]
-    return listed_rates(name, rates, rivals, aim=aim, seeds=(100, 101))
+    return listed_rates(rates, rivals, aim=aim, seeds=(100, 101))

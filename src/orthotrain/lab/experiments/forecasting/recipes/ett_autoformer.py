@@ -14,15 +14,16 @@ from orthotrain.lab.experiments.forecasting.config import (
     ForecastOptim,
     ForecastRecord,
     ForecastRun,
-    Rates,
     SeriesConfig,
 )
 from orthotrain.lab.experiments.forecasting.tuning import forecast_search
-from orthotrain.lab.experiments.forecasting.variants import forecast_variants
+from orthotrain.lab.experiments.forecasting.variants import REGULARISED, forecast_variants
 from orthotrain.lab.run.config import Scale
 from orthotrain.lab.run.experiment import Experiment
 
-_FULL = ForecastRun(seeds=(0, 1, 2))
+# What the search starts from; a regularised forecaster has these beside the rate.
+_REGULARISED = {REGULARISED: {"optim.weight_decay": 0.1, "model.dropout": 0.2}}
+_FULL = ForecastRun(seeds=(0, 1, 2), own=_REGULARISED)
 # As in the authors' scripts: ten epochs of each file, and the delays that they mix.
 _PUBLISHED = {"ettm2": (10_740, 1.0), "etth2": (2640, 3.0)}
 
@@ -32,8 +33,7 @@ _CPU = replace(
     _FULL,
     data=SeriesConfig(batch_size=16, every=16),
     model=ForecasterConfig(width=64, heads=4),
-    optim=ForecastOptim(steps=600),
-    rates=Rates(*[1e-3] * 5),
+    optim=ForecastOptim(steps=600, lr=1e-3),
     record=ForecastRecord(eval_every_steps=50, checkpoint_every_steps=150, eval_windows=256),
     device="cpu",
 )
@@ -42,8 +42,7 @@ _SMOKE = replace(
     _CPU,
     data=SeriesConfig(batch_size=8, every=64),
     model=ForecasterConfig(read=24, known=12, ahead=12, width=16, heads=2, window=5),
-    optim=ForecastOptim(steps=60),
-    rates=Rates(*[3e-3] * 5),
+    optim=ForecastOptim(steps=60, lr=3e-3),
     record=ForecastRecord(
         log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=20, eval_windows=32
     ),

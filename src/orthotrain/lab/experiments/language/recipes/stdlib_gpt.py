@@ -8,20 +8,23 @@ from orthotrain.lab.experiments.language.config import (
     GPTConfig,
     LanguageRecord,
     LanguageRun,
-    Rates,
     TextConfig,
     TrainingConfig,
 )
-from orthotrain.lab.experiments.language.tuning import found_rates, gpt_search
+from orthotrain.lab.experiments.language.tuning import gpt_search
 from orthotrain.lab.experiments.language.variants import language_variants
+from orthotrain.lab.experiments.search import found_settings
 from orthotrain.lab.run.experiment import Experiment
+
+# The dense network's rate, and that of the networks that learn best at another one.
+_FOUND = found_settings("language", "stdlib_gpt_tuned.json")
 
 # Sized for about three minutes per dense training on one core.
 _CPU = LanguageRun(
     data=TextConfig(batch_size=12),
     model=GPTConfig(context=64, width=128, depth=2, heads=4),
-    optim=TrainingConfig(steps=4000),
-    rates=found_rates("stdlib_gpt_tuned.json"),
+    optim=TrainingConfig(steps=4000, lr=_FOUND["lr"]),
+    own=_FOUND["own"],
     record=LanguageRecord(),
     seeds=(0, 1, 2),
     device="cpu",
@@ -38,7 +41,7 @@ STDLIB_GPT = Experiment(
             _CPU,
             data=TextConfig(batch_size=4),
             model=GPTConfig(context=16, width=48, depth=2, heads=2),
-            optim=TrainingConfig(steps=240),
+            optim=replace(_CPU.optim, steps=240),
             record=LanguageRecord(
                 log_every_steps=10,
                 eval_every_steps=24,
@@ -51,7 +54,7 @@ STDLIB_GPT = Experiment(
         # About six minutes on two cores, all together.
         "demo": replace(
             _CPU,
-            optim=TrainingConfig(steps=2400),
+            optim=replace(_CPU.optim, steps=2400),
             record=LanguageRecord(eval_every_steps=60),
             seeds=(0,),
             variants=(
@@ -64,8 +67,8 @@ STDLIB_GPT = Experiment(
             _CPU,
             data=TextConfig(batch_size=64),
             model=GPTConfig(context=256, width=512, depth=8, heads=8),
-            optim=TrainingConfig(steps=5000),
-            rates=Rates(*[1e-3] * 7),
+            optim=TrainingConfig(steps=5000, lr=1e-3),
+            own={},
             device="auto",
             precision="bfloat16",
         ),

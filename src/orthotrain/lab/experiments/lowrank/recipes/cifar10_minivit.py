@@ -10,9 +10,9 @@ from orthotrain.lab.experiments.classifier.config import (
     OptimConfig,
     RecordConfig,
 )
-from orthotrain.lab.experiments.lowrank.config import LowRankRun, Rates, lowrank_variants
+from orthotrain.lab.experiments.lowrank.config import LowRankRun, lowrank_variants
 from orthotrain.lab.experiments.lowrank.recipes.digits_minivit import PUBLISHED
-from orthotrain.lab.experiments.lowrank.tuning import tuned_rates, tuned_settings, vit_search
+from orthotrain.lab.experiments.lowrank.tuning import tuned_settings, vit_search
 from orthotrain.lab.run.experiment import Experiment
 
 # The authors' mini ViT: patch 8, depth 6, 6 heads, width 768; batch 1024, 300 epochs, AdamW
@@ -31,7 +31,6 @@ _FULL = LowRankRun(
     ),
     paper=PUBLISHED,
     tuned=tuned_settings("cifar10_minivit_tuned.json"),
-    rates=Rates(narrow_50=3e-4),
     record=RecordConfig(
         log_every_steps=20,
         eval_every_epochs=5,
@@ -53,20 +52,19 @@ CIFAR10_MINIVIT = Experiment(
             data=replace(_FULL.data, batch_size=32, train_limit=320),
             model=ModelConfig(patch_size=8, width=24, depth=2, heads=2),
             optim=replace(_FULL.optim, epochs=4, lr=1e-3),
-            rates=Rates(narrow_50=1e-3),
             record=RecordConfig.every(steps=4, epochs=1),
             seeds=(0,),
             device="cpu",
             precision="float32",
         ),
         # Sized for three to four minutes per training on one core: a fifth of the images, a
-        # narrower and shallower network, few epochs.
+        # narrower and shallower network, few epochs. The rate is the best of three for the narrow
+        # network, too: benchmarks/results/minivit_rates.txt.
         "cpu": replace(
             _FULL,
             data=replace(_FULL.data, batch_size=128, train_limit=10_000),
             model=ModelConfig(patch_size=8, width=192, depth=3, heads=6),
             optim=replace(_FULL.optim, epochs=8, lr=1e-3, min_lr=1e-3 / 30),
-            rates=tuned_rates("cifar10_minivit_tuned.json"),
             record=RecordConfig(
                 log_every_steps=10,
                 eval_every_epochs=1,

@@ -19,10 +19,10 @@ from orthotrain.lab.experiments.classifier.config import (
 from orthotrain.lab.experiments.lowrank.config import (
     LowRankConfig,
     LowRankRun,
-    Rates,
     lowrank_variants,
 )
-from orthotrain.lab.experiments.lowrank.tuning import tuned_rates, tuned_settings, vit_search
+from orthotrain.lab.experiments.lowrank.tuning import tuned_settings, vit_search
+from orthotrain.lab.experiments.search import found_settings
 from orthotrain.lab.run.experiment import Experiment
 
 # The authors' CIFAR-10 mini ViT: d = 50 and nu = 10 of 300 epochs, beta .15, alpha .1. As
@@ -41,7 +41,7 @@ _CPU = LowRankRun(
     optim=OptimConfig(epochs=60, lr=2e-3, min_lr=2e-3 / 30, weight_decay=0.01, clip_norm=5.0),
     paper=PUBLISHED,
     tuned=tuned_settings("digits_minivit_tuned.json"),
-    rates=tuned_rates("digits_minivit_tuned.json"),
+    own=found_settings("lowrank", "digits_minivit_tuned.json")["own"],
     record=RecordConfig(
         log_every_steps=8,
         eval_every_epochs=2,
@@ -71,7 +71,7 @@ DIGITS_MINIVIT = Experiment(
             _CPU,
             model=ModelConfig(patch_size=4, width=192, depth=6, heads=6),
             optim=replace(_CPU.optim, epochs=150, lr=1e-3, min_lr=1e-3 / 30),
-            rates=Rates(narrow_50=1e-3),
+            own={},
             seeds=(0, 1, 2, 3, 4),
         ),
     },

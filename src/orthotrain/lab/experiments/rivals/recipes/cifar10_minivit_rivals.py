@@ -20,7 +20,7 @@ def _of(config: RunConfig, **others: object) -> ViTRivals:
     """The same run with rivals."""
     assert isinstance(config, LowRankRun)
     same = {name: getattr(config, name) for name in _READ}
-    return ViTRivals(**{**same, "variants": (), **others})
+    return ViTRivals(**{**same, "variants": (), "own": {}, **others})
 
 
 _BASE = CIFAR10_MINIVIT.config["cpu"]
@@ -33,7 +33,7 @@ _CPU = _of(
     optim=replace(_BASE.optim, epochs=5, lr=2e-3),
 )
 
-SEARCH = rival_search("optim.lr", (0.5, 1.0, 2.0), Aim("validation_loss"))
+SEARCH = rival_search((0.5, 1.0, 2.0), Aim("validation_loss"))
 
 CIFAR10_MINIVIT_RIVALS = Experiment(
     name="cifar10-minivit-rivals",

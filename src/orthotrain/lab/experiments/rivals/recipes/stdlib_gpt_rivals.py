@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from orthotrain.lab.experiments.language.config import LanguageRun, Rates, TrainingConfig
+from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.experiments.language.recipes.stdlib_gpt import STDLIB_GPT
 from orthotrain.lab.experiments.rivals.config import LanguageRivals
 from orthotrain.lab.experiments.rivals.variants import rival_search, rival_variants
@@ -13,23 +13,22 @@ from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.space import Aim
 
-_RATE = 6e-3
-
 
 def _of(config: RunConfig, **others: object) -> LanguageRivals:
     """The same run with rivals."""
     assert isinstance(config, LanguageRun)
     read = [f.name for f in fields(LanguageRun) if f.name != "branch"]
     same: dict[str, Any] = {name: getattr(config, name) for name in read}
-    same.update(variants=(), rates=Rates(_RATE))
-    return LanguageRivals(**{**same, **others})
+    return LanguageRivals(**{**same, "variants": (), "own": {}, **others})
 
 
 # Three tenths of the steps of stdlib-gpt, a minute per training on one core, and as many steps of
 # warm-up: with fewer of them what a rate reaches depends on the seed more than on the rival.
-_CPU = _of(STDLIB_GPT.config["cpu"], optim=TrainingConfig(steps=1200, warmup_fraction=1 / 6))
+_BASE = STDLIB_GPT.config["cpu"]
+assert isinstance(_BASE, LanguageRun)
+_CPU = _of(_BASE, optim=replace(_BASE.optim, steps=1200, warmup_fraction=1 / 6))
 
-SEARCH = rival_search("rates.dense", (0.25, 0.5, 1.0, 2.0), Aim("validation_bits"))
+SEARCH = rival_search((0.25, 0.5, 1.0, 2.0), Aim("validation_bits"))
 
 STDLIB_GPT_RIVALS = Experiment(
     name="stdlib-gpt-rivals",
@@ -37,7 +36,7 @@ STDLIB_GPT_RIVALS = Experiment(
     config={
         "smoke": _of(STDLIB_GPT.config["smoke"]),
         "cpu": _CPU,
-        "full": _of(STDLIB_GPT.config["full"], rates=Rates(1e-3)),
+        "full": _of(STDLIB_GPT.config["full"]),
     },
     variants=rival_variants,
     build="orthotrain.lab.experiments.rivals.build:build",
