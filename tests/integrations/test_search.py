@@ -75,6 +75,16 @@ def test_a_search_goes_on_where_it_stood_and_may_be_made_longer(whole, tmp_path)
     assert comparable(search(tmp_path, trials=12)) == comparable(whole)
 
 
+def test_the_first_trials_are_spread_over_the_bounds(tmp_path):
+    part = replace(PLAIN, space={"optim.lr": Number(0.01, 1.0, log=True)})
+    first = search(tmp_path, trials=5, parts=(part,))  # stopped between them
+    assert len(first["trials"]) == 5
+    found = search(tmp_path, trials=8, parts=(part,))
+    rates = [one["settings"]["optim.lr"] for one in found["trials"]]
+    eighths = [int(8 * math.log(rate / 0.01) / math.log(100)) for rate in rates]
+    assert sorted(eighths) == list(range(8))  # Drawn at random, some would have two, and some none.
+
+
 def test_only_the_seeds_of_the_search_and_only_the_validation_part_are_read(tmp_path):
     search(tmp_path, trials=2, parts=(AFTER,))
     results = [read_json(path) for path in tmp_path.rglob("result.json")]

@@ -40,6 +40,23 @@ def test_settings_follow_what_was_drawn_also_as_multiples_and_texts():
     assert alone.settings(CONFIG, drawn) == {"optim.min_lr": pytest.approx(0.05)}
 
 
+def test_shares_of_a_range_reach_both_ends_and_give_each_choice_as_much():
+    assert [Number(0.01, 1.0, log=True).at(share) for share in (0.0, 0.5)] == [
+        0.01,
+        pytest.approx(0.1),
+    ]
+    assert Number(-1.0, 3.0).at(0.25) == 0.0
+    shares = [(i + 0.5) / 100 for i in range(100)]
+    whole = [Number(1, 4, whole=True).at(share) for share in shares]
+    assert [whole.count(k) for k in (1, 2, 3, 4)] == [25] * 4
+    logs = [Number(1, 8, log=True, whole=True).at(share) for share in shares]
+    assert set(logs) == set(range(1, 9))
+    assert logs.count(1) > logs.count(8)
+    assert [OneOf(("a", "b", "c", "d")).at(share) for share in (0.0, 0.26, 0.5, 0.99)] == list(
+        "abcd"
+    )
+
+
 def test_a_variant_has_settings_of_its_own_and_the_others_do_not(tmp_path):
     config = replace(CONFIG, seeds=(0,), own={"after": {"optim.lr": 0.5, "optim.width": 9}})
     plain_one, after, _ = EXPERIMENT.chosen(config)

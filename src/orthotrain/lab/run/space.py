@@ -53,6 +53,12 @@ class Number:
         value = round(found * base) if self.whole else found * base
         return self.form.format(value) if self.form else value
 
+    def at(self, share: float) -> float:
+        """What lies at this share of the range, in [0, 1)."""
+        low, high = self.low - self.whole / 2, self.high + self.whole / 2
+        found = low * (high / low) ** share if self.log else low + (high - low) * share
+        return min(max(round(found), int(self.low)), int(self.high)) if self.whole else found
+
     def at_edge(self, found: float) -> bool:
         """Whether what was drawn lies within a twentieth of the range of a bound."""
         low, high, at = self.low, self.high, found
@@ -79,6 +85,10 @@ class OneOf:
     def value(self, found: Any, base: float) -> Any:
         """The setting, from what was drawn and from the setting that it is a multiple of."""
         return found * base if self.of else found
+
+    def at(self, share: float) -> Any:
+        """What lies at this share of the list, in [0, 1)."""
+        return self.values[int(share * len(self.values))]
 
     def at_edge(self, found: Any) -> bool:
         """Whether what was drawn is the least or the largest of several numbers."""

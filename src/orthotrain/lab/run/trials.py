@@ -25,9 +25,9 @@ from orthotrain.lab.run.space import COMPUTE, STORED, Number, OneOf, Part, own_c
 from orthotrain.lab.run.stop import pause
 from orthotrain.lab.run.storage import Signs, load_optuna, opened, telling, without_password
 
-SCHEMA: Final = 1
-# Random settings before the model of the sampler decides; also trials before one is pruned.
-_RANDOM: Final = 8
+SCHEMA: Final = 2
+# Settings spread over the bounds before the sampler decides; also trials before one is pruned.
+_SPREAD: Final = 8
 # Percent of a training before it may be pruned.
 _UNPRUNED: Final = 30
 
@@ -92,6 +92,17 @@ class Searched:
         every = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
         return random.Random(self.seed).sample(every, len(every))
 
+    def spread(self) -> list[dict[str, Any]]:
+        """The first settings: a Sobol sequence over the bounds, where random ones would cluster."""
+        from scipy.stats.qmc import Sobol
+
+        shares = Sobol(len(self.part.space), rng=self.seed).random(_SPREAD)
+        named = self.part.space.items()
+        return [
+            {name: one.at(share) for (name, one), share in zip(named, row, strict=True)}
+            for row in shares.tolist()
+        ]
+
     def described(self) -> dict[str, Any]:
         """What must be the same for all commands that share the study, as plain values."""
         space = {name: {"kind": type(one).__name__, **asdict(one)} for name, one in
@@ -133,7 +144,7 @@ class Trials:
             storage=self._storage,
             study_name=name,
             directions=["minimize" if aim.less else "maximize" for aim in searched.part.aims],
-            pruner=self._optuna.pruners.MedianPruner(_RANDOM, _UNPRUNED),
+            pruner=self._optuna.pruners.MedianPruner(_SPREAD, _UNPRUNED),
             load_if_exists=True,
         )
         where = without_password(searched.journal)
@@ -169,11 +180,13 @@ class Trials:
         left = [one for one in listed if one not in [trial.params for trial in kept]]
         if not waits and (len(kept) >= self._searched.wanted or (listed and not left)):
             return None
-        if listed and not waits:
+        if not waits and listed:
             self.study.enqueue_trial(left[0])
+        elif not waits and len(kept) < _SPREAD:
+            self.study.enqueue_trial(self._searched.spread()[len(kept)])
         # A sampler for each trial: a search that goes on draws what it would have drawn.
         self.study.sampler = self._optuna.samplers.TPESampler(
-            seed=self._searched.seed + len(kept), n_startup_trials=_RANDOM
+            seed=self._searched.seed + len(kept), n_startup_trials=_SPREAD
         )
         trial = self.study.ask(
             {name: self._distribution(one) for name, one in self._searched.part.space.items()}
