@@ -55,7 +55,7 @@ _LONG = replace(
 )
 
 SEARCH = listed_rates(
-    (0.5, 1.0, 2.0), (DENSE, PAPER, f"half-{HALF}", f"narrow-{HALF}"),
+    (0.5, 1.0, 2.0, 4.0), (DENSE, PAPER, f"half-{HALF}", f"narrow-{HALF}"),
     aim=Aim("validation_loss"), seeds=(100,),
 )  # fmt: skip
 

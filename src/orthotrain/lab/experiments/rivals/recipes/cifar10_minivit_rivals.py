@@ -33,7 +33,7 @@ _CPU = _of(
     optim=replace(_BASE.optim, epochs=5, lr=2e-3),
 )
 
-SEARCH = rival_search((0.5, 1.0, 2.0), Aim("validation_loss"))
+SEARCH = rival_search((0.5, 1.0, 2.0, 4.0), Aim("validation_loss"))
 
 CIFAR10_MINIVIT_RIVALS = Experiment(
     name="cifar10-minivit-rivals",

@@ -28,7 +28,7 @@ _BASE = STDLIB_GPT.config["cpu"]
 assert isinstance(_BASE, LanguageRun)
 _CPU = _of(_BASE, optim=replace(_BASE.optim, steps=1200, warmup_fraction=1 / 6))
 
-SEARCH = rival_search((0.25, 0.5, 1.0, 2.0), Aim("validation_bits"))
+SEARCH = rival_search((0.25, 0.5, 1.0, 2.0, 4.0), Aim("validation_bits"))
 
 STDLIB_GPT_RIVALS = Experiment(
     name="stdlib-gpt-rivals",
