@@ -218,10 +218,12 @@ def _rivals(record: str, column: str, good: Good) -> list[Row]:
         "dense", "narrow, 50 %", "fixed rank, 50 %", "Pufferfish-like, 50 %", "Cuttlefish-like",
         "GaLore-like", "ReLoRA-like", "LoRA (PEFT)", _PAPER,
     )
+    found = {name: BySeed(record, "AdaptiveLowRank()", name, column) for name in names}
     return [
-        Row(f"The default is better than {name}, each tuned alike",
-            BySeed(record, "AdaptiveLowRank()", name, column), good)
-        for name in names
+        Row("The default loses nothing against dense, each tuned alike", found["dense"],
+            "no more" if good == "less" else "no less"),
+        *(Row(f"The default is better than {name}, each tuned alike", one, good)
+          for name, one in found.items()),
     ]
 
 
