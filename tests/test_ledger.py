@@ -107,6 +107,7 @@ def test_a_run_that_is_not_done_has_comparisons_that_were_not_run(script, result
         ("Timed", ("inference", "Linear 128 to 128, 1 rows", "to dense")),  # Two such columns.
         ("Counted", ("same_bits", "no such")),
         ("Tested", ("tests/test_ledger.py", "test_no_such", "")),
+        ("Tested", ("tests/test_no_such.py", "test_no_such", "")),
     ],
 )
 def test_a_place_that_a_record_does_not_have_is_an_error(script, kind, place):

@@ -488,6 +488,26 @@ def test_what_is_given_for_a_variant_goes_beside_what_the_recipe_gives(tmp_path)
     assert len(recipes["narrow-50"]) > 1
 
 
+def test_own_settings_of_file_and_command_line_are_merged_and_an_empty_one_takes_back(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("own: {half-50: {optim.lr: 0.5}, narrow-50: {}}\n")
+    line = ["digits-minivit", "--scale", "cpu", "--config", str(path)]
+    own = parse_run("train", [*line, "--own", '{"dense": {"optim.lr": 0.1}}']).config.own
+    assert (own["half-50"], own["dense"], own["narrow-50"]) == (
+        {"optim.lr": 0.5}, {"optim.lr": 0.1}, {},
+    )  # fmt: skip
+    assert own["narrow-50-short"] == recipe_config("digits-minivit", "cpu").own["narrow-50-short"]
+
+
+def test_a_resumed_run_has_the_own_settings_of_its_folder_alone(tmp_path):
+    for own in ({}, {"dense": {"optim.lr": 0.1}}):
+        folder = RunFolder(tmp_path / str(len(own)))
+        folder.path.mkdir()
+        folder.open(replace(recipe_config("digits-minivit", "smoke"), own=own))
+        resumed = parse_run("train", ["--resume", "--run-dir", str(folder.path)]).config
+        assert resumed.own == own
+
+
 def test_a_known_recipe_goes_before_a_value_that_looks_like_one_of_a_users_own():
     config = config_of("--run-dir", "host:folder", "cifar10-dbn")
     assert config.recipe == "cifar10-dbn"

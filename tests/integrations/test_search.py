@@ -85,6 +85,39 @@ def test_the_first_trials_are_spread_over_the_bounds(tmp_path):
     assert sorted(eighths) == list(range(8))  # Drawn at random, some would have two, and some none.
 
 
+def trials_of(tmp_path, part):
+    """Two commands on one storage."""
+    run = Run(
+        toy.EXPERIMENT.build, CONFIG, RunFolder(tmp_path), read_test=False,
+        storage=str(tmp_path / "both.journal"),
+    )  # fmt: skip
+    searched = Searched(run, toy.EXPERIMENT, part, "s", 8, run.storage, {})
+    return [Trials(searched, stale_seconds=60) for _ in range(2)]
+
+
+def test_two_commands_that_see_the_same_trials_do_not_try_one_setting_twice(tmp_path):
+    part = replace(PLAIN, space={"optim.lr": Number(0.01, 1.0, log=True)})
+    first, second = trials_of(tmp_path, part)
+    spread = [one["optim.lr"] for one in first._searched.spread()]
+    first.study.enqueue_trial({"optim.lr": spread[0]})  # Seen by neither of two looks ...
+    second.study.enqueue_trial({"optim.lr": spread[0]})  # ... so both ask for the same.
+    taken = [one.take().params["optim.lr"] for one in (first, second, first, second)]
+    assert taken == spread[:4]
+
+
+def test_a_trial_that_was_taken_and_not_begun_keeps_its_setting(tmp_path):
+    part = replace(PLAIN, space={"optim.lr": Number(0.01, 1.0, log=True)})
+    first, second = trials_of(tmp_path, part)
+    setting = first._searched.spread()[0]
+    first.study.enqueue_trial(setting)
+    number = first.study._pop_waiting_trial_id()  # and the command dies
+    assert number is not None
+    (dead,) = second.running()
+    assert dead.params == {}
+    second.free(dead)
+    assert second.take().params == setting
+
+
 def test_only_the_seeds_of_the_search_and_only_the_validation_part_are_read(tmp_path):
     search(tmp_path, trials=2, parts=(AFTER,))
     results = [read_json(path) for path in tmp_path.rglob("result.json")]

@@ -58,9 +58,21 @@ def parse_run(name: str, arguments: list[str]) -> RunCommand:
     given.recipe, given.scale = base.recipe, base.scale
     line = without_password(" ".join(["orthotrain", name, *arguments]))
     config = built(type(base), base, given)
-    # A variant keeps what the recipe gives it, but for what is given here.
-    own = {name: {**base.own.get(name, {}), **more} for name, more in config.own.items()}
-    return RunCommand(given, line, replace(config, own={**base.own, **own}))
+    own = _merged(
+        {} if first.resume else base.own,
+        content.get("own", {}),
+        config.own if "own" in vars(first) else {},
+    )
+    return RunCommand(given, line, replace(config, own=own))
+
+
+def _merged(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Each variant's own settings, later ones over earlier ones; empty ones take all back."""
+    own: dict[str, Mapping[str, Any]] = {}
+    for layer in layers:
+        for name, more in layer.items():
+            own[name] = {**own.get(name, {}), **more} if more else {}
+    return own
 
 
 def _parsed(parser: ArgumentParser, words: Sequence[str]) -> Settings:

@@ -279,4 +279,7 @@ def own_config(config: R, variant: str) -> R:
         ConfigError: There is no such setting, or they do not fit each other.
     """
     own = config.own.get(variant, {})
-    return with_settings(replace(config, own={}), own) if own else replace(config, own={})
+    try:
+        return with_settings(replace(config, own={}), own)
+    except ConfigError as error:
+        raise ConfigError(f"own, of {variant}: {error}") from error

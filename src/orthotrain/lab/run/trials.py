@@ -177,13 +177,12 @@ class Trials:
         kept = self._kept()
         waits = any(one.state == self._states.WAITING for one in kept)
         listed = self._searched.listed()
-        left = [one for one in listed if one not in [trial.params for trial in kept]]
+        fixed = listed or self._searched.spread()
+        left = [one for one in fixed if one not in [trial.params for trial in kept]]
         if not waits and (len(kept) >= self._searched.wanted or (listed and not left)):
             return None
-        if not waits and listed:
+        if left and not waits:
             self.study.enqueue_trial(left[0])
-        elif not waits and len(kept) < _SPREAD:
-            self.study.enqueue_trial(self._searched.spread()[len(kept)])
         # A sampler for each trial: a search that goes on draws what it would have drawn.
         self.study.sampler = self._optuna.samplers.TPESampler(
             seed=self._searched.seed + len(kept), n_startup_trials=_SPREAD
@@ -197,7 +196,7 @@ class Trials:
         if place >= self._searched.wanted:
             self.study.tell(trial, state=self._states.FAIL)
             return None
-        if listed and trial.params in [one.params for one in kept[:place]]:
+        if trial.params in fixed and trial.params in [one.params for one in kept[:place]]:
             self.study.tell(trial, state=self._states.FAIL)
             return self.take()
         if "origin" not in trial.user_attrs:
@@ -230,7 +229,13 @@ class Trials:
                     distributions=known.distributions,
                     intermediate_values=known.intermediate_values,
                     user_attrs={"origin": known.user_attrs.get("origin", known.number)},
-                    system_attrs={"fixed_params": known.params},
+                    # One that had just been taken has its settings here alone.
+                    system_attrs={
+                        "fixed_params": {
+                            **known.system_attrs.get("fixed_params", {}),
+                            **known.params,
+                        }
+                    },
                 )
             )
 
@@ -250,7 +255,7 @@ class Trials:
     def _values(self, trial: Any, on_progress: OnProgress) -> list[float] | None:
         """What each objective reached; None where the trial was given up."""
         searched, part = self._searched, self._searched.part
-        settings = part.settings(searched.run.config, trial.params)
+        settings = part.settings(own_config(searched.run.config, part.variant), trial.params)
         trial.set_user_attr("settings", settings)
         run, variant = searched.variant(
             settings, f"{part.variant}-trial-{trial.user_attrs['origin']:04d}"

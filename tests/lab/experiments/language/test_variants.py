@@ -97,7 +97,7 @@ def test_steps_are_shares_of_the_dense_ones_and_short_ones_the_branchs_compute()
     assert {steps[name] for name in others} == {total}
 
 
-def test_rates_come_from_their_tables():
+def test_rates_are_those_that_the_search_found():
     """As the grid of the first search found them: docs/log.md."""
     config = recipe_config("stdlib-gpt", "cpu")
     lower = {f"narrow-{size}{length}" for size in (75, 50) for length in ("", "-short")}

@@ -138,7 +138,7 @@ def own_rate(config: ImageRun, start: Start, *, steps: int, dense_steps: int) ->
     if start.branch is not None:
         lr *= config.branch.rate_factor
         return OwnRate(lr, config.branch.warmup_fraction, optim.weight_decay)
-    return OwnRate(lr, optim.warmup_fraction, optim.weight_decay, optim.min_lr / optim.lr * lr)
+    return OwnRate(lr, optim.warmup_fraction, optim.weight_decay, optim.min_lr)
 
 
 def steps_of(

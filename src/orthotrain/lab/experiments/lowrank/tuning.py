@@ -49,7 +49,7 @@ def vit_search(*, lr: tuple[float, float], seeds: tuple[int, ...], within: float
                 DENSE,
             ),
             Part(f"half-{HALF}", own, (_LOSS,)),
-            Part(f"narrow-{HALF}", own, (_LOSS,)),
+            Part(f"narrow-{HALF}", own, (_LOSS,), also=(f"narrow-{HALF}-short",)),
         ),
         seeds,
     )
