@@ -85,6 +85,13 @@ def test_the_first_trials_are_spread_over_the_bounds(tmp_path):
     assert sorted(eighths) == list(range(8))  # Drawn at random, some would have two, and some none.
 
 
+def test_a_search_of_few_whole_numbers_may_try_one_again(tmp_path):
+    part = replace(PLAIN, space={"optim.width": Number(1, 3, whole=True)})
+    found = search(tmp_path, trials=12, parts=(part,))
+    assert len(found["trials"]) == 12
+    assert {one["settings"]["optim.width"] for one in found["trials"]} == {1, 2, 3}
+
+
 def trials_of(tmp_path, part):
     """Two commands on one storage."""
     run = Run(

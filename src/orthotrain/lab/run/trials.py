@@ -196,7 +196,8 @@ class Trials:
         if place >= self._searched.wanted:
             self.study.tell(trial, state=self._states.FAIL)
             return None
-        if trial.params in fixed and trial.params in [one.params for one in kept[:place]]:
+        # Where nothing fixed was left, the sampler may come back to a setting.
+        if (left or listed) and trial.params in [one.params for one in kept[:place]]:
             self.study.tell(trial, state=self._states.FAIL)
             return self.take()
         if "origin" not in trial.user_attrs:
