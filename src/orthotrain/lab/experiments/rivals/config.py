@@ -5,8 +5,8 @@ This module does not import torch, so a command line can be parsed before torch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
@@ -61,6 +61,16 @@ class RivalsRun(RunConfig):
 
     # Settings of the family that no rival reads.
     _unread: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, config: RunConfig, **others: object) -> Self:
+        """The same run with rivals, without what they do not read."""
+        read: dict[str, Any] = {
+            one.name: getattr(config, one.name)
+            for one in fields(config)
+            if one.name not in cls._unread
+        }
+        return cls(**{**read, "variants": (), "own": {}, **others})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from orthotrain.lab.experiments.classifier.config import ModelConfig
 from orthotrain.lab.experiments.lowrank.config import LowRankRun
 from orthotrain.lab.experiments.lowrank.recipes.cifar10_minivit import CIFAR10_MINIVIT
 from orthotrain.lab.experiments.rivals.config import ViTRivals
 from orthotrain.lab.experiments.rivals.variants import rival_search, rival_variants
-from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.space import Aim
-
-_READ = [f.name for f in fields(RunConfig)] + ["data", "model", "optim", "record"]
-
-
-def _of(config: RunConfig, **others: object) -> ViTRivals:
-    """The same run with rivals."""
-    assert isinstance(config, LowRankRun)
-    same = {name: getattr(config, name) for name in _READ}
-    return ViTRivals(**{**same, "variants": (), "own": {}, **others})
-
 
 _BASE = CIFAR10_MINIVIT.config["cpu"]
 assert isinstance(_BASE, LowRankRun)
 # A narrower network and fewer epochs than cifar10-minivit: a minute and a half per training on a
 # shared core.
-_CPU = _of(
+_CPU = ViTRivals.of(
     _BASE,
     model=ModelConfig(patch_size=8, width=128, depth=3, heads=4),
     optim=replace(_BASE.optim, epochs=5, lr=2e-3),
@@ -39,9 +28,9 @@ CIFAR10_MINIVIT_RIVALS = Experiment(
     name="cifar10-minivit-rivals",
     title="Rivals: mini ViT on CIFAR-10 (JPEG copy)",
     config={
-        "smoke": _of(CIFAR10_MINIVIT.config["smoke"]),
+        "smoke": ViTRivals.of(CIFAR10_MINIVIT.config["smoke"]),
         "cpu": _CPU,
-        "full": _of(CIFAR10_MINIVIT.config["full"]),
+        "full": ViTRivals.of(CIFAR10_MINIVIT.config["full"]),
     },
     variants=rival_variants,
     build="orthotrain.lab.experiments.rivals.build:build",

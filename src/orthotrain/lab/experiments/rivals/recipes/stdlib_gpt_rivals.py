@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from orthotrain.lab.experiments.language.config import LanguageRun
 from orthotrain.lab.experiments.language.recipes.stdlib_gpt import STDLIB_GPT
 from orthotrain.lab.experiments.rivals.config import LanguageRivals
 from orthotrain.lab.experiments.rivals.variants import rival_search, rival_variants
-from orthotrain.lab.run.config import RunConfig
 from orthotrain.lab.run.experiment import Experiment
 from orthotrain.lab.run.space import Aim
-
-
-def _of(config: RunConfig, **others: object) -> LanguageRivals:
-    """The same run with rivals."""
-    assert isinstance(config, LanguageRun)
-    read = [f.name for f in fields(LanguageRun) if f.name != "branch"]
-    same: dict[str, Any] = {name: getattr(config, name) for name in read}
-    return LanguageRivals(**{**same, "variants": (), "own": {}, **others})
-
 
 # Three tenths of the steps of stdlib-gpt, a minute per training on one core, and as many steps of
 # warm-up: with fewer of them what a rate reaches depends on the seed more than on the rival.
 _BASE = STDLIB_GPT.config["cpu"]
 assert isinstance(_BASE, LanguageRun)
-_CPU = _of(_BASE, optim=replace(_BASE.optim, steps=1200, warmup_fraction=1 / 6))
+_CPU = LanguageRivals.of(_BASE, optim=replace(_BASE.optim, steps=1200, warmup_fraction=1 / 6))
 
 SEARCH = rival_search((0.25, 0.5, 1.0, 2.0, 4.0), Aim("validation_bits"))
 
@@ -34,9 +23,9 @@ STDLIB_GPT_RIVALS = Experiment(
     name="stdlib-gpt-rivals",
     title="Rivals: byte-level GPT on Python's standard library",
     config={
-        "smoke": _of(STDLIB_GPT.config["smoke"]),
+        "smoke": LanguageRivals.of(STDLIB_GPT.config["smoke"]),
         "cpu": _CPU,
-        "full": _of(STDLIB_GPT.config["full"]),
+        "full": LanguageRivals.of(STDLIB_GPT.config["full"]),
     },
     variants=rival_variants,
     build="orthotrain.lab.experiments.rivals.build:build",
